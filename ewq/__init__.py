@@ -1,0 +1,40 @@
+"""Entropy-weighted quantization of language models: plan, apply, benchmark.
+
+Importing this package is cheap: the public names below are resolved on first
+use, so ``import ewq`` never imports torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ewq.analysis import Analysis, analyze
+    from ewq.errors import EwqError
+    from ewq.plan import QuantizationPlan, read_plan
+    from ewq.quantizer import EwqConfig
+
+_HOME_OF = {
+    "Analysis": "ewq.analysis",
+    "EwqConfig": "ewq.quantizer",
+    "EwqError": "ewq.errors",
+    "QuantizationPlan": "ewq.plan",
+    "analyze": "ewq.analysis",
+    "read_plan": "ewq.plan",
+}
+
+__all__ = ["Analysis", "EwqConfig", "EwqError", "QuantizationPlan", "analyze", "read_plan"]
+
+
+def __getattr__(name: str) -> object:
+    """Import the module that defines a public name when it is first asked for (PEP 562)."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'ewq' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,32 @@
+"""The ``ewq`` command: the only place that prints.
+
+Each command is a module of this package with one function of the same name;
+heavy libraries are imported inside it, so ``ewq --help`` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ewq.cli.plan import plan
+from ewq.errors import EwqError
+
+app = typer.Typer(
+    name="ewq",
+    help="How far can this language model be quantized? Plans, artefacts and evidence.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("plan")(plan)
+
+
+def main() -> None:
+    """Run the command line; an :class:`EwqError` becomes one line and its exit code."""
+    try:
+        app()
+    except EwqError as error:
+        print(f"ewq: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

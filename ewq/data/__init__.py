@@ -1,0 +1,1 @@
+"""Questions and texts the tasks score."""

@@ -1,0 +1,36 @@
+"""What can go wrong, and how loudly.
+
+Every error a user can cause or meet is an :class:`EwqError` whose message is
+one line that says what to do. The command line turns the class into an exit
+code; pytest turns it into a usage error or a failed test.
+"""
+
+from __future__ import annotations
+
+
+class EwqError(Exception):
+    """A failure at work: the request was sound, carrying it out was not possible (exit 3)."""
+
+    exit_code = 3
+
+
+class InputError(EwqError):
+    """Bad use or bad input: nothing was started (exit 2)."""
+
+    exit_code = 2
+
+
+class CheckpointError(InputError):
+    """A model that cannot be found, read or understood."""
+
+
+class PlanError(InputError):
+    """A plan that is malformed, impossible, or belongs to another model."""
+
+
+class BackendUnavailable(InputError):
+    """An optional library or device is missing; the message names the install command."""
+
+
+class MeasurementError(EwqError):
+    """A measurement that could not be made: an error, never a number."""

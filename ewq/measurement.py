@@ -1,0 +1,62 @@
+"""What a task returns: metrics that carry their uncertainty, and the items behind them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ewq.errors import MeasurementError
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured figure.
+
+    Raises:
+        MeasurementError: the value or its error is NaN or infinite. A failed
+            measurement must never be stored as a number.
+    """
+
+    value: float
+    unit: str
+    """``fraction``, ``nats``, ``bits``, ``tokens/s``, ``bytes``, ``s``, ``ratio``, ``p`` or ``count``."""
+    higher_is_better: bool | None
+    """``None`` where no direction is better, such as the share of answers that are A."""
+    n: int
+    """Independent observations behind the value: questions, tokens, rounds; 1 for a count of bytes."""
+    stderr: float | None = None
+    """Standard error in the value's unit; ``None`` only for exact counts and p-values."""
+
+    def __post_init__(self) -> None:
+        for label, number in (("value", self.value), ("stderr", self.stderr)):
+            if number is not None and not math.isfinite(number):
+                raise MeasurementError(f"{label} is {number}: refusing to store it as a measurement")
+
+    def to_json(self) -> dict[str, Json]:
+        """The metric as stored under ``extra_info["ewq"]["metrics"]``."""
+        return {
+            "value": float(self.value),
+            "unit": self.unit,
+            "higher_is_better": self.higher_is_better,
+            "stderr": None if self.stderr is None else float(self.stderr),
+            "n": int(self.n),
+        }
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The outcome of one task on one model."""
+
+    task: str
+    settings: Mapping[str, Json]
+    """Everything two results must share to be comparable: protocol, data digest, batch policy."""
+    metrics: Mapping[str, Metric]
+    items: Json
+    """Per-item records, compact: what a later paired comparison needs."""
+    notes: tuple[str, ...] = ()
+    """Sentences for people, such as "accuracy is at chance level"."""
+    side: Mapping[str, Json] = field(default_factory=dict)
+    """Bulky extras for reports (generation samples, answers by subject); never compared."""

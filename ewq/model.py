@@ -1,0 +1,107 @@
+"""The interface between tasks and engines.
+
+Tasks see token ids only. Ids come from one tokenizer, the checkpoint's own
+Hugging Face tokenizer, for every engine, so that differences between engines
+are never differences of tokenization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+TokenIds = Sequence[int]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts about a loaded model that never change while it is loaded."""
+
+    engine: str
+    """``transformers`` or ``llama.cpp``."""
+    device: str
+    """``cpu``, ``cuda:0``, ..."""
+    dtype: str
+    """Compute dtype, such as ``float32``."""
+    context_length: int
+    """Longest sequence in tokens, prompt and generated tokens together."""
+    vocab_size: int
+    """Width of the logits."""
+    weights_bytes: int
+    """Exact bytes of all stored weights, buffers of quantization state (scales) included."""
+    bits_per_weight: float
+    """``8 * weights_bytes / parameters`` over the whole model."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Greedy continuations of one batch of prompts, with synchronised clock readings."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    """``tokens[row][step]``: every row has exactly the requested number of new tokens."""
+    first_token_s: float
+    """Seconds from the call to the first new token of the whole batch (TTFT; prefill time)."""
+    step_s: tuple[float, ...]
+    """Seconds of each later decode step of the whole batch; ``len == new_tokens - 1``."""
+
+
+class LanguageModel(Protocol):
+    """A causal language model that has been loaded and must be closed.
+
+    All log-probabilities are natural logarithms, from a float32 log-softmax
+    over the full vocabulary. A sequence longer than ``info.context_length``
+    raises :class:`ewq.errors.MeasurementError` naming both lengths: nothing is
+    ever truncated.
+    """
+
+    info: ModelInfo
+    tokenizer: Any
+    """The checkpoint's ``transformers`` tokenizer."""
+
+    def last_logprobs(
+        self, prefix: TokenIds, suffixes: Sequence[TokenIds], columns: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Log-probabilities of ``columns`` as the token after ``prefix + suffix``.
+
+        The prefix is computed once and shared. Returns ``[len(suffixes), len(columns)]``.
+        """
+        ...
+
+    def token_logprobs(
+        self, prefix: TokenIds, suffixes: Sequence[TokenIds]
+    ) -> list[NDArray[np.float32]]:
+        """``log p(suffix[t] | prefix + suffix[:t])`` for every token of every suffix.
+
+        ``prefix`` holds at least one token. Returns one array per suffix, ``[len(suffix)]``.
+        """
+        ...
+
+    def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
+        """The full distributions of ``ids[start:]``, each given all tokens before it.
+
+        Yields float32 blocks ``[rows, vocab_size]`` in order, on any device,
+        ``len(ids) - start`` rows altogether; blocks are small enough that a
+        152k vocabulary stays under 200 MB. ``start >= 1``.
+        """
+        ...
+
+    def generate(self, prompts: Sequence[TokenIds], new_tokens: int) -> Generation:
+        """Greedy decoding of exactly ``new_tokens`` tokens per prompt; end-of-text is ignored.
+
+        All prompts have the same length. Tokenization and sampling are outside the clock.
+        """
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished all work issued so far."""
+        ...
+
+    def close(self) -> None:
+        """Free the weights for certain. Calling it twice is harmless; any other use raises."""
+        ...

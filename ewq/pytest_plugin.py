@@ -1,0 +1,1 @@
+"""The pytest plugin; opt in with ``pytest_plugins = ["ewq.pytest_plugin"]``."""
