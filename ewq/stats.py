@@ -1,0 +1,338 @@
+"""Paired and clustered statistics, built on scipy.
+
+Two measurements of the same items are compared item by item: what both share
+(a hard question, a surprising sentence) cancels, and differences of a tenth of
+a percent become visible. Items of one document or subject are not independent,
+so errors are computed over *clusters*: totals of whole documents or subjects.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ewq.errors import MeasurementError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    Array = NDArray[np.float64]
+
+Clusters = Sequence[Hashable] | None
+
+ALPHA = 0.05
+POWER = 0.8
+BOOTSTRAP_RESAMPLES = 2000
+BOOTSTRAP_SEED = 20250307
+# Resampled indices held at once by the bootstrap: 16 MB of int64.
+_BOOTSTRAP_BATCH_ELEMENTS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A two-sided confidence interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class MeanEstimate:
+    """A (weighted) mean with its clustered error."""
+
+    value: float
+    stderr: float | None
+    """``None`` where there is one cluster only: nothing to estimate an error from."""
+    clusters: int
+
+
+@dataclass(frozen=True)
+class PairedAccuracy:
+    """Accuracy of a variant minus accuracy of its reference, on the same questions."""
+
+    delta: float
+    """``(n10 - n01) / n``: negative when the variant is worse."""
+    stderr: float
+    """Clustered standard error of ``delta``; never under one answer's worth, ``1 / n``."""
+    flips: float
+    """Share of questions whose correctness changed either way, ``(n01 + n10) / n``."""
+    n01: int
+    """Questions that were right and became wrong."""
+    n10: int
+    """Questions that were wrong and became right."""
+    mcnemar_p: float
+    low: float
+    high: float
+    """95 % bounds of ``delta`` by the clustered percentile bootstrap."""
+    smallest_detectable: float
+    """True difference that this comparison would have found with 80 % power at 5 %."""
+    n: int
+
+
+@dataclass(frozen=True)
+class PairedRatio:
+    """``ln(PPL_new / PPL_base)`` over the same tokens."""
+
+    ln_ratio: float
+    stderr: float | None
+    low: float
+    high: float
+    smallest_detectable: float | None
+    clusters: int
+
+
+@dataclass(frozen=True)
+class NonInferiority:
+    """Whether a difference is shown to be no worse than a margin."""
+
+    bound: float
+    """One-sided lower confidence bound of the difference."""
+    p_value: float
+    """Probability of data this good if the true difference were exactly ``-margin``."""
+    holds: bool
+
+
+def mcnemar_exact(n01: int, n10: int) -> float:
+    """Two-sided exact McNemar p-value of ``n01`` against ``n10`` discordant pairs.
+
+    Under equality each discordant pair falls either way with probability one
+    half: ``min(1, 2 P(Bin(n01 + n10, 1/2) <= min(n01, n10)))`` (McNemar 1947).
+    """
+    from scipy.stats import binomtest
+
+    discordant = n01 + n10
+    return float(binomtest(n01, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def paired_accuracy(
+    base_correct: ArrayLike, new_correct: ArrayLike, clusters: Clusters = None
+) -> PairedAccuracy:
+    """Compare two sets of right/wrong answers to the same questions.
+
+    Args:
+        base_correct: right (1) or wrong (0) for each question, reference, ``[n]``.
+        new_correct: the same questions in the same order, variant, ``[n]``.
+        clusters: a label per question (its subject); ``None`` treats questions as independent.
+
+    Raises:
+        MeasurementError: the lengths differ or there is no question.
+    """
+    base, new = _pair(base_correct, new_correct)
+    difference = new - base
+    n = len(difference)
+    n01, n10 = int(np.sum(difference < 0)), int(np.sum(difference > 0))
+    estimate = clustered_mean(difference, clusters=clusters)
+    # n equal answers do not prove that the next one is equal too.
+    stderr = max(estimate.stderr or 0.0, 1.0 / n)
+    interval = bootstrap_clustered(difference, clusters=clusters)
+    return PairedAccuracy(
+        delta=estimate.value,
+        stderr=stderr,
+        flips=(n01 + n10) / n,
+        n01=n01,
+        n10=n10,
+        mcnemar_p=mcnemar_exact(n01, n10),
+        low=interval.low,
+        high=interval.high,
+        smallest_detectable=max(smallest_detectable_difference(stderr), _fewest_flips() / n),
+        n=n,
+    )
+
+
+def paired_ratio(
+    base: ArrayLike, new: ArrayLike, tokens: ArrayLike, clusters: Clusters = None
+) -> PairedRatio:
+    """``ln(PPL_new / PPL_base)`` from negative log-likelihoods of the same items.
+
+    Args:
+        base: summed negative log-likelihood of each item in nats, reference, ``[n]``.
+        new: the same items in the same order, variant, ``[n]``.
+        tokens: scored tokens of each item, ``[n]``.
+        clusters: a label per item (its document); ``None`` treats items as independent.
+
+    Raises:
+        MeasurementError: the lengths differ or there is no item.
+    """
+    before, after = _pair(base, new)
+    weights = np.asarray(tokens, dtype=np.float64)
+    per_token = (after - before) / weights
+    estimate = clustered_mean(per_token, weights, clusters)
+    interval = bootstrap_clustered(per_token, weights, clusters)
+    detectable = (
+        None
+        if estimate.stderr is None
+        else smallest_detectable_difference(estimate.stderr, df=estimate.clusters - 1)
+    )
+    return PairedRatio(
+        ln_ratio=estimate.value,
+        stderr=estimate.stderr,
+        low=interval.low,
+        high=interval.high,
+        smallest_detectable=detectable,
+        clusters=estimate.clusters,
+    )
+
+
+def clustered_mean(
+    values: ArrayLike, weights: ArrayLike | None = None, clusters: Clusters = None
+) -> MeanEstimate:
+    """Weighted mean of ``values`` with a standard error over clusters.
+
+    The mean is a ratio of cluster totals, its error the linearised one:
+    ``sqrt(G/(G-1) * sum_g (sum_{i in g} w_i (x_i - mean))^2) / sum w``. With
+    unit weights and every item its own cluster that is ``sd(ddof=1)/sqrt(n)``.
+
+    Raises:
+        MeasurementError: no value, or weights that do not sum to something positive.
+    """
+    totals, sizes = _cluster_totals(values, weights, clusters)
+    mean = float(totals.sum() / sizes.sum())
+    count = len(totals)
+    if count < 2:
+        return MeanEstimate(mean, None, count)
+    residuals = totals - mean * sizes
+    variance = count / (count - 1) * float(residuals @ residuals)
+    return MeanEstimate(mean, math.sqrt(variance) / float(sizes.sum()), count)
+
+
+def bootstrap_clustered(
+    values: ArrayLike,
+    weights: ArrayLike | None = None,
+    clusters: Clusters = None,
+    *,
+    confidence: float = 1 - ALPHA,
+    resamples: int = BOOTSTRAP_RESAMPLES,
+    seed: int = BOOTSTRAP_SEED,
+) -> Interval:
+    """Percentile-bootstrap interval of the weighted mean, whole clusters drawn with replacement.
+
+    With fewer than about twenty clusters the interval is too narrow; the
+    standard error with Student's t is then the one to trust. One cluster gives
+    an interval of no width.
+    """
+    from scipy.stats import bootstrap
+
+    totals, sizes = _cluster_totals(values, weights, clusters)
+    mean = float(totals.sum() / sizes.sum())
+    if len(totals) < 2 or np.ptp(totals / sizes) == 0.0:
+        return Interval(mean, mean)
+    result = bootstrap(
+        (totals, sizes),
+        _ratio_of_sums,
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, _BOOTSTRAP_BATCH_ELEMENTS // len(totals)),
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return Interval(
+        float(result.confidence_interval.low), float(result.confidence_interval.high)
+    )
+
+
+def noninferiority(
+    delta: float, stderr: float, margin: float, alpha: float = ALPHA, df: float | None = None
+) -> NonInferiority:
+    """Test ``true difference > -margin`` against ``true difference <= -margin``.
+
+    Higher must be better: negate a difference where lower is better. ``df``
+    are the degrees of freedom of ``stderr`` (clusters - 1), ``None`` for the normal.
+
+    Raises:
+        MeasurementError: ``stderr`` is negative, ``alpha`` outside ``(0, 1)``, or not finite.
+    """
+    _check_test_arguments(stderr, alpha, delta, margin)
+    bound = delta - _quantile(1 - alpha, df) * stderr
+    if stderr == 0.0:
+        return NonInferiority(bound, 0.0 if delta > -margin else 1.0, delta > -margin)
+    p_value = _tail((delta + margin) / stderr, df)
+    return NonInferiority(bound, p_value, bound > -margin)
+
+
+def smallest_detectable_difference(
+    stderr: float, alpha: float = ALPHA, power: float = POWER, df: float | None = None
+) -> float:
+    """True difference that a two-sided test at ``alpha`` finds with probability ``power``.
+
+    ``(q(1 - alpha/2) + q(power)) * stderr`` with the normal's quantiles, or
+    Student's for ``df`` degrees of freedom.
+    """
+    _check_test_arguments(stderr, alpha)
+    return (_quantile(1 - alpha / 2, df) + _quantile(power, df)) * stderr
+
+
+def pooled_stderr(stderrs: Sequence[float], sizes: Sequence[int]) -> float:
+    """Standard error of a size-weighted mean over groups, pooled as lm-evaluation-harness does.
+
+    ``sqrt(sum((n_i - 1) se_i^2 n_i) / (N - k) / N)`` for ``k`` groups, ``N = sum n_i``.
+
+    Raises:
+        MeasurementError: the lengths differ, or no group has two items.
+    """
+    if len(stderrs) != len(sizes):
+        raise MeasurementError(f"{len(stderrs)} errors for {len(sizes)} groups: cannot pool them")
+    total, groups = sum(sizes), len(sizes)
+    if total <= groups:
+        raise MeasurementError(f"{total} items in {groups} groups are too few to pool an error")
+    squares = sum((n - 1) * se**2 * n for se, n in zip(stderrs, sizes, strict=True))
+    return math.sqrt(squares / (total - groups) / total)
+
+
+def _pair(base: ArrayLike, new: ArrayLike) -> tuple[Array, Array]:
+    before = np.asarray(base, dtype=np.float64).ravel()
+    after = np.asarray(new, dtype=np.float64).ravel()
+    if len(before) != len(after):
+        raise MeasurementError(
+            f"cannot pair {len(after)} items with {len(before)} of the reference: "
+            "both must be measured on the same items"
+        )
+    return before, after
+
+
+def _cluster_totals(
+    values: ArrayLike, weights: ArrayLike | None, clusters: Clusters
+) -> tuple[Array, Array]:
+    """Sum of ``w * x`` and of ``w`` per cluster, in order of first appearance."""
+    x = np.asarray(values, dtype=np.float64).ravel()
+    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64).ravel()
+    if len(x) == 0 or len(w) != len(x) or not np.all(w > 0):
+        raise MeasurementError(f"no mean of {len(x)} values with {len(w)} weights (all must be > 0)")
+    if clusters is None:
+        return w * x, w
+    if len(clusters) != len(x):
+        raise MeasurementError(f"{len(clusters)} cluster labels for {len(x)} values")
+    numbers: dict[Hashable, int] = {}
+    index = np.array([numbers.setdefault(label, len(numbers)) for label in clusters])
+    return np.bincount(index, w * x), np.bincount(index, w)
+
+
+def _ratio_of_sums(totals: Array, sizes: Array, axis: int = -1) -> Any:
+    return totals.sum(axis=axis) / sizes.sum(axis=axis)
+
+
+def _fewest_flips() -> int:
+    """Flips, all one way, below which the exact McNemar test can never reject at ``ALPHA``."""
+    return math.ceil(math.log2(2 / ALPHA))
+
+
+def _check_test_arguments(stderr: float, alpha: float, *others: float) -> None:
+    if not all(map(math.isfinite, (stderr, alpha, *others))) or stderr < 0 or not 0 < alpha < 1:
+        raise MeasurementError(f"cannot test with a standard error of {stderr} at alpha {alpha}")
+
+
+def _quantile(probability: float, df: float | None) -> float:
+    from scipy.stats import norm, t
+
+    return float(norm.ppf(probability) if df is None else t.ppf(probability, df))
+
+
+def _tail(statistic: float, df: float | None) -> float:
+    from scipy.stats import norm, t
+
+    return float(norm.sf(statistic) if df is None else t.sf(statistic, df))
