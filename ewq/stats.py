@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,8 +41,8 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class MeanEstimate:
-    """A (weighted) mean with its clustered error."""
+class RatioEstimate:
+    """A mean, or ratio of two totals, with its clustered error."""
 
     value: float
     stderr: float | None
@@ -125,10 +125,11 @@ def paired_accuracy(
     difference = new - base
     n = len(difference)
     n01, n10 = int(np.sum(difference < 0)), int(np.sum(difference > 0))
-    estimate = clustered_mean(difference, clusters=clusters)
+    questions = np.ones(n)
+    estimate = clustered_ratio(difference, questions, clusters)
     # n equal answers do not prove that the next one is equal too.
     stderr = max(estimate.stderr or 0.0, 1.0 / n)
-    interval = bootstrap_clustered(difference, clusters=clusters)
+    interval = bootstrap_clustered(difference, questions, clusters)
     return PairedAccuracy(
         delta=estimate.value,
         stderr=stderr,
@@ -158,10 +159,8 @@ def paired_ratio(
         MeasurementError: the lengths differ or there is no item.
     """
     before, after = _pair(base, new)
-    weights = np.asarray(tokens, dtype=np.float64)
-    per_token = (after - before) / weights
-    estimate = clustered_mean(per_token, weights, clusters)
-    interval = bootstrap_clustered(per_token, weights, clusters)
+    estimate = clustered_ratio(after - before, tokens, clusters)
+    interval = bootstrap_clustered(after - before, tokens, clusters)
     detectable = (
         None
         if estimate.stderr is None
@@ -177,63 +176,67 @@ def paired_ratio(
     )
 
 
-def clustered_mean(
-    values: ArrayLike, weights: ArrayLike | None = None, clusters: Clusters = None
-) -> MeanEstimate:
-    """Weighted mean of ``values`` with a standard error over clusters.
+def clustered_ratio(
+    totals: ArrayLike, sizes: ArrayLike, clusters: Clusters = None
+) -> RatioEstimate:
+    """``sum(totals) / sum(sizes)`` with a standard error over clusters.
 
-    The mean is a ratio of cluster totals, its error the linearised one:
-    ``sqrt(G/(G-1) * sum_g (sum_{i in g} w_i (x_i - mean))^2) / sum w``. With
-    unit weights and every item its own cluster that is ``sd(ddof=1)/sqrt(n)``.
+    The linearised (ratio estimator's) error, for ``G`` clusters ``g``:
+    ``sqrt(G/(G-1) * sum_g (T_g - ratio * S_g)^2) / sum(sizes)``. With unit
+    sizes and every item its own cluster that is ``sd(ddof=1) / sqrt(n)``.
+
+    Args:
+        totals: what each item adds to the numerator (nats, right answers), ``[n]``.
+        sizes: what each item adds to the denominator (tokens, bytes, questions), ``[n]``.
+        clusters: a label per item; ``None`` makes every item its own cluster.
 
     Raises:
-        MeasurementError: no value, or weights that do not sum to something positive.
+        MeasurementError: no item, lengths that differ, or a cluster without size.
     """
-    totals, sizes = _cluster_totals(values, weights, clusters)
-    mean = float(totals.sum() / sizes.sum())
-    count = len(totals)
+    numerators, denominators = _by_cluster(totals, sizes, clusters)
+    whole = float(denominators.sum())
+    ratio = float(numerators.sum()) / whole
+    count = len(numerators)
     if count < 2:
-        return MeanEstimate(mean, None, count)
-    residuals = totals - mean * sizes
+        return RatioEstimate(ratio, None, count)
+    residuals = numerators - ratio * denominators
     variance = count / (count - 1) * float(residuals @ residuals)
-    return MeanEstimate(mean, math.sqrt(variance) / float(sizes.sum()), count)
+    return RatioEstimate(ratio, math.sqrt(variance) / whole, count)
 
 
 def bootstrap_clustered(
-    values: ArrayLike,
-    weights: ArrayLike | None = None,
+    totals: ArrayLike,
+    sizes: ArrayLike,
     clusters: Clusters = None,
     *,
     confidence: float = 1 - ALPHA,
     resamples: int = BOOTSTRAP_RESAMPLES,
     seed: int = BOOTSTRAP_SEED,
 ) -> Interval:
-    """Percentile-bootstrap interval of the weighted mean, whole clusters drawn with replacement.
+    """Percentile-bootstrap interval of ``sum(totals) / sum(sizes)``, drawing whole clusters.
 
     With fewer than about twenty clusters the interval is too narrow; the
     standard error with Student's t is then the one to trust. One cluster gives
-    an interval of no width.
+    an interval of no width. Arguments and errors are those of :func:`clustered_ratio`.
     """
     from scipy.stats import bootstrap
 
-    totals, sizes = _cluster_totals(values, weights, clusters)
-    mean = float(totals.sum() / sizes.sum())
-    if len(totals) < 2 or np.ptp(totals / sizes) == 0.0:
-        return Interval(mean, mean)
+    numerators, denominators = _by_cluster(totals, sizes, clusters)
+    ratio = float(numerators.sum() / denominators.sum())
+    if len(numerators) < 2 or np.ptp(numerators / denominators) == 0.0:
+        return Interval(ratio, ratio)
     result = bootstrap(
-        (totals, sizes),
+        (numerators, denominators),
         _ratio_of_sums,
         paired=True,
         vectorized=True,
         n_resamples=resamples,
-        batch=max(1, _BOOTSTRAP_BATCH_ELEMENTS // len(totals)),
+        batch=max(1, _BOOTSTRAP_BATCH_ELEMENTS // len(numerators)),
         confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return Interval(
-        float(result.confidence_interval.low), float(result.confidence_interval.high)
-    )
+    return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
 
 
 def noninferiority(
@@ -295,25 +298,23 @@ def _pair(base: ArrayLike, new: ArrayLike) -> tuple[Array, Array]:
     return before, after
 
 
-def _cluster_totals(
-    values: ArrayLike, weights: ArrayLike | None, clusters: Clusters
-) -> tuple[Array, Array]:
-    """Sum of ``w * x`` and of ``w`` per cluster, in order of first appearance."""
-    x = np.asarray(values, dtype=np.float64).ravel()
-    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64).ravel()
-    if len(x) == 0 or len(w) != len(x) or not np.all(w > 0):
-        raise MeasurementError(f"no mean of {len(x)} values with {len(w)} weights (all must be > 0)")
-    if clusters is None:
-        return w * x, w
-    if len(clusters) != len(x):
-        raise MeasurementError(f"{len(clusters)} cluster labels for {len(x)} values")
-    numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(label, len(numbers)) for label in clusters])
-    return np.bincount(index, w * x), np.bincount(index, w)
+def _by_cluster(totals: ArrayLike, sizes: ArrayLike, clusters: Clusters) -> tuple[Array, Array]:
+    """Sums of both over each cluster, in order of first appearance."""
+    numerators, denominators = _pair(totals, sizes)
+    if clusters is not None:
+        if len(clusters) != len(numerators):
+            raise MeasurementError(f"{len(clusters)} cluster labels for {len(numerators)} items")
+        numbers: dict[Hashable, int] = {}
+        index = np.array([numbers.setdefault(label, len(numbers)) for label in clusters], np.intp)
+        numerators = np.bincount(index, numerators).astype(np.float64)
+        denominators = np.bincount(index, denominators).astype(np.float64)
+    if len(numerators) == 0 or not np.all(denominators > 0):
+        raise MeasurementError("there is nothing to average: no item, or a cluster of size zero")
+    return numerators, denominators
 
 
-def _ratio_of_sums(totals: Array, sizes: Array, axis: int = -1) -> Any:
-    return totals.sum(axis=axis) / sizes.sum(axis=axis)
+def _ratio_of_sums(numerators: Array, denominators: Array, axis: int = -1) -> Array:
+    return np.asarray(numerators.sum(axis=axis) / denominators.sum(axis=axis))
 
 
 def _fewest_flips() -> int:
