@@ -1,0 +1,134 @@
+"""Texts to score: a folder of domains, one file, or WikiText-2 from the hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ewq.errors import BackendUnavailable, InputError
+
+HUB = "hub"
+_HUB_DATASET = ("Salesforce/wikitext", "wikitext-2-raw-v1")
+_WIKITEXT_2 = "wikitext2"
+# Files that are WikiText-2 under another name: same domain, so the same digest as from the hub.
+_DOMAIN_OF_FILE = {"wiki.test.raw": _WIKITEXT_2}
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text."""
+
+    domain: str
+    name: str
+    text: str
+    lines_are_rows: bool = False
+    """A WikiText ``.raw`` file: its lines are the rows of the published data set."""
+
+    def rows(self) -> list[str]:
+        """The data set rows in this document; blank lines of WikiText are empty rows."""
+        if not self.lines_are_rows:
+            return [self.text]
+        return [line if line.strip() else "" for line in self.text.splitlines(keepends=True)]
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """Documents in a fixed order, domain by domain."""
+
+    documents: tuple[Document, ...]
+    digest: str
+    """``sha256:...`` over domains and texts in order; file names do not count."""
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Domains in order of first appearance."""
+        return tuple(dict.fromkeys(document.domain for document in self.documents))
+
+    def of(self, domain: str) -> tuple[Document, ...]:
+        """The documents of one domain, in order."""
+        return tuple(document for document in self.documents if document.domain == domain)
+
+
+def load_texts(source: str | Path) -> TextSet:
+    """Read texts from ``source``.
+
+    Args:
+        source: ``"hub"`` for WikiText-2's raw test part; a text file; or a folder holding
+            ``DOMAIN/*.txt`` and/or ``DOMAIN.txt``. Every text is UTF-8.
+
+    Raises:
+        InputError: nothing is there, a domain folder or a file is empty, or not UTF-8.
+        BackendUnavailable: ``hub`` without the ``datasets`` library.
+    """
+    if source == HUB:
+        return text_set([_wikitext_from_hub()])
+    path = Path(source)
+    if path.is_file():
+        domain = _DOMAIN_OF_FILE.get(path.name, path.stem)
+        return text_set([_read(path, domain)])
+    if not path.is_dir():
+        raise InputError(f"no texts at {path}: expected a folder, a text file or {HUB!r}")
+    return text_set(_read_folder(path))
+
+
+def text_set(documents: Sequence[Document]) -> TextSet:
+    """Documents together with the digest that identifies them."""
+    digest = hashlib.sha256()
+    for document in documents:
+        for part in (document.domain, document.text):
+            content = part.encode()
+            digest.update(len(content).to_bytes(8, "little") + content)
+    return TextSet(tuple(documents), f"sha256:{digest.hexdigest()}")
+
+
+def _read_folder(folder: Path) -> list[Document]:
+    documents: list[Document] = []
+    for entry in sorted(folder.iterdir(), key=lambda path: (path.stem, path.name)):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            documents += _read_domain(entry)
+        elif entry.suffix == ".txt":
+            documents.append(_read(entry, entry.stem))
+    if not documents:
+        raise InputError(f"{folder} holds no texts: expected DOMAIN/NAME.txt or DOMAIN.txt files")
+    return documents
+
+
+def _read_domain(folder: Path) -> list[Document]:
+    files = sorted(folder.glob("*.txt"))
+    if not files:
+        raise InputError(f"domain folder {folder} holds no .txt file; add one or remove the folder")
+    return [_read(file, folder.name) for file in files]
+
+
+def _read(file: Path, domain: str) -> Document:
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text (byte {error.start}); convert it") from error
+    if not text.strip():
+        raise InputError(f"{file} is empty; remove it or put a text there")
+    return Document(domain, file.name, text, lines_are_rows=file.suffix == ".raw")
+
+
+def _wikitext_from_hub() -> Document:
+    """WikiText-2's test part as the very text of ``wiki.test.raw``."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise BackendUnavailable(
+            "WikiText-2 from the hub needs datasets: pip install datasets"
+        ) from error
+    try:
+        rows = load_dataset(*_HUB_DATASET, split="test")["text"]
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read {'/'.join(_HUB_DATASET)} from the hub ({type(error).__name__}); "
+            "give a local folder or wiki.test.raw instead"
+        ) from error
+    # The hub stores the file's blank lines, " \n", as empty rows.
+    text = "".join(row or " \n" for row in rows)
+    return Document(_WIKITEXT_2, "wiki.test.raw", text, lines_are_rows=True)

@@ -1,0 +1,269 @@
+"""Perplexity's definitions: how texts become windows, and which tokens of them are scored.
+
+Figures of different definitions must never be mixed, so a definition is data
+with a name, and goes into the settings of every result with its window.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ewq.data.texts import TextSet
+from ewq.errors import InputError, MeasurementError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ewq.measurement import Json
+
+
+class Bos(StrEnum):
+    """Where a tokenizer's beginning-of-text token goes, if it adds one at all."""
+
+    FIRST = "first"
+    """Before the first token of each encoded text, and nowhere else."""
+    EVERY = "every"
+    """Before the first token of each window."""
+    REPLACE = "replace"
+    """Before the text, and in place of the first token of each later window."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One way to compute perplexity; fields describe it fully."""
+
+    name: str
+    window: int
+    """Tokens per window, BOS included; at most the model's context length."""
+    stride: int
+    """Tokens from one window's start to the next one's."""
+    joined: bool
+    """A domain's rows are joined with blank lines and encoded as one text."""
+    bos: Bos
+    scored_from: int = 1
+    """First scored position within a window that has nothing scored before it."""
+    whole_windows: bool = False
+    """An incomplete last window is dropped."""
+
+    def with_window(self, window: int) -> Definition:
+        """The same definition with another window; stride and scored part keep their shares."""
+        return replace(
+            self,
+            window=window,
+            stride=max(1, self.stride * window // self.window),
+            scored_from=1 if self.scored_from == 1 else window // 2 + 1,
+        )
+
+    def fit(self, context_length: int) -> Definition:
+        """The definition with its window cut to the model's context."""
+        return self if self.window <= context_length else self.with_window(context_length)
+
+    def settings(self) -> dict[str, Json]:
+        """What two results must share, as stored."""
+        return {
+            "definition": self.name,
+            "window": self.window,
+            "stride": self.stride,
+            "scored_from": self.scored_from,
+            "bos": self.bos.value,
+        }
+
+
+DEFINITIONS = {
+    definition.name: definition
+    for definition in (
+        # Each document by itself, every window from scratch: the cheapest honest default.
+        Definition("disjoint", 2048, 2048, joined=False, bos=Bos.EVERY),
+        # Each document by itself, half a window of context before every scored token.
+        Definition("sliding", 2048, 1024, joined=False, bos=Bos.FIRST),
+        # GPTQ, AWQ, QuIP ...: WikiText's rows joined by blank lines, encoded once.
+        Definition("papers", 2048, 2048, joined=True, bos=Bos.FIRST, whole_windows=True),
+        # llama-perplexity: the second half of every whole chunk of 512.
+        Definition(
+            "llama.cpp", 512, 512, joined=True, bos=Bos.REPLACE, scored_from=257, whole_windows=True
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """One sequence to run; its tokens from ``start`` on are scored."""
+
+    domain: str
+    document: int
+    """Number of the document in the text set; of the domain's first one where joined."""
+    ids: tuple[int, ...]
+    start: int
+    """At least 1: no token is ever scored without one before it."""
+    scored_bytes: int
+    """UTF-8 bytes of the scored tokens' text."""
+
+    @property
+    def scored(self) -> int:
+        """Number of scored tokens."""
+        return len(self.ids) - self.start
+
+
+def definition_named(name: str, window: int | None = None, stride: int | None = None) -> Definition:
+    """A definition of the table, with another window or stride where one is given.
+
+    Raises:
+        InputError: an unknown name, or a window or stride that makes no sense.
+    """
+    if name not in DEFINITIONS:
+        raise InputError(f"unknown perplexity definition {name!r}; known: {', '.join(DEFINITIONS)}")
+    known = DEFINITIONS[name]
+    if window is not None:
+        if window < 2:
+            raise InputError(f"a window of {window} tokens scores nothing; use at least 2")
+        known = known.with_window(window)
+    if stride is not None:
+        if not 1 <= stride <= known.window or (stride != known.window and known.bos != Bos.FIRST):
+            raise InputError(f"{name} windows of {known.window} cannot have a stride of {stride}")
+        known = replace(known, stride=stride)
+    return known
+
+
+def bos_token(tokenizer: Any) -> int | None:  # noqa: ANN401  (a transformers tokenizer)
+    """The beginning-of-text token this tokenizer puts before a text, if it does."""
+    added = tokenizer.encode("a", add_special_tokens=True)
+    bos = tokenizer.bos_token_id
+    return int(bos) if bos is not None and added[:1] == [bos] else None
+
+
+def make_windows(
+    texts: TextSet,
+    tokenizer: Any,  # noqa: ANN401
+    definition: Definition,
+    max_tokens_per_domain: int | None = None,
+) -> tuple[Window, ...]:
+    """Cut ``texts`` into windows, in order.
+
+    Args:
+        texts: what to score.
+        tokenizer: the checkpoint's ``transformers`` tokenizer.
+        definition: already fitted to the model's context.
+        max_tokens_per_domain: stop a domain after the window that reaches so many scored tokens.
+
+    Raises:
+        MeasurementError: a domain too short for a single window.
+    """
+    bos = bos_token(tokenizer)
+    return tuple(
+        window
+        for domain in texts.domains
+        for window in _domain_windows(
+            texts, domain, tokenizer, definition, bos, max_tokens_per_domain
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Token ids of one text without BOS, and how many bytes of it end before each token's end."""
+
+    ids: list[int]
+    byte_ends: NDArray[np.int64]
+
+    def bytes_between(self, begin: int, end: int) -> int:
+        before = int(self.byte_ends[begin - 1]) if begin else 0
+        return int(self.byte_ends[end - 1]) - before
+
+
+def _domain_windows(
+    texts: TextSet,
+    domain: str,
+    tokenizer: Any,  # noqa: ANN401
+    definition: Definition,
+    bos: int | None,
+    max_tokens: int | None,
+) -> list[Window]:
+    windows: list[Window] = []
+    scored = 0
+    for number, text in _texts_of(texts, domain, definition):
+        encoded = _encode(tokenizer, text)
+        for ids, start, begin, end in _cut(encoded.ids, definition, bos):
+            size = encoded.bytes_between(begin, end)
+            windows.append(Window(domain, number, tuple(ids), start, size))
+            scored += end - begin
+            if max_tokens is not None and scored >= max_tokens:
+                return windows
+    if not windows:
+        raise MeasurementError(
+            f"the texts of {domain!r} are too short for one {definition.name} window of "
+            f"{definition.window} tokens; give longer texts or a smaller window"
+        )
+    return windows
+
+
+def _texts_of(texts: TextSet, domain: str, definition: Definition) -> Iterator[tuple[int, str]]:
+    numbered = [(i, each) for i, each in enumerate(texts.documents) if each.domain == domain]
+    if not definition.joined:
+        for number, document in numbered:
+            yield number, document.text
+    elif definition.bos is Bos.REPLACE:
+        # llama-perplexity reads one file and drops its last line break.
+        yield numbered[0][0], "\n\n".join(each.text for _, each in numbered).removesuffix("\n")
+    else:
+        rows = itertools.chain.from_iterable(each.rows() for _, each in numbered)
+        yield numbered[0][0], "\n\n".join(rows)
+
+
+def _encode(tokenizer: Any, text: str) -> _Encoded:  # noqa: ANN401
+    # verbose=False: the text is longer than the model's context on purpose.
+    encoding = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False
+    )
+    ids = list(encoding["input_ids"])
+    if not tokenizer.is_fast:
+        # No positions to be had: spread the bytes evenly over the tokens.
+        return _Encoded(ids, np.linspace(0, len(text.encode()), len(ids) + 1)[1:].astype(np.int64))
+    widths = np.array([len(character.encode()) for character in text], dtype=np.int64)
+    bytes_before = np.concatenate([[0], np.cumsum(widths)])
+    ends = np.array([end for _, end in encoding["offset_mapping"]], dtype=np.int64)
+    byte_ends = bytes_before[np.maximum.accumulate(ends)] if len(ends) else ends
+    return _Encoded(ids, byte_ends)
+
+
+def _cut(
+    ids: list[int], definition: Definition, bos: int | None
+) -> Iterator[tuple[list[int], int, int, int]]:
+    """Windows as ``(ids, start, begin, end)``; ``begin:end`` are the scored tokens of ``ids``."""
+    prefix = [] if bos is None else [bos]
+    if definition.bos is Bos.EVERY:
+        yield from _cut_with_bos(ids, definition, prefix)
+        return
+    sequence = prefix + ids
+    scored_to = 0
+    for position in range(0, len(sequence), definition.stride):
+        window = sequence[position : position + definition.window]
+        stop = position + len(window)
+        if len(window) < definition.window and definition.whole_windows:
+            return
+        start = max(scored_to - position, definition.scored_from)
+        if start < len(window):
+            if definition.bos is Bos.REPLACE and prefix:
+                window = prefix + window[1:]
+            begin = position + start - len(prefix)
+            yield window, start, begin, stop - len(prefix)
+        scored_to = stop
+        if stop == len(sequence):
+            return
+
+
+def _cut_with_bos(
+    ids: list[int], definition: Definition, prefix: list[int]
+) -> Iterator[tuple[list[int], int, int, int]]:
+    step = definition.window - len(prefix)
+    for position in range(0, len(ids), step):
+        window = prefix + ids[position : position + step]
+        if len(window) > 1:
+            begin = position + 1 - len(prefix)
+            yield window, 1, begin, position + len(window) - len(prefix)

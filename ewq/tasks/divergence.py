@@ -1,0 +1,286 @@
+"""How far a model's next-token distributions are from the reference's, on the same tokens.
+
+Per scored token, with ``p`` the reference's and ``q`` the model's distribution:
+``KLD = sum_v p_v (ln p_v - ln q_v)``, top-1 agreement (same most likely
+token), and ``delta_p = q(correct) - p(correct)``. The definitions are
+llama-perplexity's; unlike it, nothing is rounded and no tail is cut off, and
+errors are clustered by document.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ewq.data.reference_logprobs import Reference, ReferenceWriter
+from ewq.data.windows import DEFINITIONS, Definition, Window, bos_token, make_windows
+from ewq.errors import MeasurementError
+from ewq.measurement import Json, Metric, TaskResult
+from ewq.progress import NO_PROGRESS, Progress
+from ewq.stats import clustered_ratio
+from ewq.tasks.perplexity import clusters_of
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from ewq.data.texts import TextSet
+    from ewq.model import LanguageModel
+
+    Array = NDArray[np.float64]
+
+TASK = "divergence"
+DEFAULT_DEFINITION = DEFINITIONS["disjoint"].with_window(512)
+_DELTA_P_PERCENTILES = (0.1, 1, 5, 10, 50, 90, 95, 99, 99.9)
+_KLD_PERCENTILES = (50, 90, 95, 99)
+# Largest block compared at once; the comparison holds about four such blocks.
+_BLOCK_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Per-token figures of some scored tokens, each ``[n]``."""
+
+    kld: Array
+    same_top: Array
+    delta_p: Array
+    nll_change: Array
+    """``ln p(correct) - ln q(correct)``: positive where the model is worse."""
+
+
+def record_reference(
+    model: LanguageModel,
+    texts: TextSet,
+    path: Path,
+    definition: Definition = DEFAULT_DEFINITION,
+    *,
+    max_tokens_per_domain: int | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> Reference:
+    """Store the reference's log-probabilities of every scored token at ``path``.
+
+    Raises:
+        InputError: the disk has no room for ``4 * tokens * vocabulary`` bytes.
+        MeasurementError: texts too short for a window.
+    """
+    settings, windows = _protocol(model, texts, definition, max_tokens_per_domain)
+    tokens = sum(window.scored for window in windows)
+    progress.start("reference log-probabilities", tokens, "tokens")
+    try:
+        with ReferenceWriter(path, tokens, model.info.vocab_size, settings) as writer:
+            for window in windows:
+                for block in model.logprobs(window.ids, window.start):
+                    writer.append(block.to("cpu").numpy())
+                    progress.advance(len(block))
+    finally:
+        progress.finish()
+    return writer.reference
+
+
+def run(
+    model: LanguageModel,
+    texts: TextSet,
+    reference: Reference,
+    definition: Definition = DEFAULT_DEFINITION,
+    *,
+    max_tokens_per_domain: int | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> TaskResult:
+    """Compare ``model`` with a reference recorded on the same texts and definition.
+
+    Metrics: ``kld_mean`` (nats), ``kld_p50 .. kld_p99``, ``top1_agreement``,
+    ``rms_delta_p``, ``ln_ppl_ratio``. Items are one row per window: ``[domain,
+    tokens, sum of KLD, tokens of equal top, sum of delta_p^2, nll change, document]``.
+
+    Raises:
+        MeasurementError: other texts, definition or vocabulary than the reference's, or a
+            divergence that is not finite.
+    """
+    settings, windows = _protocol(model, texts, definition, max_tokens_per_domain)
+    _check_same(model, settings, reference)
+    per_window = list(_compare_all(model, windows, reference, progress))
+    whole = _concatenated(per_window)
+    clusters = _token_clusters(windows)
+    return TaskResult(
+        task=TASK,
+        settings=settings,
+        metrics=_metrics(whole, clusters),
+        items=[_row(*each) for each in zip(windows, per_window, strict=True)],
+        side={
+            "delta_p_percentiles": _percentiles(whole.delta_p, _DELTA_P_PERCENTILES),
+            "kld_max": float(whole.kld.max()),
+            "kld_by_domain": _kld_by_domain(windows, per_window),
+        },
+    )
+
+
+def reference_bytes(tokens: int, vocab_size: int) -> int:
+    """Bytes on disk of a reference."""
+    return 4 * tokens * vocab_size
+
+
+def _protocol(
+    model: LanguageModel, texts: TextSet, definition: Definition, max_tokens: int | None
+) -> tuple[dict[str, Json], tuple[Window, ...]]:
+    fitted = definition.fit(model.info.context_length)
+    windows = make_windows(texts, model.tokenizer, fitted, max_tokens)
+    settings: dict[str, Json] = {
+        **fitted.settings(),
+        "bos_added": bos_token(model.tokenizer) is not None,
+        "max_tokens_per_domain": max_tokens,
+        "data": texts.digest,
+    }
+    return settings, windows
+
+
+def _check_same(model: LanguageModel, settings: dict[str, Json], reference: Reference) -> None:
+    for key in sorted({*settings, *reference.settings}):
+        here, there = settings.get(key), reference.settings.get(key)
+        if here != there:
+            raise MeasurementError(
+                f"reference log-probabilities were recorded with {key} {there!r}, not {here!r}"
+            )
+    if model.info.vocab_size != reference.vocab_size:
+        raise MeasurementError(
+            f"the model's vocabulary has {model.info.vocab_size} tokens, the reference's "
+            f"{reference.vocab_size}: their distributions cannot be compared"
+        )
+
+
+def _compare_all(
+    model: LanguageModel, windows: Sequence[Window], reference: Reference, progress: Progress
+) -> Iterator[_Tokens]:
+    progress.start("divergence", reference.tokens, "tokens")
+    row = 0
+    try:
+        for window in windows:
+            parts = []
+            for block, targets in _blocks(model, window):
+                parts.append(_compare(reference.rows(row, row + len(targets)), block, targets))
+                row += len(targets)
+                progress.advance(len(targets))
+            yield _concatenated(parts)
+    finally:
+        progress.finish()
+
+
+def _blocks(model: LanguageModel, window: Window) -> Iterator[tuple[torch.Tensor, tuple[int, ...]]]:
+    """The model's rows with the token that really followed, at most ``_BLOCK_BYTES`` at a time."""
+    rows = max(1, _BLOCK_BYTES // (4 * model.info.vocab_size))
+    position = window.start
+    for block in model.logprobs(window.ids, window.start):
+        for begin in range(0, len(block), rows):
+            part = block[begin : begin + rows]
+            yield part, window.ids[position : position + len(part)]
+            position += len(part)
+
+
+def _compare(base: NDArray[np.float32], block: torch.Tensor, targets: Sequence[int]) -> _Tokens:
+    """Figures of ``len(targets)`` tokens from both models' rows ``[len(targets), vocab]``."""
+    import torch
+
+    q = block.float()
+    p = torch.from_numpy(base).to(q.device)
+    correct = torch.tensor(targets, device=q.device)[:, None]
+    p_correct = p.gather(1, correct)[:, 0].double()
+    q_correct = q.gather(1, correct)[:, 0].double()
+    same = (p.argmax(-1) == q.argmax(-1)).double()
+    probability = p.exp()
+    # A token the reference excludes adds nothing, whatever the model says of it: 0 * inf is not 0.
+    terms = torch.where(probability > 0, probability * (p - q), 0.0)
+    figures = (
+        terms.sum(-1, dtype=torch.float64),
+        same,
+        q_correct.exp() - p_correct.exp(),
+        p_correct - q_correct,
+    )
+    return _Tokens(*(figure.cpu().numpy() for figure in figures))
+
+
+def _concatenated(parts: Sequence[_Tokens]) -> _Tokens:
+    columns = zip(*((t.kld, t.same_top, t.delta_p, t.nll_change) for t in parts), strict=True)
+    return _Tokens(*(np.concatenate(column) for column in columns))
+
+
+def _token_clusters(windows: Sequence[Window]) -> list[Hashable]:
+    """A cluster label per scored token: its document, or its window where documents are few."""
+    by_window = clusters_of([window.document for window in windows]) or range(len(windows))
+    return [
+        label
+        for label, window in zip(by_window, windows, strict=True)
+        for _ in range(window.scored)
+    ]
+
+
+def _metrics(tokens: _Tokens, clusters: list[Hashable]) -> dict[str, Metric]:
+    if not np.all(np.isfinite(tokens.kld)):
+        raise MeasurementError(
+            f"{int(np.sum(~np.isfinite(tokens.kld)))} of {len(tokens.kld)} tokens have no finite "
+            "divergence: the model gives probability 0, or NaN, where the reference does not"
+        )
+    return {
+        "kld_mean": _mean(tokens.kld, clusters, "nats", False),
+        **_kld_percentiles(tokens.kld),
+        "top1_agreement": _mean(tokens.same_top, clusters, "fraction", True),
+        "rms_delta_p": _root_mean_square(tokens.delta_p, clusters),
+        "ln_ppl_ratio": _mean(tokens.nll_change, clusters, "nats", False),
+    }
+
+
+def _mean(values: Array, clusters: list[Hashable], unit: str, higher_is_better: bool) -> Metric:
+    estimate = clustered_ratio(values, np.ones_like(values), clusters)
+    return Metric(estimate.value, unit, higher_is_better, len(values), estimate.stderr)
+
+
+def _root_mean_square(values: Array, clusters: list[Hashable]) -> Metric:
+    """``sqrt(mean x^2)``; its error is that of the mean square over twice the root."""
+    square = _mean(values**2, clusters, "fraction", False)
+    root = math.sqrt(square.value)
+    stderr = None if square.stderr is None else square.stderr / (2 * root) if root else 0.0
+    return Metric(root, "fraction", False, len(values), stderr)
+
+
+def _kld_percentiles(kld: Array) -> dict[str, Metric]:
+    """Percentiles with the Maritz-Jarrett error, which takes tokens as independent."""
+    from scipy.stats.mstats import mjci
+
+    errors = mjci(kld, prob=[q / 100 for q in _KLD_PERCENTILES]) if len(kld) > 1 else None
+    return {
+        f"kld_p{q}": Metric(
+            float(np.percentile(kld, q)),
+            "nats",
+            False,
+            len(kld),
+            None if errors is None else float(errors[i]),
+        )
+        for i, q in enumerate(_KLD_PERCENTILES)
+    }
+
+
+def _percentiles(values: Array, at: Sequence[float]) -> dict[str, Json]:
+    return {f"p{q:g}": float(np.percentile(values, q)) for q in at}
+
+
+def _kld_by_domain(windows: Sequence[Window], parts: Sequence[_Tokens]) -> dict[str, Json]:
+    means: dict[str, Json] = {}
+    for domain in dict.fromkeys(window.domain for window in windows):
+        inside = [t.kld for w, t in zip(windows, parts, strict=True) if w.domain == domain]
+        means[domain] = float(np.concatenate(inside).mean())
+    return means
+
+
+def _row(window: Window, tokens: _Tokens) -> list[Json]:
+    return [
+        window.domain,
+        window.scored,
+        round(float(tokens.kld.sum()), 8),
+        int(tokens.same_top.sum()),
+        round(float((tokens.delta_p**2).sum()), 10),
+        round(float(tokens.nll_change.sum()), 8),
+        window.document,
+    ]

@@ -1,0 +1,205 @@
+"""Perplexity and bits per byte, per domain and overall.
+
+With scored tokens ``t`` and natural logarithms: ``perplexity = exp(-sum ln p_t / tokens)``,
+``bits per byte = -sum ln p_t / (ln 2 * bytes)`` over the bytes of the scored
+tokens' text, so that the latter compares models with different tokenizers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from ewq.data.windows import Definition, Window, bos_token, make_windows
+from ewq.errors import MeasurementError
+from ewq.measurement import Json, Metric, TaskResult
+from ewq.progress import NO_PROGRESS, Progress
+from ewq.stats import RatioEstimate, clustered_ratio, paired_ratio
+
+if TYPE_CHECKING:
+    from ewq.data.texts import TextSet
+    from ewq.model import LanguageModel
+
+TASK = "perplexity"
+# Documents are the independent unit where there are enough of them to estimate
+# an error from; below that, their windows stand in.
+_FEWEST_DOCUMENTS = 4
+# Windows with a common prefix (BOS) are handed over together; the model batches them.
+_WINDOWS_PER_CALL = 16
+
+
+@dataclass(frozen=True)
+class _Item:
+    """What one window adds to the totals; stored as a JSON row in this order."""
+
+    domain: str
+    nll: float
+    tokens: int
+    bytes: int
+    document: int
+
+    def row(self) -> list[Json]:
+        return [self.domain, self.nll, self.tokens, self.bytes, self.document]
+
+
+def run(
+    model: LanguageModel,
+    texts: TextSet,
+    definition: Definition,
+    *,
+    max_tokens_per_domain: int | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> TaskResult:
+    """Score ``texts`` under one definition of perplexity.
+
+    Metrics: ``perplexity``, ``bits_per_byte`` and both per domain as
+    ``perplexity/DOMAIN``; standard errors are clustered by document (by window
+    where a scope has fewer than four documents). Items are one row per window:
+    ``[domain, nll in nats, scored tokens, scored bytes, document]``.
+
+    Raises:
+        MeasurementError: texts too short for a window, or a non-finite likelihood.
+    """
+    fitted = definition.fit(model.info.context_length)
+    windows = make_windows(texts, model.tokenizer, fitted, max_tokens_per_domain)
+    items = [_item(*scored) for scored in _score(model, windows, progress)]
+    return TaskResult(
+        task=TASK,
+        settings={
+            **fitted.settings(),
+            "bos_added": bos_token(model.tokenizer) is not None,
+            "max_tokens_per_domain": max_tokens_per_domain,
+            "data": texts.digest,
+        },
+        metrics=_metrics(items),
+        items=[item.row() for item in items],
+        notes=_notes(definition, fitted),
+    )
+
+
+def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
+    """``ln_ppl_ratio``, overall and per domain, against the reference on the same windows.
+
+    Raises:
+        MeasurementError: the two were not measured under the same settings on the same windows.
+    """
+    if dict(result.settings) != dict(reference.settings):
+        raise MeasurementError(
+            f"perplexities are not comparable: {_first_difference(result, reference)}"
+        )
+    new, base = _items(result), _items(reference)
+    if [item.tokens for item in new] != [item.tokens for item in base]:
+        raise MeasurementError("perplexities are not comparable: their windows differ")
+    metrics = {"ln_ppl_ratio": _ln_ratio(new, base)}
+    for domain in dict.fromkeys(item.domain for item in base):
+        metrics[f"ln_ppl_ratio/{domain}"] = _ln_ratio(_within(new, domain), _within(base, domain))
+    return metrics
+
+
+def clusters_of(documents: Sequence[Hashable]) -> Sequence[Hashable] | None:
+    """Cluster labels for windows of these documents; ``None`` where documents are too few."""
+    return documents if len(set(documents)) >= _FEWEST_DOCUMENTS else None
+
+
+def _score(
+    model: LanguageModel, windows: Sequence[Window], progress: Progress
+) -> Iterator[tuple[Window, float]]:
+    progress.start("perplexity", sum(window.scored for window in windows), "tokens")
+    try:
+        for prefix, group in itertools.groupby(windows, lambda each: each.ids[: each.start]):
+            for batch in _batches(group):
+                suffixes = [window.ids[window.start :] for window in batch]
+                scores = model.token_logprobs(prefix, suffixes)
+                for window, logprobs in zip(batch, scores, strict=True):
+                    yield window, -float(logprobs.sum(dtype="float64"))
+                progress.advance(sum(map(len, suffixes)))
+    finally:
+        progress.finish()
+
+
+def _batches(windows: Iterator[Window]) -> Iterator[list[Window]]:
+    while batch := list(itertools.islice(windows, _WINDOWS_PER_CALL)):
+        yield batch
+
+
+def _item(window: Window, nll: float) -> _Item:
+    if not math.isfinite(nll):
+        raise MeasurementError(
+            f"a token of document {window.document} ({window.domain}) has a likelihood of "
+            f"exp({-nll}): the model's output is broken"
+        )
+    # Ten-thousandths of a nat per window keep records small and figures exact to 1e-6.
+    return _Item(window.domain, round(nll, 5), window.scored, window.scored_bytes, window.document)
+
+
+def _metrics(items: Sequence[_Item]) -> dict[str, Metric]:
+    metrics = dict(zip(("perplexity", "bits_per_byte"), _figures(items), strict=True))
+    for domain in dict.fromkeys(item.domain for item in items):
+        perplexity, bits = _figures(_within(items, domain))
+        metrics[f"perplexity/{domain}"] = perplexity
+        metrics[f"bits_per_byte/{domain}"] = bits
+    return metrics
+
+
+def _figures(items: Sequence[_Item]) -> tuple[Metric, Metric]:
+    """Perplexity with the delta method's error, and bits per byte."""
+    per_token = _ratio(items, [item.tokens for item in items])
+    per_byte = _ratio(items, [item.bytes for item in items])
+    perplexity = math.exp(per_token.value)
+    scored = sum(item.tokens for item in items)
+    return (
+        Metric(perplexity, "ratio", False, scored, _scaled(per_token.stderr, perplexity)),
+        Metric(
+            per_byte.value / math.log(2),
+            "bits",
+            False,
+            scored,
+            _scaled(per_byte.stderr, 1 / math.log(2)),
+        ),
+    )
+
+
+def _ratio(items: Sequence[_Item], sizes: Sequence[int]) -> RatioEstimate:
+    clusters = clusters_of([item.document for item in items])
+    return clustered_ratio([item.nll for item in items], sizes, clusters)
+
+
+def _ln_ratio(new: Sequence[_Item], base: Sequence[_Item]) -> Metric:
+    tokens = [item.tokens for item in base]
+    ratio = paired_ratio(
+        [item.nll for item in base],
+        [item.nll for item in new],
+        tokens,
+        clusters_of([item.document for item in base]),
+    )
+    return Metric(ratio.ln_ratio, "nats", False, sum(tokens), ratio.stderr)
+
+
+def _scaled(stderr: float | None, factor: float) -> float | None:
+    return None if stderr is None else stderr * factor
+
+
+def _within(items: Sequence[_Item], domain: str) -> list[_Item]:
+    return [item for item in items if item.domain == domain]
+
+
+def _items(result: TaskResult) -> list[_Item]:
+    return [_Item(*row) for row in cast("list[Any]", result.items)]
+
+
+def _first_difference(result: TaskResult, reference: TaskResult) -> str:
+    keys = sorted({*result.settings, *reference.settings})
+    key = next(k for k in keys if result.settings.get(k) != reference.settings.get(k))
+    return f"{key} is {result.settings.get(key)!r} here, {reference.settings.get(key)!r} there"
+
+
+def _notes(wanted: Definition, fitted: Definition) -> tuple[str, ...]:
+    if fitted == wanted:
+        return ()
+    return (
+        f"the model's context of {fitted.window} tokens is shorter than the {wanted.window} of "
+        f"the {wanted.name} definition: not comparable with published figures",
+    )
