@@ -1,0 +1,197 @@
+"""MMLU questions, from a folder of CSV files or from the hub."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ewq.errors import InputError
+
+LETTERS = "ABCD"
+HUB = "hub"
+HUB_DATASET = "cais/mmlu"
+_COLUMNS = "question, A, B, C, D, answer letter"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with four choices."""
+
+    subject: str
+    text: str
+    choices: tuple[str, str, str, str]
+    answer: int
+    """Index of the right choice."""
+
+
+@dataclass(frozen=True)
+class MmluData:
+    """Test questions, subject after subject, and the worked examples that go before them."""
+
+    test: tuple[Question, ...]
+    dev: Mapping[str, tuple[Question, ...]]
+    source: str
+    """Where the questions came from, for people."""
+
+    @cached_property
+    def subjects(self) -> dict[str, int]:
+        """Number of test questions by subject, in the order of the test questions."""
+        return {name: len(list(rows)) for name, rows in groupby(self.test, lambda q: q.subject)}
+
+    @cached_property
+    def digest(self) -> str:
+        """``sha256:...`` over every question in order and the worked examples of their subjects."""
+        rows = [*self.test, *(q for name in self.subjects for q in self.dev.get(name, ()))]
+        sha = hashlib.sha256()
+        for q in rows:
+            line = json.dumps([q.subject, q.text, q.choices, q.answer], ensure_ascii=False)
+            sha.update(line.encode() + b"\n")
+        return f"sha256:{sha.hexdigest()}"
+
+    def by_subject(self) -> Iterator[tuple[str, list[Question]]]:
+        """Test questions of each subject, in order."""
+        for subject, rows in groupby(self.test, lambda q: q.subject):
+            yield subject, list(rows)
+
+    def subset(self, n: int, seed: int = 0) -> MmluData:
+        """A stratified sample of ``n`` questions: every subject by its share, order kept.
+
+        Membership is decided by hashes of the seed, not by a random generator,
+        so that it is the same on every machine and in every version.
+
+        Raises:
+            InputError: ``n`` is not between 1 and the number of questions.
+        """
+        if not 1 <= n <= len(self.test):
+            raise InputError(f"cannot take {n} of {len(self.test)} MMLU questions")
+        quota = _shares(self.subjects, n)
+        chosen: list[Question] = []
+        for subject, rows in self.by_subject():
+            ranked = sorted(range(len(rows)), key=lambda i: _rank(seed, subject, i))
+            chosen += [rows[i] for i in sorted(ranked[: quota[subject]])]
+        return MmluData(tuple(chosen), self.dev, f"{self.source}, {n} of {len(self.test)}")
+
+    def first(self, per_subject: int) -> MmluData:
+        """The first questions of every subject: what other harnesses call a limit; no sample."""
+        chosen = [q for _, rows in self.by_subject() for q in rows[:per_subject]]
+        return MmluData(tuple(chosen), self.dev, f"{self.source}, first {per_subject}")
+
+    def only(self, subjects: Sequence[str]) -> MmluData:
+        """The questions of some subjects.
+
+        Raises:
+            InputError: a subject that this data does not have.
+        """
+        unknown = [name for name in subjects if name not in self.subjects]
+        if unknown:
+            raise InputError(f"no MMLU subject {unknown[0]!r} in {self.source}")
+        chosen = tuple(q for q in self.test if q.subject in subjects)
+        return MmluData(chosen, self.dev, f"{self.source}, {len(subjects)} subjects")
+
+
+def load_mmlu(source: str | Path) -> MmluData:
+    """Read MMLU.
+
+    Args:
+        source: ``hub`` for ``cais/mmlu`` through ``datasets``, or a folder with
+            ``dev/SUBJECT_dev.csv`` and ``test/SUBJECT_test.csv`` without header:
+            question, four choices, answer letter.
+
+    Raises:
+        InputError: the folder, a file or a row is not as described, or the hub
+            cannot be reached; names the file and row.
+    """
+    return _from_hub() if str(source) == HUB else _from_folder(Path(source))
+
+
+def _from_folder(folder: Path) -> MmluData:
+    files = {f.name.removesuffix("_test.csv"): f for f in (folder / "test").glob("*_test.csv")}
+    if not files:
+        raise InputError(f"{folder}: no test/SUBJECT_test.csv in it; give MMLU's folder or 'hub'")
+    test: list[Question] = []
+    dev: dict[str, tuple[Question, ...]] = {}
+    for subject, file in sorted(files.items()):
+        test += _read_csv(file, subject)
+        examples = folder / "dev" / f"{subject}_dev.csv"
+        dev[subject] = tuple(_read_csv(examples, subject)) if examples.exists() else ()
+    return MmluData(tuple(test), dev, str(folder))
+
+
+def _read_csv(file: Path, subject: str) -> list[Question]:
+    with file.open(encoding="utf-8", newline="") as handle:
+        reader = csv.reader(handle, strict=True)
+        try:
+            rows = [
+                _question(subject, row, f"{file}: row {number}")
+                for number, row in enumerate(reader, start=1)
+            ]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: line {reader.line_num + 1}: {error}") from error
+    if not rows:
+        raise InputError(f"{file}: holds no question; remove the file or restore its rows")
+    return rows
+
+
+def _question(subject: str, row: Sequence[str], where: str) -> Question:
+    if len(row) != 6:
+        raise InputError(f"{where}: {len(row)} columns, expected 6 ({_COLUMNS})")
+    text, a, b, c, d, letter = row
+    if letter not in LETTERS or len(letter) != 1:
+        raise InputError(f"{where}: answer {letter!r}, expected one of A, B, C, D")
+    return Question(subject, text, (a, b, c, d), LETTERS.index(letter))
+
+
+def _from_hub() -> MmluData:
+    from datasets import load_dataset
+
+    try:
+        # One configuration holds all subjects; its dev rows keep each subject's order.
+        splits = {name: load_dataset(HUB_DATASET, "all", split=name) for name in ("dev", "test")}
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"cannot load {HUB_DATASET} from the hub: {reason}") from error
+    return from_rows(splits["dev"], splits["test"], HUB_DATASET)
+
+
+def from_rows(
+    dev: Iterable[Mapping[str, Any]], test: Iterable[Mapping[str, Any]], source: str
+) -> MmluData:
+    """Build the data from rows as the hub has them: ``subject, question, choices, answer``.
+
+    Raises:
+        InputError: a row without four choices or with an answer outside 0 to 3.
+    """
+    asked = sorted(_parse(test, f"{source} test"), key=lambda q: q.subject)
+    worked: dict[str, tuple[Question, ...]] = {}
+    for q in _parse(dev, f"{source} dev"):
+        worked[q.subject] = (*worked.get(q.subject, ()), q)
+    return MmluData(tuple(asked), worked, source)
+
+
+def _parse(rows: Iterable[Mapping[str, Any]], where: str) -> Iterator[Question]:
+    for number, row in enumerate(rows, start=1):
+        choices, answer = tuple(row["choices"]), row["answer"]
+        if len(choices) != 4 or answer not in range(4):
+            raise InputError(f"{where}: row {number}: expected 4 choices and an answer from 0 to 3")
+        yield Question(row["subject"], row["question"], choices, int(answer))
+
+
+def _rank(seed: int, subject: str, index: int) -> bytes:
+    return hashlib.sha256(f"{seed}/{subject}/{index}".encode()).digest()
+
+
+def _shares(sizes: Mapping[str, int], n: int) -> dict[str, int]:
+    """Divide ``n`` in proportion to the sizes, the largest remainders rounded up."""
+    total = sum(sizes.values())
+    quota = {name: n * size // total for name, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda name: (-(n * sizes[name] % total), name))
+    for name in by_remainder[: n - sum(quota.values())]:
+        quota[name] += 1
+    return quota

@@ -1,0 +1,154 @@
+"""MMLU by the log-likelihood of the four letters, prompt and scoring as lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ewq.data.mmlu import LETTERS, MmluData, Question
+from ewq.errors import InputError, MeasurementError
+from ewq.measurement import Json, Metric, TaskResult
+from ewq.model import LanguageModel
+from ewq.progress import NO_PROGRESS, Progress
+from ewq.tasks.encoding import common_prefix, encode_pairs
+from ewq.tasks.mmlu_scores import (
+    accuracy_metrics,
+    chance_notes,
+    pack_items,
+    pair_answers,
+    require_questions,
+    tallies,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+TASK = "mmlu"
+CONTINUATIONS = tuple(f" {letter}" for letter in LETTERS)
+"""The space belongs to the letter: ``" A"`` and ``"A"`` are different tokens."""
+
+
+def run(
+    model: LanguageModel, data: MmluData, *, shots: int = 5, progress: Progress = NO_PROGRESS
+) -> TaskResult:
+    """Ask every question and read off the four letters' log-probabilities.
+
+    Args:
+        model: the model asked.
+        data: the questions.
+        shots: worked examples before each question, the first of the subject's dev rows.
+        progress: counts questions.
+
+    Returns:
+        Metrics ``accuracy`` (size-weighted, error pooled over subjects),
+        ``accuracy_macro`` and ``answered_A..D``; items hold one letter a
+        question, upper case where it is right; ``side["logprobs"]`` holds the
+        log-probabilities (see :func:`unpack_logprobs`).
+
+    Raises:
+        InputError: no questions, too few dev rows, or a letter that is not one token.
+        MeasurementError: a prompt that exceeds the model's context.
+    """
+    import numpy as np
+
+    require_questions(data, shots)
+    progress.start("MMLU", len(data.test), "questions")
+    parts = []
+    for subject, questions in data.by_subject():
+        examples = data.dev.get(subject, ())[:shots]
+        parts.append(score_subject(model, subject, questions, examples))
+        progress.advance(len(questions))
+    progress.finish()
+    logprobs = np.concatenate(parts)
+    items = pack_items(logprobs.argmax(axis=1).tolist(), data)
+    return TaskResult(
+        task=TASK,
+        settings=_settings(model, data, shots),
+        metrics=accuracy_metrics(items, data.subjects),
+        items=items,
+        notes=chance_notes(items, data),
+        side={"logprobs": pack_logprobs(logprobs), **tallies(items, data.subjects)},
+    )
+
+
+def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
+    """``accuracy_delta``, ``flips`` and ``mcnemar_p`` of a result against its reference."""
+    return pair_answers(result, reference)
+
+
+def score_subject(
+    model: LanguageModel, subject: str, questions: Sequence[Question], examples: Sequence[Question]
+) -> NDArray[np.float32]:
+    """Log-probabilities of A, B, C and D for the questions of one subject, ``[n, 4]``."""
+    head = preamble(subject, examples)
+    contexts = [head + question_text(question) for question in questions]
+    ids, first = encode_pairs(model.tokenizer, contexts, [CONTINUATIONS[0]] * len(contexts))
+    letters = _letter_tokens(model.tokenizer, contexts[0])
+    if any(tail != letters[:1] for tail in first):
+        raise InputError(f"{subject}: the letter A is not the same token after every question")
+    _check_lengths(model, subject, ids)
+    shared = common_prefix(ids)
+    return model.last_logprobs(shared, [row[len(shared) :] for row in ids], letters)
+
+
+def preamble(subject: str, examples: Sequence[Question]) -> str:
+    """What precedes every question of a subject: the instruction and the worked examples."""
+    name = subject.replace("_", " ")
+    worked = "".join(
+        f"{question_text(example)} {LETTERS[example.answer]}\n\n" for example in examples
+    )
+    return f"The following are multiple choice questions (with answers) about {name}.\n\n{worked}"
+
+
+def question_text(question: Question) -> str:
+    """The question up to and without its answer; only the question itself is stripped."""
+    choices = "".join(
+        f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True)
+    )
+    return f"{question.text.strip()}{choices}\nAnswer:"
+
+
+def pack_logprobs(logprobs: NDArray[np.float32]) -> str:
+    """Log-probabilities as base64 of little-endian float32, row by row."""
+    return base64.b64encode(logprobs.astype("<f4").tobytes()).decode("ascii")
+
+
+def unpack_logprobs(packed: str) -> NDArray[np.float32]:
+    """The ``[questions, 4]`` array that :func:`pack_logprobs` packed."""
+    import numpy as np
+
+    return np.frombuffer(base64.b64decode(packed), dtype="<f4").reshape(-1, len(LETTERS))
+
+
+def _letter_tokens(tokenizer: Any, context: str) -> list[int]:  # noqa: ANN401
+    _, tails = encode_pairs(tokenizer, [context] * len(LETTERS), CONTINUATIONS)
+    for letter, tail in zip(LETTERS, tails, strict=True):
+        if len(tail) != 1:
+            raise InputError(
+                f"the tokenizer makes {len(tail)} tokens of the answer letter {letter!r}; "
+                f"letter scoring needs one: use mmlu_cloze for this model"
+            )
+    return [tail[0] for tail in tails]
+
+
+def _check_lengths(model: LanguageModel, subject: str, ids: Sequence[Sequence[int]]) -> None:
+    limit = model.info.context_length
+    for number, row in enumerate(ids, start=1):
+        if len(row) > limit:
+            raise MeasurementError(
+                f"{subject} question {number}: prompt of {len(row)} tokens exceeds the context "
+                f"length of {limit}; use fewer shots or a longer context, nothing is truncated"
+            )
+
+
+def _settings(model: LanguageModel, data: MmluData, shots: int) -> dict[str, Json]:
+    return {
+        "prompt": "lm-eval mmlu 1.0",
+        "shots": shots,
+        "dtype": model.info.dtype,
+        "batch_tokens": getattr(model, "batch_tokens", None),
+        "data": data.digest,
+        "subjects": [[name, size] for name, size in data.subjects.items()],
+    }

@@ -1,0 +1,120 @@
+"""MMLU by the likelihood of the choices' own text, for models to whom letters mean nothing yet.
+
+Zero-shot; the log-likelihood of each choice is divided by its length in
+characters, which is what lm-evaluation-harness reports as ``acc_norm`` of
+``mmlu_continuation``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ewq.data.mmlu import MmluData, Question
+from ewq.errors import MeasurementError
+from ewq.measurement import Json, Metric, TaskResult
+from ewq.model import LanguageModel
+from ewq.progress import NO_PROGRESS, Progress
+from ewq.tasks.encoding import encode_pairs
+from ewq.tasks.mmlu import pack_logprobs
+from ewq.tasks.mmlu_scores import (
+    accuracy_metrics,
+    chance_notes,
+    pack_items,
+    pair_answers,
+    require_questions,
+    tallies,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+TASK = "mmlu_cloze"
+
+
+def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRESS) -> TaskResult:
+    """Score the four choices of every question as continuations.
+
+    Returns:
+        The metrics of :func:`ewq.tasks.mmlu.run`, with length-normalised
+        accuracy; ``side["logprobs"]`` holds the unnormalised sums.
+
+    Raises:
+        InputError: no questions.
+        MeasurementError: a question that exceeds the model's context.
+    """
+    import numpy as np
+
+    require_questions(data, 0)
+    progress.start("MMLU (cloze)", len(data.test), "questions")
+    rows = []
+    for number, question in enumerate(data.test, start=1):
+        rows.append(score_question(model, question, number))
+        progress.advance(1)
+    progress.finish()
+    sums = np.stack(rows)
+    lengths = np.array([[max(len(c), 1) for c in q.choices] for q in data.test])
+    items = pack_items((sums / lengths).argmax(axis=1).tolist(), data)
+    return TaskResult(
+        task=TASK,
+        settings=_settings(model, data),
+        metrics=accuracy_metrics(items, data.subjects),
+        items=items,
+        notes=chance_notes(items, data),
+        side={"logprobs": pack_logprobs(sums), **tallies(items, data.subjects)},
+    )
+
+
+def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
+    """``accuracy_delta``, ``flips`` and ``mcnemar_p`` of a result against its reference."""
+    return pair_answers(result, reference)
+
+
+def score_question(model: LanguageModel, question: Question, number: int) -> NDArray[np.float32]:
+    """Log-likelihood of each choice's text after the question, ``[4]``.
+
+    Args:
+        model: the model asked.
+        question: the question.
+        number: its place in the data, for the error message.
+    """
+    import numpy as np
+
+    contexts = [prompt(question)] * len(question.choices)
+    heads, tails = encode_pairs(model.tokenizer, contexts, [f" {c}" for c in question.choices])
+    _check_length(model, heads[0], tails, f"{question.subject} (question {number} of the data)")
+    sums = [part.sum() for part in model.token_logprobs(heads[0], tails)]
+    return np.array(sums, dtype=np.float32)
+
+
+def prompt(question: Question) -> str:
+    """The question as ``mmlu_continuation`` asks it."""
+    name = question.subject.replace("_", " ")
+    return (
+        f"The following are questions (with answers) about {name}.\n\n"
+        f"Question: {question.text.strip()}\nAnswer:"
+    )
+
+
+def _check_length(
+    model: LanguageModel, head: Sequence[int], tails: Sequence[Sequence[int]], where: str
+) -> None:
+    # The last token is only predicted, never fed.
+    longest, limit = len(head) + max(map(len, tails)) - 1, model.info.context_length
+    if longest > limit:
+        raise MeasurementError(
+            f"{where}: {longest} tokens exceed the context length of {limit}; nothing is truncated"
+        )
+
+
+def _settings(model: LanguageModel, data: MmluData) -> dict[str, Json]:
+    return {
+        "prompt": "lm-eval mmlu_continuation 1.0",
+        "normalization": "characters",
+        "shots": 0,
+        "dtype": model.info.dtype,
+        "batch_tokens": getattr(model, "batch_tokens", None),
+        "data": data.digest,
+        "subjects": [[name, size] for name, size in data.subjects.items()],
+    }

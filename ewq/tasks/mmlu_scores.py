@@ -1,0 +1,142 @@
+"""What both MMLU tasks make of right and wrong answers: accuracies, errors, notes, pairing."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ewq import stats
+from ewq.data.mmlu import LETTERS, MmluData
+from ewq.data.mmlu_subjects import GROUP_OF, UNGROUPED
+from ewq.errors import InputError, MeasurementError
+from ewq.measurement import Json, Metric, TaskResult
+
+PROTOCOL_KEYS = ("data", "subjects", "shots", "prompt")
+"""Settings that two results must share for their answers to be about the same questions."""
+
+
+def pack_items(predicted: Sequence[int], data: MmluData) -> str:
+    """One character a question, in order: the letter chosen, upper case where it is right."""
+    return "".join(
+        LETTERS[choice] if choice == question.answer else LETTERS[choice].lower()
+        for choice, question in zip(predicted, data.test, strict=True)
+    )
+
+
+def accuracy_metrics(items: str, subjects: Mapping[str, int]) -> dict[str, Metric]:
+    """Size-weighted and macro accuracy with their errors, and the shares of the letters chosen.
+
+    The error of the size-weighted accuracy is pooled over subjects as
+    lm-evaluation-harness does.
+    """
+    tally = subject_tally(items, subjects)
+    right = sum(count for count, _ in tally.values())
+    accuracies = [count / n for count, n in tally.values()]
+    errors = [_binary_stderr(count, n) for count, n in tally.values()]
+    macro = math.sqrt(sum(error**2 for error in errors)) / len(errors)
+    n = len(items)
+    metrics = {
+        "accuracy": Metric(right / n, "fraction", True, n, _pooled(items, errors, subjects)),
+        "accuracy_macro": Metric(sum(accuracies) / len(tally), "fraction", True, n, macro),
+    }
+    answered = Counter(items.upper())
+    for letter in LETTERS:
+        share = answered[letter] / n
+        error = math.sqrt(share * (1 - share) / n)
+        metrics[f"answered_{letter}"] = Metric(share, "fraction", None, n, error)
+    return metrics
+
+
+def subject_tally(items: str, subjects: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Right answers and questions of each subject."""
+    tally, begin = {}, 0
+    for subject, n in subjects.items():
+        part = items[begin : begin + n]
+        tally[subject] = (sum(map(str.isupper, part)), n)
+        begin += n
+    return tally
+
+
+def tallies(items: str, subjects: Mapping[str, int]) -> dict[str, Json]:
+    """Right answers and questions by subject and by group, for reports."""
+    by_subject = subject_tally(items, subjects)
+    groups: dict[str, list[int]] = {}
+    for subject, (right, n) in by_subject.items():
+        total = groups.setdefault(GROUP_OF.get(subject, UNGROUPED), [0, 0])
+        total[0] += right
+        total[1] += n
+    return {
+        "subjects": {name: list(pair) for name, pair in by_subject.items()},
+        "groups": {name: list(pair) for name, pair in groups.items()},
+    }
+
+
+def chance_notes(items: str, data: MmluData) -> tuple[str, ...]:
+    """A sentence where the accuracy cannot be told from always giving the same letter."""
+    n = len(items)
+    constant, letter = max(
+        (count / n, letter)
+        for letter, count in Counter(LETTERS[q.answer] for q in data.test).items()
+    )
+    accuracy = accuracy_metrics(items, data.subjects)["accuracy"]
+    if accuracy.value - 2 * (accuracy.stderr or 0.0) >= constant:
+        return ()
+    return (
+        f"accuracy {accuracy.value:.3f} ± {accuracy.stderr:.3f} is at chance level: always "
+        f"answering {letter} scores {constant:.3f}, so differences between variants mean nothing",
+    )
+
+
+def pair_answers(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
+    """Compare two results question by question; errors are clustered by subject.
+
+    Raises:
+        MeasurementError: the results are not about the same questions and prompts.
+    """
+    for key in PROTOCOL_KEYS:
+        ours, theirs = result.settings.get(key), reference.settings.get(key)
+        if ours != theirs:
+            raise MeasurementError(f"cannot pair MMLU results: {key} is {ours} against {theirs}")
+    clusters = _subject_of_each(result.settings["subjects"])
+    paired = stats.paired_accuracy(_correct(reference), _correct(result), clusters)
+    flips = math.sqrt(max(paired.flips * (1 - paired.flips), 1 / paired.n) / paired.n)
+    return {
+        "accuracy_delta": Metric(paired.delta, "fraction", True, paired.n, paired.stderr),
+        "flips": Metric(paired.flips, "fraction", False, paired.n, flips),
+        "mcnemar_p": Metric(paired.mcnemar_p, "p", None, paired.n),
+    }
+
+
+def require_questions(data: MmluData, shots: int) -> None:
+    """Raise an InputError where there is nothing to ask or too few worked examples."""
+    if not data.test:
+        raise InputError(f"{data.source}: no MMLU question to ask")
+    for subject in data.subjects:
+        have = len(data.dev.get(subject, ()))
+        if have < shots:
+            raise InputError(
+                f"{data.source}: {subject} has {have} dev rows, {shots} shots need more"
+            )
+
+
+def _subject_of_each(subjects: Any) -> list[str]:  # noqa: ANN401 (stored JSON)
+    return [name for name, size in subjects for _ in range(size)]
+
+
+def _correct(result: TaskResult) -> list[bool]:
+    return [letter.isupper() for letter in str(result.items)]
+
+
+def _binary_stderr(right: int, n: int) -> float:
+    """``sd(ddof=1) / sqrt(n)`` of ``n`` answers of which ``right`` are right; 0 for one answer."""
+    share = right / n
+    return math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else 0.0
+
+
+def _pooled(items: str, errors: Sequence[float], subjects: Mapping[str, int]) -> float:
+    if len(items) > len(subjects):
+        return stats.pooled_stderr(errors, list(subjects.values()))
+    # One question a subject leaves nothing to pool: treat them as one group.
+    return max(_binary_stderr(sum(map(str.isupper, items)), len(items)), 1 / (2 * len(items)))
