@@ -1,0 +1,352 @@
+"""Language models run by llama.cpp, through its batch interface.
+
+One ``llama_decode`` carries many sequences, a shared prefix is computed once
+and lent to the others by sequence copy, and logits come back only for the
+tokens that were flagged. Token ids are the caller's: llama.cpp's own tokenizer
+is never used.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ewq.errors import CheckpointError, InputError, MeasurementError
+from ewq.model import Generation, ModelInfo, TokenIds
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from ewq.backends.llama_native import NativeModel, Tokens
+    from ewq.gguf.read import GgufHeader
+
+CACHE_TYPES = {"float32": 0, "float16": 1}
+"""Dtype of the key-value cache -> ggml type id."""
+
+
+@dataclass(frozen=True)
+class LlamaCppOptions:
+    """How to load and run a GGUF."""
+
+    device: str = "cpu"
+    """``cpu``, or ``cuda`` to offload all layers; an error where the build has no GPU support."""
+    context_length: int | None = None
+    """Longest sequence accepted; default: what the model was trained with."""
+    batch_tokens: int = 512
+    """Most tokens of one ``llama_decode``, shared prefix not counted."""
+    max_sequences: int = 64
+    """Most sequences that share a prefix in one ``llama_decode``."""
+    threads: int | None = None
+    """CPU threads; default: as many as torch uses, so that engines compare."""
+    cache_dtype: str = "float16"
+    """Key-value cache: ``float16`` (llama.cpp's default) or ``float32``."""
+    probe: bool = True
+    """Try the file in a child process first, because a bad one can abort the process."""
+
+
+class LlamaCppModel:
+    """A :class:`ewq.model.LanguageModel` over a GGUF file.
+
+    Args:
+        native: the loaded model.
+        tokenizer: the original checkpoint's ``transformers`` tokenizer.
+        info: facts about the model.
+        options: as given to :func:`load_llama_cpp`.
+    """
+
+    def __init__(
+        self,
+        native: NativeModel,
+        tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
+        info: ModelInfo,
+        options: LlamaCppOptions,
+    ) -> None:
+        self.info = info
+        self.tokenizer: Any = tokenizer
+        self._native = native
+        self._options = options
+        self._calls = 0
+
+    def last_logprobs(
+        self, prefix: TokenIds, suffixes: Sequence[TokenIds], columns: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """See :meth:`ewq.model.LanguageModel.last_logprobs`."""
+        import numpy as np
+
+        wanted_from = [len(prefix) + len(suffix) - 1 for suffix in suffixes]
+        result = np.empty((len(suffixes), len(columns)), dtype=np.float32)
+        rows = self._rows(prefix, suffixes, wanted_from)
+        for index, row in enumerate(rows):
+            result[index] = row[0, list(columns)].numpy()
+        return result
+
+    def token_logprobs(
+        self, prefix: TokenIds, suffixes: Sequence[TokenIds]
+    ) -> list[NDArray[np.float32]]:
+        """See :meth:`ewq.model.LanguageModel.token_logprobs`."""
+        import numpy as np
+        import torch
+
+        if not len(prefix):
+            raise InputError("token_logprobs needs a prefix of at least one token, got none")
+        results = [np.empty(len(suffix), dtype=np.float32) for suffix in suffixes]
+        filled = [index for index, suffix in enumerate(suffixes) if len(suffix)]
+        self._check_ids([suffixes[index][-1:] for index in filled])
+        # A suffix's last token is only predicted, never fed.
+        fed = [suffixes[index][:-1] for index in filled]
+        self._check_length(len(prefix) + max((len(s) + 1 for s in fed), default=0))
+        rows = self._rows(prefix, fed, [len(prefix) - 1] * len(fed))
+        for index, row in zip(filled, rows, strict=True):
+            targets = torch.tensor(list(suffixes[index]))[:, None]
+            results[index] = row.gather(1, targets)[:, 0].numpy()
+        return results
+
+    def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
+        """See :meth:`ewq.model.LanguageModel.logprobs`."""
+        from ewq.backends.llama_native import Tokens
+
+        if not 1 <= start < len(ids):
+            raise InputError(f"start is {start}; give 1 to {len(ids) - 1} for {len(ids)} tokens")
+        self._check_length(len(ids))
+        self._check_ids([ids])
+        self._begin(len(ids))
+        yield from self._distributions(Tokens.piece(ids[:-1], 0, 0, start - 1))
+
+    def generate(self, prompts: Sequence[TokenIds], new_tokens: int) -> Generation:
+        """See :meth:`ewq.model.LanguageModel.generate`."""
+        from ewq.backends.llama_native import Tokens
+
+        lengths = {len(prompt) for prompt in prompts}
+        if len(lengths) != 1 or 0 in lengths or new_tokens < 1:
+            raise InputError(
+                f"generate needs prompts of one length and at least one new token, "
+                f"got lengths {sorted(lengths)} and {new_tokens} new tokens"
+            )
+        length = lengths.pop()
+        if len(prompts) > self._options.max_sequences:
+            raise InputError(
+                f"{len(prompts)} prompts exceed max_sequences={self._options.max_sequences}"
+            )
+        self._check_length(length + new_tokens)
+        self._check_ids(prompts)
+        self._begin(len(prompts) * (length + new_tokens))
+        first = Tokens.joined(
+            [Tokens.piece(prompt, 0, row, length - 1) for row, prompt in enumerate(prompts)]
+        )
+        return self._timed(first, len(prompts), length, new_tokens)
+
+    def _timed(self, prompt: Tokens, rows: int, length: int, new_tokens: int) -> Generation:
+        import numpy as np
+
+        from ewq.backends.llama_native import Tokens
+
+        sequences, wanted = np.arange(rows, dtype=np.int32), np.ones(rows, dtype=np.int8)
+        self._native.synchronize()
+        clock = [time.perf_counter()]
+        blocks = [block.argmax(axis=1) for block in self._native.decode(prompt)]
+        produced = [np.concatenate(blocks).astype(np.int32)]
+        clock.append(time.perf_counter())
+        for step in range(1, new_tokens):
+            positions = np.full(rows, length + step - 1, dtype=np.int32)
+            self._native.run(Tokens(produced[-1], positions, sequences, wanted))
+            produced.append(self._native.logits(rows).argmax(axis=1).astype(np.int32))
+            clock.append(time.perf_counter())
+        tokens = np.stack(produced, axis=1).tolist()
+        return Generation(
+            tokens=tuple(tuple(row) for row in tokens),
+            first_token_s=clock[1] - clock[0],
+            step_s=tuple(b - a for a, b in pairwise(clock[1:])),
+        )
+
+    def synchronize(self) -> None:
+        """See :meth:`ewq.model.LanguageModel.synchronize`."""
+        self._native.synchronize()
+
+    def close(self) -> None:
+        """See :meth:`ewq.model.LanguageModel.close`."""
+        self._native.close()
+
+    def _begin(self, cells: int) -> None:
+        self._calls += 1
+        self._native.prepare(cells)
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.info.context_length:
+            raise MeasurementError(
+                f"sequence of {tokens} tokens exceeds the context length of "
+                f"{self.info.context_length}; nothing is truncated"
+            )
+
+    def _check_ids(self, sequences: Sequence[TokenIds]) -> None:
+        for ids in sequences:
+            if len(ids) and not 0 <= min(ids) <= max(ids) < self.info.vocab_size:
+                raise MeasurementError(
+                    f"token id {min(ids) if min(ids) < 0 else max(ids)} is outside the model's "
+                    f"vocabulary of {self.info.vocab_size}; was the GGUF made from this checkpoint?"
+                )
+
+    def _rows(
+        self, prefix: TokenIds, suffixes: Sequence[TokenIds], wanted_from: Sequence[int]
+    ) -> Iterator[torch.Tensor]:
+        """Distributions after tokens ``wanted_from[i]...`` of ``prefix + suffixes[i]``, in order.
+
+        The last token of the prefix is fed once per sequence, so that a suffix may be empty.
+        """
+        if not suffixes:
+            return
+        shared = list(prefix[:-1])
+        tails = [list(prefix[-1:]) + list(suffix) for suffix in suffixes]
+        if not all(tails):
+            raise InputError("a sequence without tokens predicts nothing; give a prefix or a BOS")
+        self._check_length(len(shared) + max(map(len, tails)))
+        self._check_ids([shared, *tails])
+        groups = group_by_tokens(
+            [len(tail) for tail in tails], self._options.batch_tokens, self._options.max_sequences
+        )
+        self._begin(len(shared) + max(sum(len(tails[i]) for i in group) for group in groups))
+        self._feed(shared)
+        for group in groups:
+            chosen = [(tails[i], wanted_from[i] - len(shared)) for i in group]
+            yield from self._group(len(shared), chosen)
+
+    def _feed(self, shared: Sequence[int]) -> None:
+        from ewq.backends.llama_native import Tokens
+
+        if shared:
+            for _ in self._native.decode(Tokens.piece(shared, 0, 0, len(shared))):
+                pass
+
+    def _group(
+        self, position: int, chosen: Sequence[tuple[list[int], int]]
+    ) -> Iterator[torch.Tensor]:
+        import torch
+
+        from ewq.backends.llama_native import Tokens
+
+        # Sequence 0 keeps the shared tokens alone; each tail lives in its own sequence.
+        pieces = []
+        for sequence, (tail, wanted_from) in enumerate(chosen, start=1):
+            if position:
+                self._native.share(0, sequence)
+            pieces.append(Tokens.piece(tail, position, sequence, wanted_from))
+        counts = [len(tail) - wanted_from for tail, wanted_from in chosen]
+        held: list[torch.Tensor] = []
+        for block in self._distributions(Tokens.joined(pieces)):
+            held.append(block)
+            while counts and sum(map(len, held)) >= counts[0]:
+                joined = torch.cat(held) if len(held) > 1 else held[0]
+                yield joined[: counts[0]]
+                held = [joined[counts.pop(0) :]]
+        for sequence in range(1, len(chosen) + 1):
+            self._native.drop(sequence)
+
+    def _distributions(self, tokens: Tokens) -> Iterator[torch.Tensor]:
+        """Float32 log-softmax of the wanted rows, block by block."""
+        import torch
+
+        call = self._calls
+        for logits in self._native.decode(tokens):
+            if not len(logits):
+                continue
+            block = torch.from_numpy(logits).log_softmax(dim=-1)
+            if not bool(torch.isfinite(block.sum(dim=-1)).all()):
+                raise MeasurementError(
+                    "llama.cpp returned logits that are not finite; the file's weights are damaged "
+                    "or overflow on this device"
+                )
+            yield block
+            if call != self._calls:
+                raise MeasurementError("another call used the model before this one was read out")
+
+
+def group_by_tokens(lengths: Sequence[int], budget: int, most: int) -> list[range]:
+    """Consecutive groups of at most ``budget`` tokens and ``most`` rows; an over-long row is alone."""
+    groups: list[range] = []
+    begin, tokens = 0, 0
+    for index, length in enumerate(lengths):
+        if index > begin and (tokens + length > budget or index - begin >= most):
+            groups.append(range(begin, index))
+            begin, tokens = index, 0
+        tokens += length
+    groups.append(range(begin, len(lengths)))
+    return groups
+
+
+def load_llama_cpp(
+    path: str | Path,
+    tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
+    options: LlamaCppOptions | None = None,
+) -> LlamaCppModel:
+    """Load a GGUF file.
+
+    Args:
+        path: the file.
+        tokenizer: the original checkpoint's ``transformers`` tokenizer, as for every engine.
+        options: how to run it.
+
+    Raises:
+        BackendUnavailable: no llama.cpp, or no GPU support for a GPU device.
+        CheckpointError: not a GGUF file, damaged, or one llama.cpp cannot run.
+    """
+    from ewq.backends.llama_native import NativeModel, llama_library
+    from ewq.gguf.probe import probe_file
+    from ewq.gguf.read import read_header
+
+    options = options or LlamaCppOptions()
+    path = Path(path)
+    library = llama_library()
+    header = read_header(path)
+    native_options = _native_options(library, options)
+    if options.probe:
+        probe_file(path)
+    native = NativeModel(path, native_options)
+    try:
+        info = _describe(native, header, options)
+    except CheckpointError:
+        native.close()
+        raise
+    return LlamaCppModel(native, tokenizer, info, options)
+
+
+def _native_options(library: Any, options: LlamaCppOptions) -> Any:  # noqa: ANN401 (C library)
+    import torch
+
+    from ewq.backends.llama_native import NativeOptions
+    from ewq.errors import BackendUnavailable
+
+    gpu = options.device != "cpu"
+    if gpu and not library.llama_supports_gpu_offload():
+        raise BackendUnavailable(
+            f"device {options.device!r} asked for, but this llama-cpp-python has no GPU support; "
+            "reinstall it with CMAKE_ARGS=-DGGML_CUDA=on or use --ewq-device cpu"
+        )
+    if options.cache_dtype not in CACHE_TYPES:
+        raise InputError(f"cache_dtype {options.cache_dtype!r}; give one of {[*CACHE_TYPES]}")
+    most = int(library.llama_max_parallel_sequences()) - 1
+    return NativeOptions(
+        gpu=gpu,
+        threads=options.threads or torch.get_num_threads(),
+        batch_tokens=options.batch_tokens,
+        micro_batch_tokens=min(512, options.batch_tokens),
+        max_sequences=1 + min(options.max_sequences, most),
+        cache_type=CACHE_TYPES[options.cache_dtype],
+    )
+
+
+def _describe(native: NativeModel, header: GgufHeader, options: LlamaCppOptions) -> ModelInfo:
+    trained = native.trained_context
+    return ModelInfo(
+        engine="llama.cpp",
+        device="cpu" if options.device == "cpu" else "cuda:0",
+        dtype="float32",
+        context_length=min(trained, options.context_length or trained),
+        vocab_size=native.vocab_size,
+        weights_bytes=header.weights_bytes,
+        bits_per_weight=8 * header.weights_bytes / header.parameters,
+    )

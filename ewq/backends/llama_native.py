@@ -1,0 +1,270 @@
+"""The thin layer over llama.cpp's C interface: a model, its context and batches of tokens.
+
+Everything above this file speaks of sequences and log-probabilities; everything
+in it speaks of pointers. Arrays are NumPy's, so filling a batch costs no Python
+loop over tokens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ewq.errors import BackendUnavailable, CheckpointError, MeasurementError
+
+INSTALL_HINT = "llama.cpp is not installed: pip install 'ewq[gguf]'"
+
+_OUTPUT_BYTES = 128 * 2**20
+"""Most bytes of logits one decode may return; bounds memory for 150k-word vocabularies."""
+_LOG_ERROR = 4
+_messages: deque[str] = deque(maxlen=8)
+_log_callback: list[Any] = []
+"""Keeps the ctypes callback alive for as long as the library may call it."""
+
+
+def llama_library() -> Any:
+    """llama.cpp's C functions, quiet, with error messages kept for our own errors.
+
+    Raises:
+        BackendUnavailable: the ``gguf`` extra is absent or its library does not load.
+    """
+    try:
+        from llama_cpp import llama_cpp as library
+    except (ImportError, OSError, RuntimeError) as error:
+        raise BackendUnavailable(f"{INSTALL_HINT} ({error})") from error
+    if not _log_callback:
+        callback = library.llama_log_callback(_remember)
+        _log_callback.append(callback)
+        library.llama_log_set(callback, ctypes.c_void_p(0))
+        library.llama_backend_init()
+    return library
+
+
+def _remember(level: int, text: bytes, _user_data: Any) -> None:  # noqa: ANN401 (C pointer)
+    if level == _LOG_ERROR:
+        _messages.append(text.decode("utf-8", errors="replace").strip())
+
+
+def last_message() -> str:
+    """The last error llama.cpp logged, on one line, or a stand-in."""
+    return " ".join(_messages[-1].split()) if _messages else "no reason given"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A flat run of tokens of one or many sequences, in the order they are computed."""
+
+    ids: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    sequences: NDArray[np.int32]
+    wanted: NDArray[np.int8]
+    """1 where the distribution after this token is wanted."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def part(self, begin: int, end: int) -> Tokens:
+        """The tokens ``[begin, end)``."""
+        window = slice(begin, end)
+        return Tokens(
+            self.ids[window], self.positions[window], self.sequences[window], self.wanted[window]
+        )
+
+    @staticmethod
+    def piece(ids: Any, position: int, sequence: int, wanted_from: int) -> Tokens:  # noqa: ANN401
+        """One stretch of one sequence; outputs are wanted from index ``wanted_from`` on."""
+        array = np.asarray(ids, dtype=np.int32)
+        wanted = np.zeros(len(array), dtype=np.int8)
+        wanted[wanted_from:] = 1
+        return Tokens(
+            array,
+            np.arange(position, position + len(array), dtype=np.int32),
+            np.full(len(array), sequence, dtype=np.int32),
+            wanted,
+        )
+
+    @staticmethod
+    def joined(pieces: list[Tokens]) -> Tokens:
+        """The pieces one after another."""
+        return Tokens(
+            np.concatenate([piece.ids for piece in pieces]),
+            np.concatenate([piece.positions for piece in pieces]),
+            np.concatenate([piece.sequences for piece in pieces]),
+            np.concatenate([piece.wanted for piece in pieces]),
+        )
+
+
+@dataclass(frozen=True)
+class NativeOptions:
+    """How llama.cpp is to run."""
+
+    gpu: bool
+    threads: int
+    batch_tokens: int
+    """Most tokens of one ``llama_decode``."""
+    micro_batch_tokens: int
+    max_sequences: int
+    cache_type: int
+    """ggml type of the key-value cache: 1 is F16, 0 is F32."""
+
+
+class NativeModel:
+    """One loaded GGUF and the context it is computed in.
+
+    The context starts small and grows to what a call needs, so that memory
+    measured is memory used.
+    """
+
+    def __init__(self, path: Path, options: NativeOptions) -> None:
+        self._lib = llama_library()
+        self._options = options
+        self._context: Any = None
+        self._cells = 0
+        self._model = self._load(path)
+        vocab = self._lib.llama_model_get_vocab(self._model)
+        self.vocab_size = int(self._lib.llama_vocab_n_tokens(vocab))
+        self.trained_context = int(self._lib.llama_model_n_ctx_train(self._model))
+        self._rows_cap = max(1, _OUTPUT_BYTES // (4 * self.vocab_size))
+
+    def _load(self, path: Path) -> Any:  # noqa: ANN401 (opaque pointer)
+        params = self._lib.llama_model_default_params()
+        params.n_gpu_layers = -1 if self._options.gpu else 0
+        _messages.clear()
+        model = self._lib.llama_model_load_from_file(str(path).encode(), params)
+        if not model:
+            raise CheckpointError(f"{path}: llama.cpp cannot load this file: {last_message()}")
+        return model
+
+    @property
+    def model(self) -> Any:  # noqa: ANN401 (opaque pointer)
+        """The model's pointer; raises once it has been freed."""
+        if self._model is None:
+            raise MeasurementError("this llama.cpp model is closed; load it again")
+        return self._model
+
+    def prepare(self, cells: int) -> None:
+        """Forget all sequences and make sure that ``cells`` tokens fit."""
+        model = self.model
+        if cells > self._cells:
+            self._free_context()
+            self._cells = max(512, 1 << (cells - 1).bit_length())
+            self._context = self._new_context(model)
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+
+    def _new_context(self, model: Any) -> Any:  # noqa: ANN401 (opaque pointer)
+        options = self._options
+        params = self._lib.llama_context_default_params()
+        params.n_ctx = self._cells
+        params.n_batch = min(options.batch_tokens, self._cells)
+        params.n_ubatch = min(options.micro_batch_tokens, params.n_batch)
+        params.n_seq_max = options.max_sequences
+        params.n_threads = params.n_threads_batch = options.threads
+        params.type_k = params.type_v = options.cache_type
+        params.offload_kqv = params.op_offload = options.gpu
+        params.no_perf = True
+        # One buffer for all sequences: copying a prefix copies no memory. A full-size
+        # sliding-window cache, because a pruned one could not be shared or rolled back.
+        params.kv_unified = params.swa_full = True
+        context = self._lib.llama_init_from_model(model, params)
+        if not context:
+            raise MeasurementError(
+                f"llama.cpp cannot make a context of {self._cells} tokens: {last_message()}"
+            )
+        return context
+
+    def share(self, source: int, target: int) -> None:
+        """Let sequence ``target`` begin with all tokens of ``source``."""
+        memory = self._lib.llama_get_memory(self._context)
+        self._lib.llama_memory_seq_cp(memory, source, target, -1, -1)
+
+    def drop(self, sequence: int) -> None:
+        """Forget one sequence."""
+        memory = self._lib.llama_get_memory(self._context)
+        self._lib.llama_memory_seq_rm(memory, sequence, -1, -1)
+
+    def decode(self, tokens: Tokens) -> Iterator[NDArray[np.float32]]:
+        """Compute tokens; yield the wanted logits in order, ``[rows, vocab_size]`` at a time.
+
+        A block is llama.cpp's own memory: it is valid only until the next one is asked for.
+        """
+        for part in self._parts(tokens):
+            yield self._decode_part(part)
+
+    def _parts(self, tokens: Tokens) -> Iterator[Tokens]:
+        limit = min(self._options.batch_tokens, self._cells)
+        if len(tokens) <= limit and int(tokens.wanted.sum()) <= self._rows_cap:
+            yield tokens
+            return
+        outputs = np.concatenate([[0], np.cumsum(tokens.wanted, dtype=np.int64)])
+        begin = 0
+        while begin < len(tokens):
+            by_rows = int(np.searchsorted(outputs, outputs[begin] + self._rows_cap, "right")) - 1
+            end = min(len(tokens), begin + limit, max(begin + 1, by_rows))
+            yield tokens.part(begin, end)
+            begin = end
+
+    def _decode_part(self, tokens: Tokens) -> NDArray[np.float32]:
+        self.run(tokens)
+        return self.logits(int(tokens.wanted.sum()))
+
+    def run(self, tokens: Tokens) -> None:
+        """Compute one batch and wait for it."""
+        _ = self.model  # a closed model must raise, not crash
+        ids = np.ascontiguousarray(tokens.ids)
+        positions = np.ascontiguousarray(tokens.positions)
+        sequences = np.ascontiguousarray(tokens.sequences)
+        wanted = np.ascontiguousarray(tokens.wanted)
+        counts = np.ones(len(ids), dtype=np.int32)
+        # Every token belongs to one sequence; the interface wants a pointer to its list of one.
+        addresses = sequences.ctypes.data + 4 * np.arange(len(ids), dtype=np.uint64)
+        batch = self._lib.llama_batch(
+            n_tokens=len(ids),
+            token=_pointer(ids, ctypes.c_int32),
+            pos=_pointer(positions, ctypes.c_int32),
+            n_seq_id=_pointer(counts, ctypes.c_int32),
+            seq_id=_pointer(addresses, ctypes.POINTER(ctypes.c_int32)),
+            logits=_pointer(wanted, ctypes.c_int8),
+        )
+        status = self._lib.llama_decode(self._context, batch)
+        self._lib.llama_synchronize(self._context)
+        if status != 0:
+            raise MeasurementError(
+                f"llama.cpp failed on a batch of {len(ids)} tokens (code {status}): "
+                f"{last_message()}"
+            )
+
+    def logits(self, rows: int) -> NDArray[np.float32]:
+        """The logits of the last :meth:`run`, ``[rows, vocab_size]``, llama.cpp's own memory."""
+        if not rows:
+            return np.empty((0, self.vocab_size), dtype=np.float32)
+        pointer = self._lib.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(rows, self.vocab_size))
+
+    def synchronize(self) -> None:
+        """Wait until the device is idle."""
+        if self._context is not None:
+            self._lib.llama_synchronize(self._context)
+
+    def _free_context(self) -> None:
+        if self._context is not None:
+            self._lib.llama_free(self._context)
+            self._context = None
+            self._cells = 0
+
+    def close(self) -> None:
+        """Free the context and the weights; harmless when repeated."""
+        self._free_context()
+        if self._model is not None:
+            self._lib.llama_model_free(self._model)
+            self._model = None
+
+
+def _pointer(array: NDArray[Any], kind: Any) -> Any:  # noqa: ANN401 (ctypes types)
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
