@@ -1,0 +1,63 @@
+"""``ewq compare``: two stored runs, every metric, one exit code."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """How the comparison is written."""
+
+    MD = "md"
+    JSON = "json"
+    HTML = "html"
+
+
+def compare(
+    baseline: Annotated[
+        str, typer.Argument(help="A stored run: file, number in the storage, commit or branch.")
+    ],
+    current: Annotated[
+        str | None, typer.Argument(help="The run in question; the newest stored one by default.")
+    ] = None,
+    format_: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.MD,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A file instead of standard output.")
+    ] = None,
+    thresholds: Annotated[
+        Path | None, typer.Option(help="Thresholds file whose tolerances apply.")
+    ] = None,
+    storage: Annotated[Path, typer.Option(help="pytest-benchmark's storage folder.")] = Path(
+        ".benchmarks"
+    ),
+) -> None:
+    """Compare two runs: exit 0 without a regression, 1 with one, 2 if not comparable."""
+    from ewq.compare import compare_runs
+    from ewq.comparison_formats import FORMATS
+    from ewq.runs import newest_run, resolve_run
+    from ewq.thresholds import BUILT_IN, load_thresholds
+
+    before = resolve_run(baseline, storage)
+    after = resolve_run(current, storage) if current else newest_run(storage)
+    variants = {variant for run in (before, after) for variant, _ in run.records}
+    limits = load_thresholds(thresholds, variants) if thresholds else BUILT_IN
+    comparison = compare_runs(before, after, limits)
+    text = FORMATS[format_.value](comparison)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        _write(output, text)
+    raise typer.Exit(comparison.exit_code)
+
+
+def _write(path: Path, text: str) -> None:
+    from ewq.errors import EwqError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise EwqError(f"cannot write {path}: {error.strerror}") from error

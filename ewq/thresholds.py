@@ -1,0 +1,267 @@
+"""The thresholds file: what a variant may lose, and how much a run may differ from its baseline.
+
+``[default.TASK]`` and ``[variant."ID".TASK]`` hold limits on one run's own metrics;
+``[tolerance.TASK]`` holds how much worse than a stored baseline a metric may get.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from ewq.errors import InputError
+from ewq.metrics import TASK_METRICS, is_known, is_paired
+from ewq.variants import REFERENCE, find_variant
+
+DEFAULT_ALPHA = 0.05
+
+
+class Test(StrEnum):
+    """The statistical test that decides whether a limit is broken."""
+
+    __test__ = False  # not a test class, whatever pytest's name patterns say
+
+    BOUND = "bound"
+    """The value itself against the limit."""
+    NONINFERIORITY = "noninferiority"
+    """One-sided: is the value shown to be on the right side of the limit, error included?"""
+    MCNEMAR = "mcnemar"
+    """Accuracy only: beyond the limit, and the flips are too lopsided for chance."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The range a metric must stay in, in the metric's own unit."""
+
+    min: float | None = None
+    max: float | None = None
+    test: Test = Test.BOUND
+    alpha: float = DEFAULT_ALPHA
+    """Probability of a false alarm that the test accepts."""
+
+    def __str__(self) -> str:
+        parts = (("min", self.min), ("max", self.max))
+        return ", ".join(f"{name} {value:g}" for name, value in parts if value is not None)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How much worse than its baseline a metric may get before that is a regression."""
+
+    relative: float | None = None
+    """Share of the baseline's value."""
+    absolute: float | None = None
+    """In the metric's unit; the larger of the two counts where both are given."""
+    alpha: float = DEFAULT_ALPHA
+
+    def allowed(self, before: float) -> float:
+        """The tolerated change from a baseline of ``before``, in the metric's unit."""
+        return max((self.relative or 0.0) * abs(before), self.absolute or 0.0)
+
+    def __str__(self) -> str:
+        relative = None if self.relative is None else f"{self.relative:.2%}"
+        absolute = None if self.absolute is None else f"{self.absolute:g}"
+        return " or ".join(part for part in (relative, absolute) if part is not None)
+
+
+Limits = Mapping[str, Mapping[str, Limit]]
+"""Task -> metric -> limit."""
+Tolerances = Mapping[str, Mapping[str, Tolerance]]
+"""Task -> metric -> tolerance."""
+
+_ACCURACY_TOLERANCES = {"accuracy": Tolerance(absolute=0.005)}
+_PAIRED_ACCURACY_TOLERANCES = {"accuracy_delta": Tolerance(absolute=0.005)}
+DEFAULT_TOLERANCES: Tolerances = {
+    "mmlu": {**_ACCURACY_TOLERANCES, **_PAIRED_ACCURACY_TOLERANCES},
+    "mmlu_cloze": {**_ACCURACY_TOLERANCES, **_PAIRED_ACCURACY_TOLERANCES},
+    "perplexity": {
+        "perplexity": Tolerance(relative=0.001),
+        "bits_per_byte": Tolerance(relative=0.001),
+        "ln_ppl_ratio": Tolerance(absolute=0.001),
+    },
+    "divergence": {
+        "kld_mean": Tolerance(relative=0.05, absolute=1e-5),
+        "kld_p99": Tolerance(relative=0.10, absolute=1e-4),
+        "top1_agreement": Tolerance(absolute=0.005),
+        "rms_delta_p": Tolerance(relative=0.05, absolute=1e-4),
+    },
+    "throughput": {
+        "prefill_tokens_per_s": Tolerance(relative=0.10),
+        "decode_tokens_per_s": Tolerance(relative=0.10),
+        "ttft_s": Tolerance(relative=0.10),
+        "decode_ratio": Tolerance(relative=0.10),
+    },
+    "memory": {
+        "weights_bytes": Tolerance(relative=0.005),
+        "bits_per_weight": Tolerance(relative=0.005),
+        "vram_peak_bytes": Tolerance(relative=0.05),
+        "ram_peak_bytes": Tolerance(relative=0.05),
+        "load_peak_ram_bytes": Tolerance(relative=0.10),
+    },
+}
+"""What counts where the thresholds file says nothing; the file overrides metric by metric."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """A thresholds file, read and checked."""
+
+    source: str
+    default: Limits = field(default_factory=dict)
+    variants: Mapping[str, Limits] = field(default_factory=dict)
+    tolerances: Tolerances = field(default_factory=dict)
+
+    def for_(self, variant: str, task: str) -> dict[str, Limit]:
+        """Metric -> limit of one benchmark; the variant's own entry replaces the default one.
+
+        The reference variant has no paired metrics, and so no limits on them.
+        """
+        own = self.variants.get(variant, {}).get(task, {})
+        limits = {**self.default.get(task, {}), **own}
+        if variant == REFERENCE:
+            return {metric: limit for metric, limit in limits.items() if not is_paired(metric)}
+        return limits
+
+    def tolerances_for(self, task: str) -> dict[str, Tolerance]:
+        """Metric -> tolerance of one task, built-in values where the file has none."""
+        return {**DEFAULT_TOLERANCES.get(task, {}), **self.tolerances.get(task, {})}
+
+
+BUILT_IN = Thresholds(source="built-in tolerances")
+"""No limits, default tolerances: for comparing runs without a file."""
+
+
+def load_thresholds(path: Path, variants: Collection[str]) -> Thresholds:
+    """Read a thresholds file; every name in it must be known.
+
+    Args:
+        path: the TOML file.
+        variants: ids of this run, such as GGUF files; those of the variant table are known besides.
+
+    Raises:
+        InputError: not readable, not TOML, or an unknown table, variant, task, metric or key, a
+            limit without bounds, or a value out of range; the message names the place.
+    """
+    document = _parse(path)
+    reader = _Reader(path)
+    reader.require_known(document, ("default", "variant", "tolerance"), "")
+    own = reader.table(document.get("variant", {}), "variant")
+    for variant in own:
+        reader.require_variant(variant, variants)
+    return Thresholds(
+        source=str(path),
+        default=reader.limits(document.get("default", {}), "default"),
+        variants={name: reader.limits(table, f"variant.{name!r}") for name, table in own.items()},
+        tolerances=reader.tolerances(document.get("tolerance", {}), "tolerance"),
+    )
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read thresholds {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"thresholds {path} are not valid TOML: {error}") from error
+
+
+class _Reader:
+    """Turns tables into values; knows the file's name for its messages."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def limits(self, table: object, place: str) -> dict[str, dict[str, Limit]]:
+        result: dict[str, dict[str, Limit]] = {}
+        for task, metric, entry, where in self._entries(table, place):
+            result.setdefault(task, {})[metric] = self._limit(entry, where, metric)
+        return result
+
+    def tolerances(self, table: object, place: str) -> dict[str, dict[str, Tolerance]]:
+        result: dict[str, dict[str, Tolerance]] = {}
+        for task, metric, entry, where in self._entries(table, place):
+            result.setdefault(task, {})[metric] = self._tolerance(entry, where)
+        return result
+
+    def table(self, value: object, place: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self._error(place, f"must be a table, not {value!r}")
+        return value
+
+    def require_known(self, table: Mapping[str, Any], known: Collection[str], place: str) -> None:
+        for name in table:
+            if name not in known:
+                raise self._error(f"{place}.{name}".lstrip("."), f"unknown; known: {_list(known)}")
+
+    def require_variant(self, variant: str, known: Collection[str]) -> None:
+        if variant in known:
+            return
+        try:
+            find_variant(variant)
+        except InputError as error:
+            raise self._error(f"variant.{variant!r}", str(error)) from error
+
+    def _entries(self, table: object, place: str) -> Iterator[tuple[str, str, dict[str, Any], str]]:
+        tasks = self.table(table, place)
+        self.require_known(tasks, TASK_METRICS, place)
+        for task, metrics in tasks.items():
+            for metric, entry in self.table(metrics, f"{place}.{task}").items():
+                where = f"{place}.{task}.{metric}"
+                if not is_known(task, metric):
+                    raise self._error(where, f"unknown metric of task {task!r}")
+                yield task, metric, self.table(entry, where), where
+
+    def _limit(self, entry: Mapping[str, Any], where: str, metric: str) -> Limit:
+        self.require_known(entry, ("min", "max", "test", "alpha"), where)
+        low, high = self._number(entry, "min", where), self._number(entry, "max", where)
+        if low is None and high is None:
+            raise self._error(where, "needs min or max")
+        if low is not None and high is not None and low > high:
+            raise self._error(where, f"min {low:g} is above max {high:g}")
+        return Limit(low, high, self._test(entry, where, metric), self._alpha(entry, where))
+
+    def _tolerance(self, entry: Mapping[str, Any], where: str) -> Tolerance:
+        self.require_known(entry, ("relative", "absolute", "alpha"), where)
+        sizes = {name: self._number(entry, name, where) for name in ("relative", "absolute")}
+        if all(size is None for size in sizes.values()):
+            raise self._error(where, "needs relative or absolute")
+        for name, size in sizes.items():
+            if size is not None and size < 0:
+                raise self._error(f"{where}.{name}", f"must not be negative, is {size:g}")
+        return Tolerance(sizes["relative"], sizes["absolute"], self._alpha(entry, where))
+
+    def _test(self, entry: Mapping[str, Any], where: str, metric: str) -> Test:
+        name = entry.get("test", Test.BOUND.value)
+        known = [test.value for test in Test]
+        if name not in known:
+            raise self._error(f"{where}.test", f"unknown test {name!r}; known: {_list(known)}")
+        if name == Test.MCNEMAR and (metric != "accuracy_delta" or "max" in entry):
+            raise self._error(f"{where}.test", "mcnemar decides a min of accuracy_delta only")
+        return Test(name)
+
+    def _alpha(self, entry: Mapping[str, Any], where: str) -> float:
+        alpha = self._number(entry, "alpha", where)
+        if alpha is None:
+            return DEFAULT_ALPHA
+        if not 0 < alpha < 1:
+            raise self._error(f"{where}.alpha", f"must lie between 0 and 1, is {alpha:g}")
+        return alpha
+
+    def _number(self, entry: Mapping[str, Any], key: str, where: str) -> float | None:
+        value = entry.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise self._error(f"{where}.{key}", f"must be a number, not {value!r}")
+        return float(value)
+
+    def _error(self, where: str, problem: str) -> InputError:
+        return InputError(f"thresholds {self.path}, {where}: {problem}")
+
+
+def _list(names: Collection[str]) -> str:
+    return ", ".join(sorted(str(name) for name in names))
