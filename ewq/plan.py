@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from ewq.errors import EwqError, PlanError
+from ewq.atomic import write_text
+from ewq.errors import PlanError
 from ewq.measurement import Json
 from ewq.precision import Precision
+
+if TYPE_CHECKING:
+    from ewq.checkpoint import Checkpoint
+    from ewq.layout import Layout
 
 SCHEMA = 1
 VOLATILE = frozenset({"ewq_version", "model"})
 """Fields that say who made the plan and under which name, not what it does."""
 NAMED = 3
 """How many offending names an error shows."""
+
+
+def _known(value: float) -> float | None:
+    """NaN, which a plan of the proof of concept has where it says nothing, as JSON's null."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class PlanBlock:
     numel: int
     """Quantizable weights in the block."""
     entropy: float
-    """The scorer's value: bits for ``histogram``, nats for ``softmax``, else the scorer's own unit."""
+    """The score: bits for ``histogram``, nats for ``softmax``, else the scorer's own unit."""
     precision: Precision | None
     """``None`` where a tensor-wise plan gives the block's weights different precisions."""
 
@@ -45,27 +54,9 @@ class PlanBlock:
             "index": self.index,
             "name": self.name,
             "numel": self.numel,
-            "entropy": self.entropy,
+            "entropy": _known(self.entropy),
             "precision": "mixed" if self.precision is None else self.precision.value,
         }
-
-
-class HasWeights(Protocol):
-    """What a plan is checked against: a layout of blocks."""
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Names of every quantizable weight."""
-        ...
-
-
-class HasFingerprint(Protocol):
-    """What a plan is checked against: an opened checkpoint."""
-
-    @property
-    def fingerprint(self) -> str:
-        """``sha256:...`` of the checkpoint."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,6 @@ class QuantizationPlan:
     ewq_version: str = ""
     target: str = "nf4"
     """Storage the sizes were counted for; see :mod:`ewq.formats`."""
-    extra: Mapping[str, Json] = field(default_factory=dict, compare=False)
 
     def precision_of(self, weight_name: str) -> Precision:
         """Precision of a weight; anything the plan does not quantize is raw."""
@@ -121,13 +111,13 @@ class QuantizationPlan:
             "scorer": self.scorer,
             "granularity": self.granularity,
             "rule": dict(self.rule),
-            "mean": self.mean,
-            "std": self.std,
+            "mean": _known(self.mean),
+            "std": _known(self.std),
             "thresholds": dict(self.thresholds),
             "target": self.target,
             "blocks": [block.to_json() for block in self.blocks],
             "weights": {name: precision.value for name, precision in self.weights.items()},
-            "bits_per_weight": self.bits_per_weight,
+            "bits_per_weight": _known(self.bits_per_weight),
             "size_bytes": self.size_bytes,
             "ewq_version": self.ewq_version,
         }
@@ -139,27 +129,63 @@ class QuantizationPlan:
         Raises:
             PlanError: unknown or missing keys, another schema, an unknown precision.
         """
-        raise NotImplementedError
+        from ewq.plan_reading import plan_from_json
+
+        return plan_from_json(data, source)
 
 
 def read_plan(path: str | Path) -> QuantizationPlan:
-    """Read a plan file.
+    """Read a plan file, ewq's own or the proof of concept's.
 
     Raises:
         PlanError: no such file, not JSON, or not a plan.
     """
-    raise NotImplementedError
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"cannot read the plan {path}: {error}") from error
+    return QuantizationPlan.from_json(data, str(path))
 
 
 def write_plan(plan: QuantizationPlan, path: str | Path) -> Path:
-    """Write a plan atomically: the file is complete or was never touched."""
-    raise NotImplementedError
+    """Write a plan; the file is complete afterwards, or as it was before.
+
+    Raises:
+        EwqError: the folder cannot be written, or the disk is full.
+    """
+    return write_text(Path(path), json.dumps(plan.to_json(), indent=1) + "\n")
 
 
-def check_plan(plan: QuantizationPlan, model: Any) -> None:
-    """Refuse a plan that does not belong to ``model`` (a ``Checkpoint`` or a ``Layout``).
+def check_plan(plan: QuantizationPlan, model: Checkpoint | Layout) -> None:
+    """Refuse a plan that does not belong to ``model``.
+
+    A ``Checkpoint`` is checked by fingerprint and by its weights, a ``Layout`` by weights only.
 
     Raises:
         PlanError: another fingerprint, weights the plan does not cover, or weights the model lacks.
     """
-    raise NotImplementedError
+    from ewq.layout import Layout, find_layout
+
+    if isinstance(model, Layout):
+        _check_weights(plan, model.weights)
+        return
+    if not plan.weights:
+        raise PlanError("the plan names blocks but no weights; make it again with `ewq plan`")
+    _check_weights(plan, find_layout(model).weights)
+    if plan.fingerprint != model.fingerprint:
+        raise PlanError(
+            f"the plan was made for {plan.model} ({plan.fingerprint[:19]}…), not for "
+            f"{model.model} ({model.fingerprint[:19]}…); plan this model with `ewq plan`"
+        )
+
+
+def _check_weights(plan: QuantizationPlan, names: Iterable[str]) -> None:
+    wanted, given = dict.fromkeys(names), plan.weights
+    missing = [name for name in wanted if name not in given]
+    unknown = [name for name in given if name not in wanted]
+    for found, what in ((missing, "does not cover"), (unknown, "names, but the model lacks,")):
+        if found:
+            raise PlanError(
+                f"the plan for {plan.model} {what} {len(found)} weights: "
+                f"{', '.join(found[:NAMED])}; it belongs to another model"
+            )

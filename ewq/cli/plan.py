@@ -1,0 +1,123 @@
+"""``ewq plan``: decide precisions from the weights alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ewq.errors import InputError
+
+if TYPE_CHECKING:
+    from ewq.analysis import Analysis
+    from ewq.plan import QuantizationPlan
+
+
+def plan(
+    model: Annotated[str, typer.Argument(help="Hub id, model folder, or .gguf file.")],
+    factor: Annotated[
+        list[float] | None,
+        typer.Option(help="4-bit starts below mean - FACTOR * std; repeatable (default 0.65)."),
+    ] = None,
+    scorer: Annotated[
+        str,
+        typer.Option(
+            help="histogram, softmax, variance, kurtosis, nf4-error, random, reverse, first, last."
+        ),
+    ] = "histogram",
+    granularity: Annotated[str, typer.Option(help="block or tensor.")] = "block",
+    target_bpw: Annotated[
+        float | None, typer.Option(help="Bits per weight of the whole model, never exceeded.")
+    ] = None,
+    target_size: Annotated[
+        str | None, typer.Option(help="Size of the whole model, such as 5GB or 4.5GiB.")
+    ] = None,
+    target: Annotated[
+        str, typer.Option("--for", help="Storage to count sizes for: nf4, nf4-double, gguf.")
+    ] = "nf4",
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", help="PLAN.json, or a folder with a final /.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random scorer.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Threads (default: all processors).")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda counts on the GPU.")] = None,
+    cache: Annotated[bool, typer.Option(help="Use and keep the analysis cache.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Decide which blocks stay raw and which take 8 or 4 bits; one plan per factor."""
+    from ewq.analysis import analyze
+    from ewq.cli.progress import terminal_progress
+
+    size_bytes = None if target_size is None else parse_size(target_size)
+    if factor and (target_bpw is not None or size_bytes is not None):
+        raise InputError("give --factor or a target, not both")
+    if target_bpw is not None and size_bytes is not None:
+        raise InputError("give --target-bpw or --target-size, not both")
+    paths = _paths(out, factor or [None])
+    analysis = analyze(
+        model, cache=cache, progress=terminal_progress(), workers=workers, device=device
+    )
+    plans = [
+        analysis.plan(
+            one,
+            target_bpw=target_bpw,
+            target_size_bytes=size_bytes,
+            scorer=scorer,
+            granularity=granularity,
+            target=target,
+            seed=seed,
+        )
+        for one in factor or [None]
+    ]
+    _deliver(analysis, plans, paths, as_json)
+
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``5GB`` (10**9), ``4.5GiB`` (2**30), ``800MB`` or a plain number.
+
+    Raises:
+        InputError: not a size.
+    """
+    number = text.strip().upper()
+    unit = next((unit for unit in sorted(UNITS, key=len)[::-1] if number.endswith(unit)), "")
+    try:
+        return int(float(number.removesuffix(unit)) * UNITS.get(unit, 1))
+    except (ValueError, OverflowError):
+        raise InputError(f"{text!r} is not a size; write 5GB, 4.5GiB or 800MB") from None
+
+
+def _paths(out: str | None, factors: list[float] | list[None]) -> list[Path | None]:
+    """Where each plan goes; a folder gets one file per factor."""
+    if out is None:
+        return [None] * len(factors)
+    if out.endswith("/") or Path(out).is_dir():
+        names = ["plan" if factor is None else f"plan-{factor:g}" for factor in factors]
+        return [Path(out) / f"{name}.json" for name in names]
+    if len(factors) > 1:
+        raise InputError(f"{len(factors)} plans do not fit into one file; give a folder: -o {out}/")
+    return [Path(out)]
+
+
+def _deliver(
+    analysis: Analysis, plans: list[QuantizationPlan], paths: list[Path | None], as_json: bool
+) -> None:
+    from ewq.cli.plan_view import plan_lines
+    from ewq.plan import write_plan
+
+    for one, path in zip(plans, paths, strict=True):
+        if path is not None:
+            write_plan(one, path)
+    if as_json:
+        documents = [one.to_json() for one in plans]
+        print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=1))
+        return
+    for one, path in zip(plans, paths, strict=True):
+        for line in plan_lines(one, analysis.footprint.numel):
+            print(line)
+        if path is not None:
+            print(f"written to {path}")

@@ -1,0 +1,209 @@
+"""Compiled loops. All release the interpreter lock; compiled code is cached on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+NF4_LEVELS = np.array(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ],
+    dtype=np.float32,
+)
+"""The NF4 code (QLoRA, arXiv 2305.14314, appendix E), as bitsandbytes stores it."""
+NF4_BLOCK = 64
+PATTERNS = 65536
+L0, L1, L2, L3, L4, L5, L6, L7, L8, L9, L10, L11, L12, L13, L14, L15 = NF4_LEVELS
+
+
+def compiled(*, fastmath: bool = False) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Compile for this processor without the interpreter lock; kept on disk between runs."""
+    return cast(
+        Callable[[Callable[P, T]], Callable[P, T]], njit(nogil=True, cache=True, fastmath=fastmath)
+    )
+
+
+@compiled()
+def count_patterns(bits: Array, counts: Array) -> None:
+    """Add the occurrences of each 16-bit pattern in ``bits`` to ``counts[4, 65536]``.
+
+    Four tables, because neighbouring equal values would otherwise wait for
+    each other's store.
+    """
+    whole = bits.size - bits.size % 4
+    for start in range(0, whole, 4):
+        counts[0, bits[start]] += np.uint32(1)
+        counts[1, bits[start + 1]] += np.uint32(1)
+        counts[2, bits[start + 2]] += np.uint32(1)
+        counts[3, bits[start + 3]] += np.uint32(1)
+    for position in range(whole, bits.size):
+        counts[0, bits[position]] += np.uint32(1)
+
+
+@compiled()
+def widen_bfloat16(bits: Array, out: Array) -> None:
+    """Bit patterns of bfloat16 to float32: the upper half of the word."""
+    words = out.view(np.uint32)
+    for position in range(bits.size):
+        words[position] = np.uint32(bits[position]) << np.uint32(16)
+
+
+@compiled()
+def widen_float16(bits: Array, out: Array) -> None:
+    """Bit patterns of float16 to float32, subnormals included.
+
+    Exponent and fraction are moved into place and the difference of the
+    exponent biases (2**112) is multiplied in, which also normalises subnormals.
+    """
+    words = out.view(np.uint32)
+    for position in range(bits.size):
+        words[position] = (np.uint32(bits[position]) & np.uint32(0x7FFF)) << np.uint32(13)
+    for position in range(bits.size):
+        out[position] *= np.float32(2.0**112)
+    for position in range(bits.size):
+        words[position] |= (np.uint32(bits[position]) & np.uint32(0x8000)) << np.uint32(16)
+
+
+@compiled(fastmath=True)
+def _nf4_block(values: Array, scale: np.float32) -> np.float32:
+    """Squared distance to the nearest level, in units of the absolute maximum."""
+    total = np.float32(0.0)
+    for position in range(values.size):
+        x = values[position] * scale
+        near = min(abs(x - L0), abs(x - L1))
+        near = min(near, abs(x - L2))
+        near = min(near, abs(x - L3))
+        near = min(near, abs(x - L4))
+        near = min(near, abs(x - L5))
+        near = min(near, abs(x - L6))
+        near = min(near, abs(x - L7))
+        near = min(near, abs(x - L8))
+        near = min(near, abs(x - L9))
+        near = min(near, abs(x - L10))
+        near = min(near, abs(x - L11))
+        near = min(near, abs(x - L12))
+        near = min(near, abs(x - L13))
+        near = min(near, abs(x - L14))
+        near = min(near, abs(x - L15))
+        total += near * near
+    return total
+
+
+@compiled(fastmath=True)
+def _absolute_maximum(values: Array) -> np.float32:
+    top = np.float32(0.0)
+    for position in range(values.size):
+        top = max(top, abs(values[position]))
+    return top
+
+
+@compiled()
+def nf4_square_error(values: Array) -> float:
+    """``sum (w - NF4(w))**2`` of float32 ``values``, in blocks of 64 from the first."""
+    total = 0.0
+    for start in range(0, values.size, NF4_BLOCK):
+        block = values[start : start + NF4_BLOCK]
+        top = _absolute_maximum(block)
+        if top > 0:
+            square = np.float64(_nf4_block(block, np.float32(1.0) / top))
+            total += square * np.float64(top) * np.float64(top)
+    return total
+
+
+@compiled(fastmath=True)
+def _int8_row(row: Array, scale: np.float32) -> np.float32:
+    total = np.float32(0.0)
+    for position in range(row.size):
+        x = row[position] * scale
+        off = x - np.rint(x)
+        total += off * off
+    return total
+
+
+@compiled()
+def int8_square_error(values: Array, in_features: int) -> float:
+    """``sum (w - int8(w))**2``, one scale ``max|row| / 127`` per row of ``in_features``."""
+    total = 0.0
+    for start in range(0, values.size, in_features):
+        row = values[start : start + in_features]
+        top = _absolute_maximum(row)
+        if top > 0:
+            step = np.float64(top) / 127.0
+            total += np.float64(_int8_row(row, np.float32(127.0) / top)) * step * step
+    return total
+
+
+@compiled()
+def extent(values: Array) -> tuple[float, float, float, int, bool]:
+    """``(minimum, maximum, sum, zeros, finite)`` of a chunk; the sum is in float64."""
+    low, high = values[0], values[0]
+    total, zeros, bad = 0.0, 0, 0
+    for position in range(values.size):
+        x = values[position]
+        low = min(low, x)
+        high = max(high, x)
+        total += np.float64(x)
+        zeros += x == 0
+        bad += not np.isfinite(x)
+    return low, high, total, zeros, bad == 0
+
+
+@compiled()
+def moments(values: Array, mean: float, top: float) -> tuple[float, float, float, float]:
+    """Sums of ``d**2``, ``d**4``, ``e**u``, ``u e**u`` with ``d = w - mean``, ``u = w - top``."""
+    second, fourth, weight, weighted = 0.0, 0.0, 0.0, 0.0
+    for position in range(values.size):
+        x = np.float64(values[position])
+        square = (x - mean) * (x - mean)
+        second += square
+        fourth += square * square
+        below = x - top
+        mass = np.exp(below)
+        weight += mass
+        weighted += mass * below
+    return second, fourth, weight, weighted
+
+
+@compiled()
+def count_bins(values: Array, edges: Array, counts: Array) -> None:
+    """Add ``values`` to ``counts[bins]``, in NumPy's bins: only the last one has both edges.
+
+    The estimate of the bin is off by one at most next to an edge; comparing
+    with the edges themselves settles it, as NumPy does.
+    """
+    bins = counts.size
+    first = edges[0]
+    scale = bins / (np.float64(edges[bins]) - np.float64(first))
+    for position in range(values.size):
+        x = values[position]
+        index = int((np.float64(x) - np.float64(first)) * scale)
+        index = min(max(index, 0), bins - 1)
+        while index > 0 and x < edges[index]:
+            index -= 1
+        while index < bins - 1 and x >= edges[index + 1]:
+            index += 1
+        counts[index] += 1

@@ -1,0 +1,100 @@
+"""All weights of a checkpoint, measured on all processors while the next ones are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import numpy as np
+
+from ewq.checkpoint import Checkpoint
+from ewq.entropy.chunks import Piece
+from ewq.entropy.measure import NotFiniteError, measure_floats, measure_patterns
+from ewq.entropy.statistics import WeightStatistics
+from ewq.errors import CheckpointError
+from ewq.footprint import scale_of
+from ewq.layout import Layout, Weight
+from ewq.progress import Progress
+from ewq.tensor_values import as_flat
+
+SIXTEEN_BITS = ("BF16", "F16")
+
+
+def sweep(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    progress: Progress,
+    workers: int | None = None,
+    device: str | None = None,
+) -> dict[str, WeightStatistics]:
+    """Statistics of every weight, by name in block order.
+
+    Raises:
+        CheckpointError: a weight holds NaN or infinity, or is not stored as floating point.
+    """
+    jobs = _Jobs(checkpoint, progress, device)
+    weights = list(layout.details.values())
+    progress.start("analyse", sum(jobs.nbytes(weight) for weight in weights), "bytes")
+    executor = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)))
+    try:
+        return dict(zip(layout.weights, executor.map(jobs.run, weights), strict=True))
+    finally:
+        # Reached by Ctrl-C and errors too: what runs stops at its next tensor.
+        jobs.stop.set()
+        executor.shutdown(cancel_futures=True)
+        progress.finish()
+
+
+class StoppedError(Exception):
+    """Another weight failed, or the user interrupted."""
+
+
+class _Jobs:
+    def __init__(self, checkpoint: Checkpoint, progress: Progress, device: str | None) -> None:
+        self._checkpoint = checkpoint
+        self._progress = progress
+        self._device = device
+        self.stop = Event()
+
+    def nbytes(self, weight: Weight) -> int:
+        return sum(self._checkpoint.tensors[source].nbytes for source in weight.sources)
+
+    def run(self, weight: Weight) -> WeightStatistics:
+        dtypes = {self._checkpoint.tensors[source].dtype for source in weight.sources}
+        dtype = dtypes.pop()
+        if dtypes:
+            raise CheckpointError(f"{weight.name} mixes {dtype} with {', '.join(dtypes)}")
+        try:
+            statistics = self._measure(weight, dtype)
+        except NotFiniteError:
+            raise CheckpointError(self._name_not_finite(weight)) from None
+        self._progress.advance(self.nbytes(weight))
+        return statistics
+
+    def _measure(self, weight: Weight, dtype: str) -> WeightStatistics:
+        if dtype in SIXTEEN_BITS:
+            return measure_patterns(self._pieces(weight), dtype)
+        return measure_floats(lambda: self._pieces(weight))
+
+    def _pieces(self, weight: Weight) -> Iterator[Piece]:
+        """The stored tensors of a weight, one mapped at a time, output rows outermost."""
+        for source in weight.sources:
+            if self.stop.is_set():
+                raise StoppedError
+            info = self._checkpoint.tensors[source]
+            values = as_flat(info, scale_of(self._checkpoint, source))
+            if weight.transposed:
+                values = np.ascontiguousarray(values.reshape(info.shape).T).reshape(-1)
+            yield Piece(values, weight.in_features)
+
+    def _name_not_finite(self, weight: Weight) -> str:
+        guilty = [source for source in weight.sources if not self._finite(source)]
+        name = guilty[0] if guilty else weight.name
+        return f"{name} of {self._checkpoint.model} holds NaN or infinity; no plan can be made"
+
+    def _finite(self, source: str) -> bool:
+        import torch
+
+        return bool(torch.isfinite(self._checkpoint.load(source).float()).all())

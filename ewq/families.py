@@ -1,0 +1,162 @@
+"""Decoder families: how each names its blocks and the linear weights inside them.
+
+A family is data. Adding a model that follows a known naming is one entry in
+``FAMILY_OF``; a weight that no entry explains is an error, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Family:
+    """The names of one family of decoders."""
+
+    roots: Mapping[str, str]
+    """Prefix of a block in the checkpoint -> prefix after loading; an index follows."""
+    linear: frozenset[str]
+    """Modules of a block that are linear, as named after loading."""
+    other: frozenset[str] = frozenset()
+    """Modules of a block with matrices that are not quantizable linear layers: routers."""
+    renames: Mapping[str, str] = field(default_factory=dict)
+    """Module in the checkpoint -> module after loading, where they differ."""
+    experts: Mapping[str, str] = field(default_factory=dict)
+    """Suffix of one expert's weight -> the stacked parameter that holds all of them."""
+    transposed: bool = False
+    """Weights are stored ``[in, out]`` (GPT-2's Conv1D)."""
+
+
+def _under(parent: str, *names: str) -> frozenset[str]:
+    return frozenset(f"{parent}.{name}" for name in names)
+
+
+ATTENTION = _under("self_attn", "q_proj", "k_proj", "v_proj", "o_proj")
+GATED_MLP = _under("mlp", "gate_proj", "up_proj", "down_proj")
+FALCON_LINEAR = frozenset(
+    {
+        "self_attention.query_key_value",
+        "self_attention.dense",
+        "mlp.dense_h_to_4h",
+        "mlp.dense_4h_to_h",
+    }
+)
+GPT2_LINEAR = _under("attn", "c_attn", "c_proj") | _under("mlp", "c_fc", "c_proj")
+LAYERS = {"model.layers.": "model.layers.", "layers.": "model.layers."}
+NESTED_LAYERS = {
+    "language_model.model.layers.": "model.language_model.layers.",
+    "model.language_model.layers.": "model.language_model.layers.",
+}
+H = {"transformer.h.": "transformer.h.", "h.": "transformer.h."}
+SPLIT_EXPERTS = {
+    "gate_proj.weight": "mlp.experts.gate_up_proj",
+    "up_proj.weight": "mlp.experts.gate_up_proj",
+    "down_proj.weight": "mlp.experts.down_proj",
+}
+MIXTRAL_EXPERTS = {
+    "w1.weight": "mlp.experts.gate_up_proj",
+    "w3.weight": "mlp.experts.gate_up_proj",
+    "w2.weight": "mlp.experts.down_proj",
+}
+
+LLAMA = Family(LAYERS, ATTENTION | GATED_MLP)
+FUSED = Family(
+    LAYERS, _under("self_attn", "qkv_proj", "o_proj") | _under("mlp", "gate_up_proj", "down_proj")
+)
+GLM = Family(LAYERS, ATTENTION | _under("mlp", "gate_up_proj", "down_proj"))
+STARCODER2 = Family(LAYERS, ATTENTION | _under("mlp", "c_fc", "c_proj"))
+PHI = Family(
+    LAYERS, _under("self_attn", "q_proj", "k_proj", "v_proj", "dense") | _under("mlp", "fc1", "fc2")
+)
+UNGATED = Family(LAYERS, ATTENTION | _under("mlp", "up_proj", "down_proj"))
+NESTED = Family(NESTED_LAYERS, ATTENTION | GATED_MLP)
+GPT2 = Family(H, GPT2_LINEAR | _under("attn", "q_attn"), transposed=True)
+GPT_BIGCODE = Family(H, GPT2_LINEAR)
+GPT_NEO = Family(
+    H,
+    _under("attn.attention", "q_proj", "k_proj", "v_proj", "out_proj")
+    | _under("mlp", "c_fc", "c_proj"),
+)
+GPT_J = Family(
+    H, _under("attn", "q_proj", "k_proj", "v_proj", "out_proj") | _under("mlp", "fc_in", "fc_out")
+)
+FALCON = Family(H, FALCON_LINEAR)
+GPT_NEOX = Family(
+    {"gpt_neox.layers.": "gpt_neox.layers.", "layers.": "gpt_neox.layers."},
+    frozenset(name.replace("self_attention", "attention") for name in FALCON_LINEAR),
+)
+OPT = Family(
+    {
+        "model.decoder.layers.": "model.decoder.layers.",
+        "decoder.layers.": "model.decoder.layers.",
+    },
+    _under("self_attn", "q_proj", "k_proj", "v_proj", "out_proj") | {"fc1", "fc2"},
+)
+MPT = Family(
+    {"transformer.blocks.": "transformer.blocks.", "blocks.": "transformer.blocks."},
+    _under("attn", "Wqkv", "out_proj") | _under("ffn", "up_proj", "down_proj"),
+)
+MIXTRAL = Family(
+    LAYERS,
+    ATTENTION,
+    other=frozenset({"mlp.gate"}),
+    renames={"block_sparse_moe.gate": "mlp.gate", "block_sparse_moe.experts": "mlp.experts"},
+    experts=MIXTRAL_EXPERTS,
+)
+QWEN_MOE = Family(
+    LAYERS,
+    ATTENTION
+    | GATED_MLP
+    | _under("mlp.shared_expert", "gate_proj", "up_proj", "down_proj")
+    | {"mlp.shared_expert_gate"},
+    other=frozenset({"mlp.gate"}),
+    experts=SPLIT_EXPERTS,
+)
+
+FAMILY_OF: Mapping[str, Family] = {
+    **dict.fromkeys(
+        (
+            "cohere",
+            "cohere2",
+            "ernie4_5",
+            "exaone4",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "granite",
+            "helium",
+            "hunyuan_v1_dense",
+            "llama",
+            "ministral",
+            "ministral3",
+            "mistral",
+            "olmo",
+            "olmo2",
+            "olmo3",
+            "qwen2",
+            "qwen3",
+            "seed_oss",
+            "smollm3",
+            "stablelm",
+        ),
+        LLAMA,
+    ),
+    **dict.fromkeys(("arcee", "nemotron"), UNGATED),
+    **dict.fromkeys(("gemma3", "llava", "mistral3"), NESTED),
+    **dict.fromkeys(("glm", "glm4"), GLM),
+    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "olmoe"), QWEN_MOE),
+    "falcon": FALCON,
+    "bloom": FALCON,
+    "gpt2": GPT2,
+    "gpt_bigcode": GPT_BIGCODE,
+    "gpt_neo": GPT_NEO,
+    "gpt_neox": GPT_NEOX,
+    "gptj": GPT_J,
+    "mixtral": MIXTRAL,
+    "mpt": MPT,
+    "opt": OPT,
+    "phi": PHI,
+    "phi3": FUSED,
+    "starcoder2": STARCODER2,
+}

@@ -1,0 +1,205 @@
+"""Blocks and quantizable weights of a checkpoint, found from names and config alone.
+
+Names are those of the state dict after transformers has loaded the
+checkpoint, which since version 5 may differ from those in the file: experts
+are stacked, nested models renamed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from ewq.errors import CheckpointError
+from ewq.families import FAMILY_OF, Family
+from ewq.tensor_info import TensorInfo
+
+SCALES = (".weight_scale_inv", ".weight_scale", ".input_scale", ".activation_scale")
+"""Companions of FP8 weights: part of the weight's storage, not weights."""
+NAMED = 3
+
+
+class Source(Protocol):
+    """What a layout is found in: an opened checkpoint."""
+
+    @property
+    def model(self) -> str:
+        """Name for messages."""
+        ...
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether names are GGUF's."""
+        ...
+
+    @property
+    def architecture(self) -> str:
+        """Class name, or GGUF architecture."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """``config.json`` or GGUF metadata."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Stored tensors."""
+        ...
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One quantizable weight of the loaded model."""
+
+    name: str
+    """As in the loaded model's state dict."""
+    sources: tuple[str, ...]
+    """Tensors of the checkpoint that make it up: one, or every expert's."""
+    numel: int
+    in_features: int
+    """Length of one output row: what int8 shares a scale over."""
+    transposed: bool = False
+    """Stored ``[in, out]``."""
+    expert: bool = False
+    """A stacked 3-D parameter rather than a linear module's weight."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder layer."""
+
+    index: int
+    name: str
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every block and every quantizable weight of a checkpoint."""
+
+    blocks: tuple[Block, ...]
+    details: Mapping[str, Weight]
+    """By the weight's name, in block order."""
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of all quantizable weights in block order."""
+        return tuple(self.details)
+
+    def numel(self, block: Block) -> int:
+        """Quantizable weights in a block."""
+        return sum(self.details[name].numel for name in block.weights)
+
+
+def find_layout(checkpoint: Source) -> Layout:
+    """Find the decoder layers and their linear weights.
+
+    Raises:
+        CheckpointError: an unknown model type, a matrix in a block that no rule
+            explains, or blocks that do not number 0, 1, 2, ...
+    """
+    if checkpoint.is_gguf:
+        from ewq.gguf_file import gguf_weights
+
+        found = gguf_weights(checkpoint)
+    else:
+        found = _weights(checkpoint, _family(checkpoint))
+    if not found:
+        raise CheckpointError(f"{checkpoint.model} has no decoder blocks that ewq recognises")
+    return _collect(checkpoint.model, found)
+
+
+def _family(checkpoint: Source) -> Family:
+    model_type = str(checkpoint.config.get("model_type", "(none)"))
+    if model_type not in FAMILY_OF:
+        raise CheckpointError(
+            f"{checkpoint.model} has model_type {model_type!r}, whose blocks ewq does not know; "
+            f"known: {', '.join(sorted(FAMILY_OF))}"
+        )
+    return FAMILY_OF[model_type]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One stored tensor recognised as (part of) a quantizable weight."""
+
+    root: str
+    index: int
+    inner: str
+    """State-dict name below the block."""
+    info: TensorInfo
+    transposed: bool
+    expert: bool
+
+
+def _weights(checkpoint: Source, family: Family) -> list[Found]:
+    pattern = re.compile(rf"({'|'.join(re.escape(root) for root in family.roots)})(\d+)\.(.+)")
+    found, unknown = [], []
+    for info in checkpoint.tensors.values():
+        match = pattern.fullmatch(info.name)
+        if match is None or info.name.endswith(SCALES) or len(info.shape) not in (2, 3):
+            continue
+        inner, expert = _loaded_name(match[3], info, family)
+        module = inner.removesuffix(".weight")
+        if expert or module in family.linear:
+            root = family.roots[match[1]]
+            found.append(Found(root, int(match[2]), inner, info, family.transposed, expert))
+        elif module not in family.other:
+            unknown.append(info.name)
+    if unknown:
+        raise CheckpointError(
+            f"{checkpoint.model} has {len(unknown)} matrices in its blocks that ewq does not know "
+            f"for this model type: {', '.join(unknown[:NAMED])}"
+        )
+    return found
+
+
+def _loaded_name(inner: str, info: TensorInfo, family: Family) -> tuple[str, bool]:
+    """State-dict name of a block's tensor after loading, and whether it holds experts."""
+    for stored, loaded in family.renames.items():
+        if inner.startswith(stored + "."):
+            inner = loaded + inner.removeprefix(stored)
+    one_expert = re.fullmatch(r"mlp\.experts\.\d+\.(.+)", inner)
+    if one_expert and one_expert[1] in family.experts:
+        return family.experts[one_expert[1]], True
+    return inner, len(info.shape) == 3 and inner in family.experts.values()
+
+
+def _collect(model: str, found: list[Found]) -> Layout:
+    grouped: dict[tuple[int, str], list[Found]] = {}
+    for item in found:
+        grouped.setdefault((item.index, f"{item.root}{item.index}.{item.inner}"), []).append(item)
+    indices = sorted({index for index, _ in grouped})
+    if indices != list(range(len(indices))):
+        gap = next(want for want, index in enumerate(indices) if want != index)
+        raise CheckpointError(f"{model} has no block {gap}; its blocks number up to {indices[-1]}")
+    details = {
+        name: _weight(name, items)
+        for (_, name), items in sorted(grouped.items(), key=lambda entry: entry[0][0])
+    }
+    root = found[0].root
+    blocks = tuple(
+        Block(index, f"{root}{index}", tuple(_names_of(grouped, index))) for index in indices
+    )
+    return Layout(blocks, details)
+
+
+def _names_of(grouped: Mapping[tuple[int, str], list[Found]], wanted: int) -> Iterator[str]:
+    return (name for index, name in grouped if index == wanted)
+
+
+def _weight(name: str, items: list[Found]) -> Weight:
+    first = items[0]
+    shape = first.info.shape
+    return Weight(
+        name,
+        tuple(item.info.name for item in items),
+        sum(math.prod(item.info.shape) for item in items),
+        shape[0] if first.transposed else shape[-1],
+        first.transposed,
+        first.expert,
+    )
