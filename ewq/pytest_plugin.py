@@ -1,1 +1,250 @@
-"""The pytest plugin; opt in with ``pytest_plugins = ["ewq.pytest_plugin"]``."""
+"""The pytest plugin; opt in with ``pytest_plugins = ["ewq.pytest_plugin"]``.
+
+Hooks and fixtures only: each hands over to :mod:`ewq.harness`. Heavy libraries
+are imported when the first benchmark runs, so collecting costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from ewq.errors import BackendUnavailable, EwqError, InputError
+from ewq.harness.options import Options, add_options
+from ewq.harness.session import (
+    TASK_MARK,
+    HarnessSession,
+    compared_files,
+    key_of,
+    session_of,
+    storage_folder,
+    task_of,
+)
+from ewq.variants import find_variant
+
+if TYPE_CHECKING:
+    from ewq.harness.bench import Bench, LoadVariant
+    from ewq.harness.handle import VariantHandle
+    from ewq.harness.subject import Subject
+    from ewq.progress import Progress
+    from ewq.record import Record
+
+T = TypeVar("T")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the ``--ewq-...`` options."""
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the options once; a bad one ends the run with one line (exit code 4)."""
+    config.addinivalue_line("markers", f"{TASK_MARK}(name): the task a benchmark measures")
+    try:
+        options = Options.from_pytest(config)
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from error
+    config.pluginmanager.register(HarnessSession(options), "ewq-session")
+    if config.getoption("benchmark_columns", "absent") is None:
+        # The quality figures stand in ewq's own table; of times, these two say something.
+        config.option.benchmark_columns = ["median", "rounds"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each benchmark once per variant, unless the test names its own."""
+    if "variant" not in metafunc.fixturenames or not _is_benchmark(metafunc.definition):
+        return
+    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if not any("variant" in str(names) for names in own):
+        names = [variant.name for variant in session_of(metafunc.config).options.variants]
+        metafunc.parametrize("variant", names, indirect=True, scope="session")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep each variant's tests together whatever else orders them, so that it loads once."""
+    order: dict[str, int] = {}
+    for item in items:
+        if key := key_of(item):
+            order.setdefault(key[0], len(order))
+    if "fp16" in order:
+        order["fp16"] = -1
+    slots = [index for index, item in enumerate(items) if key_of(item)]
+    grouped = sorted((items[index] for index in slots), key=lambda item: order[key_of(item)[0]])  # type: ignore[index]
+    for index, item in zip(slots, grouped, strict=True):
+        items[index] = item
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Note what is going to be measured, after all deselection."""
+    keys = [key for item in session.items if (key := key_of(item))]
+    session_of(session.config).selected = keys
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """One line on what is measured."""
+    options = session_of(config).options
+    return f"ewq: model {options.model or '(embedded)'}, tier {options.tier}"
+
+
+@pytest.fixture(scope="session")
+def ewq_progress(pytestconfig: pytest.Config) -> Progress:
+    """Progress drawn on a terminal."""
+    from ewq.harness.terminal_progress import find_progress
+
+    return find_progress(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def ewq_loader() -> LoadVariant:
+    """How a variant is loaded; override it to benchmark something else."""
+    from ewq.harness.loading import load_variant
+
+    return load_variant
+
+
+@pytest.fixture(scope="session")
+def ewq_subject(pytestconfig: pytest.Config, ewq_progress: Progress) -> Subject:
+    """The model under test; override it to benchmark something else."""
+    from ewq.harness.subject import find_subject
+
+    options = session_of(pytestconfig).options
+    return _or_exit(lambda: find_subject(options.model, options.tier, ewq_progress))
+
+
+@pytest.fixture(scope="session")
+def ewq_bench(
+    pytestconfig: pytest.Config,
+    ewq_subject: Subject,
+    ewq_loader: LoadVariant,
+    ewq_progress: Progress,
+) -> Iterator[Bench]:
+    """The run's shared state; the reference is measured here where the run does not select it."""
+    from ewq.harness.opening import open_bench
+
+    state = session_of(pytestconfig)
+    bench = _or_exit(
+        lambda: open_bench(
+            state.options,
+            ewq_subject,
+            state.selected,
+            rootdir=pytestconfig.rootpath,
+            storage=storage_folder(pytestconfig),
+            baseline_request=state.options.baseline or compared_files(pytestconfig),
+            load=ewq_loader,
+            progress=ewq_progress,
+        )
+    )
+    state.bench = bench
+    try:
+        _or_exit(lambda: bench.prepare_references(state.selected))
+        yield bench
+    finally:
+        bench.close()
+
+
+@pytest.fixture(scope="session")
+def variant(request: pytest.FixtureRequest, ewq_bench: Bench) -> Iterator[VariantHandle]:
+    """One variant, loaded on first use, freed before the next one."""
+    handle = ewq_bench.handle(_variant_named(ewq_bench, request.param))
+    yield handle
+    handle.close()
+
+
+@pytest.fixture
+def measure(
+    request: pytest.FixtureRequest, ewq_bench: Bench, variant: VariantHandle, benchmark: Any
+) -> Callable[[], Record]:
+    """Measure the test's task on its variant, store the record, and apply the gate."""
+    from ewq.harness.measuring import measure as measure_task
+
+    task = task_of(request.node)
+    if task is None:
+        raise pytest.UsageError("a test that uses `measure` needs @pytest.mark.task(NAME)")
+
+    def run() -> Record:
+        try:
+            record = measure_task(ewq_bench, variant, task, benchmark)
+        except BackendUnavailable as error:
+            ewq_bench.failures[(variant.name, task)] = str(error)
+            if ewq_bench.options.variants_named:
+                pytest.fail(str(error), pytrace=False)
+            pytest.skip(str(error))
+        except EwqError as error:
+            ewq_bench.failures[(variant.name, task)] = str(error)
+            pytest.fail(str(error), pytrace=False)
+        _tell(request.node, record)
+        return record
+
+    return run
+
+
+def _tell(item: pytest.Item, record: Record) -> None:
+    """Put verdict and figures into JUnit XML, and fail the test where the gate does."""
+    from ewq.record import Verdict
+
+    item.user_properties.append(("ewq_verdict", record.verdict.value))
+    item.user_properties += [(f"ewq_{k}", m.value) for k, m in record.metrics.items()]
+    if record.reasons:
+        item.user_properties.append(("ewq_reasons", " | ".join(record.reasons)))
+    if record.verdict is Verdict.FAIL:
+        pytest.fail(" | ".join(record.reasons), pytrace=False)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    """Add GPU and library versions; drop the clock readings that differ every second."""
+    bench = session_of(config).bench
+    cpu = machine_info.get("cpu")
+    if isinstance(cpu, dict):
+        for volatile in [key for key in cpu if key.startswith("hz_actual")]:
+            del cpu[volatile]
+    if bench is not None:
+        machine_info["ewq"] = dict(bench.environment)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Say in the stored run whether it is complete and what its gates said."""
+    state = session_of(config)
+    if state.bench is not None:
+        output_json["ewq"] = state.storage_json
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Before pytest-benchmark stores the run: remember how the session ended."""
+    session_of(session.config).exit_status = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The table people know from EWQ, and what the gates said."""
+    state = session_of(config)
+    if state.bench is not None and state.bench.records:
+        from ewq.harness.summary import write_summary
+
+        write_summary(terminalreporter, state, storage_folder(config))
+
+
+def _is_benchmark(definition: Any) -> bool:  # noqa: ANN401 - pytest internals
+    return definition.get_closest_marker(TASK_MARK) is not None
+
+
+def _variant_named(bench: Bench, name: str) -> Any:  # noqa: ANN401 - Variant, imported late
+    known = {variant.name: variant for variant in bench.options.variants}
+    return known.get(name) or find_variant(name)
+
+
+def _or_exit(action: Callable[[], T]) -> T:
+    """Run ``action``; an error that makes the whole run pointless ends it with one line."""
+    try:
+        return action()
+    except InputError as error:
+        pytest.exit(f"ewq: {error}", returncode=4)
+    except EwqError as error:
+        pytest.exit(f"ewq: {error}", returncode=3)

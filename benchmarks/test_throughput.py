@@ -1,0 +1,9 @@
+"""Prefill and decode speed, and time to first token."""
+
+import pytest
+
+
+@pytest.mark.task("throughput")
+def test_throughput(variant, measure):
+    """Synchronised clocks, fixed lengths; the ratio to FP16 of the same session."""
+    measure()

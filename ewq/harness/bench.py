@@ -1,0 +1,136 @@
+"""Everything one run shares: the subject, its data, the references, the journal, the records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ewq.embedded import fixture_path
+from ewq.harness.handle import VariantHandle
+from ewq.harness.jobs import JOBS
+from ewq.harness.loading import Loaded
+from ewq.harness.options import Options
+from ewq.harness.placement import Placement
+from ewq.harness.references import References
+from ewq.harness.subject import Subject
+from ewq.harness.tiers import Tier
+from ewq.progress import Progress
+from ewq.record import Record
+from ewq.variants import REFERENCE, Variant
+
+if TYPE_CHECKING:
+    from ewq.data.mmlu import MmluData
+    from ewq.data.texts import TextSet
+    from ewq.data.windows import Definition
+    from ewq.instruments.load_watch import LoadReading
+    from ewq.journal import Journal
+    from ewq.runs import Run
+    from ewq.thresholds import Thresholds
+
+Key = tuple[str, str]
+"""``(variant, task)``."""
+LoadVariant = Callable[[Variant, Subject, Placement], Loaded]
+MMLU_SEED = 1234
+
+
+@dataclass
+class Bench:
+    """The state of one run. Created once, when the first benchmark needs it."""
+
+    options: Options
+    subject: Subject
+    placement: Placement
+    sizes: Tier
+    environment: Mapping[str, Any]
+    thresholds: Thresholds
+    baseline: Run | None
+    baseline_reasons: tuple[str, ...]
+    journal: Journal
+    progress: Progress
+    load: LoadVariant
+    records: dict[Key, Record] = field(default_factory=dict)
+    failures: dict[Key, str] = field(default_factory=dict)
+    loads: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.references = References(self)
+
+    @cached_property
+    def mmlu(self) -> MmluData:
+        """The questions of this tier."""
+        from ewq.data.mmlu import load_mmlu
+
+        data = load_mmlu(self.options.mmlu or fixture_path("mmlu"))
+        wanted = self.sizes.mmlu_questions
+        return data if wanted is None else data.subset(wanted, MMLU_SEED)
+
+    @cached_property
+    def texts(self) -> TextSet:
+        """The texts to score; tasks take as many tokens per domain as the tier allows."""
+        from ewq.data.texts import load_texts
+
+        return load_texts(self.options.texts or fixture_path("texts"))
+
+    @property
+    def definition(self) -> Definition:
+        """WikiText-2 as the quantization papers score it, other texts document by document."""
+        from ewq.data.windows import DEFINITIONS
+
+        return DEFINITIONS["papers" if self.texts.domains == ("wikitext2",) else "disjoint"]
+
+    def handle(self, variant: Variant) -> VariantHandle:
+        """A handle that loads ``variant`` on first use; loads are counted."""
+        return VariantHandle(variant, self._load_watched)
+
+    def _load_watched(self, variant: Variant) -> tuple[Loaded, LoadReading]:
+        from ewq.instruments.load_watch import LoadWatch
+
+        self.loads[variant.name] += 1
+        with LoadWatch(self.placement.device) as watch:
+            loaded = self.load(variant, self.subject, self.placement)
+        return loaded, watch.reading
+
+    def identity(self, task: str) -> dict[str, Any]:
+        """What a stored reference result must share with this run to stand in for it."""
+        from ewq.environment import code_version
+
+        kind = self.environment.get("gpu") or self.environment.get("cpu")
+        return {
+            "fingerprint": self.subject.fingerprint,
+            "tier": [self.options.tier, repr(self.sizes)],
+            "placement": repr(self.placement),
+            "machine": kind,
+            "code": code_version(),
+            "data": self._data_digest(task),
+        }
+
+    def shared_settings(self) -> dict[str, Any]:
+        """Settings every record has, whatever the task."""
+        return {
+            "device": self.placement.device,
+            "dtype": self.placement.dtype,
+            "batch_tokens": self.placement.batch_tokens,
+        }
+
+    def _data_digest(self, task: str) -> str:
+        if task.startswith("mmlu"):
+            return self.mmlu.digest
+        return self.texts.digest if task in ("perplexity", "divergence") else ""
+
+    def prepare_references(self, selected: list[Key]) -> None:
+        """Measure or recall the reference for tasks that pair with it but do not select it."""
+        own = {task for variant, task in selected if variant == REFERENCE}
+        paired = {task for variant, task in selected if variant != REFERENCE and _pairs(task)}
+        self.references.prepare(sorted(paired - own))
+
+    def close(self) -> None:
+        """End the run: delete temporary reference data, close the journal."""
+        self.references.close()
+        self.journal.close()
+
+
+def _pairs(task: str) -> bool:
+    return task == "divergence" or JOBS[task].pair is not None

@@ -1,0 +1,122 @@
+"""One benchmark from start to stored record: journal, timing, pairing, gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ewq.errors import EwqError, MeasurementError
+from ewq.gates import judge
+from ewq.harness.handle import VariantHandle
+from ewq.harness.jobs import JOBS, Work
+from ewq.measurement import Metric, TaskResult
+from ewq.record import Record
+from ewq.variants import REFERENCE
+
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+    from ewq.harness.bench import Bench, Key
+
+CRASHES_TOLERATED = 1
+"""A process that died once may have been killed; the second time it is the variant's doing."""
+
+
+def measure(bench: Bench, handle: VariantHandle, task: str, benchmark: BenchmarkFixture) -> Record:
+    """Measure ``task`` on a variant, or take it from the journal, and judge it.
+
+    The record is on disk before this returns, whatever its verdict.
+
+    Raises:
+        EwqError: the measurement could not be made.
+    """
+    key = (handle.name, task)
+    benchmark.group = task
+    stored = bench.journal.completed.get(key)
+    record = _replay(stored, benchmark) if stored else _fresh(bench, handle, task, benchmark)
+    if handle.name == REFERENCE:
+        bench.references.remember(task, _as_result(record, bench.shared_settings()))
+    judged = _judge(bench, record)
+    benchmark.extra_info["ewq"] = judged.to_json()
+    bench.records[key] = judged
+    return judged
+
+
+def _fresh(bench: Bench, handle: VariantHandle, task: str, benchmark: BenchmarkFixture) -> Record:
+    key = (handle.name, task)
+    _refuse_repeated_crash(bench, key)
+    bench.journal.started(key)
+    try:
+        work = JOBS[task].prepare(bench, handle)
+        benchmark.pedantic(
+            work.once, rounds=work.rounds, warmup_rounds=work.warmup_rounds, iterations=1
+        )
+        record = _record(bench, handle, task, work)
+    except EwqError as error:
+        bench.journal.failed(key, str(error))
+        raise
+    bench.journal.finished(key, {"record": record.to_json(), "durations_s": _durations(benchmark)})
+    return record
+
+
+def _refuse_repeated_crash(bench: Bench, key: Key) -> None:
+    if key in bench.journal.crashed and bench.journal.attempts[key] > CRASHES_TOLERATED:
+        reason = f"{key[0]} took the whole process down {bench.journal.attempts[key]} times"
+        raise MeasurementError(f"{reason} while measuring {key[1]}; not tried again")
+
+
+def _record(bench: Bench, handle: VariantHandle, task: str, work: Work) -> Record:
+    result = work.result()
+    reference = None if handle.name == REFERENCE else bench.references.get(task)
+    return Record(
+        model=bench.subject.label,
+        fingerprint=bench.subject.fingerprint,
+        variant=handle.name,
+        task=task,
+        tier=bench.options.tier,
+        settings={**bench.shared_settings(), **result.settings},
+        metrics={**result.metrics, **_paired(task, result, reference)},
+        items=result.items,
+        plan=handle.plan_digest,
+        notes=(*result.notes, *bench.references.note(task)),
+        side=result.side,
+    )
+
+
+def _paired(task: str, result: TaskResult, reference: TaskResult | None) -> Mapping[str, Metric]:
+    pair = JOBS[task].pair
+    return pair(result, reference) if pair and reference else {}
+
+
+def _judge(bench: Bench, record: Record) -> Record:
+    baseline = bench.baseline.records.get(record.key) if bench.baseline else None
+    judgement = judge(
+        record,
+        bench.thresholds.for_(record.variant, record.task),
+        baseline=baseline,
+        tolerances=bench.thresholds.tolerances_for(record.task),
+        missing_baseline=bench.baseline_reasons,
+    )
+    return record.judged(judgement.verdict, judgement.reasons)
+
+
+def _replay(stored: Mapping[str, Any], benchmark: BenchmarkFixture) -> Record:
+    """Hand an earlier process's measurement to pytest-benchmark as if made now."""
+    durations: list[float] = stored["durations_s"]
+    benchmark.pedantic(lambda: None, rounds=max(1, len(durations)), iterations=1)
+    if benchmark.stats is not None and durations:
+        benchmark.stats.stats.data[:] = durations
+    return Record.from_json(stored["record"])
+
+
+def _durations(benchmark: BenchmarkFixture) -> list[float]:
+    """Seconds of each round; empty under ``--benchmark-disable``."""
+    return [] if benchmark.stats is None else list(benchmark.stats.stats.data)
+
+
+def _as_result(record: Record, shared: Mapping[str, Any]) -> TaskResult:
+    """The task's own result again, without the settings that every record has."""
+    settings = {key: value for key, value in record.settings.items() if key not in shared}
+    return TaskResult(
+        record.task, settings, record.metrics, record.items, record.notes, record.side or {}
+    )

@@ -1,0 +1,121 @@
+"""From options to a bench: everything that can be refused is refused before a model loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ewq.errors import InputError
+from ewq.harness.bench import Bench, Key, LoadVariant
+from ewq.harness.options import Options
+from ewq.harness.placement import Placement, find_placement
+from ewq.harness.subject import Subject
+from ewq.harness.tiers import Tier, tier_sizes
+from ewq.progress import Progress
+
+if TYPE_CHECKING:
+    from ewq.baseline import Choice
+    from ewq.journal import Journal
+    from ewq.thresholds import Thresholds
+
+JOURNAL = "journal.jsonl"
+PREVIOUS_JOURNAL = "journal.previous.jsonl"
+THRESHOLDS = "thresholds.toml"
+
+
+def open_bench(
+    options: Options,
+    subject: Subject,
+    selected: list[Key],
+    *,
+    rootdir: Path,
+    storage: Path,
+    baseline_request: str,
+    load: LoadVariant,
+    progress: Progress,
+) -> Bench:
+    """Check model, thresholds, baseline and journal, then set up the run.
+
+    Raises:
+        EwqError: anything that makes the run pointless; one line that says what to do.
+    """
+    from ewq.environment import describe
+
+    placement = find_placement(
+        options.device, options.dtype, options.decode, subject.checkpoint.config
+    )
+    sizes = tier_sizes(options.tier, placement.device)
+    environment = describe(placement.device)
+    thresholds = _thresholds(options, rootdir)
+    choice = _baseline(baseline_request, storage, subject, environment, selected, rootdir)
+    if options.require_baseline and choice.run is None:
+        raise InputError(f"no baseline to gate against: {'; '.join(choice.reasons)}")
+    journal = _journal(options, subject, placement, sizes, environment, storage)
+    return Bench(
+        options=options,
+        subject=subject,
+        placement=placement,
+        sizes=sizes,
+        environment=environment,
+        thresholds=thresholds,
+        baseline=choice.run,
+        baseline_reasons=() if choice.run else choice.reasons,
+        journal=journal,
+        progress=progress,
+        load=load,
+    )
+
+
+def _thresholds(options: Options, rootdir: Path) -> Thresholds:
+    from ewq.thresholds import BUILT_IN, load_thresholds
+
+    path = options.thresholds or rootdir / "benchmarks" / THRESHOLDS
+    known = [variant.name for variant in options.variants]
+    if options.thresholds is None and not path.is_file():
+        return BUILT_IN
+    return load_thresholds(path, known)
+
+
+def _baseline(
+    request: str,
+    storage: Path,
+    subject: Subject,
+    environment: dict[str, Any],
+    selected: list[Key],
+    rootdir: Path,
+) -> Choice:
+    from ewq.baseline import Choice, Wanted, find_baseline
+
+    if not request:
+        return Choice(None)
+    wanted = Wanted(subject.fingerprint, environment, tuple(selected))
+    return find_baseline(request, storage, wanted, rootdir)
+
+
+def _journal(
+    options: Options,
+    subject: Subject,
+    placement: Placement,
+    sizes: Tier,
+    environment: dict[str, Any],
+    storage: Path,
+) -> Journal:
+    from ewq.environment import code_version
+    from ewq.journal import Journal
+
+    header = {
+        "fingerprint": subject.fingerprint,
+        "tier": options.tier,
+        "sizes": repr(sizes),
+        "placement": repr(placement),
+        "data": [options.mmlu, options.texts],
+        "machine": environment.get("gpu") or environment.get("cpu"),
+        "code": code_version(),
+    }
+    path = storage / JOURNAL
+    if options.resume:
+        return Journal.resume(path, header)
+    if path.is_file():
+        # An interrupted run's measurements stay until the next run, whatever is asked for now.
+        path.replace(storage / PREVIOUS_JOURNAL)
+    return Journal.create(path, header)

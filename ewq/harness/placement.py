@@ -1,0 +1,55 @@
+"""Where and in which type the models compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ewq.errors import BackendUnavailable
+
+BATCH_TOKENS = 8192
+"""Tokens of one batch, the same for every variant: batch composition moves half-precision results."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Device, compute dtype and batching: the same for every variant of a run."""
+
+    device: str
+    """``cpu`` or ``cuda:0``."""
+    dtype: str
+    decode: str = "auto"
+    batch_tokens: int = BATCH_TOKENS
+
+
+def find_placement(device: str, dtype: str, decode: str, config: Mapping[str, Any]) -> Placement:
+    """Resolve ``auto``: CUDA when there is one; the checkpoint's 16-bit type there.
+
+    On a CPU the compute type is float32: 16-bit matrix products are several
+    times slower there, and bitsandbytes computes in float32 anyway.
+
+    Raises:
+        BackendUnavailable: a CUDA device was asked for and there is none.
+    """
+    found = _device(device)
+    if dtype == "auto":
+        dtype = "float32" if found == "cpu" else _sixteen_bit(config)
+    return Placement(found, dtype, decode)
+
+
+def _device(asked: str) -> str:
+    if asked == "cpu":
+        return asked
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda:0" if asked in ("auto", "cuda") else asked
+    if asked == "auto":
+        return "cpu"
+    raise BackendUnavailable(f"--ewq-device {asked}: torch sees no such device; use cpu")
+
+
+def _sixteen_bit(config: Mapping[str, Any]) -> str:
+    declared = str(config.get("dtype") or config.get("torch_dtype") or "")
+    return declared if declared in ("float16", "bfloat16") else "bfloat16"

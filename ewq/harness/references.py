@@ -1,0 +1,149 @@
+"""The reference's results, which paired figures need before the other variants load.
+
+Where the reference is part of the run it is measured first and remembered.
+Where it is not (``-k ewq``), its stored result is used if one exists for the
+same checkpoint, settings, device and code, and else it is measured once,
+before any other model is in memory, and marked so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ewq.cache_dir import cache_dir
+from ewq.errors import EwqError
+from ewq.harness.jobs import JOBS
+from ewq.measurement import Metric, TaskResult
+from ewq.variants import REFERENCE, find_variant
+
+if TYPE_CHECKING:
+    from ewq.harness.bench import Bench
+    from ewq.harness.handle import VariantHandle
+
+MEASURED_FOR_PAIRING = "the reference was measured for this comparison only"
+STORED = "paired with a stored result of the reference"
+
+
+class References:
+    """Results of the reference variant by task."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._results: dict[str, TaskResult] = {}
+        self._origin: dict[str, str] = {}
+        self._distributions: Any = None
+        self._folder = tempfile.TemporaryDirectory(prefix="ewq-reference-")
+
+    def remember(self, task: str, result: TaskResult) -> None:
+        """Keep the reference's own result, for this run and for later ones."""
+        self._results[task] = result
+        if not JOBS[task].same_session:
+            self._store(task, result)
+
+    def get(self, task: str) -> TaskResult | None:
+        """The reference's result; ``None`` where the task pairs in another way or failed."""
+        return self._results.get(task)
+
+    def note(self, task: str) -> tuple[str, ...]:
+        """Where the reference's result came from, unless this run measured it openly."""
+        origin = self._origin.get(task)
+        return (origin,) if origin else ()
+
+    def prepare(self, tasks: Iterable[str]) -> None:
+        """Get the reference's results for ``tasks``, which this run does not measure openly."""
+        missing = [task for task in tasks if not self._recall(task)]
+        if missing:
+            self._measure(missing)
+
+    def distributions(self, handle: VariantHandle) -> Any:  # noqa: ANN401 - see tasks.divergence
+        """The reference's log-probabilities; recorded now if ``handle`` is the reference.
+
+        Raises:
+            EwqError: they were not recorded, because the reference failed.
+        """
+        if self._distributions is None and handle.name == REFERENCE:
+            self._record(handle)
+        if self._distributions is None:
+            raise EwqError("no reference distributions: the reference failed earlier in this run")
+        return self._distributions
+
+    def close(self) -> None:
+        """Delete recorded distributions."""
+        self._distributions = None
+        self._folder.cleanup()
+
+    def _record(self, handle: VariantHandle) -> None:
+        from ewq.tasks import divergence
+
+        self._distributions = divergence.record_reference(
+            handle.model,
+            self._bench.texts,
+            Path(self._folder.name) / "reference.f32",
+            max_tokens_per_domain=self._bench.sizes.divergence_tokens,
+            progress=self._bench.progress,
+        )
+
+    def _measure(self, tasks: list[str]) -> None:
+        handle = self._bench.handle(find_variant(REFERENCE))
+        try:
+            for task in tasks:
+                if task == "divergence":
+                    self._record(handle)
+                    continue
+                work = JOBS[task].prepare(self._bench, handle)
+                for _ in range(work.warmup_rounds + work.rounds):
+                    work.once()
+                self.remember(task, work.result())
+                self._origin[task] = MEASURED_FOR_PAIRING
+        finally:
+            handle.close()
+
+    def _recall(self, task: str) -> bool:
+        path = self._path(task)
+        if JOBS[task].pair is None or JOBS[task].same_session or not path.is_file():
+            return JOBS[task].pair is None and task != "divergence"
+        try:
+            self._results[task] = _from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError):
+            return False
+        self._origin[task] = STORED
+        return True
+
+    def _store(self, task: str, result: TaskResult) -> None:
+        path = self._path(task)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+                json.dump(_to_json(result), file)
+            os.replace(file.name, path)
+        except OSError:
+            # A cache that cannot be written costs time in a later run, nothing else.
+            return
+
+    def _path(self, task: str) -> Path:
+        key = json.dumps([task, self._bench.identity(task)], sort_keys=True)
+        return cache_dir("references", hashlib.sha256(key.encode()).hexdigest() + ".json")
+
+
+def _to_json(result: TaskResult) -> dict[str, Any]:
+    return {
+        "task": result.task,
+        "settings": dict(result.settings),
+        "metrics": {name: metric.to_json() for name, metric in result.metrics.items()},
+        "items": result.items,
+        "notes": list(result.notes),
+        "side": dict(result.side),
+    }
+
+
+def _from_json(data: dict[str, Any]) -> TaskResult:
+    metrics = {name: Metric(**value) for name, value in data["metrics"].items()}
+    return TaskResult(
+        data["task"], data["settings"], metrics, data["items"], tuple(data["notes"]), data["side"]
+    )

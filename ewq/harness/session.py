@@ -1,0 +1,80 @@
+"""What the plugin knows about one pytest session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ewq.harness.options import Options
+
+if TYPE_CHECKING:
+    from ewq.harness.bench import Bench, Key
+
+TASK_MARK = "task"
+
+
+@dataclass
+class HarnessSession:
+    """One per pytest run, registered with the plugin manager."""
+
+    options: Options
+    selected: list[Key] = field(default_factory=list)
+    bench: Bench | None = None
+    exit_status: int = 0
+    saved: bool = False
+
+    @property
+    def storage_json(self) -> dict[str, Any]:
+        """What the stored run says about itself, beside its benchmarks."""
+        bench = self.bench
+        records = bench.records if bench else {}
+        failures = bench.failures if bench else {}
+        return {
+            "schema": 1,
+            "complete": bool(records) and all(key in records for key in self.selected),
+            "selected": [list(key) for key in self.selected],
+            "failed": {"/".join(key): reason for key, reason in failures.items()},
+            "verdicts": {"/".join(key): record.verdict for key, record in records.items()},
+            "loads": dict(bench.loads) if bench else {},
+            "exit_status": self.exit_status,
+        }
+
+
+def session_of(config: pytest.Config) -> HarnessSession:
+    """The session's state."""
+    found = config.pluginmanager.get_plugin("ewq-session")
+    assert isinstance(found, HarnessSession)
+    return found
+
+
+def task_of(item: pytest.Item) -> str | None:
+    """The task a benchmark test measures; ``None`` for other tests."""
+    mark = item.get_closest_marker(TASK_MARK)
+    return str(mark.args[0]) if mark else None
+
+
+def key_of(item: pytest.Item) -> Key | None:
+    """``(variant, task)`` of a benchmark test."""
+    task = task_of(item)
+    callspec = getattr(item, "callspec", None)
+    if task is None or callspec is None or "variant" not in callspec.params:
+        return None
+    return (str(callspec.params["variant"]), task)
+
+
+def storage_folder(config: pytest.Config) -> Path:
+    """Where pytest-benchmark stores runs; the default folder where it stores elsewhere."""
+    session = getattr(config, "_benchmarksession", None)
+    path = getattr(getattr(session, "storage", None), "path", None)
+    return Path(path) if path else config.rootpath / ".benchmarks"
+
+
+def compared_files(config: pytest.Config) -> str:
+    """The baseline that ``--benchmark-compare`` asks for: ``newest``, a run, or nothing."""
+    asked = config.getoption("benchmark_compare", None)
+    if not asked:
+        return ""
+    return "newest" if asked is True else str(asked)

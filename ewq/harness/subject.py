@@ -1,0 +1,87 @@
+"""The model under test, and what every variant of it shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ewq.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
+from ewq.progress import NO_PROGRESS, Progress
+
+if TYPE_CHECKING:
+    from ewq.analysis import Analysis
+    from ewq.checkpoint import Checkpoint
+    from ewq.plan import QuantizationPlan
+    from ewq.precision import Precision
+
+TINY_MODEL = "tiny-llama"
+"""The fixture model of the smoke tier."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint with its name for people; analysis and tokenizer are made on first use."""
+
+    label: str
+    source: str
+    """Hub id or local folder, as transformers takes it."""
+    progress: Progress = NO_PROGRESS
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The opened checkpoint (headers only)."""
+        from ewq.checkpoint import open_checkpoint
+
+        return open_checkpoint(self.source)
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's local folder."""
+        return self.checkpoint.path
+
+    @property
+    def fingerprint(self) -> str:
+        """``sha256:...`` of the checkpoint."""
+        return self.checkpoint.fingerprint
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """Statistics of every weight; cached on disk by fingerprint."""
+        from ewq.analysis import analyze
+
+        return analyze(self.checkpoint, progress=self.progress)
+
+    @cached_property
+    def tokenizer(self) -> Any:  # noqa: ANN401 - transformers is untyped
+        """The one tokenizer all variants share."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder)
+
+    def plan(self, factor: float) -> QuantizationPlan:
+        """The plan of the factor rule."""
+        return self.analysis.plan(factor=factor)
+
+    def uniform_plan(self, precision: Precision) -> QuantizationPlan:
+        """Every block at one precision."""
+        return self.analysis.uniform_plan(precision)
+
+
+def find_subject(model: str, tier: str, progress: Progress) -> Subject:
+    """The model that ``--ewq-model`` names: the embedded one, or the tiny one in the smoke tier.
+
+    Raises:
+        CheckpointError: it cannot be found or read.
+        BackendUnavailable: the embedded model's package is missing.
+    """
+    if model:
+        subject = Subject(model, model, progress)
+    elif tier == "smoke":
+        subject = Subject(f"fixture {TINY_MODEL}", str(fixture_path(TINY_MODEL)), progress)
+    else:
+        subject = Subject(EMBEDDED_MODEL, str(embedded_model(progress)), progress)
+    # Opened here so that a missing model ends the run before anything is loaded.
+    _ = subject.checkpoint
+    return subject

@@ -1,0 +1,131 @@
+"""The variants a model is measured as: what each is called and how its weights are stored.
+
+A variant is a name and a recipe, nothing loaded. Names are storage keys and
+parameter ids (``test_mmlu[ewq-0.65]``): renaming one loses its history.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ewq.errors import InputError
+from ewq.precision import Precision
+
+REFERENCE = "fp16"
+"""The variant that every paired figure is measured against."""
+
+_FACTOR_VARIANT = re.compile(r"(gguf-)?ewq-(\d+(?:\.\d+)?)")
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The checkpoint's own 16-bit weights in transformers."""
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every block at one precision with bitsandbytes: the controls."""
+
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan by the factor rule, with bitsandbytes."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class GgufType:
+    """llama.cpp's own recipe of this name."""
+
+    type_name: str
+
+
+@dataclass(frozen=True)
+class GgufPlanned:
+    """A plan by the factor rule, as a mixed GGUF."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF that exists already; the tokenizer is the model's."""
+
+    path: Path
+
+
+Recipe = Raw | Uniform | Planned | GgufType | GgufPlanned | GgufFile
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named recipe."""
+
+    name: str
+    recipe: Recipe
+
+    @property
+    def engine(self) -> str:
+        """``transformers`` or ``llama.cpp``."""
+        gguf = isinstance(self.recipe, GgufType | GgufPlanned | GgufFile)
+        return "llama.cpp" if gguf else "transformers"
+
+
+_FIXED: dict[str, Recipe] = {
+    REFERENCE: Raw(),
+    "bnb-int8": Uniform(Precision.EIGHT_BIT),
+    "bnb-nf4": Uniform(Precision.FOUR_BIT),
+    "gguf-f16": GgufType("F16"),
+    "gguf-q8_0": GgufType("Q8_0"),
+    "gguf-q4_k_m": GgufType("Q4_K_M"),
+}
+_DEFAULT_GGUF_FACTOR = "0.65"
+
+
+def default_names(factors: Sequence[str]) -> tuple[str, ...]:
+    """The variants of a run that names none: reference, EWQ, controls, GGUF."""
+    planned = [f"ewq-{factor}" for factor in factors]
+    gguf = [name for name in _FIXED if name.startswith("gguf-")]
+    return (REFERENCE, *planned, "bnb-int8", "bnb-nf4", *gguf, f"gguf-ewq-{_DEFAULT_GGUF_FACTOR}")
+
+
+def parse_factor(text: str) -> str:
+    """A factor as it stands in names: ``0.65``.
+
+    Raises:
+        InputError: not a finite number of zero or more.
+    """
+    if not re.fullmatch(r"\d+(\.\d+)?", text.strip()):
+        raise InputError(f"factor {text!r} is no number; write for example 0.65 or 1.0")
+    return text.strip()
+
+
+def find_variant(name: str) -> Variant:
+    """The variant called ``name``, or the GGUF file at that path.
+
+    Raises:
+        InputError: no such variant; the message lists those there are.
+    """
+    if name in _FIXED:
+        return Variant(name, _FIXED[name])
+    if match := _FACTOR_VARIANT.fullmatch(name):
+        recipe = GgufPlanned if match[1] else Planned
+        return Variant(name, recipe(float(match[2])))
+    if name.endswith(".gguf"):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise InputError(f"variant {name!r}: no such file")
+        return Variant(path.name, GgufFile(path.resolve()))
+    known = ", ".join([*_FIXED, "ewq-FACTOR", "gguf-ewq-FACTOR", "FILE.gguf"])
+    raise InputError(f"unknown variant {name!r}; known: {known}")
+
+
+def in_run_order(variants: Sequence[Variant]) -> tuple[Variant, ...]:
+    """The reference first, since the others are paired with it; otherwise as given."""
+    return tuple(sorted(variants, key=lambda variant: variant.name != REFERENCE))
