@@ -22,6 +22,7 @@ from ewq.data.windows import DEFINITIONS, Definition, Window, bos_token, make_wi
 from ewq.errors import MeasurementError
 from ewq.measurement import Json, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress
+from ewq.quantiles import quantile
 from ewq.stats import clustered_ratio
 from ewq.tasks.perplexity import clusters_of
 
@@ -246,20 +247,11 @@ def _root_mean_square(values: Array, clusters: list[Hashable]) -> Metric:
 
 
 def _kld_percentiles(kld: Array) -> dict[str, Metric]:
-    """Percentiles with the Maritz-Jarrett error, which takes tokens as independent."""
-    from scipy.stats.mstats import mjci
-
-    errors = mjci(kld, prob=[q / 100 for q in _KLD_PERCENTILES]) if len(kld) > 1 else None
-    return {
-        f"kld_p{q}": Metric(
-            float(np.percentile(kld, q)),
-            "nats",
-            False,
-            len(kld),
-            None if errors is None else float(errors[i]),
-        )
-        for i, q in enumerate(_KLD_PERCENTILES)
-    }
+    metrics = {}
+    for percent in _KLD_PERCENTILES:
+        found = quantile(kld, percent / 100)
+        metrics[f"kld_p{percent}"] = Metric(found.value, "nats", False, len(kld), found.stderr)
+    return metrics
 
 
 def _percentiles(values: Array, at: Sequence[float]) -> dict[str, Json]:

@@ -1,0 +1,1 @@
+"""Instruments: device and process memory, clocks, loading. Each reads one thing and says what."""

@@ -1,0 +1,308 @@
+"""Speed of prefill and of decoding, apart, on synthetic prompts of fixed length.
+
+For ``B`` prompts of ``P`` tokens continued by exactly ``N``:
+``prefill_tokens_per_s = B P / t_first``, ``decode_tokens_per_s = B (N - 1) / sum t_step``,
+``ttft_s = t_first``. The model's own clock readings are synchronised with the
+device and exclude tokenization and sampling.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from ewq.errors import MeasurementError
+from ewq.instruments.gpu_clocks import ClockState, read_clocks
+from ewq.measurement import Json, Metric, TaskResult
+from ewq.progress import NO_PROGRESS, Progress
+from ewq.quantiles import quantile
+
+if TYPE_CHECKING:
+    from ewq.model import Generation, LanguageModel
+
+TASK = "throughput"
+BATCH_SIZES = (1, 8)
+PROMPT_TOKENS = 512
+NEW_TOKENS = 128
+WARMUP_ROUNDS = 2
+ROUNDS = 5
+SEED = 20250307
+_SHARES = {"": 0.5, "_p10": 0.1, "_p90": 0.9}
+# Coefficient of variation above which a median is not to be trusted.
+_NOISY = 0.05
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What one round does, and how many there are."""
+
+    prompt_tokens: int = PROMPT_TOKENS
+    new_tokens: int = NEW_TOKENS
+    batch_sizes: tuple[int, ...] = BATCH_SIZES
+    warmup_rounds: int = WARMUP_ROUNDS
+    rounds: int = ROUNDS
+    seed: int = SEED
+    """Of the prompts' token ids."""
+
+    def settings(self) -> dict[str, Json]:
+        """What two results must share."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.new_tokens,
+            "batch_sizes": list(self.batch_sizes),
+            "warmup_rounds": self.warmup_rounds,
+            "rounds": self.rounds,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Clock readings of one batch."""
+
+    first_token_s: float
+    decode_s: float
+    """All decode steps after the first token together."""
+
+
+class Rounds:
+    """Rounds to be timed one by one; whoever calls :meth:`one` owns the stopwatch.
+
+    The first ``warmup_rounds`` calls count for nothing. Made by :func:`prepare`.
+    """
+
+    def __init__(self, model: LanguageModel, protocol: Protocol) -> None:
+        self.protocol = protocol
+        self._model = model
+        self._prompts = {
+            size: random_prompts(model.info.vocab_size, size, protocol.prompt_tokens, protocol.seed)
+            for size in protocol.batch_sizes
+        }
+        self._calls = 0
+        self._samples: dict[int, list[Sample]] = {size: [] for size in protocol.batch_sizes}
+        self._before: ClockState | None = None
+        self._unknown_clocks: str | None = None
+        if protocol.warmup_rounds == 0:
+            self._before = self._clocks()
+
+    def one(self) -> None:
+        """One round: every batch size once, from a synchronised start."""
+        self._model.synchronize()
+        for size, prompts in self._prompts.items():
+            generation = self._model.generate(prompts, self.protocol.new_tokens)
+            if self._calls >= self.protocol.warmup_rounds:
+                self._samples[size].append(_sample(generation))
+        self._calls += 1
+        if self._calls == self.protocol.warmup_rounds:
+            self._before = self._clocks()
+
+    @property
+    def noisy(self) -> bool:
+        """Whether any batch size's times vary by more than 5 %."""
+        return bool(self._noisy_sizes())
+
+    def result(self) -> TaskResult:
+        """The figures of all measured rounds.
+
+        Raises:
+            MeasurementError: fewer than two rounds were measured.
+        """
+        measured = self._calls - self.protocol.warmup_rounds
+        if measured < 2:
+            raise MeasurementError(
+                f"{max(measured, 0)} measured rounds after {self.protocol.warmup_rounds} to warm "
+                "up: speed needs at least 2"
+            )
+        after = self._clocks()
+        metrics: dict[str, Metric] = {}
+        for size, samples in self._samples.items():
+            metrics |= _metrics(self.protocol, size, samples)
+        return TaskResult(
+            task=TASK,
+            settings=self.protocol.settings(),
+            metrics=metrics,
+            items={_name(size): _columns(samples) for size, samples in self._samples.items()},
+            notes=(*self._noise_notes(), *self._clock_notes(after)),
+            side={"clocks": {"before": _json(self._before), "after": _json(after)}},
+        )
+
+    def _clocks(self) -> ClockState | None:
+        try:
+            return read_clocks(self._model.info.device)
+        except MeasurementError as error:
+            self._unknown_clocks = str(error)
+            return None
+
+    def _noisy_sizes(self) -> dict[int, float]:
+        variations = {size: _variation(samples) for size, samples in self._samples.items()}
+        return {size: cv for size, cv in variations.items() if cv > _NOISY}
+
+    def _noise_notes(self) -> list[str]:
+        return [
+            f"noisy: times at batch size {size} vary by {cv:.0%} (more than {_NOISY:.0%})"
+            for size, cv in self._noisy_sizes().items()
+        ]
+
+    def _clock_notes(self, after: ClockState | None) -> list[str]:
+        if self._unknown_clocks is not None:
+            return [f"clock state unknown: {self._unknown_clocks}"]
+        moments = (("before", self._before), ("after", after))
+        return [
+            f"throttled {when} measuring: {', '.join(state.slowdowns)} at {state.temperature_c} °C"
+            for when, state in moments
+            if state is not None and state.slowdowns
+        ]
+
+
+def prepare(model: LanguageModel, protocol: Protocol | None = None) -> Rounds:
+    """Rounds ready to run, such as by ``benchmark.pedantic(rounds.one, ...)``.
+
+    Raises:
+        MeasurementError: the model's context is too short for prompt and new tokens, or the
+            protocol measures nothing.
+    """
+    protocol = protocol or Protocol()
+    wanted = protocol.prompt_tokens + protocol.new_tokens
+    if wanted > model.info.context_length:
+        raise MeasurementError(
+            f"{protocol.prompt_tokens} prompt and {protocol.new_tokens} new tokens do not fit the "
+            f"model's context of {model.info.context_length}; ask for fewer"
+        )
+    if protocol.prompt_tokens < 1 or protocol.new_tokens < 2 or not protocol.batch_sizes:
+        raise MeasurementError(
+            "throughput needs a prompt token, two new tokens and a batch size at least; got "
+            f"{protocol.prompt_tokens}, {protocol.new_tokens} and {protocol.batch_sizes}"
+        )
+    return Rounds(model, protocol)
+
+
+def run(
+    model: LanguageModel, protocol: Protocol | None = None, *, progress: Progress = NO_PROGRESS
+) -> TaskResult:
+    """Warm up, measure, and measure once more from the start if the first attempt is noisy.
+
+    Metrics for batch size 1, each a median over rounds with ``_p10`` and ``_p90``:
+    ``prefill_tokens_per_s``, ``decode_tokens_per_s``, ``ttft_s``; for a batch
+    size ``B`` above 1 the same with ``_bB`` before the percentile. Items: the
+    clock readings of every round in seconds, by batch size.
+    """
+    rounds = _measured(model, protocol or Protocol(), progress)
+    if rounds.noisy:
+        rounds = _measured(model, rounds.protocol, progress)
+    return rounds.result()
+
+
+def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
+    """``decode_ratio`` and ``prefill_ratio`` to the reference (over 1: faster), per batch size.
+
+    Medians of rounds; the error comes from both medians' by the delta method.
+    Only figures of one session on one machine may be compared: that is the caller's to see to.
+
+    Raises:
+        MeasurementError: the two ran under different protocols.
+    """
+    if dict(result.settings) != dict(reference.settings):
+        raise MeasurementError("speeds are not comparable: they were measured differently")
+    ratios = {}
+    for size in cast("list[int]", result.settings["batch_sizes"]):
+        for phase in ("decode", "prefill"):
+            key = f"{phase}_tokens_per_s{_suffix(size)}"
+            ratio = _ratio(result.metrics[key], reference.metrics[key])
+            ratios[f"{phase}_ratio{_suffix(size)}"] = ratio
+    return ratios
+
+
+def fit(context_length: int, protocol: Protocol) -> Protocol:
+    """The protocol, or one with fewer tokens that a short context can hold."""
+    if protocol.prompt_tokens + protocol.new_tokens <= context_length:
+        return protocol
+    new_tokens = max(2, min(protocol.new_tokens, context_length // 4))
+    prompt_tokens = max(1, min(protocol.prompt_tokens, context_length - new_tokens))
+    return replace(protocol, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+
+
+def random_prompts(vocab_size: int, count: int, length: int, seed: int) -> list[list[int]]:
+    """``count`` prompts of ``length`` uniformly random token ids, the same for the same seed."""
+    ids = np.random.default_rng(seed).integers(0, vocab_size, (count, length))
+    return [[int(token) for token in row] for row in ids]
+
+
+def _measured(model: LanguageModel, protocol: Protocol, progress: Progress) -> Rounds:
+    rounds = prepare(model, protocol)
+    total = protocol.warmup_rounds + protocol.rounds
+    progress.start("throughput", total, "rounds")
+    try:
+        for _ in range(total):
+            rounds.one()
+            progress.advance(1)
+    finally:
+        progress.finish()
+    return rounds
+
+
+def _sample(generation: Generation) -> Sample:
+    return Sample(generation.first_token_s, sum(generation.step_s))
+
+
+def _columns(samples: Sequence[Sample]) -> dict[str, Json]:
+    return {
+        "first_token_s": [sample.first_token_s for sample in samples],
+        "decode_s": [sample.decode_s for sample in samples],
+    }
+
+
+def _variation(samples: Sequence[Sample]) -> float:
+    """Coefficient of variation of a whole batch's time."""
+    times = [sample.first_token_s + sample.decode_s for sample in samples]
+    return statistics.stdev(times) / statistics.fmean(times) if len(times) > 1 else 0.0
+
+
+def _metrics(protocol: Protocol, size: int, samples: Sequence[Sample]) -> dict[str, Metric]:
+    prefilled = size * protocol.prompt_tokens
+    decoded = size * (protocol.new_tokens - 1)
+    prefill = [prefilled / sample.first_token_s for sample in samples]
+    decode = [decoded / sample.decode_s for sample in samples]
+    first = [sample.first_token_s for sample in samples]
+    suffix = _suffix(size)
+    return {
+        **_spread(f"prefill_tokens_per_s{suffix}", prefill, "tokens/s", True),
+        **_spread(f"decode_tokens_per_s{suffix}", decode, "tokens/s", True),
+        **_spread(f"ttft_s{suffix}", first, "s", False),
+    }
+
+
+def _spread(
+    key: str, values: Sequence[float], unit: str, higher_is_better: bool
+) -> dict[str, Metric]:
+    """Median, 10th and 90th percentile."""
+    metrics = {}
+    for suffix, share in _SHARES.items():
+        found = quantile(values, share)
+        metrics[key + suffix] = Metric(
+            found.value, unit, higher_is_better, len(values), found.stderr
+        )
+    return metrics
+
+
+def _ratio(new: Metric, base: Metric) -> Metric:
+    ratio = new.value / base.value
+    relative = [(metric.stderr or 0.0) / metric.value for metric in (new, base)]
+    stderr = ratio * math.hypot(*relative)
+    return Metric(ratio, "ratio", True, min(new.n, base.n), stderr)
+
+
+def _suffix(size: int) -> str:
+    return "" if size == 1 else f"_b{size}"
+
+
+def _name(size: int) -> str:
+    return f"b{size}"
+
+
+def _json(state: ClockState | None) -> Json:
+    return None if state is None else state.to_json()
