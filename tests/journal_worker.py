@@ -1,0 +1,28 @@
+"""A run that does nothing but use the journal; started and killed by ``test_journal.py``."""
+
+import sys
+import time
+from pathlib import Path
+
+from ewq.journal import Journal
+
+KEYS = tuple((f"variant-{i}", "task") for i in range(12))
+HEADER = {"fingerprint": "sha256:1", "settings": {"tier": "smoke"}, "code": "1", "device": "cpu"}
+
+
+def payload(key):
+    return {"record": {"variant": key[0], "items": "A" * 3000}, "data": [0.25, 0.5]}
+
+
+def main(path: Path) -> None:
+    journal = Journal.resume(path, HEADER) if path.exists() else Journal.create(path, HEADER)
+    with journal:
+        for key in KEYS:
+            if key not in journal.completed:
+                journal.started(key)
+                time.sleep(0.01)
+                journal.finished(key, payload(key))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
