@@ -25,6 +25,9 @@ from ewq.harness.session import (
 from ewq.variants import find_variant
 
 if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter
+    from pytest_benchmark.fixture import BenchmarkFixture
+
     from ewq.harness.bench import Bench, LoadVariant
     from ewq.harness.handle import VariantHandle
     from ewq.harness.subject import Subject
@@ -155,7 +158,10 @@ def variant(request: pytest.FixtureRequest, ewq_bench: Bench) -> Iterator[Varian
 
 @pytest.fixture
 def measure(
-    request: pytest.FixtureRequest, ewq_bench: Bench, variant: VariantHandle, benchmark: Any
+    request: pytest.FixtureRequest,
+    ewq_bench: Bench,
+    variant: VariantHandle,
+    benchmark: BenchmarkFixture,
 ) -> Callable[[], Record]:
     """Measure the test's task on its variant, store the record, and apply the gate."""
     from ewq.harness.measuring import measure as measure_task
@@ -222,7 +228,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
     """The table people know from EWQ, and what the gates said."""
     state = session_of(config)
     if state.bench is not None and state.bench.records:

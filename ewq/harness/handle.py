@@ -47,17 +47,17 @@ class VariantHandle:
         Raises:
             EwqError: loading failed; it is tried once, later uses repeat the reason.
         """
-        return self._load().model
+        return self.load().model
 
     @property
     def plan_digest(self) -> str | None:
         """Digest of the plan the model was made by."""
-        return self._load().plan_digest
+        return self.load().plan_digest
 
     @property
     def load_reading(self) -> LoadReading:
         """Seconds and memory that loading took."""
-        self._load()
+        self.load()
         assert self._reading is not None
         return self._reading
 
@@ -71,7 +71,8 @@ class VariantHandle:
         forget_last_exception()
         collect_garbage()
 
-    def _load(self) -> Loaded:
+    def load(self) -> Loaded:
+        """Load now unless loaded already."""
         if self._closed:
             raise EwqError(f"variant {self.name} was used after it was closed")
         if self._failure is not None:

@@ -41,6 +41,7 @@ def _single(run: Callable[[Bench, VariantHandle], TaskResult]) -> Callable[..., 
     """A quality task: one round, whose return value is the result."""
 
     def prepare(bench: Bench, handle: VariantHandle) -> Work:
+        handle.load()  # outside the stopwatch
         outcome: list[TaskResult] = []
         return Work(lambda: outcome.append(run(bench, handle)), lambda: outcome[-1])
 
@@ -106,12 +107,14 @@ def _throughput(bench: Bench, handle: VariantHandle) -> Work:
     from ewq.tasks import throughput
 
     sizes = bench.sizes
-    rounds = throughput.prepare(
-        handle.model,
+    protocol = throughput.Protocol(
         prompt_tokens=sizes.prompt_tokens,
         new_tokens=sizes.new_tokens,
         batch_sizes=sizes.batch_sizes,
+        warmup_rounds=sizes.warmup_rounds,
+        rounds=sizes.rounds,
     )
+    rounds = throughput.prepare(handle.model, protocol)
     return Work(rounds.one, rounds.result, sizes.rounds, sizes.warmup_rounds)
 
 
@@ -124,7 +127,8 @@ def _pair_throughput(result: TaskResult, reference: TaskResult) -> Mapping[str, 
 def _memory(bench: Bench, handle: VariantHandle) -> TaskResult:
     from ewq.tasks import memory
 
-    return memory.run(handle.model, handle.load_reading)
+    work = memory.Round(bench.sizes.prompt_tokens, bench.sizes.new_tokens)
+    return memory.run(handle.model, handle.load_reading, work)
 
 
 def _samples(bench: Bench, handle: VariantHandle) -> TaskResult:

@@ -79,7 +79,6 @@ def _transformers(
         dtype=placement.dtype,
         batch_tokens=placement.batch_tokens,
         tokenizer=subject.tokenizer,
-        decode=placement.decode,
     )
 
 

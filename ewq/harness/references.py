@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -121,7 +120,7 @@ class References:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
                 json.dump(_to_json(result), file)
-            os.replace(file.name, path)
+            Path(file.name).replace(path)
         except OSError:
             # A cache that cannot be written costs time in a later run, nothing else.
             return
