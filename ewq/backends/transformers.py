@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ewq.backends.batching import plan_batches, split_shared
+from ewq.backends.batching import Limits, plan_batches, split_shared
 from ewq.backends.decode import EagerDecoder, decode
 from ewq.backends.padding import Padding, pad_rows
 from ewq.backends.prefix_cache import can_share, fork, new_cache
@@ -178,10 +178,8 @@ class TransformersModel:
         if not self._share_prefix:
             shared, rows = [], [shared + row for row in rows]
         cache = self._prefill(shared) if shared else None
-        plan = plan_batches(
-            list(map(len, rows)), len(shared), self.batch_tokens, kept, self._block_rows
-        )
-        for batch in plan:
+        limits = Limits(len(shared), self.batch_tokens, self._block_rows)
+        for batch in plan_batches(list(map(len, rows)), kept, limits):
             chosen = [rows[i] for i in batch]
             forked = fork(cache, len(batch)) if cache is not None else None
             yield batch, self._forward(forked, len(shared), chosen, [kept[i] for i in batch])
