@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ewq import __version__
+from ewq.analysis_cache import AnalysisCache
 from ewq.budget import within_budget
 from ewq.checkpoint import Checkpoint, open_checkpoint
 from ewq.entropy.statistics import WeightStatistics
@@ -19,7 +20,7 @@ from ewq.plan import PlanBlock, QuantizationPlan
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.rules import Spread, by_thresholds, factor_thresholds, spread
-from ewq.scorers import DEFAULT_SCORER, SCORERS, Unit, score_units
+from ewq.scorers import DEFAULT_SCORER, Unit, score_units
 
 DEFAULT_FACTOR = 0.65
 GRANULARITIES = ("block", "tensor")
@@ -131,8 +132,10 @@ class _Drafting:
         return self.finish(precisions, rule, {})
 
     def _sizes(self, names: Sequence[str]) -> dict[Precision, int]:
-        stored = [self.analysis.footprint.weights[name] for name in names]
-        return {of: sum(self.target.nbytes(one, of) for one in stored) for of in Precision}
+        return {of: sum(self._nbytes(name, of) for name in names) for of in Precision}
+
+    def _nbytes(self, name: str, precision: Precision) -> int:
+        return self.target.nbytes(self.analysis.footprint.weights[name], precision)
 
     def finish(
         self,
@@ -176,7 +179,8 @@ class _Drafting:
         for block, unit, score in zip(layout.blocks, units, scores, strict=True):
             kinds = {weights[name] for name in block.weights}
             precision = kinds.pop() if len(kinds) == 1 else None
-            blocks.append(PlanBlock(block.index, block.name, unit.numel, score, precision))
+            size = sum(self._nbytes(name, weights[name]) for name in block.weights)
+            blocks.append(PlanBlock(block.index, block.name, unit.numel, score, precision, size))
         return tuple(blocks)
 
     def _block_means(self) -> list[float]:
@@ -211,10 +215,15 @@ def analyze(
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
     layout = find_layout(checkpoint)
-    run: Callable[[], Mapping[str, WeightStatistics]] = lambda: _measure(  # noqa: E731
-        checkpoint, layout, progress or NO_PROGRESS, workers, device
-    )
-    statistics = _cached(checkpoint, layout, run) if cache else run()
+    store = AnalysisCache.for_checkpoint(checkpoint) if cache else None
+    statistics = store.read(layout.weights) if store else None
+    if statistics is None:
+        # Imported late: an analysis found in the cache needs no compiled loops.
+        from ewq.entropy.sweep import sweep
+
+        statistics = sweep(checkpoint, layout, progress or NO_PROGRESS, workers, device)
+        if store:
+            store.write(statistics)
     return Analysis(
         checkpoint.model,
         checkpoint.fingerprint,
@@ -223,32 +232,3 @@ def analyze(
         footprint_of(checkpoint, layout),
         statistics,
     )
-
-
-def _measure(
-    checkpoint: Checkpoint,
-    layout: Layout,
-    progress: Progress,
-    workers: int | None,
-    device: str | None,
-) -> Mapping[str, WeightStatistics]:
-    # Imported late: an analysis found in the cache needs no compiled loops.
-    from ewq.entropy.sweep import sweep
-
-    return sweep(checkpoint, layout, progress, workers, device)
-
-
-def _cached(
-    checkpoint: Checkpoint, layout: Layout, run: Callable[[], Mapping[str, WeightStatistics]]
-) -> Mapping[str, WeightStatistics]:
-    from ewq.analysis_cache import AnalysisCache
-
-    store = AnalysisCache.for_checkpoint(checkpoint)
-    found = store.read(layout.weights)
-    if found is None:
-        found = run()
-        store.write(found)
-    return found
-
-
-__all__ = ["DEFAULT_FACTOR", "SCORERS", "Analysis", "analyze"]

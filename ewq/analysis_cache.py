@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ewq.atomic import write_text
+from ewq.cache_dir import cache_dir
 from ewq.checkpoint import Checkpoint
 from ewq.entropy.statistics import WeightStatistics
 from ewq.errors import CheckpointError, EwqError
 
 VERSION = 1
 """Raised whenever a statistic changes its meaning."""
-
-
-def cache_folder() -> Path:
-    """``$EWQ_CACHE``, or ``ewq`` under the user's cache folder."""
-    given = os.environ.get("EWQ_CACHE")
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ewq"
 
 
 @dataclass(frozen=True)
@@ -50,10 +41,10 @@ class AnalysisCache:
                 raise CheckpointError(f"cannot read {file}: {error}") from error
             digest.update(f"\0{file.name} {facts.st_size} {facts.st_mtime_ns}".encode())
         key = digest.hexdigest()
-        return cls(cache_folder() / "analyses" / f"{key[:32]}.json", key)
+        return cls(cache_dir("analyses", f"{key[:32]}.json"), key)
 
     def read(self, names: Sequence[str]) -> dict[str, WeightStatistics] | None:
-        """Statistics of exactly these weights; ``None`` where none are stored or they are damaged."""
+        """Statistics of exactly these weights; ``None`` where there are none, or damaged ones."""
         try:
             data = json.loads(self.path.read_text(encoding="utf-8"))
             return self._parse(data, names)

@@ -46,10 +46,10 @@ def _complete(folder: Path) -> bool:
 
 def _snapshot(model: str, *, local_only: bool) -> Path | None:
     """The snapshot folder; ``None`` where it is not cached or the hub cannot be reached."""
-    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HfHubHTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -63,5 +63,7 @@ def _snapshot(model: str, *, local_only: bool) -> Path | None:
         raise CheckpointError(f"{model} is gated; accept its terms and log in first") from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"the hub has no model {model}, or it is private") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError):
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         return None
+    except HfHubHTTPError as error:
+        raise CheckpointError(f"the hub refuses {model}: {error}".split("\n")[0]) from error

@@ -103,14 +103,22 @@ def find_layout(checkpoint: Source) -> Layout:
             explains, or blocks that do not number 0, 1, 2, ...
     """
     if checkpoint.is_gguf:
-        from ewq.gguf_file import gguf_weights
-
-        found = gguf_weights(checkpoint)
+        found = _gguf_weights(checkpoint)
     else:
         found = _weights(checkpoint, _family(checkpoint))
     if not found:
         raise CheckpointError(f"{checkpoint.model} has no decoder blocks that ewq recognises")
     return _collect(checkpoint.model, found)
+
+
+def _gguf_weights(checkpoint: Source) -> list[Found]:
+    from ewq.gguf_file import loaded_names
+
+    named = loaded_names(checkpoint.model, checkpoint.architecture, checkpoint.tensors)
+    return [
+        Found(root, index, inner, info, transposed=False, expert=not inner.endswith(".weight"))
+        for root, index, inner, info in named
+    ]
 
 
 def _family(checkpoint: Source) -> Family:

@@ -47,6 +47,8 @@ class PlanBlock:
     """The score: bits for ``histogram``, nats for ``softmax``, else the scorer's own unit."""
     precision: Precision | None
     """``None`` where a tensor-wise plan gives the block's weights different precisions."""
+    size_bytes: int = 0
+    """Of the block's quantizable weights in the target format; 0 where the plan does not say."""
 
     def to_json(self) -> dict[str, Json]:
         """The block as stored in ``blocks``."""
@@ -56,6 +58,7 @@ class PlanBlock:
             "numel": self.numel,
             "entropy": _known(self.entropy),
             "precision": "mixed" if self.precision is None else self.precision.value,
+            "size_bytes": self.size_bytes,
         }
 
 

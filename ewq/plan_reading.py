@@ -31,6 +31,7 @@ KEYS = frozenset(
 )
 OPTIONAL = frozenset({"target"})
 BLOCK_KEYS = frozenset({"index", "name", "numel", "entropy", "precision"})
+BLOCK_OPTIONAL = frozenset({"size_bytes"})
 POC_PRECISIONS = {
     "raw": Precision.RAW,
     "8-bit": Precision.EIGHT_BIT,
@@ -94,7 +95,7 @@ def _check_keys(
 
 
 def _block(entry: Mapping[str, Any], source: str) -> PlanBlock:
-    _check_keys(entry, BLOCK_KEYS, frozenset(), f"{source}: a block")
+    _check_keys(entry, BLOCK_KEYS, BLOCK_OPTIONAL, f"{source}: a block")
     precision = entry["precision"]
     return PlanBlock(
         index=int(entry["index"]),
@@ -102,6 +103,7 @@ def _block(entry: Mapping[str, Any], source: str) -> PlanBlock:
         numel=int(entry["numel"]),
         entropy=float(entry["entropy"]),
         precision=None if precision == "mixed" else _precision(precision, f"{source}: a block"),
+        size_bytes=int(entry.get("size_bytes", 0)),
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ewq.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,14 +38,30 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
-def map_bytes(info: TensorInfo) -> NDArray[np.uint8]:
-    """Bytes of a tensor, ``[nbytes]`` uint8, mapped copy-on-write and unmapped with the array."""
+def map_bytes(info: TensorInfo, first: int = 0, count: int | None = None) -> NDArray[np.uint8]:
+    """Bytes ``[first : first + count]`` of a tensor, mapped copy-on-write.
+
+    The mapping ends with the array, and with it the memory it occupies.
+    """
     import numpy as np
 
-    if not info.nbytes:
+    wanted = info.nbytes - first if count is None else count
+    if not wanted:
         return np.empty(0, np.uint8)
-    start = info.offset - info.offset % mmap.ALLOCATIONGRANULARITY
-    length = info.offset + info.nbytes - start
-    with info.file.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
-    return np.frombuffer(mapped, np.uint8, count=info.nbytes, offset=info.offset - start)
+    offset = info.offset + first
+    start = offset - offset % mmap.ALLOCATIONGRANULARITY
+    try:
+        with info.file.open("rb") as file:
+            mapped = mmap.mmap(
+                file.fileno(), offset + wanted - start, access=mmap.ACCESS_COPY, offset=start
+            )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {info.name} from {info.file}: {error}") from error
+    return np.frombuffer(mapped, np.uint8, count=wanted, offset=offset - start)
+
+
+def read_ahead(info: TensorInfo, first: int, count: int) -> None:
+    """Ask the system to read bytes that will be needed soon; returns at once."""
+    if hasattr(os, "posix_fadvise"):
+        with info.file.open("rb") as file:
+            os.posix_fadvise(file.fileno(), info.offset + first, count, os.POSIX_FADV_WILLNEED)

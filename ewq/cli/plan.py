@@ -55,7 +55,8 @@ def plan(
         raise InputError("give --factor or a target, not both")
     if target_bpw is not None and size_bytes is not None:
         raise InputError("give --target-bpw or --target-size, not both")
-    paths = _paths(out, factor or [None])
+    factors: list[float | None] = list(factor) if factor else [None]
+    paths = _paths(out, factors)
     analysis = analyze(
         model, cache=cache, progress=terminal_progress(), workers=workers, device=device
     )
@@ -69,7 +70,7 @@ def plan(
             target=target,
             seed=seed,
         )
-        for one in factor or [None]
+        for one in factors
     ]
     _deliver(analysis, plans, paths, as_json)
 
@@ -91,7 +92,7 @@ def parse_size(text: str) -> int:
         raise InputError(f"{text!r} is not a size; write 5GB, 4.5GiB or 800MB") from None
 
 
-def _paths(out: str | None, factors: list[float] | list[None]) -> list[Path | None]:
+def _paths(out: str | None, factors: list[float | None]) -> list[Path | None]:
     """Where each plan goes; a folder gets one file per factor."""
     if out is None:
         return [None] * len(factors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,14 +65,14 @@ def from_counts(values: NDArray[np.float32], counts: NDArray[np.int64]) -> Distr
     )
 
 
-def bin_edges(minimum: np.floating, maximum: np.floating) -> NDArray[np.floating]:
-    """NumPy's 257 edges between two values of the data's own dtype."""
-    return np.histogram_bin_edges(np.array([minimum, maximum]), bins=HISTOGRAM_BINS)
+def bin_edges(minimum: float, maximum: float, dtype: np.dtype[Any]) -> NDArray[np.floating[Any]]:
+    """NumPy's 257 edges between the extremes of data of ``dtype``, in that dtype."""
+    return np.histogram_bin_edges(np.array([minimum, maximum], dtype), bins=HISTOGRAM_BINS)
 
 
 def histogram_of(values: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """What ``numpy.histogram(bins=256)`` counts on the values repeated ``counts`` times."""
-    edges = bin_edges(values.min(), values.max())
+    edges = bin_edges(values.min(), values.max(), values.dtype)
     index = np.searchsorted(edges, values, side="right") - 1
     index = np.clip(index, 0, HISTOGRAM_BINS - 1)
     return np.bincount(index, weights=counts, minlength=HISTOGRAM_BINS).astype(np.int64)

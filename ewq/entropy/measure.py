@@ -95,8 +95,7 @@ def measure_floats(pieces: Callable[[], Iterable[Piece]]) -> WeightStatistics:
     minimum = min(extent[0] for extent in extents)
     maximum = max(extent[1] for extent in extents)
     mean = math.fsum(extent[2] for extent in extents) / numel
-    dtype = next(iter(pieces())).values.dtype
-    edges = bin_edges(dtype.type(minimum), dtype.type(maximum))
+    edges = bin_edges(minimum, maximum, next(iter(pieces())).values.dtype)
     histogram = np.zeros(HISTOGRAM_BINS, np.int64)
     sums: list[Sequence[float]] = []
     nf4, int8 = _Sum(), _Sum()

@@ -13,12 +13,13 @@ from ewq.checkpoint import Checkpoint
 from ewq.entropy.chunks import Piece
 from ewq.entropy.measure import NotFiniteError, measure_floats, measure_patterns
 from ewq.entropy.statistics import WeightStatistics
+from ewq.entropy.windows import Scaling, windows
 from ewq.errors import CheckpointError
 from ewq.footprint import scale_of
 from ewq.layout import Layout, Weight
 from ewq.progress import Progress
-from ewq.tensor_values import as_flat
 
+FP8_TILE = (128, 128)
 SIXTEEN_BITS = ("BF16", "F16")
 
 
@@ -81,13 +82,23 @@ class _Jobs:
     def _pieces(self, weight: Weight) -> Iterator[Piece]:
         """The stored tensors of a weight, one mapped at a time, output rows outermost."""
         for source in weight.sources:
-            if self.stop.is_set():
-                raise StoppedError
             info = self._checkpoint.tensors[source]
-            values = as_flat(info, scale_of(self._checkpoint, source))
+            parts = windows(info, self._scaling(source))
             if weight.transposed:
-                values = np.ascontiguousarray(values.reshape(info.shape).T).reshape(-1)
-            yield Piece(values, weight.in_features)
+                whole = np.concatenate(list(parts)).reshape(info.shape)
+                parts = iter([np.ascontiguousarray(whole.T).reshape(-1)])
+            for values in parts:
+                if self.stop.is_set():
+                    raise StoppedError
+                yield Piece(values, weight.in_features)
+
+    def _scaling(self, source: str) -> Scaling | None:
+        factors = scale_of(self._checkpoint, source)
+        if factors is None:
+            return None
+        quantization = self._checkpoint.config.get("quantization_config") or {}
+        rows, columns = quantization.get("weight_block_size") or FP8_TILE
+        return Scaling(factors, (int(rows), int(columns)))
 
     def _name_not_finite(self, weight: Weight) -> str:
         guilty = [source for source in weight.sources if not self._finite(source)]
@@ -97,4 +108,5 @@ class _Jobs:
     def _finite(self, source: str) -> bool:
         import torch
 
-        return bool(torch.isfinite(self._checkpoint.load(source).float()).all())
+        tensor = self._checkpoint.load(source)
+        return bool(torch.isfinite(tensor.float()).all())
