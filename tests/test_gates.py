@@ -9,7 +9,7 @@ from ewq.record import Verdict
 from ewq.thresholds import DEFAULT_TOLERANCES, Limit, Test, Tolerance
 from tests.make_runs import answers, metric, mmlu, record
 
-P, F, I, N, U = (
+P, F, Q, N, U = (
     Verdict.PASS,
     Verdict.FAIL,
     Verdict.INCONCLUSIVE,
@@ -48,13 +48,13 @@ LIMITS = {
         {"accuracy_delta": NONINFERIOR},
         delta(-0.005, stderr=0.02, n=60),
         (),
-        I,
+        Q,
     ),
     "non-inferiority: beyond, but not even different from zero": (
         {"accuracy_delta": NONINFERIOR},
         delta(-0.02, stderr=0.02, n=60),
         (),
-        I,
+        Q,
     ),
     "non-inferiority: a clear gain": ({"accuracy_delta": NONINFERIOR}, delta(0.03), (), P),
     "non-inferiority: exact equality": ({"accuracy_delta": NONINFERIOR}, delta(0.0, 0.0), (), P),
@@ -63,14 +63,14 @@ LIMITS = {
         {"accuracy_delta": NONINFERIOR},
         delta(0.0, stderr=None),
         (),
-        I,
+        Q,
     ),
     "upper non-inferiority: shown": ({"ln_ppl_ratio": NO_WORSE_PPL}, ppl(0.01), (), P),
     "upper non-inferiority: planted rise": ({"ln_ppl_ratio": NO_WORSE_PPL}, ppl(0.05), (), F),
     "upper non-inferiority: a gain": ({"ln_ppl_ratio": NO_WORSE_PPL}, ppl(-0.05), (), P),
     "McNemar: lopsided flips": ({"accuracy_delta": MCNEMAR}, paired(-0.01, 0.03), (), F),
     "McNemar: small drop": ({"accuracy_delta": MCNEMAR}, paired(-0.004, 0.01), (), P),
-    "McNemar: few flips": ({"accuracy_delta": MCNEMAR}, paired(-0.02, 0.06, n=100), (), I),
+    "McNemar: few flips": ({"accuracy_delta": MCNEMAR}, paired(-0.02, 0.06, n=100), (), Q),
     "McNemar: flips missing": ({"accuracy_delta": MCNEMAR}, delta(-0.02), (), F),
     "missing metric": ({"accuracy": Limit(min=0)}, {"flips": metric(0.0)}, (), F),
     "metric of the other device": (
@@ -79,7 +79,7 @@ LIMITS = {
         (),
         P,
     ),
-    "chance level takes a pass": ({"accuracy_delta": NONINFERIOR}, delta(0.0), CHANCE, I),
+    "chance level takes a pass": ({"accuracy_delta": NONINFERIOR}, delta(0.0), CHANCE, Q),
     "chance level leaves a failure": ({"accuracy_delta": NONINFERIOR}, delta(-0.4), CHANCE, F),
     "chance level leaves other metrics": (
         {"kld_mean": Limit(max=1)},
@@ -91,13 +91,13 @@ LIMITS = {
         {"decode_ratio": Limit(min=0.9)},
         {"decode_ratio": metric(1.0)},
         NOISY,
-        I,
+        Q,
     ),
     "throttling takes a failure": (
         {"decode_ratio": Limit(min=0.9)},
         {"decode_ratio": metric(0.5)},
         THROTTLED,
-        I,
+        Q,
     ),
     "noise leaves counts": (
         {"weights_bytes": Limit(max=1)},
@@ -180,8 +180,8 @@ BASELINES = {
     "the same": ("throughput", speed(100), speed(100), (), P),
     "slower decode": ("throughput", speed(100), speed(80), (), F),
     "slower within tolerance": ("throughput", speed(100), speed(92), (), P),
-    "slower within noise": ("throughput", speed(100, 20), speed(80, 20), (), I),
-    "slower while throttled": ("throughput", speed(100), speed(80), THROTTLED, I),
+    "slower within noise": ("throughput", speed(100, 20), speed(80, 20), (), Q),
+    "slower while throttled": ("throughput", speed(100), speed(80), THROTTLED, Q),
     "faster": ("throughput", speed(100), speed(120), (), U),
     "faster within noise": ("throughput", speed(100, 20), speed(120, 20), (), P),
     "more memory": ("memory", size(1000), size(1010), (), F),
@@ -225,7 +225,7 @@ def test_broken_answers_are_found_by_pairing_where_independent_errors_would_see_
     )
     paired_up = judge(after, {}, before, DEFAULT_TOLERANCES["mmlu"])
 
-    assert independent.verdict is I
+    assert independent.verdict is Q
     assert paired_up.verdict is F
     assert "accuracy: 0.7 -> 0.64 fraction (-0.06, -8.57%): worse" in paired_up.reasons[0]
     assert "p 0.00049" in paired_up.reasons[0]
@@ -288,8 +288,8 @@ def test_a_broken_limit_outweighs_an_improvement():
 @pytest.mark.parametrize(
     ("verdicts", "expected"),
     [
-        ((P, U, N, I, F), F),
-        ((P, U, N, I), I),
+        ((P, U, N, Q, F), F),
+        ((P, U, N, Q), Q),
         ((P, U, N), N),
         ((P, U), U),
         ((P,), P),

@@ -230,13 +230,10 @@ def test_a_real_full_disk_is_a_clear_error_and_freeing_space_lets_the_run_go_on(
     path = small_disk / "run.jsonl"
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"\0" * 8192)
-    with (
-        pytest.raises(EwqError, match=r"No space left on device.*then resume"),
-        Journal.create(path, HEADER) as journal,
-    ):
-        for key in KEYS:
-            journal.finished(key, payload(key))
-    kept = set(journal.completed)
+    with pytest.raises(EwqError, match=r"No space left on device.*then resume"):
+        journal_worker.main(path)
+    with Journal.resume(path, HEADER) as journal:
+        kept = set(journal.completed)
     assert kept
     ballast.unlink()
 

@@ -109,7 +109,7 @@ def test_a_file_that_is_no_run_is_an_error(storage, content):
     path = storage / "0001_x.json"
     path.write_bytes(content)
 
-    with pytest.raises(InputError, match="0001_x.json"):
+    with pytest.raises(InputError, match=r"0001_x\.json"):
         read_run(path)
 
 
