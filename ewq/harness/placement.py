@@ -9,7 +9,7 @@ from typing import Any
 from ewq.errors import BackendUnavailable
 
 BATCH_TOKENS = 8192
-"""Tokens of one batch, the same for every variant: batch composition moves half-precision results."""
+"""Tokens of one batch, equal for all variants: its composition moves half-precision results."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ class HarnessSession:
     selected: list[Key] = field(default_factory=list)
     bench: Bench | None = None
     exit_status: int = 0
-    saved: bool = False
+    started_s: float = field(default_factory=time.time)
 
     @property
     def storage_json(self) -> dict[str, Any]:

@@ -1,19 +1,72 @@
-"""The table at the end of a run."""
+"""What is written at the end of a run: the table, what the gates said, where the run lies."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ewq.record import Verdict
+from ewq.report.rows import VariantRow, variant_rows
+from ewq.report.table import footnotes, terminal_table
 
 if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter
+
     from ewq.harness.session import HarnessSession
 
+NARROWEST = 60
 
-def write_summary(reporter: Any, state: HarnessSession, storage: Path) -> None:  # noqa: ANN401
+
+def write_summary(reporter: TerminalReporter, state: HarnessSession, storage: Path) -> None:
     """Write the variants' table, the verdicts and where the run is stored."""
     bench = state.bench
     assert bench is not None
-    reporter.section("ewq")
-    for key, record in bench.records.items():
-        figures = ", ".join(f"{k} {m.value:.4g}" for k, m in list(record.metrics.items())[:6])
-        reporter.write_line(f"{key[0]:14} {key[1]:12} {record.verdict.value:12} {figures}")
+    rows = variant_rows(bench.records.values())
+    reporter.section(f"ewq: {bench.subject.label}")
+    placement = bench.placement
+    reporter.write_line(f"tier {bench.options.tier}, {placement.device}, {placement.dtype} compute")
+    reporter.write(_drawn(rows, max(NARROWEST, reporter._tw.fullwidth), reporter.hasmarkup))
+    for line in [*footnotes(rows), *_gates(state), *_skips(state)]:
+        reporter.write_line(line)
+    reporter.write_line(_where(state, storage))
+
+
+def _drawn(rows: list[VariantRow], width: int, markup: bool) -> str:
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=width, force_terminal=markup, no_color=not markup)
+    console.print(terminal_table(rows, width))
+    return buffer.getvalue()
+
+
+def _gates(state: HarnessSession) -> list[str]:
+    """How many records each verdict has, then a line for each that is no pass."""
+    assert state.bench is not None
+    records = list(state.bench.records.values())
+    counted = {verdict: sum(r.verdict is verdict for r in records) for verdict in Verdict}
+    counts = ", ".join(f"{number} {verdict}" for verdict, number in counted.items() if number)
+    told = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.IMPROVED)
+    return [f"gates: {counts}"] + [
+        f"  {record.verdict}: {record.variant} {record.task}: {record.reasons[0]}"
+        for record in records
+        if record.verdict in told and record.reasons
+    ]
+
+
+def _skips(state: HarnessSession) -> list[str]:
+    """Variants that could not be measured, once each."""
+    assert state.bench is not None
+    reasons: dict[str, set[str]] = {}
+    for (variant, _), reason in state.bench.failures.items():
+        reasons.setdefault(reason, set()).add(variant)
+    return [f"not measured: {', '.join(sorted(names))}: {why}" for why, names in reasons.items()]
+
+
+def _where(state: HarnessSession, storage: Path) -> str:
+    files = sorted(storage.glob("*/[0-9]*.json"), key=lambda path: path.stat().st_mtime_ns)
+    fresh = [path for path in files if path.stat().st_mtime > state.started_s]
+    if fresh:
+        return f"saved: {fresh[-1]}"
+    return "not saved: add --benchmark-autosave to keep this run"

@@ -1,0 +1,43 @@
+# make bench   benchmark the embedded model as FP16 and as EWQ at several factors
+# make test    lint, types, tests, and a smoke run of the benchmarks
+# Both create .venv on first use. ARGS is passed on: make bench ARGS="--ewq-model my/model"
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+VARIANTS ?= fp16 or ewq or bnb or gguf
+ARGS ?=
+
+.PHONY: bench test lint types tests smoke style clean
+
+bench: $(VENV)/.installed
+	$(BIN)/pytest benchmarks/ -k "$(VARIANTS)" --benchmark-autosave $(ARGS)
+
+test: lint types tests smoke
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+tests: $(VENV)/.installed
+	$(BIN)/pytest tests/
+
+smoke: $(VENV)/.installed
+	$(BIN)/pytest benchmarks/ --ewq-tier smoke --benchmark-storage=.benchmarks/smoke --benchmark-autosave
+
+style: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .benchmarks/smoke
+
+# torch by its exact version first: anything looser may pull another build of several gigabytes.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf,demo,dev]'
+	touch $@

@@ -1,0 +1,1 @@
+"""Stored records as people read them: terminal, Markdown, JSON and HTML."""
