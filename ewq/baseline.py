@@ -39,7 +39,9 @@ class Choice:
     """Without a run: why each candidate was refused. With one: what it does not cover."""
 
 
-def find_baseline(request: str, storage: Path, wanted: Wanted, repository: Path) -> Choice:
+def find_baseline(
+    request: str, storage: Path, wanted: Wanted, repository: Path, exclude: Path | None = None
+) -> Choice:
     """Choose the baseline that ``request`` asks for.
 
     Args:
@@ -48,6 +50,7 @@ def find_baseline(request: str, storage: Path, wanted: Wanted, repository: Path)
         storage: pytest-benchmark's storage folder.
         wanted: what it must have measured.
         repository: the git repository of the code under test.
+        exclude: a stored run that is not to be compared with itself.
 
     Raises:
         InputError: a pinned run does not exist or is damaged.
@@ -57,9 +60,30 @@ def find_baseline(request: str, storage: Path, wanted: Wanted, repository: Path)
         run = read_run(pinned) if pinned.is_file() else resolve_run(request, storage, repository)
         return choose([run], wanted)
     runs, damaged = read_storage(storage)
+    runs = [run for run in runs if exclude is None or run.path.resolve() != exclude.resolve()]
     if request == ANCESTOR:
         return choose_ancestor(runs, wanted, ancestors(repository), damaged)
     return choose(runs, wanted, damaged)
+
+
+def baseline_of(run: Run, request: str, storage: Path, repository: Path) -> Run:
+    """The baseline of a run that is already stored.
+
+    Raises:
+        InputError: the run measured nothing, or no other run qualifies (with the reasons).
+    """
+    if not run.records:
+        raise InputError(f"run {run.path} measured nothing that could be compared")
+    wanted = Wanted(
+        fingerprint=next(iter(run.records.values())).fingerprint,
+        environment=run.machine,
+        selected=tuple(run.records),
+        settings={record.task: record.settings for record in run.records.values()},
+    )
+    choice = find_baseline(request, storage, wanted, repository, exclude=run.path)
+    if choice.run is None:
+        raise InputError(f"no baseline for {run.name}: {'; '.join(choice.reasons)}")
+    return choice.run
 
 
 def choose(runs: Sequence[Run], wanted: Wanted, damaged: Sequence[str] = ()) -> Choice:

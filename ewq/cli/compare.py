@@ -19,7 +19,11 @@ class Format(StrEnum):
 
 def compare(
     baseline: Annotated[
-        str, typer.Argument(help="A stored run: file, number in the storage, commit or branch.")
+        str,
+        typer.Argument(
+            help="A stored run: file, number in the storage, commit or branch; or `newest` or "
+            "`ancestor` for the newest suitable run or that of the nearest ancestor commit."
+        ),
     ],
     current: Annotated[
         str | None, typer.Argument(help="The run in question; the newest stored one by default.")
@@ -36,13 +40,17 @@ def compare(
     ),
 ) -> None:
     """Compare two runs: exit 0 without a regression, 1 with one, 2 if not comparable."""
+    from ewq.baseline import ANCESTOR, NEWEST, baseline_of
     from ewq.compare import compare_runs
     from ewq.comparison_formats import FORMATS
     from ewq.runs import newest_run, resolve_run
     from ewq.thresholds import BUILT_IN, load_thresholds
 
-    before = resolve_run(baseline, storage)
     after = resolve_run(current, storage) if current else newest_run(storage)
+    if baseline in (NEWEST, ANCESTOR):
+        before = baseline_of(after, baseline, storage, Path())
+    else:
+        before = resolve_run(baseline, storage)
     variants = {variant for run in (before, after) for variant, _ in run.records}
     limits = load_thresholds(thresholds, variants) if thresholds else BUILT_IN
     comparison = compare_runs(before, after, limits)

@@ -41,8 +41,16 @@ def run(storage):
         (("1111111", "2222222"), 0),
         (("1",), 1),
         (("2", "0003"), 1),
+        (("newest",), 1),
     ],
-    ids=["same", "regression", "by commit", "current defaults to the newest", "by number"],
+    ids=[
+        "same",
+        "regression",
+        "by commit",
+        "current defaults to the newest",
+        "by number",
+        "newest but not the run itself",
+    ],
 )
 def test_exit_code(run, arguments, exit_code):
     assert run(*arguments).exit_code == exit_code
