@@ -142,7 +142,7 @@ def ewq_bench(
     )
     state.bench = bench
     try:
-        _or_exit(lambda: bench.prepare_references(state.selected))
+        _or_exit(lambda: bench.prepare_references())
         yield bench
     finally:
         bench.close()

@@ -51,6 +51,7 @@ class Bench:
     journal: Journal
     progress: Progress
     load: LoadVariant
+    selected: tuple[Key, ...]
     records: dict[Key, Record] = field(default_factory=dict)
     failures: dict[Key, str] = field(default_factory=dict)
     loads: Counter[str] = field(default_factory=Counter)
@@ -120,11 +121,20 @@ class Bench:
             return self.mmlu.digest
         return self.texts.digest if task in ("perplexity", "divergence") else ""
 
-    def prepare_references(self, selected: list[Key]) -> None:
+    def prepare_references(self) -> None:
         """Measure or recall the reference for tasks that pair with it but do not select it."""
-        own = {task for variant, task in selected if variant == REFERENCE}
-        paired = {task for variant, task in selected if variant != REFERENCE and _pairs(task)}
+        own = {task for variant, task in self.selected if variant == REFERENCE}
+        paired = {task for variant, task in self.selected if variant != REFERENCE and _pairs(task)}
         self.references.prepare(sorted(paired - own))
+
+    def restore_distributions(self, task: str, handle: VariantHandle) -> None:
+        """After resuming: record the reference's distributions again if a variant needs them.
+
+        They are large and deterministic, so the journal does not keep them.
+        """
+        todo = [key for key in self.selected if key not in self.journal.completed]
+        if task == "divergence" and any(key[1] == task for key in todo):
+            self.references.distributions(handle)
 
     def close(self) -> None:
         """End the run: delete temporary reference data, close the journal."""

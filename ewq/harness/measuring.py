@@ -35,6 +35,8 @@ def measure(bench: Bench, handle: VariantHandle, task: str, benchmark: Benchmark
     stored = bench.journal.completed.get(key)
     record = _replay(stored, benchmark) if stored else _fresh(bench, handle, task, benchmark)
     if handle.name == REFERENCE:
+        if stored:
+            bench.restore_distributions(task, handle)
         bench.references.remember(task, _as_result(record, bench.shared_settings()))
     judged = _judge(bench, record)
     benchmark.extra_info["ewq"] = judged.to_json()

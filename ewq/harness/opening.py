@@ -63,6 +63,7 @@ def open_bench(
         journal=journal,
         progress=progress,
         load=load,
+        selected=tuple(selected),
     )
 
 

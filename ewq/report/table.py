@@ -24,6 +24,7 @@ class Column:
 
 
 WIDE = 120
+_WORDS = ("Variant", "Verdict")
 
 
 def columns_for(rows: Sequence[VariantRow]) -> tuple[Column, ...]:
@@ -31,15 +32,15 @@ def columns_for(rows: Sequence[VariantRow]) -> tuple[Column, ...]:
     on_gpu = any(row.metric("memory", "vram_peak_bytes") for row in rows)
     return (
         Column("Variant", lambda row: row.variant),
-        Column("VRAM GB" if on_gpu else "Weights GB", cells.memory_gb),
+        Column("VRAM GB" if on_gpu else "GB", cells.memory_gb),
         Column("Bits/w", cells.bits_per_weight),
         Column("Tok/s", cells.tokens_per_s),
         Column("MMLU %", cells.mmlu_percent),
         Column("Δ points", cells.mmlu_change_points, wide_only=True),
-        Column("Perplexity", cells.perplexity),
+        Column("PPL", cells.perplexity),
         Column("Δ PPL %", cells.perplexity_change_percent),
         Column("KLD mnat", cells.kld_millinats, wide_only=True),
-        Column("Verdict", lambda row: row.verdict.value),
+        Column("Verdict", lambda row: row.verdict.value, wide_only=True),
     )
 
 
@@ -50,8 +51,8 @@ def terminal_table(rows: Sequence[VariantRow], width: int) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown = [column for column in columns_for(rows) if width >= WIDE or not column.wide_only]
-    for index, column in enumerate(shown):
-        justify = "right" if 0 < index < len(shown) - 1 else "left"
+    for column in shown:
+        justify = "left" if column.heading in _WORDS else "right"
         table.add_column(column.heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(column.cell(row) for column in shown))
@@ -71,7 +72,7 @@ def markdown_table(rows: Sequence[VariantRow]) -> str:
 
 def footnotes(rows: Sequence[VariantRow]) -> list[str]:
     """What a reader must know to read the table rightly."""
-    notes = ["± is one standard error. Δ PPL % is paired with fp16 on the same tokens."]
+    notes = ["GB: the weights. ± is one standard error; Δ is paired with fp16 on the same items."]
     if any(row.at_chance for row in rows):
         notes.append("* MMLU at chance level: this model's letter score says nothing.")
     return notes

@@ -1,0 +1,173 @@
+"""The harness as a user meets it, on fake models."""
+
+import json
+
+import pytest
+
+from tests.harness.fakes import set_behaviour
+
+TASKS = 7
+TWO = ("--ewq-variants", "fp16,ewq-0.5")
+
+
+def stored(project):
+    """The newest stored run."""
+    files = sorted(project.path.glob(".benchmarks/*/*.json"))
+    return json.loads(files[-1].read_text())
+
+
+def records(project):
+    return {
+        (r["variant"], r["task"]): r
+        for r in (b["extra_info"]["ewq"] for b in stored(project)["benchmarks"])
+    }
+
+
+def loads(project):
+    return (project.path / "loads.txt").read_text().split()
+
+
+def test_each_variant_is_measured_by_every_task_and_stored(bench, project):
+    set_behaviour(project.path, **{"ewq-0.5": {"noise": 0.3}})
+    result = bench(*TWO, "--benchmark-autosave")
+    result.assert_outcomes(passed=2 * TASKS)
+    found = records(project)
+    assert len(found) == 2 * TASKS
+    assert found["ewq-0.5", "perplexity"]["metrics"]["ln_ppl_ratio"]["value"] > 0
+    assert found["ewq-0.5", "divergence"]["metrics"]["kld_mean"]["value"] > 0.001
+    assert found["fp16", "divergence"]["metrics"]["kld_mean"]["value"] < 1e-6
+    assert stored(project)["ewq"]["complete"] is True
+
+
+def test_each_variant_loads_once_across_all_files(bench, project):
+    bench(*TWO).assert_outcomes(passed=2 * TASKS)
+    assert loads(project) == ["fp16", "ewq-0.5"]
+
+
+def test_a_model_is_freed_before_the_next_loads_even_after_a_failing_test(bench, project):
+    conftest = project.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + """
+import gc, weakref
+from tests.harness import fakes
+alive = weakref.WeakSet()
+
+@pytest.fixture(scope="session")
+def ewq_loader():
+    def load(variant, subject, placement):
+        gc.collect()
+        assert not alive, "the previous model is still in memory"
+        loaded = fakes.load_fake(variant, subject, placement)
+        alive.add(loaded.model)
+        return loaded
+    return load
+"""
+    )
+    (project.path / "benchmarks/test_zz_failing.py").write_text(
+        """
+import pytest
+
+@pytest.mark.task("memory")
+def test_fails_holding_the_model(variant, benchmark):
+    model = variant.model
+    benchmark.pedantic(lambda: None)
+    assert not model.info, "a failure whose traceback holds the model"
+"""
+    )
+    result = bench("--ewq-variants", "fp16,ewq-1.0,ewq-0.5", "-k", "memory or failing")
+    result.assert_outcomes(passed=3, failed=3)
+
+
+def test_a_failing_variant_leaves_the_others(bench, project):
+    set_behaviour(project.path, **{"ewq-0.5": {"error": "needs 9 GB, 2 GB are free"}})
+    result = bench("--ewq-variants", "fp16,ewq-0.5,ewq-1.0", "--benchmark-autosave")
+    result.assert_outcomes(passed=2 * TASKS, failed=TASKS)
+    result.stdout.fnmatch_lines(["*not measured: ewq-0.5: needs 9 GB, 2 GB are free*"])
+    assert loads(project).count("ewq-0.5") == 1
+    run = stored(project)
+    assert run["ewq"]["complete"] is False
+    assert {b["params"]["variant"] for b in run["benchmarks"]} == {"fp16", "ewq-1.0"}
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("ewq", {"ewq-0.5", "gguf-ewq-0.65"}),
+        ("fp16", {"fp16"}),
+        ("gguf", {"gguf-f16", "gguf-ewq-0.65"}),
+        ("fp16 or ewq", {"fp16", "ewq-0.5", "gguf-ewq-0.65"}),
+    ],
+)
+def test_expressions_select_what_they_say(bench, project, expression, expected):
+    names = "fp16,ewq-0.5,bnb-nf4,gguf-f16,gguf-ewq-0.65"
+    result = bench("--ewq-variants", names, "-k", expression, "--collect-only", "-q")
+    shown = {line.split("[")[1].rstrip("]") for line in result.outlines if "[" in line}
+    assert shown == expected
+
+
+def test_without_the_reference_selected_it_is_measured_once_and_marked(bench, project):
+    set_behaviour(project.path, **{"ewq-0.5": {"noise": 0.3}})
+    result = bench(*TWO, "-k", "ewq", "--benchmark-autosave")
+    result.assert_outcomes(passed=TASKS)
+    assert loads(project) == ["fp16", "ewq-0.5"]
+    perplexity = records(project)["ewq-0.5", "perplexity"]
+    assert perplexity["metrics"]["ln_ppl_ratio"]["value"] > 0
+    assert any("reference was measured" in note for note in perplexity["notes"])
+
+
+def test_a_stored_reference_is_used_again(bench, project):
+    bench(*TWO).assert_outcomes(passed=2 * TASKS)
+    result = bench(*TWO, "-k", "ewq-0 and perplexity", "--benchmark-autosave")
+    result.assert_outcomes(passed=1)
+    assert loads(project) == ["fp16", "ewq-0.5", "ewq-0.5"]
+    notes = records(project)["ewq-0.5", "perplexity"]["notes"]
+    assert any("stored result" in note for note in notes)
+
+
+def test_resume_measures_only_what_is_missing(bench, project):
+    set_behaviour(project.path, **{"ewq-0.5": {"kill": "SIGKILL"}})
+    bench(*TWO, "--benchmark-autosave", subprocess=True)
+    assert not list(project.path.glob(".benchmarks/*/*.json"))
+    set_behaviour(project.path, **{"ewq-0.5": {"noise": 0.3}})
+    bench(*TWO, "--benchmark-autosave", "--ewq-resume").assert_outcomes(passed=2 * TASKS)
+    # The reference loads again only to record its distributions, which are not journalled.
+    assert loads(project).count("fp16") <= 2
+    assert len(records(project)) == 2 * TASKS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ewq-variants", "fp17"], "*unknown variant 'fp17'; known: fp16, *"),
+        (["--ewq-factors", "big"], "*factor 'big' is no number*"),
+        (["--ewq-tier", "huge"], "*--ewq-tier 'huge': choose one of smoke, quick, full*"),
+        (["--ewq-mmlu", "nowhere"], "*--ewq-mmlu nowhere: no such file or folder*"),
+        (["--ewq-device", "cuda:7"], "*cuda:7*"),
+    ],
+    ids=["variant", "factor", "tier", "mmlu", "device"],
+)
+def test_bad_options_end_with_one_line_and_exit_code_4(bench, arguments, message):
+    result = bench(*arguments)
+    assert result.ret == 4
+    (result.stderr if result.errlines else result.stdout).fnmatch_lines([message])
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+
+
+def test_an_empty_data_folder_is_said_in_one_line(bench, project):
+    project.mkdir("empty")
+    result = bench(*TWO, "-k", "fp16 and perplexity", "--ewq-texts", "empty")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*empty holds no texts*"])
+    assert "Traceback" not in result.stdout.str()
+
+
+def test_collecting_imports_no_heavy_library(project):
+    script = (
+        "import sys, pytest\n"
+        "pytest.main(['-p', 'ewq.pytest_plugin', 'benchmarks', '--collect-only', '-q'])\n"
+        "heavy = {'torch', 'transformers', 'bitsandbytes', 'llama_cpp'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    (project.path / "conftest.py").unlink()
+    assert project.run("python", "-c", script).ret == 0
