@@ -10,6 +10,8 @@ import sys
 
 import typer
 
+from ewq.cli.compare import compare
+from ewq.cli.diff import diff
 from ewq.cli.plan import plan
 from ewq.errors import EwqError
 
@@ -20,13 +22,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command("plan")(plan)
+for command in (plan, diff, compare):
+    app.command(command.__name__)(command)
 
 
 def main() -> None:
     """Run the command line; an :class:`EwqError` becomes one line and its exit code."""
     try:
         app()
+    except KeyboardInterrupt:
+        print("ewq: interrupted", file=sys.stderr)
+        sys.exit(130)
     except EwqError as error:
         print(f"ewq: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
