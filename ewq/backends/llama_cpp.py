@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,7 +266,7 @@ class LlamaCppModel:
 
 
 def group_by_tokens(lengths: Sequence[int], budget: int, most: int) -> list[range]:
-    """Consecutive groups of at most ``budget`` tokens and ``most`` rows; an over-long row is alone."""
+    """Consecutive groups of at most ``budget`` tokens and ``most`` rows; a longer row is alone."""
     groups: list[range] = []
     begin, tokens = 0, 0
     for index, length in enumerate(lengths):
@@ -282,6 +282,8 @@ def load_llama_cpp(
     path: str | Path,
     tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
     options: LlamaCppOptions | None = None,
+    *,
+    device: str | None = None,
 ) -> LlamaCppModel:
     """Load a GGUF file.
 
@@ -289,6 +291,7 @@ def load_llama_cpp(
         path: the file.
         tokenizer: the original checkpoint's ``transformers`` tokenizer, as for every engine.
         options: how to run it.
+        device: replaces the options' device.
 
     Raises:
         BackendUnavailable: no llama.cpp, or no GPU support for a GPU device.
@@ -299,6 +302,7 @@ def load_llama_cpp(
     from ewq.gguf.read import read_header
 
     options = options or LlamaCppOptions()
+    options = replace(options, device=device or options.device)
     path = Path(path)
     library = llama_library()
     header = read_header(path)

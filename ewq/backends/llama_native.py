@@ -29,7 +29,7 @@ _log_callback: list[Any] = []
 """Keeps the ctypes callback alive for as long as the library may call it."""
 
 
-def llama_library() -> Any:
+def llama_library() -> Any:  # noqa: ANN401 (ctypes module)
     """llama.cpp's C functions, quiet, with error messages kept for our own errors.
 
     Raises:
@@ -40,14 +40,15 @@ def llama_library() -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         raise BackendUnavailable(f"{INSTALL_HINT} ({error})") from error
     if not _log_callback:
-        callback = library.llama_log_callback(_remember)
+        callback = library.llama_log_callback(remember)
         _log_callback.append(callback)
         library.llama_log_set(callback, ctypes.c_void_p(0))
         library.llama_backend_init()
     return library
 
 
-def _remember(level: int, text: bytes, _user_data: Any) -> None:  # noqa: ANN401 (C pointer)
+def remember(level: int, text: bytes, _user_data: Any) -> None:  # noqa: ANN401 (C pointer)
+    """Log callback: keep error messages, drop the rest."""
     if level == _LOG_ERROR:
         _messages.append(text.decode("utf-8", errors="replace").strip())
 

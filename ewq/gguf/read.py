@@ -31,8 +31,9 @@ KEPT_ITEMS = 64
 
 STRING, ARRAY = 8, 9
 SCALARS: Mapping[int, str] = {
-    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
-}  # fmt: skip
+    **{0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"},
+    **{10: "<Q", 11: "<q", 12: "<d"},
+}
 """GGUF value type -> struct format."""
 
 
@@ -86,8 +87,12 @@ class GgufHeader:
         return sum(tensor.numel for tensor in self.tensors)
 
 
-def read_header(path: str | Path) -> GgufHeader:
+def read_header(path: str | Path, needs_architecture: bool = True) -> GgufHeader:
     """Read and validate the header of a GGUF file.
+
+    Args:
+        path: the file.
+        needs_architecture: whether the file must be a model; an importance matrix is none.
 
     Raises:
         CheckpointError: no such file, not GGUF, truncated, or a header that contradicts itself
@@ -101,7 +106,7 @@ def read_header(path: str | Path) -> GgufHeader:
             if size < 24:
                 raise CheckpointError(f"{path}: {size} bytes are too few for a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(path, data).header()
+                return _Reader(path, data, needs_architecture).header()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -116,10 +121,18 @@ def _types() -> Mapping[int, tuple[str, int, int]]:
     return {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
 
 
+def nominal_bytes(type_name: str, numel: int) -> int:
+    """Bytes that ``numel`` values take in a type, were every row divisible; rounded up."""
+    sizes = {name: (block, block_bytes) for name, block, block_bytes in _types().values()}
+    block, block_bytes = sizes[type_name]
+    return -(-numel * block_bytes // block)
+
+
 class _Reader:
     """A cursor over the mapped file; every read is checked against the end."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, needs_architecture: bool) -> None:
+        self._needs_architecture = needs_architecture
         self._path = path
         self._data = data
         self._at = 0
@@ -174,7 +187,8 @@ class _Reader:
             if key in metadata:
                 raise self._bad(f"has the metadata key {key!r} twice")
             metadata[key] = self._value(self._number("<I"), 0)
-        if not isinstance(metadata.get("general.architecture"), str):
+        named = isinstance(metadata.get("general.architecture"), str)
+        if self._needs_architecture and not named:
             raise self._bad("names no general.architecture")
         if metadata.get("split.count", 0) not in (0, 1):
             raise self._bad("is one part of a split model; join the parts with llama-gguf-split")

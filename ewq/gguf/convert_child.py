@@ -1,0 +1,53 @@
+"""Child process: run llama.cpp's converter, whichever version, in its own import path.
+
+Called as ``python -P convert_child.py SCRIPT ARGUMENTS...``; it must not import
+ewq, whose environment has another ``gguf``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+UNKNOWN_TOKENIZER = "ewq: unknown pre-tokenizer"
+"""Printed when the converter does not recognise the tokenizer's splitting rule."""
+
+
+def main(script: Path, arguments: list[str]) -> None:
+    """Load the script as a module, allow unknown pre-tokenizers, and run its ``main``."""
+    sys.path.insert(0, str(script.parent))
+    sys.argv = [str(script), *arguments]
+    spec = importlib.util.spec_from_file_location("convert_hf_to_gguf", script)
+    if spec is None or spec.loader is None:
+        sys.exit(f"{script} is not a Python script")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    # Newer converters keep their classes in a package, older ones in the script.
+    allow_unknown_tokenizers(sys.modules.get("conversion.base", module))
+    module.main()
+
+
+def allow_unknown_tokenizers(owner: Any) -> None:  # noqa: ANN401 (a module of any version)
+    """Name an unrecognised splitting rule ``default`` instead of giving up.
+
+    Ids given to the model come from the checkpoint's own tokenizer, so the
+    measurements do not depend on the rule; only llama.cpp's own tokenizer does.
+    """
+    model = getattr(owner, "TextModel", None) or owner.Model
+    original = model.get_vocab_base_pre
+
+    def tolerant(self: Any, tokenizer: Any) -> str:  # noqa: ANN401
+        try:
+            return str(original(self, tokenizer))
+        except NotImplementedError:
+            sys.stderr.write(UNKNOWN_TOKENIZER + "\n")
+            return "default"
+
+    model.get_vocab_base_pre = tolerant
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,233 @@
+"""Making a GGUF: convert, quantize by llama.cpp, read back, and only then give it its name."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ewq.errors import EwqError, InputError
+from ewq.gguf.convert import CONVERTED_TYPES, convert_folder
+from ewq.gguf.names import tensors_of_weights
+from ewq.gguf.quantize import run_quantizer
+from ewq.gguf.quantize_job import QuantizeJob, as_command
+from ewq.gguf.read import GgufHeader, read_header
+from ewq.gguf.recipe import PlanRecipe, Recipe, TypeRecipe, make_recipe
+from ewq.gguf.report import ExportReport, read_back
+from ewq.precision import Precision
+from ewq.progress import NO_PROGRESS, Progress
+
+if TYPE_CHECKING:
+    from ewq.checkpoint import Checkpoint
+    from ewq.plan import QuantizationPlan
+
+PLAIN_TYPES = frozenset({"F32", "F16", "BF16"})
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+BASE_TYPES = {"F32": "F32", "BF16": "BF16", "F16": "F16"}
+"""Checkpoint dtype -> type of the converted file that the quantizer starts from."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The unquantized (or given) GGUF that the quantizer reads."""
+
+    path: Path
+    notes: tuple[str, ...] = ()
+
+
+def export_gguf(
+    model: str | Path,
+    out: str | Path,
+    *,
+    type_name: str | None = None,
+    plan: QuantizationPlan | None = None,
+    types: Mapping[Precision, str] | None = None,
+    imatrix: Path | None = None,
+    converter: Path | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> ExportReport:
+    """Export a model as one GGUF file.
+
+    Args:
+        model: hub id, Hugging Face folder, or another ``.gguf``.
+        out: the file; it appears when it is complete and checked, not before.
+        type_name: one of llama.cpp's recipes, such as ``F16``, ``Q8_0`` or ``Q4_K_M``.
+        plan: precisions per weight; instead of ``type_name``.
+        types: ggml type per precision of the plan; default F16, Q8_0, Q4_K.
+        imatrix: importance matrix for the quantizer.
+        converter: llama.cpp's own ``convert_hf_to_gguf.py``.
+        progress: where to report.
+
+    Raises:
+        InputError: a request that makes no sense, or a plan of another model.
+        EwqError: conversion or quantization failed, or the file is not what was asked for.
+    """
+    recipe = make_recipe(type_name, plan, types, imatrix)
+    checkpoint = _open(model, recipe)
+    with scratch_beside(Path(out)) as work:
+        base = make_base(checkpoint, recipe, work, converter)
+        return build(base, recipe, Path(out), work, progress)
+
+
+def _open(model: str | Path, recipe: Recipe) -> Checkpoint:
+    from ewq.checkpoint import open_checkpoint
+    from ewq.plan import check_plan
+
+    checkpoint = open_checkpoint(model)
+    if isinstance(recipe, PlanRecipe):
+        check_plan(recipe.plan, checkpoint)
+    return checkpoint
+
+
+@contextmanager
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """A hidden folder on ``out``'s disk that is removed whatever happens.
+
+    Raises:
+        InputError: ``out`` is a folder, or its folder cannot be written.
+    """
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; name the .gguf file to write")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        raise InputError(f"cannot write to {out.parent}: {error.strerror}") from error
+    with scratch as name:
+        yield Path(name)
+
+
+def base_type(checkpoint: Checkpoint) -> str:
+    """Type to convert to before quantizing: the dtype that holds most of the checkpoint."""
+    totals: dict[str, int] = {}
+    for tensor in checkpoint.tensors.values():
+        totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.nbytes
+    return BASE_TYPES.get(max(totals, key=lambda dtype: totals[dtype]), "F16")
+
+
+def make_base(
+    checkpoint: Checkpoint, recipe: Recipe, work: Path, converter: Path | None = None
+) -> Base:
+    """The file to start from: the model itself if it is GGUF, else a conversion in ``work``."""
+    if checkpoint.is_gguf:
+        return Base(checkpoint.path)
+    plain = isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES
+    name = recipe.name if plain and isinstance(recipe, TypeRecipe) else base_type(checkpoint)
+    path = work / "base.gguf"
+    return Base(path, convert_folder(checkpoint.path, path, name, converter))
+
+
+def build(base: Base, recipe: Recipe, out: Path, work: Path, progress: Progress) -> ExportReport:
+    """Quantize ``base`` by ``recipe``, read the result back and move it to ``out``."""
+    source = read_header(base.path)
+    done = work / "done.gguf"
+    if base.path.parent == work and _is_plain(source, recipe):
+        base.path.rename(done)
+        report = read_back(done, source, {}, (), base.notes)
+    else:
+        job = make_job(source, recipe, done)
+        fallbacks = run_quantizer(job, progress)
+        report = read_back(done, source, job.types, fallbacks, (*base.notes, *_warnings(job)))
+    try:
+        done.replace(out)
+    except OSError as error:
+        raise EwqError(f"cannot write {out}: {error.strerror}") from error
+    return replace(report, path=out)
+
+
+def _is_plain(source: GgufHeader, recipe: Recipe) -> bool:
+    """Whether the converter already did all that was asked."""
+    if not isinstance(recipe, TypeRecipe) or recipe.name not in CONVERTED_TYPES:
+        return False
+    return {tensor.type_name for tensor in source.tensors} <= {recipe.name, "F32"}
+
+
+def make_job(source: GgufHeader, recipe: Recipe, out: Path) -> QuantizeJob:
+    """What llama.cpp's quantizer must do to turn ``source`` into ``out``."""
+    requantize = any(tensor.type_name not in PLAIN_TYPES for tensor in source.tensors)
+    if isinstance(recipe, TypeRecipe):
+        return QuantizeJob(
+            source.path, out, recipe.name, imatrix=recipe.imatrix, requantize=requantize
+        )
+    raw = recipe.types[Precision.RAW]
+    return QuantizeJob(
+        source.path,
+        out,
+        # Any quantizing recipe: llama.cpp looks at exact types only under one.
+        "Q8_0",
+        types=_exact_types(source, recipe),
+        embedding_type=raw,
+        output_type=raw,
+        imatrix=recipe.imatrix,
+        requantize=requantize,
+    )
+
+
+def _exact_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
+    """A type for every matrix of the file: planned, or raw."""
+    planned = {}
+    names = tensors_of_weights(source, recipe.plan.weights)
+    for weight, precision in recipe.plan.weights.items():
+        planned.update(dict.fromkeys(names[weight], recipe.types[precision]))
+    raw = recipe.types[Precision.RAW]
+    return {
+        tensor.name: planned.get(tensor.name, raw)
+        for tensor in source.tensors
+        if tensor.name in planned or _may_be_raw(tensor.name, tensor.shape)
+    }
+
+
+def _may_be_raw(name: str, shape: tuple[int, ...]) -> bool:
+    # Routers and other small matrices stay F32 in llama.cpp whatever is asked.
+    return name in (EMBEDDING, OUTPUT) and len(shape) > 1
+
+
+def _warnings(job: QuantizeJob) -> tuple[str, ...]:
+    if not job.requantize:
+        return ()
+    return (f"{job.source.name} was quantized before; its losses add to those of this export",)
+
+
+def command_for(
+    model: str | Path,
+    out: str | Path,
+    *,
+    type_name: str | None = None,
+    plan: QuantizationPlan | None = None,
+    types: Mapping[Precision, str] | None = None,
+    imatrix: Path | None = None,
+    converter: Path | None = None,
+) -> str:
+    """The same export as a shell script for llama.cpp's own programs; nothing is written.
+
+    The names of tensors come from a conversion, which is made and removed again.
+
+    Raises:
+        InputError: as :func:`export_gguf`.
+    """
+    recipe = make_recipe(type_name, plan, types, imatrix)
+    checkpoint = _open(model, recipe)
+    with tempfile.TemporaryDirectory() as name:
+        base = make_base(checkpoint, recipe, Path(name), converter)
+        source = read_header(base.path)
+        job = make_job(source, recipe, Path(out))
+        plain = base.path.parent == Path(name) and _is_plain(source, recipe)
+    if checkpoint.is_gguf:
+        return as_command(job)
+    first = Path(out) if plain else Path(out).with_suffix(".base.gguf")
+    steps = [_convert_command(checkpoint.path, first, recipe, base_type(checkpoint))]
+    if not plain:
+        steps.append(as_command(replace(job, source=first)))
+    return " && \\\n".join(steps)
+
+
+def _convert_command(folder: Path, out: Path, recipe: Recipe, fallback: str) -> str:
+    import shlex
+
+    plain = isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES
+    outtype = recipe.name if plain and isinstance(recipe, TypeRecipe) else fallback
+    words = ["convert_hf_to_gguf.py", str(folder), "--outtype", outtype.lower()]
+    return shlex.join(["python", *words, "--outfile", str(out)])

@@ -1,0 +1,68 @@
+"""Importance matrices: how much each input column of a weight mattered on some text."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ewq.errors import InputError
+from ewq.gguf.read import MAGIC, read_header
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SUMS, COUNTS = ".in_sum2", ".counts"
+"""Suffixes in a GGUF imatrix: sums of squared activations, and how many were summed."""
+
+
+def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Mean squared activations by tensor name, ``[columns]`` (``[experts * columns]`` for experts).
+
+    Reads ``llama-imatrix``'s GGUF output and its older binary format.
+
+    Raises:
+        InputError: no such file, or neither format.
+    """
+    if not path.is_file():
+        raise InputError(f"no importance matrix at {path}")
+    with path.open("rb") as file:
+        is_gguf = file.read(4) == MAGIC
+    found = _read_gguf(path) if is_gguf else _read_legacy(path)
+    if not found:
+        raise InputError(f"{path} is not an importance matrix; make one with llama-imatrix")
+    return found
+
+
+def _read_gguf(path: Path) -> dict[str, NDArray[np.float32]]:
+    import numpy as np
+    from gguf import GGUFReader
+
+    read_header(path, needs_architecture=False)
+    arrays = {tensor.name: np.asarray(tensor.data) for tensor in GGUFReader(path).tensors}
+    found = {}
+    for name, sums in arrays.items():
+        counts = arrays.get(name.removesuffix(SUMS) + COUNTS)
+        if name.endswith(SUMS) and counts is not None:
+            mean = sums / np.maximum(counts.reshape(-1, 1), 1)
+            found[name.removesuffix(SUMS)] = np.ascontiguousarray(mean.ravel(), dtype=np.float32)
+    return found
+
+
+def _read_legacy(path: Path) -> dict[str, NDArray[np.float32]]:
+    import numpy as np
+
+    data, found, at = path.read_bytes(), {}, 4
+    try:
+        for _ in range(struct.unpack_from("<i", data)[0]):
+            (length,) = struct.unpack_from("<i", data, at)
+            name = data[at + 4 : at + 4 + length].decode()
+            at += 4 + length
+            calls, columns = struct.unpack_from("<ii", data, at)
+            sums = np.frombuffer(data, "<f4", count=columns, offset=at + 8)
+            found[name] = np.ascontiguousarray(sums / max(calls, 1), dtype=np.float32)
+            at += 8 + 4 * columns
+    except (struct.error, ValueError) as error:
+        raise InputError(f"{path} is not an importance matrix: {error}") from error
+    return found
