@@ -13,7 +13,7 @@ from ewq.errors import EwqError
 
 
 def cache_dir(*parts: str) -> Path:
-    """``$EWQ_CACHE`` or ``$XDG_CACHE_HOME/ewq`` or ``~/.cache/ewq``, then ``parts``; not created."""
+    """``$EWQ_CACHE``, ``$XDG_CACHE_HOME/ewq`` or ``~/.cache/ewq``, then ``parts``; not created."""
     if explicit := os.environ.get("EWQ_CACHE"):
         root = Path(explicit)
     else:
@@ -37,7 +37,8 @@ def published_folder(target: Path) -> Iterator[Path]:
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
         raise EwqError(
-            f"cannot write to {target.parent}: {error.strerror}; set EWQ_CACHE to a folder with space"
+            f"cannot write to {target.parent}: {error.strerror}; "
+            "set EWQ_CACHE to a folder with space"
         ) from error
     try:
         yield work

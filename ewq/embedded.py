@@ -118,7 +118,7 @@ def _dequantise(source: Path, folder: Path) -> None:
     )
     # The result remembers where it came from and would refuse to be saved.
     model.config.__dict__.pop("quantization_config", None)
-    model.hf_quantizer = None
+    vars(model).pop("hf_quantizer", None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     manifest = {

@@ -22,18 +22,18 @@ class Metric:
 
     value: float
     unit: str
-    """``fraction``, ``nats``, ``bits``, ``tokens/s``, ``bytes``, ``s``, ``ratio``, ``p`` or ``count``."""
+    """``fraction``, ``nats``, ``bits``, ``tokens/s``, ``bytes``, ``s``, ``ratio``, ``p``, ``count``."""
     higher_is_better: bool | None
     """``None`` where no direction is better, such as the share of answers that are A."""
     n: int
-    """Independent observations behind the value: questions, tokens, rounds; 1 for a count of bytes."""
+    """Observations behind the value: questions, tokens, rounds; 1 for a count of bytes."""
     stderr: float | None = None
     """Standard error in the value's unit; ``None`` only for exact counts and p-values."""
 
     def __post_init__(self) -> None:
         for label, number in (("value", self.value), ("stderr", self.stderr)):
             if number is not None and not math.isfinite(number):
-                raise MeasurementError(f"{label} is {number}: refusing to store it as a measurement")
+                raise MeasurementError(f"{label} is {number}: no measurement, so not stored")
 
     def to_json(self) -> dict[str, Json]:
         """The metric as stored under ``extra_info["ewq"]["metrics"]``."""

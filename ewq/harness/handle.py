@@ -14,6 +14,7 @@ from ewq.variants import Variant
 if TYPE_CHECKING:
     from ewq.instruments.load_watch import LoadReading
     from ewq.model import LanguageModel
+    from ewq.plan import QuantizationPlan
 
 Loader = Callable[[Variant], tuple[Loaded, "LoadReading"]]
 
@@ -50,9 +51,9 @@ class VariantHandle:
         return self.load().model
 
     @property
-    def plan_digest(self) -> str | None:
-        """Digest of the plan the model was made by."""
-        return self.load().plan_digest
+    def plan(self) -> QuantizationPlan | None:
+        """The plan the model was made by; ``None`` where the recipe has none."""
+        return self.load().plan
 
     @property
     def load_reading(self) -> LoadReading:

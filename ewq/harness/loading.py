@@ -32,11 +32,6 @@ class Loaded:
     model: LanguageModel
     plan: QuantizationPlan | None = None
 
-    @property
-    def plan_digest(self) -> str | None:
-        """Digest of the plan; ``None`` where the recipe has none."""
-        return self.plan.digest if self.plan else None
-
 
 def load_variant(variant: Variant, subject: Subject, placement: Placement) -> Loaded:
     """Load a variant's weights.

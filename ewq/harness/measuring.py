@@ -50,9 +50,7 @@ def _fresh(bench: Bench, handle: VariantHandle, task: str, benchmark: BenchmarkF
     bench.journal.started(key)
     try:
         work = JOBS[task].prepare(bench, handle)
-        benchmark.pedantic(
-            work.once, rounds=work.rounds, warmup_rounds=work.warmup_rounds, iterations=1
-        )
+        _time(benchmark, work)
         record = _record(bench, handle, task, work)
     except EwqError as error:
         bench.journal.failed(key, str(error))
@@ -79,10 +77,27 @@ def _record(bench: Bench, handle: VariantHandle, task: str, work: Work) -> Recor
         settings={**bench.shared_settings(), **result.settings},
         metrics={**result.metrics, **_paired(task, result, reference)},
         items=result.items,
-        plan=handle.plan_digest,
+        plan=handle.plan.digest if handle.plan else None,
         notes=(*result.notes, *bench.references.note(task)),
-        side=result.side,
+        side={**result.side, **_plan_for_reports(task, handle)},
     )
+
+
+def _plan_for_reports(task: str, handle: VariantHandle) -> dict[str, Any]:
+    """What a report draws of the plan: stored once a variant, with the memory it explains."""
+    plan = handle.plan
+    if task != "memory" or plan is None:
+        return {}
+    blocks = [[b.index, b.entropy, b.precision and b.precision.value] for b in plan.blocks]
+    drawn = {
+        "rule": dict(plan.rule),
+        "scorer": plan.scorer,
+        "mean": plan.mean,
+        "std": plan.std,
+        "thresholds": dict(plan.thresholds),
+        "blocks": blocks,
+    }
+    return {"plan": drawn}
 
 
 def _paired(task: str, result: TaskResult, reference: TaskResult | None) -> Mapping[str, Metric]:
@@ -105,10 +120,21 @@ def _judge(bench: Bench, record: Record) -> Record:
 def _replay(stored: Mapping[str, Any], benchmark: BenchmarkFixture) -> Record:
     """Hand an earlier process's measurement to pytest-benchmark as if made now."""
     durations: list[float] = stored["durations_s"]
-    benchmark.pedantic(lambda: None, rounds=max(1, len(durations)), iterations=1)
+    _time(benchmark, Work(lambda: None, _nothing, rounds=max(1, len(durations))))
     if benchmark.stats is not None and durations:
         benchmark.stats.stats.data[:] = durations
     return Record.from_json(stored["record"])
+
+
+def _time(benchmark: BenchmarkFixture, work: Work) -> None:
+    """Never ``benchmark(f)``: it would calibrate, and so run an hour's evaluation seven times."""
+    benchmark.pedantic(  # type: ignore[no-untyped-call]
+        work.once, rounds=work.rounds, warmup_rounds=work.warmup_rounds, iterations=1
+    )
+
+
+def _nothing() -> TaskResult:
+    raise MeasurementError("a replayed measurement has its record in the journal")
 
 
 def _durations(benchmark: BenchmarkFixture) -> list[float]:

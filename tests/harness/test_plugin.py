@@ -75,7 +75,9 @@ def test_fails_holding_the_model(variant, benchmark):
     assert not model.info, "a failure whose traceback holds the model"
 """
     )
-    result = bench("--ewq-variants", "fp16,ewq-1.0,ewq-0.5", "-k", "memory or failing")
+    # A process of its own: inside this one pytester would keep the failures' tracebacks.
+    names = "fp16,ewq-1.0,ewq-0.5"
+    result = bench("--ewq-variants", names, "-k", "memory or failing", subprocess=True)
     result.assert_outcomes(passed=3, failed=3)
 
 
