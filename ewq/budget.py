@@ -86,7 +86,7 @@ def _infeasible(
     sizes: Sequence[Mapping[Precision, int]], fixed: int, target: int, numel: int
 ) -> str:
     low = fixed + sum(min(size.values()) for size in sizes)
-    high = fixed + sum(size[Precision.RAW] for size in sizes)
+    high = fixed + sum(max(size.values()) for size in sizes)
     return (
         f"the target of {target} bytes ({8 * target / numel:.3f} bits per weight) is below "
         f"what this model can reach: {low} to {high} bytes "

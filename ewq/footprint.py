@@ -51,7 +51,7 @@ def footprint_of(checkpoint: Checkpoint, layout: Layout) -> Footprint:
 
 def _stored(checkpoint: Checkpoint, weight: Weight) -> Stored:
     scales = [scale_of(checkpoint, source) for source in weight.sources]
-    raw_bytes = sum(checkpoint.tensors[source].nbytes for source in weight.sources)
+    raw_bytes = sum(checkpoint.tensors[source].loaded_nbytes for source in weight.sources)
     raw_bytes += sum(scale.nbytes for scale in scales if scale is not None)
     return Stored(weight.numel, weight.in_features, raw_bytes)
 

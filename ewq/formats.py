@@ -23,7 +23,7 @@ class Stored:
     in_features: int
     """Values per output row."""
     raw_bytes: int
-    """In the checkpoint."""
+    """As loaded without quantization."""
 
     @property
     def rows(self) -> int:
@@ -93,7 +93,7 @@ class Format:
 
 
 def _as_stored(info: TensorInfo) -> int:
-    return info.nbytes
+    return info.loaded_nbytes
 
 
 def _gguf_rest(info: TensorInfo) -> int:

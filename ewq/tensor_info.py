@@ -37,6 +37,11 @@ class TensorInfo:
         """Number of values."""
         return math.prod(self.shape)
 
+    @property
+    def loaded_nbytes(self) -> int:
+        """Bytes once loaded and not quantized: as stored, but GGUF blocks become 16-bit floats."""
+        return 2 * self.numel if self.packed else self.nbytes
+
 
 def map_bytes(info: TensorInfo, first: int = 0, count: int | None = None) -> NDArray[np.uint8]:
     """Bytes ``[first : first + count]`` of a tensor, mapped copy-on-write.

@@ -54,10 +54,21 @@ def measure_patterns(pieces: Iterable[Piece], dtype: str) -> WeightStatistics:
                 _drain(counts, total)
                 counted = 0
         _drain(counts, total)
+    return statistics_of_counts(total, dtype, nf4.total, int8.total)
+
+
+def statistics_of_counts(
+    counts: NDArray[np.int64], dtype: str, nf4_square: float, int8_square: float
+) -> WeightStatistics:
+    """Statistics from the counts of all 65,536 patterns and the squared rounding errors.
+
+    Raises:
+        NotFiniteError: a value is NaN or infinite.
+    """
     table = table_of(dtype)
-    if total[~np.isfinite(table)].any():
+    if counts[~np.isfinite(table)].any():
         raise NotFiniteError
-    return _statistics(from_counts(table, total), nf4.total, int8.total)
+    return _statistics(from_counts(table, counts), nf4_square, int8_square)
 
 
 def _drain(counts: NDArray[np.uint32], total: NDArray[np.int64]) -> None:

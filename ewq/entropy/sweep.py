@@ -11,6 +11,7 @@ import numpy as np
 
 from ewq.checkpoint import Checkpoint
 from ewq.entropy.chunks import Piece
+from ewq.entropy.device import check_device, measure_patterns_on
 from ewq.entropy.measure import NotFiniteError, measure_floats, measure_patterns
 from ewq.entropy.statistics import WeightStatistics
 from ewq.entropy.windows import Scaling, windows
@@ -35,6 +36,8 @@ def sweep(
     Raises:
         CheckpointError: a weight holds NaN or infinity, or is not stored as floating point.
     """
+    if device is not None:
+        check_device(device)
     jobs = _Jobs(checkpoint, progress, device)
     weights = list(layout.details.values())
     progress.start("analyse", sum(jobs.nbytes(weight) for weight in weights), "bytes")
@@ -75,6 +78,8 @@ class _Jobs:
         return statistics
 
     def _measure(self, weight: Weight, dtype: str) -> WeightStatistics:
+        if dtype in SIXTEEN_BITS and self._device is not None:
+            return measure_patterns_on(self._device, self._pieces(weight), dtype)
         if dtype in SIXTEEN_BITS:
             return measure_patterns(self._pieces(weight), dtype)
         return measure_floats(lambda: self._pieces(weight))
