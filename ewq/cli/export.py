@@ -1,0 +1,82 @@
+"""``ewq export``: one GGUF file, by type or by plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ewq.gguf.report import ExportReport
+
+SHOWN = 3
+"""How many fallbacks are named before they are only counted."""
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Hub id, model folder, or .gguf file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The .gguf file to write.")],
+    type_name: Annotated[
+        str | None, typer.Option("--type", help="F16, BF16, Q8_0, Q6_K, Q4_K_M, ...")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan made by `ewq plan`.")] = None,
+    types: Annotated[
+        str, typer.Option(help="Type per precision, such as raw=F16,8bit=Q8_0,4bit=Q4_K.")
+    ] = "",
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix made by llama-imatrix.")
+    ] = None,
+    converter: Annotated[
+        Path | None, typer.Option(help="llama.cpp's own convert_hf_to_gguf.py.")
+    ] = None,
+    print_command: Annotated[
+        bool, typer.Option(help="Print the same export as a shell script and stop.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Convert and quantize with llama.cpp; the file appears once it is complete and checked."""
+    from ewq.cli.progress import terminal_progress
+    from ewq.gguf.export import Request, carry_out, command_for
+    from ewq.gguf.recipe import make_recipe, parse_types
+    from ewq.plan import read_plan
+
+    recipe = make_recipe(type_name, read_plan(plan) if plan else None, parse_types(types), imatrix)
+    request = Request(model, out, recipe, converter)
+    if print_command:
+        script = command_for(request)
+        print(json.dumps({"command": script}) if as_json else script)
+        return
+    report = carry_out(request, terminal_progress())
+    if as_json:
+        print(json.dumps(report.to_json(), indent=1))
+        return
+    for line in report_lines(report):
+        print(line)
+
+
+def report_lines(report: ExportReport) -> list[str]:
+    """The export for people: size, types, what fell back and what that cost."""
+    lines = [
+        f"{report.path}: {report.file_bytes:,} bytes, {report.bits_per_weight:.3f} bits per weight"
+    ]
+    for name, nbytes in report.bytes_by_type.items():
+        count = sum(tensor.stored == name for tensor in report.tensors)
+        lines.append(f"  {name:<6} {count:5d} tensors {nbytes:>15,} bytes")
+    lines.extend(_fallback_lines(report))
+    lines.extend(f"note: {note}" for note in report.notes)
+    return lines
+
+
+def _fallback_lines(report: ExportReport) -> list[str]:
+    fallbacks = report.fallbacks
+    if not fallbacks:
+        return []
+    extra = sum(tensor.extra_bytes for tensor in fallbacks)
+    lines = [
+        f"note: {len(fallbacks)} tensors have rows that their type cannot divide and fell back, "
+        f"at {extra:,} bytes more:"
+    ]
+    lines += [f"  {t.name}: {t.wanted} -> {t.stored}" for t in fallbacks[:SHOWN]]
+    return lines + ([f"  ... and {len(fallbacks) - SHOWN} more"] if len(fallbacks) > SHOWN else [])
