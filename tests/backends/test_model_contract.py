@@ -1,0 +1,156 @@
+"""What every LanguageModel promises, tested alike on every engine."""
+
+import numpy as np
+import pytest
+import torch
+
+from ewq.backends.transformers import load_transformers
+from ewq.errors import EwqError, MeasurementError
+from tests.backends.tiny_models import (
+    ARCHITECTURES,
+    CONTEXT,
+    VOCABULARY,
+    NoTokenizer,
+    expected_tokens,
+    naive_greedy,
+    naive_logprobs,
+    random_ids,
+    save_tiny,
+)
+
+TOLERANCE = 2e-4
+SUFFIX_LENGTHS = (5, 9, 1, 30, 7, 7, 2)
+
+
+@pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
+def folder(request, tmp_path_factory):
+    return save_tiny(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    model = load_transformers(folder, tokenizer=NoTokenizer())
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def prompts():
+    rng = np.random.default_rng(3)
+    return random_ids(rng, 20), [random_ids(rng, length) for length in SUFFIX_LENGTHS]
+
+
+def test_last_logprobs_equal_one_pass_per_prompt(folder, model, prompts):
+    prefix, suffixes = prompts
+    columns = [3, 50, 4]
+    expected = [naive_logprobs(folder, prefix + suffix)[-1, columns] for suffix in suffixes]
+    scored = model.last_logprobs(prefix, suffixes, columns)
+    assert scored.dtype == np.float32
+    np.testing.assert_allclose(scored, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("prefix_length", [0, 1, 2])
+def test_short_prefixes_are_no_special_case(folder, model, prompts, prefix_length):
+    prefix, suffixes = prompts[0][:prefix_length], prompts[1]
+    expected = [naive_logprobs(folder, prefix + suffix)[-1, [3, 4]] for suffix in suffixes]
+    np.testing.assert_allclose(
+        model.last_logprobs(prefix, suffixes, [3, 4]), expected, atol=TOLERANCE
+    )
+
+
+def test_a_suffix_may_be_empty(folder, model, prompts):
+    expected = naive_logprobs(folder, prompts[0])[-1, [3, 4]]
+    scored = model.last_logprobs(prompts[0], [[], prompts[1][0]], [3, 4])
+    np.testing.assert_allclose(scored[0], expected, atol=TOLERANCE)
+
+
+def test_no_suffixes_give_no_rows(model, prompts):
+    assert model.last_logprobs(prompts[0], [], [3, 4]).shape == (0, 2)
+
+
+def test_token_logprobs_equal_one_pass_per_suffix(folder, model, prompts):
+    prefix, suffixes = prompts
+    scored = model.token_logprobs(prefix, suffixes)
+    for suffix, values in zip(suffixes, scored, strict=True):
+        np.testing.assert_allclose(values, expected_tokens(folder, prefix, suffix), atol=TOLERANCE)
+
+
+def test_token_logprobs_of_an_empty_suffix_are_empty(model, prompts):
+    assert [len(values) for values in model.token_logprobs(prompts[0], [[], [5]])] == [0, 1]
+
+
+@pytest.mark.parametrize("start", [1, 2, 30])
+def test_logprobs_yields_every_distribution_in_order(folder, model, prompts, start):
+    ids = prompts[0] + prompts[1][3]
+    blocks = list(model.logprobs(ids, start))
+    assert all(block.dtype == torch.float32 for block in blocks)
+    distributions = torch.cat(blocks).numpy()
+    np.testing.assert_allclose(
+        distributions, naive_logprobs(folder, ids)[start - 1 : -1], atol=TOLERANCE
+    )
+
+
+def test_scoring_twice_gives_the_same_bits(model, prompts):
+    first, second = (model.last_logprobs(*prompts, [3, 4, 5]) for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+def test_generate_is_greedy_and_of_fixed_length(folder, model, prompts):
+    pair = [prompts[0][:8], prompts[0][8:16]]
+    generation = model.generate(pair, 6)
+    assert generation.tokens == tuple(naive_greedy(folder, prompt, 6) for prompt in pair)
+    assert len(generation.step_s) == 5
+    assert generation.first_token_s > 0
+    assert all(seconds > 0 for seconds in generation.step_s)
+
+
+def test_one_new_token_has_no_decode_steps(model, prompts):
+    assert model.generate([prompts[0]], 1).step_s == ()
+
+
+def test_info_states_the_shape(model):
+    assert model.info.context_length == CONTEXT
+    assert model.info.vocab_size == VOCABULARY
+    assert model.info.weights_bytes > 0
+
+
+def too_long(model, use):
+    long = list(range(3, 60)) * 3
+    return {
+        "last_logprobs": lambda: model.last_logprobs(long[:5], [long], [3]),
+        "token_logprobs": lambda: model.token_logprobs(long[:5], [long]),
+        "logprobs": lambda: list(model.logprobs(long, 1)),
+        "generate": lambda: model.generate([long[:100]], CONTEXT),
+    }[use]
+
+
+@pytest.mark.parametrize("use", ["last_logprobs", "token_logprobs", "logprobs", "generate"])
+def test_what_exceeds_the_context_is_an_error_with_both_lengths(model, use):
+    with pytest.raises(MeasurementError, match=rf"\d+ tokens.*{CONTEXT}"):
+        too_long(model, use)()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda m: m.token_logprobs([], [[3]]), id="token_logprobs without prefix"),
+        pytest.param(lambda m: m.last_logprobs([], [[]], [3]), id="no token at all"),
+        pytest.param(lambda m: list(m.logprobs([3, 4], 0)), id="start 0"),
+        pytest.param(lambda m: list(m.logprobs([3, 4], 2)), id="start past the end"),
+        pytest.param(lambda m: m.generate([[3], [3, 4]], 2), id="ragged prompts"),
+        pytest.param(lambda m: m.generate([[3]], 0), id="no new tokens"),
+    ],
+)
+def test_bad_requests_are_refused(model, call):
+    with pytest.raises(EwqError):
+        call(model)
+
+
+def test_closing_twice_is_harmless_and_use_afterwards_is_not(folder):
+    model = load_transformers(folder, tokenizer=NoTokenizer())
+    model.close()
+    model.close()
+    with pytest.raises(MeasurementError, match="closed"):
+        model.last_logprobs([3], [[4]], [5])
+    with pytest.raises(MeasurementError, match="closed"):
+        model.generate([[3]], 2)

@@ -1,0 +1,169 @@
+"""What the transformers backend does beyond the contract that all engines share."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from ewq.backends import transformers as backend
+from ewq.backends.transformers import load_transformers
+from ewq.backends.weight_bytes import parameter_count, stored_bytes
+from ewq.errors import CheckpointError, InputError
+from tests.backends.tiny_models import (
+    ARCHITECTURES,
+    NoTokenizer,
+    expected_tokens,
+    naive_logprobs,
+    random_ids,
+    save_tiny,
+)
+
+TOLERANCE = 2e-4
+
+
+@pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
+def folder(request, tmp_path_factory):
+    return save_tiny(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return save_tiny("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def prompts():
+    rng = np.random.default_rng(5)
+    return random_ids(rng, 23), [random_ids(rng, 1 + i % 17) for i in range(64)]
+
+
+def load(folder, **options):
+    return load_transformers(folder, tokenizer=NoTokenizer(), **options)
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("share_prefix", [True, False], ids=["shared", "repeated"])
+@pytest.mark.parametrize("batch_tokens", [1, 200, 100_000], ids=["one by one", "some", "all 64"])
+def test_batching_padding_and_prefix_sharing_change_no_answer(
+    folder, prompts, padding, share_prefix, batch_tokens
+):
+    prefix, suffixes = prompts
+    model = load(folder, padding=padding, share_prefix=share_prefix, batch_tokens=batch_tokens)
+    expected = np.stack([naive_logprobs(folder, prefix + s)[-1, [3, 4, 5, 6]] for s in suffixes])
+    scored = model.last_logprobs(prefix, suffixes, [3, 4, 5, 6])
+    np.testing.assert_allclose(scored, expected, atol=TOLERANCE)
+    assert (scored.argmax(1) == expected.argmax(1)).all()
+    for suffix, values in zip(suffixes, model.token_logprobs(prefix, suffixes), strict=True):
+        np.testing.assert_allclose(values, expected_tokens(folder, prefix, suffix), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_small_logit_blocks_change_no_answer(folder, prompts, monkeypatch, rows):
+    model = load(folder)
+    monkeypatch.setattr(backend, "LOGIT_BLOCK_BYTES", 4 * model.info.vocab_size * rows)
+    ids = prompts[0] + prompts[1][16]
+    blocks = list(model.logprobs(ids, 3))
+    assert max(len(block) for block in blocks) == rows
+    np.testing.assert_allclose(
+        torch.cat(blocks).numpy(), naive_logprobs(folder, ids)[2:-1], atol=TOLERANCE
+    )
+    [values] = model.token_logprobs(ids[:3], [ids[3:]])
+    np.testing.assert_allclose(values, expected_tokens(folder, ids[:3], ids[3:]), atol=TOLERANCE)
+
+
+def test_recurrent_caches_are_not_shared_but_scored_all_the_same(llama, prompts, monkeypatch):
+    monkeypatch.setattr(backend, "can_share", lambda config: False)
+    model = load(llama)
+    ids = prompts[0]
+    np.testing.assert_allclose(
+        torch.cat(list(model.logprobs(ids, 2))).numpy(),
+        naive_logprobs(llama, ids)[1:-1],
+        atol=TOLERANCE,
+    )
+    [scored] = model.last_logprobs(ids, [[5, 6]], [3, 4])
+    np.testing.assert_allclose(scored, naive_logprobs(llama, [*ids, 5, 6])[-1, [3, 4]], atol=1e-4)
+
+
+def test_the_prefix_is_computed_once(llama, prompts, monkeypatch):
+    model = load(llama, batch_tokens=200)
+    fed = []
+    forward = model._forward
+    monkeypatch.setattr(
+        model, "_forward", lambda *args: fed.append(sum(map(len, args[2]))) or forward(*args)
+    )
+    prefix, suffixes = prompts
+    model.last_logprobs(prefix, suffixes, [3])
+    assert sum(fed) == len(prefix) - 1 + sum(len(suffix) + 1 for suffix in suffixes)
+
+
+def test_weights_of_a_plain_model_are_its_parameters(folder):
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
+    model = load(folder, dtype="float16")
+    assert model.info.weights_bytes == 2 * plain.num_parameters()
+    assert model.info.bits_per_weight == 16.0
+    assert model.info.dtype == "float16"
+
+
+def linear_weights(folder):
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    return [p.numel() for name, p in plain.named_parameters() if "_proj" in name]
+
+
+@pytest.mark.parametrize(
+    ("options", "bytes_of"),
+    [
+        # 4 bits, one float32 scale per 64 weights, 16 code values of float32 per matrix.
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, lambda n: n // 2 + 4 * n // 64 + 64),
+        # 8 bits and one float32 scale per output row; rows are counted in the test.
+        ({"load_in_8bit": True}, lambda n: n),
+    ],
+    ids=["nf4", "int8"],
+)
+def test_quantization_state_counts(llama, options, bytes_of):
+    quantized = load(llama, quantization_config=BitsAndBytesConfig(**options))
+    plain = AutoModelForCausalLM.from_pretrained(llama)
+    rows = sum(p.shape[0] for name, p in plain.named_parameters() if "_proj" in name)
+    weights = linear_weights(llama)
+    rest = 4 * (plain.num_parameters() - sum(weights))
+    scales = 4 * rows if options.get("load_in_8bit") else 0
+    expected = rest + scales + sum(map(bytes_of, weights))
+    assert quantized.info.weights_bytes == expected
+    assert parameter_count(quantized._model) == plain.num_parameters()
+
+
+def test_int8_scales_still_count_once_after_use_has_moved_them(llama):
+    model = load(llama, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    model.last_logprobs([3, 4], [[5]], [6])
+    assert stored_bytes(model._model) == model.info.weights_bytes
+
+
+def test_close_frees_the_weights_although_somebody_holds_the_model(llama):
+    model = load(llama)
+    held = model._model
+    weight = weakref.ref(held.get_input_embeddings().weight)
+    model.close()
+    gc.collect()
+    assert weight() is None
+    assert held is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float31"}, "float31"),
+        ({"padding": "middle"}, "middle"),
+        ({"batch_tokens": 0}, "batch_tokens"),
+    ],
+)
+def test_bad_options_are_named(llama, options, message):
+    with pytest.raises(InputError, match=message):
+        load(llama, **options)
+
+
+def test_a_missing_checkpoint_is_one_line(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere") as caught:
+        load_transformers(tmp_path / "nowhere")
+    assert "\n" not in str(caught.value)

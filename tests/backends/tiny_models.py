@@ -1,0 +1,100 @@
+"""Tiny random checkpoints of several architectures, and the slow truth about them."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+VOCABULARY = 96
+CONTEXT = 128
+
+
+def llama():
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config)
+
+
+def gemma3():
+    """Sliding windows shorter than the prompts, tied embeddings, soft-capped logits."""
+    config = Gemma3TextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=CONTEXT,
+        sliding_window=8,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        final_logit_softcapping=20.0,
+        initializer_range=0.3,
+    )
+    return Gemma3ForCausalLM(config)
+
+
+def gpt2():
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=CONTEXT)
+    return GPT2LMHeadModel(config)
+
+
+ARCHITECTURES = {"llama": llama, "gemma3": gemma3, "gpt2": gpt2}
+
+
+def save_tiny(architecture, folder):
+    torch.manual_seed(7)
+    ARCHITECTURES[architecture]().save_pretrained(folder)
+    return folder
+
+
+class NoTokenizer:
+    """Contract tests speak in token ids only."""
+
+    bos_token = None
+
+
+@cache
+def plain_model(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def naive_logprobs(folder, ids):
+    """Every distribution of one sequence by one plain forward pass, ``[len(ids), vocab]``."""
+    with torch.no_grad():
+        logits = plain_model(folder)(torch.tensor([ids]), use_cache=False).logits
+    return logits[0].log_softmax(-1).numpy()
+
+
+def naive_greedy(folder, prompt, new_tokens):
+    ids = list(prompt)
+    for _ in range(new_tokens):
+        ids.append(int(naive_logprobs(folder, ids)[-1].argmax()))
+    return tuple(ids[len(prompt) :])
+
+
+def random_ids(rng, length):
+    return rng.integers(3, VOCABULARY, length).tolist()
+
+
+def expected_tokens(folder, prefix, suffix):
+    table = naive_logprobs(folder, [*prefix, *suffix])
+    positions = np.arange(len(prefix) - 1, len(prefix) + len(suffix) - 1)
+    return table[positions, suffix]
