@@ -1,0 +1,14 @@
+"""EWQ as a quantization method of transformers: importing this package registers it.
+
+After ``import ewq.quantizer`` (or the first use of ``ewq.EwqConfig``)
+``from_pretrained(..., quantization_config=EwqConfig(plan=...))`` works, and so
+does opening a folder that ``ewq quantize`` or ``save_pretrained`` wrote.
+"""
+
+from __future__ import annotations
+
+from ewq.quantizer.config import METHOD, EwqConfig
+from ewq.quantizer.hf_quantizer import EwqHfQuantizer
+from ewq.quantizer.memory import memory_footprint
+
+__all__ = ["METHOD", "EwqConfig", "EwqHfQuantizer", "memory_footprint"]

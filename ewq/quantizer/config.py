@@ -1,0 +1,147 @@
+"""``EwqConfig``: what to hand to ``from_pretrained(quantization_config=...)``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.quantizers.auto import register_quantization_config
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ewq.errors import InputError
+from ewq.plan import QuantizationPlan, read_plan
+from ewq.quantizer.options import DEFAULT_BLOCK_SIZE, DEFAULT_INT8_THRESHOLD, Options
+
+METHOD = "ewq"
+"""``quant_method`` in ``config.json``."""
+PlanSource = QuantizationPlan | Mapping[str, Any] | str | Path
+DOUBLE_TARGETS = {"nf4": False, "nf4-double": True}
+"""Whether a plan counted its sizes with double quantization; GGUF plans do not say."""
+
+
+@register_quantization_config(METHOD)
+class EwqConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """Which weights get which precision, and how those are stored.
+
+    Give exactly one of ``plan``, ``factor``, ``target_bpw`` and
+    ``target_size_bytes``; all but the first analyse the checkpoint when it is
+    loaded (seconds, cached).
+
+    Args:
+        plan: a :class:`~ewq.plan.QuantizationPlan`, its JSON, or the path of a plan file.
+        factor: 4-bit starts below ``mean - factor * std`` of the block entropies.
+        target_bpw: bits per weight over the whole model, never exceeded.
+        target_size_bytes: bytes of the whole model, never exceeded.
+        scorer: of :data:`ewq.scorers.SCORERS`, for the rules that analyse.
+        granularity: ``block`` or ``tensor``, for the rules that analyse.
+        quant_type: ``nf4`` or ``fp4``.
+        double_quant: quantize the 4-bit scales too; unless given, as the plan counted its sizes.
+        block_size: 4-bit values that share a scale.
+        compute_dtype: of 4-bit products; ``auto`` is the model's dtype.
+        int8_threshold: see :class:`~ewq.quantizer.options.Options`.
+        llm_int8_enable_fp32_cpu_offload: as in ``BitsAndBytesConfig``: modules that the device
+            map places on the processor or the disk stay unquantized instead of being refused.
+
+    Raises:
+        InputError: no rule or several, options that do not go together, an unknown option.
+        PlanError: the plan cannot be read.
+    """
+
+    def __init__(
+        self,
+        plan: PlanSource | None = None,
+        *,
+        factor: float | None = None,
+        target_bpw: float | None = None,
+        target_size_bytes: int | None = None,
+        scorer: str | None = None,
+        granularity: str | None = None,
+        quant_type: str = "nf4",
+        double_quant: bool | None = None,
+        block_size: int = DEFAULT_BLOCK_SIZE,
+        compute_dtype: object = "auto",
+        int8_threshold: float = DEFAULT_INT8_THRESHOLD,
+        llm_int8_enable_fp32_cpu_offload: bool = False,
+        quant_method: str = METHOD,
+        **unknown: object,
+    ) -> None:
+        if unknown:
+            raise InputError(f"EwqConfig has no option {', '.join(sorted(unknown))}")
+        if quant_method != METHOD:
+            raise InputError(f"EwqConfig: quant_method={quant_method!r}; it is always {METHOD!r}")
+        self.quant_method = METHOD
+        self.rule = {
+            "factor": factor,
+            "target_bpw": target_bpw,
+            "target_size_bytes": target_size_bytes,
+        }
+        self.drafting = {"scorer": scorer, "granularity": granularity}
+        self.plan = None if plan is None else _as_plan(plan)
+        self._check_rule()
+        self.options = Options(
+            quant_type=quant_type,
+            double_quant=self._double_quant(double_quant),
+            block_size=block_size,
+            compute_dtype=str(compute_dtype).removeprefix("torch."),
+            int8_threshold=int8_threshold,
+        )
+        self.llm_int8_enable_fp32_cpu_offload = bool(llm_int8_enable_fp32_cpu_offload)
+
+    def _check_rule(self) -> None:
+        rules = [name for name, value in self.rule.items() if value is not None]
+        given = (["plan"] if self.plan is not None else []) + rules
+        if len(given) != 1:
+            what = " and ".join(given) or "none"
+            raise InputError(
+                f"EwqConfig: give exactly one of plan, {', '.join(self.rule)}; got {what}"
+            )
+        extra = [name for name, value in self.drafting.items() if value is not None]
+        if self.plan is not None and extra:
+            raise InputError(
+                f"EwqConfig: {' and '.join(extra)} belong to the analysis; the plan has been made"
+            )
+
+    def _double_quant(self, wanted: bool | None) -> bool:
+        counted = None if self.plan is None else DOUBLE_TARGETS.get(self.plan.target)
+        if wanted is None:
+            return bool(counted)
+        if counted is not None and wanted != counted and self.plan is not None:
+            other = "nf4-double" if wanted else "nf4"
+            raise InputError(
+                f"EwqConfig: double_quant={wanted}, but the plan counted sizes for "
+                f"{self.plan.target}; plan with --for {other}, or leave double_quant out"
+            )
+        return wanted
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as stored in ``config.json``: the plan itself, never a path."""
+        chosen = {**self.rule, **self.drafting} if self.plan is None else {}
+        return {
+            "quant_method": METHOD,
+            **({"plan": self.plan.to_json()} if self.plan is not None else {}),
+            **{name: value for name, value in chosen.items() if value is not None},
+            **self.options.to_json(),
+            "llm_int8_enable_fp32_cpu_offload": self.llm_int8_enable_fp32_cpu_offload,
+        }
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """The config as JSON; ``use_diff`` is transformers' and changes nothing here."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def with_plan(self, plan: QuantizationPlan) -> EwqConfig:
+        """The same options with the plan that the rule led to."""
+        return EwqConfig(
+            plan,
+            **self.options.to_json(),  # type: ignore[arg-type]
+            llm_int8_enable_fp32_cpu_offload=self.llm_int8_enable_fp32_cpu_offload,
+        )
+
+
+def _as_plan(plan: PlanSource) -> QuantizationPlan:
+    if isinstance(plan, QuantizationPlan):
+        return plan
+    if isinstance(plan, Mapping):
+        return QuantizationPlan.from_json(plan, "the plan in EwqConfig")
+    return read_plan(plan)

@@ -1,0 +1,86 @@
+"""What happens to each tensor as it streams from the checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from torch import nn
+from transformers.core_model_loading import ConversionOps
+from transformers.integrations.bitsandbytes import (
+    Bnb4bitDeserialize,
+    Bnb4bitQuantize,
+    Bnb8bitDeserialize,
+    Bnb8bitQuantize,
+)
+
+QUANTIZED = (Linear4bit, Linear8bitLt)
+QUANTIZE = {Linear4bit: Bnb4bitQuantize, Linear8bitLt: Bnb8bitQuantize}
+DESERIALIZE = {Linear4bit: Bnb4bitDeserialize, Linear8bitLt: Bnb8bitDeserialize}
+Tensors = dict[str, Any]
+
+
+def module_of(model: nn.Module, parameter: str) -> nn.Module:
+    """The module that holds a parameter."""
+    return model.get_submodule(parameter.rpartition(".")[0])
+
+
+def is_quantized_weight(model: nn.Module, parameter: str) -> bool:
+    """Whether a parameter is the weight of a quantized module."""
+    path, _, name = parameter.rpartition(".")
+    return name == "weight" and isinstance(model.get_submodule(path), QUANTIZED)
+
+
+class EwqQuantize(ConversionOps):  # type: ignore[misc]
+    """Quantizes the weights of one converter as their modules' classes say."""
+
+    def __init__(self, hf_quantizer: object) -> None:
+        self.hf_quantizer = hf_quantizer
+
+    def convert(
+        self, input_dict: Tensors, model: nn.Module | None = None, **kwargs: object
+    ) -> Tensors:
+        """Quantized parameters for quantized modules, everything else as it came."""
+        assert model is not None  # transformers always hands it over
+        result: Tensors = {}
+        for name, value in input_dict.items():
+            if not is_quantized_weight(model, name):
+                result[name] = value
+                continue
+            operation = QUANTIZE[type(module_of(model, name))](self.hf_quantizer)
+            result.update(operation.convert({name: value}, model=model, **kwargs))
+        return result
+
+
+class EwqDeserialize(ConversionOps):  # type: ignore[misc]
+    """Joins the stored parts of one weight: values, scales, tables."""
+
+    def __init__(self, hf_quantizer: object) -> None:
+        self.hf_quantizer = hf_quantizer
+
+    def convert(
+        self,
+        input_dict: Tensors,
+        model: nn.Module | None = None,
+        full_layer_name: str | None = None,
+        **kwargs: object,
+    ) -> Tensors:
+        """A quantized parameter, or the raw weight in the dtype the model was asked for."""
+        assert model is not None  # transformers always hands both over
+        assert full_layer_name is not None
+        module = module_of(model, full_layer_name)
+        if len(input_dict) > 1 and isinstance(module, QUANTIZED):
+            operation = DESERIALIZE[type(module)](self.hf_quantizer)
+            found: Tensors = operation.convert(
+                input_dict, model=model, full_layer_name=full_layer_name, **kwargs
+            )
+            return found
+        # Stored parts keep their dtypes, so the loader casts nothing: raw weights are cast here.
+        dtype = model.get_parameter_or_buffer(full_layer_name).dtype
+        return {name: _cast(value, dtype) for name, value in input_dict.items()}
+
+
+def _cast(value: list[torch.Tensor] | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    tensor = value[0] if isinstance(value, list) else value
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
