@@ -147,7 +147,9 @@ def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{folder / INDEX} has no weight_map")
     headers: dict[str, dict[str, TensorInfo]] = {}
-    for shard in sorted(set(weight_map.values())):
+    for shard in sorted({str(name) for name in weight_map.values()}):
+        if Path(shard).name != shard:
+            raise CheckpointError(f"{folder / INDEX} names {shard}, which is outside the folder")
         if not (folder / shard).is_file():
             raise CheckpointError(f"{folder / INDEX} names {shard}, which is missing; download it")
         headers[shard] = read_header(folder / shard)

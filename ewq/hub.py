@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 from ewq.errors import CheckpointError
 
-WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.bin.index.json")
+WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -31,17 +32,34 @@ def _from_hub(model: str) -> Path:
     cached = _snapshot(model, local_only=True)
     if cached is not None and _complete(cached):
         return cached
-    downloaded = _snapshot(model, local_only=False)
-    if downloaded is None:
+    from huggingface_hub import constants
+
+    downloaded = None if constants.HF_HUB_OFFLINE else _snapshot(model, local_only=False)
+    if downloaded is None or (downloaded == cached and not _complete(cached)):
         raise CheckpointError(
-            f"{model} is not in the Hugging Face cache and the hub cannot be reached; "
-            "go online, or give a local folder"
+            f"{model} is not in the Hugging Face cache, or not all of it, and the hub cannot be "
+            "reached; go online, or give a local folder"
+        )
+    if not any(downloaded.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{model} has no safetensors on the hub, and pickle files can run code when opened; "
+            "use a conversion to safetensors"
         )
     return downloaded
 
 
 def _complete(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    """Whether a snapshot has its config and every shard its index names."""
+    index = folder / "model.safetensors.index.json"
+    if not (folder / "config.json").is_file():
+        return False
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+    return all((folder / str(shard)).is_file() for shard in shards)
 
 
 def _snapshot(model: str, *, local_only: bool) -> Path | None:

@@ -51,6 +51,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             header = json.loads(file.read(length))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is not a JSON object; download it again")
     start = 8 + length
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     tensors = {name: _tensor(path, start, name, entry) for name, entry in entries.items()}

@@ -66,8 +66,13 @@ def from_counts(values: NDArray[np.float32], counts: NDArray[np.int64]) -> Distr
 
 
 def bin_edges(minimum: float, maximum: float, dtype: np.dtype[Any]) -> NDArray[np.floating[Any]]:
-    """NumPy's 257 edges between the extremes of data of ``dtype``, in that dtype."""
-    return np.histogram_bin_edges(np.array([minimum, maximum], dtype), bins=HISTOGRAM_BINS)
+    """NumPy's 257 edges between the extremes of data of ``dtype``, in that dtype.
+
+    In float64 where the range itself is too wide for the dtype.
+    """
+    wide = np.float64(maximum) - np.float64(minimum) > np.finfo(dtype).max
+    extremes = np.array([minimum, maximum], np.float64 if wide else dtype)
+    return np.histogram_bin_edges(extremes, bins=HISTOGRAM_BINS)
 
 
 def histogram_of(values: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -37,6 +37,8 @@ NF4_LEVELS = np.array(
 """The NF4 code (QLoRA, arXiv 2305.14314, appendix E), as bitsandbytes stores it."""
 NF4_BLOCK = 64
 PATTERNS = 65536
+TINY = np.float32(2.0**-120)
+"""Blocks without a larger value are taken as stored exactly: their reciprocal is no float32."""
 L0, L1, L2, L3, L4, L5, L6, L7, L8, L9, L10, L11, L12, L13, L14, L15 = NF4_LEVELS
 
 
@@ -128,7 +130,7 @@ def nf4_square_error(values: Array) -> float:
     for start in range(0, values.size, NF4_BLOCK):
         block = values[start : start + NF4_BLOCK]
         top = _absolute_maximum(block)
-        if top > 0:
+        if top > TINY:
             square = np.float64(_nf4_block(block, np.float32(1.0) / top))
             total += square * np.float64(top) * np.float64(top)
     return total
@@ -151,7 +153,7 @@ def int8_square_error(values: Array, in_features: int) -> float:
     for start in range(0, values.size, in_features):
         row = values[start : start + in_features]
         top = _absolute_maximum(row)
-        if top > 0:
+        if top > TINY:
             step = np.float64(top) / 127.0
             total += np.float64(_int8_row(row, np.float32(127.0) / top)) * step * step
     return total
