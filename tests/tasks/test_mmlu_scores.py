@@ -1,0 +1,112 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from ewq.data.mmlu import MmluData, Question
+from ewq.errors import MeasurementError
+from ewq.measurement import TaskResult
+from ewq.tasks.mmlu_scores import accuracy_metrics, chance_notes, pack_items, pair_answers, tallies
+
+SUBJECTS = {"anatomy": 4, "marketing": 6}
+ITEMS = "AbCd" + "AAAbbb"
+
+
+def result(items, **changes):
+    settings = {"data": "d", "shots": 5, "prompt": "p", "subjects": [["anatomy", 4], ["x", 6]]}
+    return TaskResult("mmlu", settings | changes, {}, items)
+
+
+def data_with_answers(answers):
+    questions = [Question("anatomy", "?", ("a", "b", "c", "d"), answer) for answer in answers]
+    return MmluData(tuple(questions), {}, "made up")
+
+
+def test_micro_weighs_questions_and_macro_weighs_subjects():
+    metrics = accuracy_metrics("A" * 4 + "b" * 6, SUBJECTS)
+    assert metrics["accuracy"].value == pytest.approx(0.4)
+    assert metrics["accuracy_macro"].value == pytest.approx(0.5)
+    assert metrics["accuracy"].n == 10
+
+
+def test_the_error_is_pooled_over_subjects():
+    right = [np.array([1, 0, 1, 0]), np.array([1, 1, 1, 0, 0, 0])]
+    squares = sum((len(r) - 1) * r.var(ddof=1) for r in right)
+    expected = math.sqrt(squares / (10 - 2) / 10)
+    assert accuracy_metrics(ITEMS, SUBJECTS)["accuracy"].stderr == pytest.approx(expected)
+
+
+def test_the_macro_error_is_that_of_a_mean_of_subjects():
+    errors = [math.sqrt(0.25 / 3), math.sqrt(0.25 / 5)]
+    expected = math.hypot(*errors) / 2
+    assert accuracy_metrics(ITEMS, SUBJECTS)["accuracy_macro"].stderr == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("items", ["A", "Ab", "AB"])
+def test_one_question_a_subject_still_has_an_error(items):
+    metrics = accuracy_metrics(items, {str(i): 1 for i in range(len(items))})
+    assert metrics["accuracy"].stderr > 0
+
+
+def test_answered_letters_add_up_and_have_no_direction():
+    metrics = accuracy_metrics(ITEMS, SUBJECTS)
+    shares = [metrics[f"answered_{letter}"] for letter in "ABCD"]
+    assert sum(share.value for share in shares) == pytest.approx(1.0)
+    assert [share.value for share in shares] == [0.4, 0.4, 0.1, 0.1]
+    assert {share.higher_is_better for share in shares} == {None}
+
+
+def test_tallies_by_subject_and_group():
+    assert tallies(ITEMS, SUBJECTS) == {
+        "subjects": {"anatomy": [2, 4], "marketing": [3, 6]},
+        "groups": {"stem": [2, 4], "other": [3, 6]},
+    }
+
+
+def test_subjects_outside_mmlu_stand_apart():
+    assert tallies("Aa", {"cheese": 2})["groups"] == {"ungrouped": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("right", "at_chance"), [(40, False), (24, True), (0, True)], ids=["all", "half", "none"]
+)
+def test_chance_is_what_a_constant_answer_scores(right, at_chance):
+    data = data_with_answers([i % 4 if i >= 20 else 3 for i in range(40)])
+    predicted = [q.answer if i < right else (q.answer + 1) % 4 for i, q in enumerate(data.test)]
+    notes = chance_notes(pack_items(predicted, data), data)
+    assert bool(notes) == at_chance
+    if at_chance:
+        assert "always answering D scores 0.625" in notes[0]
+
+
+def test_pairing_counts_flips_both_ways():
+    paired = pair_answers(result("Ab" + "AAAAAAAA"), result("aB" + "AAAAAAaa"))
+    assert paired["accuracy_delta"].value == pytest.approx(0.2)
+    assert paired["flips"].value == pytest.approx(0.4)
+    assert paired["mcnemar_p"].value == pytest.approx(binomtest(1, 4, 0.5).pvalue)
+    assert paired["accuracy_delta"].n == 10
+
+
+def test_a_result_paired_with_itself_differs_by_nothing():
+    paired = pair_answers(result(ITEMS), result(ITEMS))
+    assert paired["accuracy_delta"].value == 0
+    assert paired["flips"].value == 0
+    assert paired["mcnemar_p"].value == 1
+    assert paired["accuracy_delta"].stderr > 0
+
+
+def test_a_changed_wrong_answer_is_no_flip():
+    assert pair_answers(result("b" + ITEMS[1:]), result("c" + ITEMS[1:]))["flips"].value == 0
+
+
+@pytest.mark.parametrize("key", ["data", "shots", "prompt", "subjects"])
+def test_results_about_other_questions_cannot_be_paired(key):
+    with pytest.raises(MeasurementError, match=key):
+        pair_answers(result(ITEMS), result(ITEMS, **{key: "other"}))
+
+
+def test_engines_may_differ_in_dtype_and_batches():
+    other = replace(result(ITEMS, dtype="float16", batch_tokens=1))
+    assert pair_answers(result(ITEMS), other)["flips"].value == 0
