@@ -12,7 +12,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ewq.errors import InputError
 from ewq.plan import QuantizationPlan, read_plan
+from ewq.quantizer.logs import quiet_bitsandbytes
 from ewq.quantizer.options import DEFAULT_BLOCK_SIZE, DEFAULT_INT8_THRESHOLD, Options
+
+# Before anything imports bitsandbytes, which speaks up when it is imported.
+quiet_bitsandbytes()
 
 METHOD = "ewq"
 """``quant_method`` in ``config.json``."""

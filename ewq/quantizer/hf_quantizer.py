@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from types import MethodType
 from typing import Any
@@ -19,14 +18,12 @@ from ewq.plan import QuantizationPlan, check_plan
 from ewq.precision import Precision
 from ewq.quantizer.checks import check_stored, opened, quantizable
 from ewq.quantizer.config import METHOD, EwqConfig
-from ewq.quantizer.cpu_packing import unpack_model
 from ewq.quantizer.dequantize import dequantize_model
 from ewq.quantizer.memory import memory_footprint
 from ewq.quantizer.modules import replacement
 from ewq.quantizer.ops import EwqDeserialize, EwqQuantize, is_quantized_weight, module_of
+from ewq.quantizer.stored import state_to_save
 
-CAST_WARNINGS = "bitsandbytes.autograd._functions"
-"""Logger that reports the cast to float16 anew at every int8 product of every token."""
 LOADED = {Precision.EIGHT_BIT: "is_loaded_in_8bit", Precision.FOUR_BIT: "is_loaded_in_4bit"}
 """Attributes by which peft and accelerate know bitsandbytes models."""
 
@@ -63,9 +60,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
             return 1.0 + 4.0 / param.shape[-1]
         return 0.5 + 4.0 / self.quantization_config.options.block_size
 
-    def param_needs_quantization(
-        self, model: nn.Module, param_name: str, **kwargs: object
-    ) -> bool:
+    def param_needs_quantization(self, model: nn.Module, param_name: str, **kwargs: object) -> bool:
         """Whether a parameter is the weight of a module that was swapped."""
         return is_quantized_weight(model, param_name)
 
@@ -132,7 +127,6 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
         model._weight_conversions = [
             of for of in (model._weight_conversions or []) if not _is_ours(of)
         ]
-        _say_casts_once()
         return model
 
     def get_quantize_ops(self) -> EwqQuantize:
@@ -143,10 +137,11 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
         """The operation for each weight of a quantized checkpoint."""
         return {"deserialize": EwqDeserialize}
 
-    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
-        """Undo in-memory rearrangements before transformers saves the model."""
-        unpack_model(model)
-        return None, {}
+    def get_state_dict_and_metadata(
+        self, model: nn.Module
+    ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """What transformers writes when it saves the model."""
+        return state_to_save(model), {}
 
     def _dequantize(
         self,
@@ -166,13 +161,3 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
 def _is_ours(conversion: object) -> bool:
     operations = getattr(conversion, "operations", ())
     return any(isinstance(of, EwqDeserialize) for of in operations)
-
-
-def _say_casts_once() -> None:
-    """Formatting that warning costs more than a small product, so it is turned off.
-
-    A level that the user chose is left alone.
-    """
-    of = logging.getLogger(CAST_WARNINGS)
-    if of.level == logging.NOTSET:
-        of.setLevel(logging.ERROR)

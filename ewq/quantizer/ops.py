@@ -15,6 +15,8 @@ from transformers.integrations.bitsandbytes import (
     Bnb8bitQuantize,
 )
 
+from ewq.quantizer.stored import in_shape
+
 QUANTIZED = (Linear4bit, Linear8bitLt)
 QUANTIZE = {Linear4bit: Bnb4bitQuantize, Linear8bitLt: Bnb8bitQuantize}
 DESERIALIZE = {Linear4bit: Bnb4bitDeserialize, Linear8bitLt: Bnb8bitDeserialize}
@@ -72,6 +74,9 @@ class EwqDeserialize(ConversionOps):  # type: ignore[misc]
         module = module_of(model, full_layer_name)
         if len(input_dict) > 1 and isinstance(module, QUANTIZED):
             operation = DESERIALIZE[type(module)](self.hf_quantizer)
+            if isinstance(module, Linear8bitLt):
+                weight = _first(input_dict["weight"])
+                input_dict = {**input_dict, "weight": in_shape(module, weight)}
             found: Tensors = operation.convert(
                 input_dict, model=model, full_layer_name=full_layer_name, **kwargs
             )
@@ -82,5 +87,9 @@ class EwqDeserialize(ConversionOps):  # type: ignore[misc]
 
 
 def _cast(value: list[torch.Tensor] | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    tensor = value[0] if isinstance(value, list) else value
+    tensor = _first(value)
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _first(value: list[torch.Tensor] | torch.Tensor) -> torch.Tensor:
+    return value[0] if isinstance(value, list) else value

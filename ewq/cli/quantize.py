@@ -1,0 +1,80 @@
+"""``ewq quantize``: a folder that ``from_pretrained`` opens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ewq.quantizer.folder import Quantized
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="Hub id or model folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A new folder.")],
+    plan: Annotated[Path | None, typer.Option(help="A plan file; or give a rule.")] = None,
+    factor: Annotated[
+        float | None, typer.Option(help="4-bit starts below mean - FACTOR * std.")
+    ] = None,
+    target_bpw: Annotated[
+        float | None, typer.Option(help="Bits per weight of the whole model, never exceeded.")
+    ] = None,
+    quant_type: Annotated[str, typer.Option(help="nf4 or fp4.")] = "nf4",
+    double_quant: Annotated[
+        bool | None, typer.Option(help="Quantize the 4-bit scales too (default: as planned).")
+    ] = None,
+    block_size: Annotated[int, typer.Option(help="4-bit values that share a scale.")] = 64,
+    compute_dtype: Annotated[
+        str, typer.Option(help="Of 4-bit products: auto, float32, bfloat16, float16.")
+    ] = "auto",
+    int8_threshold: Annotated[
+        float, typer.Option(help="Outliers from here on stay unquantized; 0: none, faster.")
+    ] = 6.0,
+    device: Annotated[str, typer.Option(help="Where weights are quantized.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Write a quantized copy of a model, weights streamed one by one."""
+    from ewq.quantizer.config import EwqConfig
+    from ewq.quantizer.folder import quantize_to_folder
+
+    config = EwqConfig(
+        plan,
+        factor=factor,
+        target_bpw=target_bpw,
+        quant_type=quant_type,
+        double_quant=double_quant,
+        block_size=block_size,
+        compute_dtype=compute_dtype,
+        int8_threshold=int8_threshold,
+    )
+    _quiet_bars()
+    _report(quantize_to_folder(model, config, out, device=device), as_json)
+
+
+def _quiet_bars() -> None:
+    """transformers draws its bars into pipes as well; only a terminal gets one."""
+    import sys
+
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+
+
+def _report(made: Quantized, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "folder": str(made.folder),
+            "plan": made.plan.digest,
+            "weights_bytes": made.weights_bytes,
+            "planned_bytes": made.plan.size_bytes,
+        }
+        print(json.dumps(document, indent=1))
+        return
+    print(
+        f"{made.folder}: {made.weights_bytes:,} bytes of weights (planned {made.plan.size_bytes:,})"
+    )
+    print("open it with: import ewq.quantizer; AutoModelForCausalLM.from_pretrained(FOLDER)")
