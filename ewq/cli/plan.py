@@ -87,9 +87,12 @@ def parse_size(text: str) -> int:
     number = text.strip().upper()
     unit = next((unit for unit in sorted(UNITS, key=len)[::-1] if number.endswith(unit)), "")
     try:
-        return int(float(number.removesuffix(unit)) * UNITS.get(unit, 1))
+        size_bytes = int(float(number.removesuffix(unit)) * UNITS.get(unit, 1))
     except (ValueError, OverflowError):
-        raise InputError(f"{text!r} is not a size; write 5GB, 4.5GiB or 800MB") from None
+        size_bytes = -1
+    if size_bytes < 0:
+        raise InputError(f"{text!r} is not a size; write 5GB, 4.5GiB or 800MB")
+    return size_bytes
 
 
 def _paths(out: str | None, factors: list[float | None]) -> list[Path | None]:

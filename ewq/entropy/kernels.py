@@ -43,10 +43,19 @@ L0, L1, L2, L3, L4, L5, L6, L7, L8, L9, L10, L11, L12, L13, L14, L15 = NF4_LEVEL
 
 
 def compiled(*, fastmath: bool = False) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Compile for this processor without the interpreter lock; kept on disk between runs."""
-    return cast(
-        Callable[[Callable[P, T]], Callable[P, T]], njit(nogil=True, cache=True, fastmath=fastmath)
-    )
+    """Compile for this processor without the interpreter lock.
+
+    Compiled code is kept on disk between runs where any place for it can be written.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        try:
+            made = njit(nogil=True, cache=True, fastmath=fastmath)(function)
+        except RuntimeError:  # numba: "cannot cache function: no locator available"
+            made = njit(nogil=True, fastmath=fastmath)(function)
+        return cast(Callable[P, T], made)
+
+    return decorate
 
 
 @compiled()

@@ -15,7 +15,7 @@ from ewq.entropy.device import check_device, measure_patterns_on
 from ewq.entropy.measure import NotFiniteError, measure_floats, measure_patterns
 from ewq.entropy.statistics import WeightStatistics
 from ewq.entropy.windows import Scaling, windows
-from ewq.errors import CheckpointError
+from ewq.errors import CheckpointError, InputError
 from ewq.footprint import scale_of
 from ewq.layout import Layout, Weight
 from ewq.progress import Progress
@@ -36,6 +36,8 @@ def sweep(
     Raises:
         CheckpointError: a weight holds NaN or infinity, or is not stored as floating point.
     """
+    if workers is not None and workers < 1:
+        raise InputError(f"workers is {workers}; it takes at least one")
     if device is not None:
         check_device(device)
     jobs = _Jobs(checkpoint, progress, device)

@@ -1,0 +1,273 @@
+"""``ewq plan`` and ``ewq diff`` as a user meets them: stdout, stderr, exit code, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ewq.cli import main
+from ewq.cli.plan import parse_size
+from ewq.errors import InputError
+from ewq.plan import read_plan
+from tests.architectures import build
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EWQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("llama")
+    build("llama", torch.bfloat16).save_pretrained(folder)
+    return str(folder)
+
+
+class Said:
+    """What a command printed and how it ended."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def ewq(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Runs ``ewq ARGUMENTS`` in this process."""
+
+    def run(*arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["ewq", *arguments])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return Said(code, *capsys.readouterr())
+
+    return run
+
+
+def test_a_plan_is_shown_as_a_strip_with_its_size(ewq, model: str):
+    said = ewq("plan", model)
+
+    assert (said.code, said.err) == (0, "")
+    assert "factor 0.65, scorer histogram, by block" in said.out
+    assert "█" in said.out
+    assert "bits per weight" in said.out
+
+
+def test_json_is_one_plan_and_nothing_else(ewq, model: str, tmp_path: Path):
+    said = ewq("plan", model, "--json", "-o", str(tmp_path / "plan.json"))
+
+    assert json.loads(said.out) == json.loads((tmp_path / "plan.json").read_text())
+    assert said.err == ""
+
+
+def test_several_factors_share_one_analysis_and_one_document(ewq, model: str, tmp_path: Path):
+    said = ewq(
+        "plan", model, "--factor", "0.5", "--factor", "1", "--json", "-o", f"{tmp_path}/plans/"
+    )
+
+    documents = json.loads(said.out)
+    assert [document["rule"]["factor"] for document in documents] == [0.5, 1.0]
+    written = sorted(path.name for path in (tmp_path / "plans").iterdir())
+    assert written == ["plan-0.5.json", "plan-1.json"]
+
+
+@pytest.mark.parametrize("option", [("--target-bpw", "12"), ("--target-size", "41KB")])
+def test_a_budget_is_not_exceeded(ewq, model: str, option: tuple[str, str]):
+    said = ewq("plan", model, *option, "--json")
+
+    plan = json.loads(said.out)
+    assert plan["bits_per_weight"] <= 12 if option[0] == "--target-bpw" else 99
+    assert plan["size_bytes"] <= 41_000 if option[0] == "--target-size" else 10**9
+
+
+REFUSED = {
+    "target too small": (("--target-bpw", "1"), "bits per weight) is below what this model can"),
+    "two rules": (("--factor", "1", "--target-bpw", "8"), "--factor or a target, not both"),
+    "two targets": (("--target-size", "1GB", "--target-bpw", "8"), "not both"),
+    "no size": (("--target-size", "large"), "'large' is not a size; write 5GB"),
+    "scorer": (("--scorer", "luck"), "no scorer 'luck'; there are: histogram"),
+    "granularity": (("--granularity", "row"), "granularity is 'row'; there are: block, tensor"),
+    "format": (("--for", "awq"), "no target format 'awq'; there are: nf4"),
+    "factor": (("--factor", "-1"), "factor is -1.0; it must be"),
+    "two plans, one file": (("--factor", "1", "--factor", "2", "-o", "x.json"), "give a folder"),
+    "device": (("--device", "abacus"), "cannot count on 'abacus'"),
+    "workers": (("--workers", "0", "--no-cache"), "workers is 0; it takes at least one"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_use_is_one_line_and_exit_2(ewq, model: str, case: str):
+    arguments, message = REFUSED[case]
+
+    said = ewq("plan", model, *arguments, "--json")
+
+    assert (said.code, said.out) == (2, "")
+    assert message in said.err
+    if said.err.startswith("ewq:"):
+        assert said.err.count("\n") == 1
+
+
+def test_a_missing_model_is_one_line_and_exit_2(ewq, tmp_path: Path):
+    said = ewq("plan", str(tmp_path / "nowhere"))
+
+    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert "no such folder or file" in said.err
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_line_and_exit_3(ewq, model: str):
+    if not Path("/sys").is_dir():
+        pytest.skip("needs a folder where even root cannot write")
+
+    said = ewq("plan", model, "-o", "/sys/plan.json")
+
+    assert (said.code, said.out) == (3, "")
+    assert said.err == "ewq: cannot write /sys/plan.json: Permission denied\n"
+
+
+SIZES = {
+    "5GB": 5 * 10**9,
+    "4.5GiB": 4_831_838_208,
+    "800mb": 800 * 10**6,
+    "3 KiB": 3072,
+    "123": 123,
+    "7B": 7,
+}
+
+
+@pytest.mark.parametrize("text", SIZES)
+def test_sizes_are_read_with_their_units(text: str):
+    assert parse_size(text) == SIZES[text]
+
+
+@pytest.mark.parametrize("text", ["", "GB", "five", "-", "1TBB", "nan", "inf", "-3GB"])
+def test_what_is_no_size_is_refused(text: str):
+    with pytest.raises(InputError, match="is not a size"):
+        parse_size(text)
+
+
+def test_diff_draws_a_strip_per_plan_and_lists_moves(ewq, model: str, tmp_path: Path):
+    for scorer in ("first", "last"):
+        path = tmp_path / f"{scorer}.json"
+        ewq("plan", model, "--target-bpw", "12", "--scorer", scorer, "-o", str(path))
+
+    said = ewq("diff", str(tmp_path / "first.json"), str(tmp_path / "last.json"))
+
+    lines = said.out.splitlines()
+    strips = [line.split()[1] for line in lines[:2]]
+    assert strips[0] == strips[1][::-1] != strips[1]
+    assert "2 of 2 blocks change precision:" in said.out
+    assert "model.layers.0: raw -> " in said.out
+
+
+def test_the_proof_of_concepts_plan_round_trips_through_diff(ewq, tmp_path: Path):
+    poc = {"0": "raw", "1": "4-bit", "2": "8-bit", "3": "raw"}
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    paths[0].write_text(json.dumps({"plan": poc}))
+    paths[1].write_text(json.dumps({"plan": {**poc, "3": "4-bit"}}))
+
+    said = ewq("diff", *map(str, paths), "--json")
+
+    ours = {"raw": "raw", "4bit": "4-bit", "8bit": "8-bit"}
+    shown = json.loads(said.out)
+    assert {key: ours[of] for key, of in shown["plans"][0]["plan"].items()} == poc
+    assert [move["name"] for move in shown["moves"]] == ["block 3"]
+    assert ewq("diff", *map(str, paths)).out.splitlines()[0].split()[1] == "█▁▄█"
+
+
+def test_diff_of_the_same_file_twice_is_refused(ewq, tmp_path: Path):
+    said = ewq("diff", str(tmp_path / "a.json"), str(tmp_path / "a.json"))
+
+    assert (said.code, said.out) == (2, "")
+    assert "given twice" in said.err
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "ewq", *arguments]
+
+
+def test_running_out_of_space_leaves_the_old_plan(model: str, tmp_path: Path):
+    """The kernel refuses to let a file grow, as it does on a full disk."""
+    path = tmp_path / "plan.json"
+    path.write_text("old")
+    subprocess.run(command("plan", model), check=True, capture_output=True)
+
+    done = subprocess.run(
+        command("plan", model, "-o", str(path)),
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)),
+    )
+
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith(f"ewq: cannot write {path}")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_ctrl_c_ends_at_once_with_one_line_and_no_damage(tmp_path: Path):
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    folder.mkdir()
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    wide = torch.zeros(4096, 2048)
+    tensors = {f"model.layers.{i}.mlp.up_proj.weight": wide.clone() for i in range(8)}
+    save_file(tensors, folder / "model.safetensors")
+    environment = {**os.environ, "EWQ_CACHE": str(cache)}
+    running = subprocess.Popen(
+        command("plan", str(folder), "--workers", "1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    time.sleep(1.5)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+
+    if running.returncode == 0:
+        pytest.skip("this machine was done before the signal came")
+    assert running.returncode in (130, 1)
+    assert out == ""
+    assert err.count("\n") <= 2
+    assert "Traceback" not in err
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+    again = subprocess.run(command("plan", str(folder)), capture_output=True, env=environment)
+    assert again.returncode == 0
+
+
+def test_a_pipe_gets_no_progress_bar(model: str):
+    done = subprocess.run(command("plan", model, "--no-cache"), capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_plan_found_in_the_cache_needs_neither_torch_nor_compiled_loops(model: str):
+    code = (
+        "import sys; from ewq.cli import main; sys.argv = ['ewq', 'plan', sys.argv[1]]\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print('loaded', sorted({'torch', 'transformers', 'numba'} & set(sys.modules)))"
+    )
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code, model], capture_output=True, text=True)
+
+    assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_a_plan_written_by_the_command_is_read_by_the_library(ewq, model: str, tmp_path: Path):
+    ewq("plan", model, "-o", str(tmp_path))
+
+    assert read_plan(tmp_path / "plan.json").model == model
