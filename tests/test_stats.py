@@ -1,0 +1,251 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from ewq.errors import MeasurementError
+from ewq.stats import (
+    bootstrap_clustered,
+    clustered_ratio,
+    mcnemar_exact,
+    noninferiority,
+    paired_accuracy,
+    paired_ratio,
+    pooled_stderr,
+    smallest_detectable_difference,
+)
+
+
+def within_binomial_noise(hits, trials, share):
+    """Whether ``hits`` of ``trials`` agree with a true share, at four standard errors."""
+    return abs(hits / trials - share) < 4 * math.sqrt(share * (1 - share) / trials)
+
+
+@pytest.mark.parametrize(
+    ("n01", "n10", "p"),
+    [
+        pytest.param(0, 0, 1.0, id="no flips"),
+        pytest.param(5, 5, 1.0, id="balanced"),
+        pytest.param(1, 0, 1.0, id="one flip"),
+        pytest.param(6, 0, 2 / 2**6, id="six one way"),
+        # 2 (C(12,0) + C(12,1) + C(12,2)) / 2^12
+        pytest.param(10, 2, 2 * (1 + 12 + 66) / 4096, id="ten to two"),
+    ],
+)
+def test_mcnemar_matches_hand_worked_cases(n01, n10, p):
+    assert mcnemar_exact(n01, n10) == pytest.approx(p, rel=1e-12)
+    assert mcnemar_exact(n10, n01) == pytest.approx(p, rel=1e-12)
+
+
+def test_mcnemar_is_the_doubled_binomial_tail():
+    for n01 in range(12):
+        for n10 in range(12):
+            tail = scipy.stats.binom.cdf(min(n01, n10), n01 + n10, 0.5)
+            assert mcnemar_exact(n01, n10) == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_mcnemar_false_alarms_under_equality_stay_at_alpha():
+    rng = np.random.default_rng(1)
+    discordant = rng.binomial(1000, 0.05, size=2000)
+    worse = rng.binomial(discordant, 0.5)
+    alarms = sum(
+        mcnemar_exact(n01, n - n01) < 0.05 for n, n01 in zip(discordant, worse, strict=True)
+    )
+    # An exact test of a discrete statistic rejects at most as often as alpha, here about 3.5 %.
+    assert 0.02 < alarms / 2000 < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_paired_accuracy_counts_flips_both_ways():
+    result = paired_accuracy([1, 1, 1, 0, 0, 1, 0, 1], [1, 0, 0, 1, 0, 1, 0, 1])
+    assert (result.n01, result.n10, result.n) == (2, 1, 8)
+    assert result.delta == pytest.approx(-1 / 8)
+    assert result.flips == pytest.approx(3 / 8)
+    assert result.mcnemar_p == 1.0
+    # sd of (0, -1, -1, 1, 0, 0, 0, 0) over sqrt(8)
+    assert result.stderr == pytest.approx(scipy.stats.sem([0, -1, -1, 1, 0, 0, 0, 0]))
+    assert result.low < result.delta < result.high
+
+
+def test_equal_answers_leave_room_for_a_difference():
+    same = paired_accuracy([1, 0] * 50, [1, 0] * 50)
+    assert (same.delta, same.flips, same.mcnemar_p) == (0.0, 0.0, 1.0)
+    assert same.stderr == pytest.approx(1 / 100)
+    # Six flips one way are the fewest that the exact test can call significant at 5 %.
+    assert same.smallest_detectable == pytest.approx(6 / 100)
+
+
+def test_smallest_detectable_matches_the_published_table():
+    """5 % flips of 14,042 questions: 0.53 points at 80 % power."""
+    base = np.ones(14_042)
+    new = base.copy()
+    new[:351] = 0
+    base[351:702] = 0
+    assert paired_accuracy(base, new).smallest_detectable * 100 == pytest.approx(0.53, abs=0.005)
+
+
+def test_clustered_ratio_of_single_items_is_the_textbook_standard_error():
+    values = np.random.default_rng(2).normal(size=30)
+    estimate = clustered_ratio(values, np.ones(30))
+    assert estimate.value == pytest.approx(values.mean())
+    assert estimate.stderr == pytest.approx(scipy.stats.sem(values))
+
+
+def test_clustered_ratio_matches_a_hand_worked_case():
+    # Clusters a: total 3 of size 3; b: total 5 of size 1. Ratio 2, residuals -3 and 3.
+    estimate = clustered_ratio([1, 2, 5], [1, 2, 1], ["a", "a", "b"])
+    assert estimate.value == 2.0
+    assert estimate.stderr == pytest.approx(math.sqrt(2 / 1 * 18) / 4)
+    assert estimate.clusters == 2
+
+
+def test_repeating_items_inside_their_cluster_adds_no_certainty():
+    values = np.random.default_rng(3).normal(size=20)
+    once = clustered_ratio(values, np.ones(20))
+    tenfold = clustered_ratio(np.repeat(values, 10), np.ones(200), list(np.repeat(range(20), 10)))
+    assert tenfold.stderr == pytest.approx(once.stderr)
+    assert clustered_ratio(np.repeat(values, 10), np.ones(200)).stderr < once.stderr / 2
+
+
+def test_one_cluster_gives_no_error():
+    assert clustered_ratio([1, 2, 3], [1, 1, 1], ["a"] * 3).stderr is None
+
+
+def test_bootstrap_of_single_items_is_scipys():
+    values = np.random.default_rng(4).normal(size=50)
+    ours = bootstrap_clustered(values, np.ones(50), seed=7)
+    scipys = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(7)
+    ).confidence_interval
+    assert ours.low == pytest.approx(scipys.low, abs=0.02)
+    assert ours.high == pytest.approx(scipys.high, abs=0.02)
+
+
+def test_bootstrap_is_reproducible_and_draws_whole_clusters():
+    values = np.random.default_rng(5).normal(size=30)
+    clusters = list(np.repeat(range(30), 8))
+    spread = np.repeat(values, 8), np.ones(240)
+    by_cluster = bootstrap_clustered(*spread, clusters)
+    assert by_cluster == bootstrap_clustered(*spread, clusters)
+    by_item = bootstrap_clustered(*spread)
+    assert by_item.high - by_item.low < 0.6 * (by_cluster.high - by_cluster.low)
+
+
+def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(6)
+    trials, hits = 300, 0
+    clusters = list(np.repeat(range(50), 4))
+    for _ in range(trials):
+        values = np.repeat(rng.normal(size=50), 4) + rng.normal(size=200)
+        interval = bootstrap_clustered(values, np.ones(200), clusters, resamples=400)
+        hits += interval.low <= 0 <= interval.high
+    assert 0.89 < hits / trials < 0.99
+
+
+def test_ln_ratio_is_the_paired_t_test_where_items_are_equally_long():
+    rng = np.random.default_rng(7)
+    base = rng.normal(300, 30, size=25)
+    new = base + rng.normal(1.0, 2.0, size=25)
+    result = paired_ratio(base, new, np.full(25, 100))
+    statistic = scipy.stats.ttest_rel(new, base).statistic
+    assert result.ln_ratio == pytest.approx((new.sum() - base.sum()) / 2500)
+    assert result.ln_ratio / result.stderr == pytest.approx(statistic)
+    assert result.low < result.ln_ratio < result.high
+
+
+def test_pairing_is_far_tighter_than_two_separate_errors():
+    rng = np.random.default_rng(8)
+    base = rng.normal(300, 30, size=100)
+    new = base + rng.normal(0, 1, size=100)
+    separate = math.hypot(scipy.stats.sem(base / 100), scipy.stats.sem(new / 100))
+    assert paired_ratio(base, new, np.full(100, 100)).stderr < separate / 20
+
+
+@pytest.mark.parametrize("per_cluster", [1, 5], ids=["items", "clusters of 5"])
+def test_clustered_test_under_equality_alarms_at_alpha(per_cluster):
+    rng = np.random.default_rng(9)
+    trials, groups = 1500, 30
+    clusters = list(np.repeat(range(groups), per_cluster))
+    sizes = np.full(groups * per_cluster, 50)
+    alarms = 0
+    for _ in range(trials):
+        shared = np.repeat(rng.normal(size=groups), per_cluster)
+        change = shared + rng.normal(size=groups * per_cluster)
+        estimate = clustered_ratio(change, sizes, clusters)
+        alarms += abs(estimate.value) > scipy.stats.t.ppf(0.975, groups - 1) * estimate.stderr
+    assert within_binomial_noise(alarms, trials, 0.05)
+
+
+def test_noninferiority_is_the_one_sided_t_test():
+    differences = np.random.default_rng(10).normal(-0.002, 0.05, size=40)
+    expected = scipy.stats.ttest_1samp(differences, -0.01, alternative="greater")
+    result = noninferiority(differences.mean(), scipy.stats.sem(differences), 0.01, df=39)
+    assert result.p_value == pytest.approx(expected.pvalue)
+    bound = expected.confidence_interval(0.95).low
+    assert result.bound == pytest.approx(bound)
+    assert result.holds == (bound > -0.01)
+
+
+def test_noninferiority_at_the_margin_is_granted_at_alpha():
+    rng = np.random.default_rng(11)
+    trials = 4000
+    deltas = rng.normal(-0.01, 0.004, size=trials)
+    granted = sum(noninferiority(delta, 0.004, 0.01).holds for delta in deltas)
+    assert within_binomial_noise(granted, trials, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("delta", "stderr", "margin", "holds"),
+    [
+        pytest.param(0.0, 0.001, 0.01, True, id="no change, small error"),
+        pytest.param(0.0, 0.02, 0.01, False, id="no change, large error shows nothing"),
+        pytest.param(-0.02, 0.001, 0.01, False, id="worse"),
+        pytest.param(0.0, 0.0, 0.0, False, id="exactly at the margin"),
+        pytest.param(0.99, 0.001, -0.98, True, id="a ratio with a floor"),
+    ],
+)
+def test_noninferiority_needs_evidence(delta, stderr, margin, holds):
+    assert noninferiority(delta, stderr, margin).holds is holds
+
+
+def test_smallest_detectable_difference_is_found_with_its_power():
+    rng = np.random.default_rng(12)
+    trials, stderr = 4000, 0.3
+    truth = smallest_detectable_difference(stderr, alpha=0.05, power=0.8)
+    assert truth == pytest.approx((1.959964 + 0.841621) * stderr, rel=1e-5)
+    found = np.sum(np.abs(rng.normal(truth, stderr, size=trials)) > 1.959964 * stderr)
+    assert within_binomial_noise(int(found), trials, 0.8)
+
+
+def test_pooled_stderr_matches_a_hand_worked_case():
+    expected = math.sqrt((9 * 0.1**2 * 10 + 19 * 0.2**2 * 20) / 28 / 30)
+    assert pooled_stderr([0.1, 0.2], [10, 20]) == pytest.approx(expected)
+
+
+def test_pooled_stderr_of_one_group_is_its_own():
+    assert pooled_stderr([0.03], [250]) == pytest.approx(0.03)
+
+
+def test_pooled_stderr_is_that_of_the_mean_when_groups_are_alike():
+    rng = np.random.default_rng(13)
+    groups = [rng.random(size) < 0.6 for size in (100, 250, 400)]
+    pooled = pooled_stderr([scipy.stats.sem(g) for g in groups], [len(g) for g in groups])
+    assert pooled == pytest.approx(scipy.stats.sem(np.concatenate(groups)), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        pytest.param(lambda: paired_accuracy([1, 0], [1]), "cannot pair 1", id="lengths"),
+        pytest.param(lambda: paired_accuracy([], []), "nothing to average", id="nothing"),
+        pytest.param(lambda: clustered_ratio([1], [0]), "nothing to average", id="no size"),
+        pytest.param(lambda: clustered_ratio([1, 2], [1, 1], ["a"]), "1 cluster", id="labels"),
+        pytest.param(lambda: noninferiority(0.0, -1.0, 0.1), "standard error of -1", id="stderr"),
+        pytest.param(lambda: noninferiority(math.nan, 1.0, 0.1), "cannot test", id="nan"),
+        pytest.param(lambda: pooled_stderr([0.1], [1, 2]), "1 errors for 2", id="groups"),
+        pytest.param(lambda: pooled_stderr([0.1], [1]), "too few", id="one item"),
+    ],
+)
+def test_impossible_statistics_are_errors(call, message):
+    with pytest.raises(MeasurementError, match=message):
+        call()
