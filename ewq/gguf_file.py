@@ -80,6 +80,8 @@ NAMES_OF: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "gptneox": ("gpt_neox.layers.", NEOX_NAMES),
 }
 """GGUF architecture -> prefix of a block, and the loaded name of each linear tensor in it."""
+DEQUANTIZED_BLOCKS = 4096
+"""At once: enough to amortise the call, few enough to stay in the cache."""
 ROUTERS = ("ffn_gate_inp", "ffn_gate_inp_shexp")
 
 
@@ -136,13 +138,19 @@ def dequantized(data: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]:
         from gguf.quants import dequantize
     except ImportError as error:
         raise BackendUnavailable("reading GGUF needs: pip install 'ewq[gguf]'") from error
+    import numpy as np
+
     kind = GGMLQuantizationType[type_name]
-    block_bytes = GGML_QUANT_SIZES[kind][1]
+    step_bytes = DEQUANTIZED_BLOCKS * GGML_QUANT_SIZES[kind][1]
     try:
-        values: NDArray[np.float32] = dequantize(data.reshape(-1, block_bytes), kind)
+        # One long row at a time: gguf takes rows in groups of 16, which is slow for short ones.
+        parts = [
+            dequantize(data[start : start + step_bytes].reshape(1, -1), kind).reshape(-1)
+            for start in range(0, data.size, step_bytes)
+        ]
     except NotImplementedError as error:
         raise CheckpointError(f"GGUF type {type_name} cannot be dequantised here") from error
-    return values.reshape(-1)
+    return np.concatenate(parts, dtype=np.float32)
 
 
 def loaded_names(

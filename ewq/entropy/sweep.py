@@ -21,6 +21,8 @@ from ewq.layout import Layout, Weight
 from ewq.progress import Progress
 
 FP8_TILE = (128, 128)
+KEPT_BYTES = 64 * 2**20
+"""Smaller weights are dequantised once for both passes instead of once for each."""
 SIXTEEN_BITS = ("BF16", "F16")
 
 
@@ -84,6 +86,9 @@ class _Jobs:
             return measure_patterns_on(self._device, self._pieces(weight), dtype)
         if dtype in SIXTEEN_BITS:
             return measure_patterns(self._pieces(weight), dtype)
+        if 4 * weight.numel <= KEPT_BYTES:
+            kept = list(self._pieces(weight))
+            return measure_floats(lambda: kept)
         return measure_floats(lambda: self._pieces(weight))
 
     def _pieces(self, weight: Weight) -> Iterator[Piece]:

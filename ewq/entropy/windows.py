@@ -58,7 +58,9 @@ def windows(info: TensorInfo, scaling: Scaling | None = None) -> Iterator[NDArra
 def _row_ranges(info: TensorInfo) -> Iterator[tuple[int, int]]:
     """``(first row, rows)`` of each window."""
     rows = info.numel // info.shape[-1]
-    step = max(1, WINDOW_BYTES // max(1, info.nbytes // rows) // ROW_STEP) * ROW_STEP
+    as_floats = info.packed or info.dtype in FP8
+    held_bytes = 4 * info.numel if as_floats else info.nbytes
+    step = max(1, WINDOW_BYTES // max(1, held_bytes // rows) // ROW_STEP) * ROW_STEP
     for first in range(0, rows, step):
         yield first, min(step, rows - first)
 
