@@ -1,65 +1,43 @@
-"""Greedy decoding with a key-value cache, timed step by step."""
+"""Greedy decoding, timed step by step."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ewq.backends.prefix_cache import new_cache
+from ewq.backends.decoders import Decoder, DecoderChain, DecoderUnsupported
 from ewq.model import Generation
 
 if TYPE_CHECKING:
     import torch
 
 
-class EagerDecoder:
-    """Decoding with a cache that grows by one token a step; works for every method."""
-
-    mode = "eager"
-
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 (transformers is untyped)
-        self._model = model
-
-    def begin(self, rows: int, length: int) -> Any:  # noqa: ANN401
-        """An empty cache for ``rows`` sequences of at most ``length`` tokens."""
-        return new_cache(self._model.config)
-
-    def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:  # noqa: ANN401
-        """Feed ``ids`` ``[rows, tokens]``; each row's most likely next token, ``[rows, 1]``."""
-        return greedy_step(self._model, ids, positions, cache)
-
-
-def greedy_step(
-    model: Any,  # noqa: ANN401 (transformers is untyped)
-    ids: torch.Tensor,
-    positions: torch.Tensor,
-    cache: Any,  # noqa: ANN401 (transformers is untyped)
-) -> torch.Tensor:
-    """One forward pass and its argmax; ties go to the lowest token id."""
-    logits = model(
-        input_ids=ids,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits
-    best: torch.Tensor = logits[:, -1].argmax(dim=-1, keepdim=True)
-    return best
-
-
 def decode(
-    decoder: EagerDecoder, ids: torch.Tensor, new_tokens: int, synchronize: Callable[[], None]
+    chain: DecoderChain, ids: torch.Tensor, new_tokens: int, synchronize: Callable[[], None]
 ) -> Generation:
     """Decode exactly ``new_tokens`` tokens per row, reading the clock after each step's end.
 
+    Where a decoder turns out not to be supported the whole generation starts
+    anew with the next one, so that no reading mixes two.
+
     Args:
-        decoder: how a step is carried out.
+        chain: how steps are carried out.
         ids: ``[rows, prompt]`` token ids, already on the model's device.
         new_tokens: tokens to add to every row; end-of-text is a token like any other.
         synchronize: waits for the device.
     """
+    while True:
+        try:
+            return _decode(chain.current, ids, new_tokens, synchronize)
+        except DecoderUnsupported as reason:
+            chain.fall_back(reason)
+
+
+def _decode(
+    decoder: Decoder, ids: torch.Tensor, new_tokens: int, synchronize: Callable[[], None]
+) -> Generation:
     import torch
 
     rows, prompt = ids.shape
@@ -81,5 +59,5 @@ def decode(
     return Generation(
         tokens=tuple(tuple(row) for row in tokens),
         first_token_s=clock[1] - clock[0],
-        step_s=tuple(b - a for a, b in pairwise(clock[1:])),
+        step_s=tuple(end - begin for begin, end in pairwise(clock[1:])),
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ewq.backends.batching import Limits, plan_batches, split_shared
-from ewq.backends.decode import EagerDecoder, decode
+from ewq.backends.decode import decode
+from ewq.backends.decoders import AUTO, DecoderChain
 from ewq.backends.padding import Padding, pad_rows
 from ewq.backends.prefix_cache import can_share, fork, new_cache
 from ewq.backends.weight_bytes import parameter_count, stored_bytes
@@ -36,6 +37,8 @@ class TransformersModel:
         share_prefix: compute a common prefix once. Switched off by itself for
             architectures with recurrent state, and with left padding, which
             would put a gap between the prefix and the row.
+        decode_mode: ``eager``, ``static``, ``compile``, or ``auto``: ``compile``
+            on CUDA, else ``eager``. What is not supported falls back with a note.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class TransformersModel:
         context_length: int | None = None,
         padding: Padding = Padding.RIGHT,
         share_prefix: bool = True,
+        decode_mode: str = AUTO,
     ) -> None:
         if batch_tokens < 1:
             raise InputError(f"batch_tokens is {batch_tokens}; give at least 1")
@@ -57,7 +61,7 @@ class TransformersModel:
         self._padding = padding
         self._caches = can_share(model.config)
         self._share_prefix = share_prefix and self._caches and padding is Padding.RIGHT
-        self._decoder = EagerDecoder(model)
+        self._decoders = DecoderChain(model, decode_mode)
 
     def last_logprobs(
         self, prefix: TokenIds, suffixes: Sequence[TokenIds], columns: Sequence[int]
@@ -121,7 +125,7 @@ class TransformersModel:
         self._check_length(lengths.pop() + new_tokens)
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self._input_device)
         with torch.no_grad():
-            return decode(self._decoder, ids, new_tokens, self.synchronize)
+            return decode(self._decoders, ids, new_tokens, self.synchronize)
 
     def synchronize(self) -> None:
         """See :meth:`ewq.model.LanguageModel.synchronize`."""
@@ -136,13 +140,23 @@ class TransformersModel:
 
         if self._loaded is None:
             return
+        self._decoders.close()
         for module in list(self._loaded.modules()):
             vars(module).clear()
         self._loaded = None
-        del self._decoder
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    @property
+    def decode_mode(self) -> str:
+        """The way of decoding in force, after any fallback."""
+        return self._decoders.current.mode
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What did not work as asked, for people."""
+        return tuple(self._decoders.notes)
 
     @property
     def _model(self) -> Any:  # noqa: ANN401 (transformers is untyped)
@@ -266,6 +280,7 @@ def load_transformers(
     context_length: int | None = None,
     padding: str = "right",
     share_prefix: bool = True,
+    decode_mode: str = AUTO,
 ) -> TransformersModel:
     """Load a hub id, a local folder or a ``.gguf`` file.
 
@@ -280,6 +295,8 @@ def load_transformers(
         context_length: longest sequence accepted; default: what the config says.
         padding: ``right`` or ``left``; the same answers either way.
         share_prefix: compute a common prefix once; the same answers either way.
+        decode_mode: how :meth:`TransformersModel.generate` steps; the same tokens
+            whichever it is (see :mod:`ewq.backends.decoders`).
 
     Raises:
         CheckpointError: the source cannot be found or read.
@@ -309,6 +326,7 @@ def load_transformers(
         context_length=context_length,
         padding=Padding(padding),
         share_prefix=share_prefix,
+        decode_mode=decode_mode,
     )
 
 

@@ -1,0 +1,118 @@
+"""Every way of decoding gives the same tokens, and what is not supported says so."""
+
+import logging
+
+import pytest
+import torch
+
+from ewq.backends import decoders
+from ewq.backends.decoders import CompiledDecoder, DecoderUnsupported, StaticDecoder
+from ewq.backends.transformers import load_transformers
+from ewq.errors import InputError
+from tests.backends.tiny_models import ARCHITECTURES, NoTokenizer, naive_greedy, save_tiny
+
+PROMPTS = [[5, 9, 33, 7, 60, 41, 8, 3, 17], [4, 90, 12, 55, 6, 71, 30, 22, 19]]
+NEW_TOKENS = 12
+
+
+@pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
+def folder(request, tmp_path_factory):
+    return save_tiny(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return save_tiny("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Compile by tracing alone: the same graphs, without the minutes of a C++ compiler."""
+
+    class Traced(CompiledDecoder):
+        def __init__(self, model):
+            super().__init__(model, backend="eager")
+
+    monkeypatch.setitem(decoders._DECODERS, "compile", Traced)
+
+
+def load(folder, mode):
+    return load_transformers(folder, tokenizer=NoTokenizer(), decode_mode=mode)
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("mode", ["eager", "static", "compile"])
+def test_every_mode_decodes_the_same_tokens(folder, mode):
+    model = load(folder, mode)
+    expected = tuple(naive_greedy(folder, prompt, NEW_TOKENS) for prompt in PROMPTS)
+    # Twice, since a cache or a graph is reused; then another shape.
+    for _ in range(2):
+        assert model.generate(PROMPTS, NEW_TOKENS).tokens == expected
+    shorter = model.generate([PROMPTS[0][:4]], 5)
+    assert shorter.tokens == (naive_greedy(folder, PROMPTS[0][:4], 5),)
+    assert model.decode_mode == mode
+    assert model.notes == ()
+    model.close()
+
+
+def test_one_compilation_serves_all_steps_of_a_shape(llama, monkeypatch):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = load(llama, "compile")
+    model._decoders.current = CompiledDecoder(model._model, backend=count)
+    for _ in range(2):
+        model.generate(PROMPTS, NEW_TOKENS)
+    assert len(graphs) == 1
+    model.close()
+
+
+def test_what_does_not_compile_falls_back_with_a_note(llama, caplog):
+    def refuse(graph, inputs):
+        raise RuntimeError("no kernel for this card")
+
+    model = load(llama, "compile")
+    model._decoders.current = CompiledDecoder(model._model, backend=refuse)
+    with caplog.at_level(logging.WARNING):
+        tokens = model.generate(PROMPTS, NEW_TOKENS).tokens
+    assert tokens == load(llama, "eager").generate(PROMPTS, NEW_TOKENS).tokens
+    assert model.decode_mode == "static"
+    [note] = model.notes
+    assert "compile is not supported" in note
+    assert "no kernel for this card" in note
+    assert "using static" in note
+    assert note in caplog.text
+
+
+def test_past_the_recompilation_limit_nothing_runs_uncompiled_in_silence(llama):
+    model = load(llama, "compile")
+    model._decoders.current = CompiledDecoder(model._model, backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for length in (3, 4, 5):
+            model.generate([PROMPTS[0][:length]], 3)
+    assert model.decode_mode == "static"
+    assert len(model.notes) == 1
+    model.close()
+
+
+def test_caches_of_no_fixed_size_fall_back_to_eager(llama, monkeypatch):
+    def refuse(self, rows, length):
+        raise DecoderUnsupported("its cache cannot have a fixed size")
+
+    monkeypatch.setattr(StaticDecoder, "begin", refuse)
+    model = load(llama, "compile")
+    model.generate(PROMPTS, 2)
+    assert model.decode_mode == "eager"
+    assert len(model.notes) == 2
+
+
+def test_auto_is_eager_on_a_cpu(llama):
+    assert load(llama, "auto").decode_mode == "eager"
+
+
+def test_an_unknown_mode_is_named_with_the_known_ones(llama):
+    with pytest.raises(InputError, match=r"warp.*auto, eager, static, compile"):
+        load(llama, "warp")
