@@ -69,6 +69,7 @@ class LlamaCppModel:
     ) -> None:
         self.info = info
         self.tokenizer: Any = tokenizer
+        self.batch_tokens = options.batch_tokens
         self._native = native
         self._options = options
         self._calls = 0

@@ -31,14 +31,17 @@ def probe_file(path: Path, timeout_s: float = TIMEOUT_S) -> None:
     key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
     if key in _passed:
         return
-    command = [sys.executable, "-m", "ewq.gguf.probe", str(path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run(_command(path), capture_output=True, text=True, timeout=timeout_s)
     except subprocess.TimeoutExpired:
         raise CheckpointError(f"{path}: llama.cpp did not load it within {timeout_s} s") from None
     if done.returncode:
         raise CheckpointError(_reason(path, done))
     _passed.add(key)
+
+
+def _command(path: Path) -> list[str]:
+    return [sys.executable, "-m", "ewq.gguf.probe", str(path)]
 
 
 def _reason(path: Path, done: subprocess.CompletedProcess[str]) -> str:
@@ -56,7 +59,7 @@ def main(path: Path) -> None:
 
     from ewq.backends.llama_native import NativeModel, NativeOptions, Tokens
 
-    native = NativeModel(path, NativeOptions(False, 2, 32, 32, 1, 1))
+    native = NativeModel(path, NativeOptions(False, 1, 32, 32, 1, 1))
     native.prepare(32)
     for logits in native.decode(Tokens.piece([0, native.vocab_size - 1], 0, 0, 0)):
         if not np.isfinite(logits).all():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ewq.errors import InputError
+from ewq.errors import BackendUnavailable, InputError
 from ewq.precision import Precision
 
 if TYPE_CHECKING:
@@ -51,15 +51,32 @@ def make_recipe(
     """The recipe that the arguments of an export describe.
 
     Raises:
-        InputError: neither or both of type and plan, or types without a plan.
+        InputError: neither or both of type and plan, types without a plan, or a type that
+            llama.cpp does not have.
+        BackendUnavailable: the ``gguf`` extra, which knows the types, is absent.
     """
     if (type_name is None) == (plan is None):
         raise InputError("give either a type such as Q4_K_M or a plan, not both and not neither")
     if plan is not None:
-        return PlanRecipe(plan, {**DEFAULT_TYPES, **(types or {})}, imatrix)
+        chosen = {**DEFAULT_TYPES, **(types or {})}
+        _check(chosen.values(), "GGMLQuantizationType", "", "F16, Q8_0, Q6_K, Q4_K")
+        return PlanRecipe(plan, chosen, imatrix)
     if types:
         raise InputError("types per precision need a plan; a single type is named by --type")
-    return TypeRecipe(str(type_name).upper(), imatrix)
+    name = str(type_name).upper()
+    if name != "F32":
+        _check([name], "LlamaFileType", "MOSTLY_", "F16, BF16, Q8_0, Q6_K, Q4_K_M")
+    return TypeRecipe(name, imatrix)
+
+
+def _check(names: Iterable[str], table: str, prefix: str, examples: str) -> None:
+    try:
+        import gguf
+    except ImportError as error:
+        raise BackendUnavailable("exporting GGUF needs: pip install 'ewq[gguf]'") from error
+    for name in names:
+        if f"{prefix}{name}" not in getattr(gguf, table).__members__:
+            raise InputError(f"llama.cpp has no type {name!r}; there are for example {examples}")
 
 
 def parse_types(text: str) -> dict[Precision, str]:

@@ -1,0 +1,106 @@
+"""MMLU on a GGUF: ewq against one ``create_completion`` call per question, same questions.
+
+    python benchmarks/gguf/check_mmlu_speed.py MODEL MMLU_DIR --type Q8_0 --per-subject 10 --subjects a,b
+
+``create_completion`` gets the same token ids and is asked for one token with the probabilities
+of all letters (``logprobs`` needs ``logits_all``); its answer is the most likely letter.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from ewq.backends.llama_cpp import load_llama_cpp
+from ewq.cache_dir import cache_dir
+from ewq.data.mmlu import load_mmlu
+from ewq.gguf import cached_gguf
+from ewq.tasks import mmlu
+
+
+def one_call_per_question(path, tokenizer, data, threads, logprobs):
+    model = llama_cpp.Llama(
+        str(path), n_ctx=4096, n_threads=threads, n_threads_batch=threads, verbose=False,
+        logits_all=logprobs,
+    )  # fmt: skip
+    letters = [
+        tokenizer(" " + letter, add_special_tokens=False)["input_ids"][0] for letter in "ABCD"
+    ]
+    # Without logprobs, the most likely letter is had by forbidding every other token.
+    bias = None
+    if not logprobs:
+        bias = llama_cpp.LogitsProcessorList([lambda ids, scores: only(scores, letters)])
+    answers = []
+    begin = time.perf_counter()
+    for subject, questions in data.by_subject():
+        head = mmlu.preamble(subject, data.dev[subject][:5])
+        for question in questions:
+            ids = tokenizer(head + mmlu.question_text(question))["input_ids"]
+            out = model.create_completion(
+                ids, max_tokens=1, temperature=0.0, logits_processor=bias,
+                logprobs=50 if logprobs else None,
+            )  # fmt: skip
+            answers.append(answer_of(out["choices"][0], logprobs))
+    seconds = time.perf_counter() - begin
+    model.close()
+    return answers, seconds
+
+
+def only(scores, letters):
+    kept = np.full_like(scores, -np.inf)
+    kept[letters] = scores[letters]
+    return kept
+
+
+def answer_of(choice, logprobs):
+    if not logprobs:
+        return "ABCD".find(choice["text"].strip() or "?")
+    top = choice["logprobs"]["top_logprobs"][0]
+    return int(np.argmax([top.get(" " + letter, -np.inf) for letter in "ABCD"]))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("mmlu", type=Path)
+    parser.add_argument("--type", default="Q8_0")
+    parser.add_argument("--subjects", default="astronomy,anatomy,marketing,virology")
+    parser.add_argument("--per-subject", type=int, default=10)
+    parser.add_argument("--logprobs", action="store_true", help="ask for logprobs (logits_all)")
+    options = parser.parse_args()
+    threads = torch.get_num_threads()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    data = load_mmlu(options.mmlu).only(options.subjects.split(",")).first(options.per_subject)
+    path = cached_gguf(options.model, options.type, cache_dir("gguf"))
+    model = load_llama_cpp(path, tokenizer)
+    model.last_logprobs([], [[0] * 64], [0])
+    begin = time.perf_counter()
+    begin_cpu = time.process_time()
+    result = mmlu.run(model, data)
+    ours_s = time.perf_counter() - begin
+    model.close()
+    ours = mmlu.unpack_logprobs(result.side["logprobs"])
+    ours_cpu = time.process_time() - begin_cpu
+    begin_cpu = time.process_time()
+    theirs, theirs_s = one_call_per_question(path, tokenizer, data, threads, options.logprobs)
+    top = np.sort(ours, axis=1)
+    changed = [i for i, answer in enumerate(theirs) if answer != ours[i].argmax()]
+    json.dump({
+        "type": options.type, "questions": len(theirs), "threads": threads,
+        "ewq_s": ours_s, "create_completion_s": theirs_s, "ratio": theirs_s / ours_s,
+        "answers_changed": len(changed),
+        "margins_of_changed_nats": [round(float(top[i, 3] - top[i, 2]), 4) for i in changed],
+        "cpu_ratio": (time.process_time() - begin_cpu) / ours_cpu,
+        "logprobs_asked": options.logprobs,
+    }, sys.stdout, indent=1)  # fmt: skip
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

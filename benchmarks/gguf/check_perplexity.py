@@ -1,0 +1,81 @@
+"""Is our perplexity of a GGUF that of a plain loop over the same file?
+
+    python benchmarks/gguf/check_perplexity.py MODEL TEXT --type Q8_0 [--chunks N]
+
+The independent evaluation uses nothing of ewq: llama-cpp-python's ``Llama``, one sequence, one
+chunk of 512 tokens at a time, all logits, log-softmax in float64, positions 256 to 510 scored,
+the first token of each chunk replaced by BOS where the tokenizer adds one.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+from transformers import AutoTokenizer
+
+from ewq.backends.llama_cpp import load_llama_cpp
+from ewq.cache_dir import cache_dir
+from ewq.data.texts import load_texts
+from ewq.data.windows import DEFINITIONS
+from ewq.gguf import cached_gguf
+from ewq.tasks import perplexity
+
+CHUNK = 512
+
+
+def plain_loop(path, ids, first_token):
+    model = llama_cpp.Llama(str(path), n_ctx=CHUNK, logits_all=True, verbose=False)
+    nll, scored = 0.0, 0
+    for begin in range(0, len(ids) - CHUNK + 1, CHUNK):
+        chunk = list(ids[begin : begin + CHUNK])
+        if first_token is not None:
+            chunk[0] = first_token
+        model.reset()
+        model.eval(chunk)
+        logits = np.array(model.scores[:CHUNK], dtype=np.float64)
+        for position in range(CHUNK // 2, CHUNK - 1):
+            row = logits[position]
+            top = row.max()
+            nll -= row[chunk[position + 1]] - top - math.log(np.exp(row - top).sum())
+            scored += 1
+    model.close()
+    return math.exp(nll / scored), scored
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--type", default="Q8_0")
+    parser.add_argument("--chunks", type=int, default=40)
+    options = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    text = options.text.read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)
+    while len(tokenizer("".join(lines))["input_ids"]) > (options.chunks + 1) * CHUNK:
+        lines = lines[: int(len(lines) * 0.9)]
+    text = "".join(lines)
+    path = cached_gguf(options.model, options.type, cache_dir("gguf"))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "wikitext.txt").write_text(text, encoding="utf-8")
+        texts = load_texts(Path(folder) / "wikitext.txt")
+    model = load_llama_cpp(path, tokenizer)
+    ours = perplexity.run(model, texts, DEFINITIONS["llama.cpp"])
+    model.close()
+    ids = tokenizer(texts.documents[0].text)["input_ids"]
+    adds_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
+    theirs, scored = plain_loop(path, ids, tokenizer.bos_token_id if adds_bos else None)
+    value = ours.metrics["perplexity"]
+    json.dump({"model": options.model.name, "type": options.type, "ewq": value.value, "ewq_tokens": value.n,
+               "plain_loop": theirs, "plain_tokens": scored, "ratio": value.value / theirs,
+               "notes": ours.notes}, sys.stdout, indent=1)  # fmt: skip
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Small models for tests of GGUF: made once per session, skipped where the extra is absent."""
+
+import importlib.util
+import shutil
+from functools import cache
+
+import pytest
+
+from ewq.embedded import fixture_path
+from ewq.errors import BackendUnavailable
+
+BLOCKS = 12
+"""Enough that ``blk.1`` and ``blk.10`` both exist."""
+WIDTH = 256
+ODD_WIDTH = 288
+"""Rows of the down projection: divisible by 32, not by 256, so that k-quants fall back."""
+
+
+def require_gguf():
+    for module in ("llama_cpp", "gguf"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"needs {module}: pip install 'ewq[gguf]'")
+
+
+@cache
+def require_converter():
+    from ewq.gguf.converter import find_converter
+
+    require_gguf()
+    try:
+        return find_converter()
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+
+
+def save_deep(folder):
+    """A random Llama of twelve narrow blocks in bfloat16, with the fixture's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(fixture_path("tiny-llama"))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=ODD_WIDTH,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(7)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_copy(source, folder):
+    shutil.copytree(source, folder)
+    return folder

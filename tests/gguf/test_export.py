@@ -1,0 +1,257 @@
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ewq.embedded import fixture_path
+from ewq.errors import EwqError, InputError, PlanError
+from ewq.gguf import cached_gguf, export_gguf
+from ewq.gguf import export as export_module
+from ewq.gguf.export import Request, command_for
+from ewq.gguf.read import read_header
+from ewq.gguf.recipe import PlanRecipe, TypeRecipe
+from ewq.precision import Precision
+from tests.gguf.models import BLOCKS, ODD_WIDTH
+
+RAW, EIGHT, FOUR = Precision.RAW, Precision.EIGHT_BIT, Precision.FOUR_BIT
+PRECISIONS = [RAW, FOUR, EIGHT, FOUR, RAW, EIGHT, RAW, RAW, EIGHT, FOUR, RAW, EIGHT]
+TYPES = {RAW: "F16", EIGHT: "Q8_0", FOUR: "Q4_K"}
+assert len(PRECISIONS) == BLOCKS
+assert PRECISIONS[1] != PRECISIONS[10], "blk.1 and blk.10 must be told apart"
+
+
+@pytest.fixture(scope="module")
+def plan(deep):
+    from ewq.analysis import analyze
+
+    base = analyze(deep, cache=False).uniform_plan(RAW)
+    block = re.compile(r"layers\.(\d+)\.")
+    weights = {name: PRECISIONS[int(block.search(name)[1])] for name in base.weights}
+    return replace(base, weights=weights)
+
+
+@pytest.fixture(scope="module")
+def mixed(deep_base, plan, deep, gguf_cache, tmp_path_factory):
+    """A plan applied, with its report."""
+    return export_gguf(deep, tmp_path_factory.mktemp("mixed") / "mixed.gguf", plan=plan)
+
+
+def test_the_files_types_are_the_plans(mixed):
+    stored = {tensor.name: tensor.type_name for tensor in read_header(mixed.path).tensors}
+    for index, precision in enumerate(PRECISIONS):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up"):
+            assert stored[f"blk.{index}.{part}.weight"] == TYPES[precision], (index, part)
+        fallen = {**TYPES, FOUR: "Q5_0"}
+        assert stored[f"blk.{index}.ffn_down.weight"] == fallen[precision]
+    assert stored["token_embd.weight"] == stored["output.weight"] == "F16"
+
+
+def test_the_report_is_that_of_the_file(mixed):
+    header = read_header(mixed.path)
+    assert {t.name: (t.stored, t.nbytes) for t in mixed.tensors} == {
+        t.name: (t.type_name, t.nbytes) for t in header.tensors
+    }
+    assert mixed.weights_bytes == sum(mixed.bytes_by_type.values())
+    assert mixed.file_bytes == mixed.path.stat().st_size
+    assert mixed.bits_per_weight == pytest.approx(8 * header.weights_bytes / header.parameters)
+
+
+def test_fallbacks_are_reported_with_their_cost(mixed):
+    values = 256 * ODD_WIDTH
+    expected = values * 22 // 32 - values * 144 // 256
+    assert {t.name: (t.wanted, t.stored, t.extra_bytes) for t in mixed.fallbacks} == {
+        f"blk.{index}.ffn_down.weight": ("Q4_K", "Q5_0", expected)
+        for index, precision in enumerate(PRECISIONS)
+        if precision is FOUR
+    }
+
+
+def test_the_planner_foresaw_the_size(mixed, plan, deep):
+    from ewq.checkpoint import open_checkpoint
+    from ewq.formats import FORMATS, Stored
+
+    checkpoint = open_checkpoint(deep)
+    foreseen = sum(
+        FORMATS["gguf"].nbytes(Stored(t.numel, t.shape[-1], t.nbytes), plan.weights[name])
+        for name, t in ((name, checkpoint.tensor(name)) for name in plan.weights)
+    )
+    in_file = sum(
+        t.nbytes for t in mixed.tensors if re.match(r"blk\.\d+\.(attn|ffn)_\w+\.w", t.name)
+    )
+    norms = sum(t.nbytes for t in mixed.tensors if t.name.endswith("_norm.weight"))
+    blocks_norms = norms - next(t.nbytes for t in mixed.tensors if t.name == "output_norm.weight")
+    assert in_file - blocks_norms == foreseen
+
+
+def test_a_fresh_process_loads_and_generates_without_ewq(mixed):
+    script = (
+        "import llama_cpp, sys\n"
+        "model = llama_cpp.Llama(sys.argv[1], n_ctx=64, verbose=False)\n"
+        "out = list(zip(range(8), model.generate([5, 6, 7], top_k=1)))\n"
+        "assert 'ewq' not in sys.modules\n"
+        "print(len(out))\n"
+    )
+    command = [sys.executable, "-c", script, str(mixed.path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("8", 0), done.stderr
+
+
+def test_transformers_opens_the_file(mixed, deep):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    opened = AutoModelForCausalLM.from_pretrained(
+        mixed.path.parent, gguf_file=mixed.path.name, dtype=torch.float32
+    )
+    original = AutoModelForCausalLM.from_pretrained(deep, dtype=torch.float32)
+    for index, exact in ((0, True), (1, False)):
+        ours = opened.get_parameter(f"model.layers.{index}.self_attn.q_proj.weight")
+        theirs = original.get_parameter(f"model.layers.{index}.self_attn.q_proj.weight")
+        close = torch.allclose(ours, theirs, atol=1e-6)
+        assert close is exact
+        assert torch.allclose(ours, theirs, atol=0.02)
+
+
+def test_other_types_per_precision(deep, deep_base, plan, gguf_cache):
+    types = {RAW: "BF16", EIGHT: "Q6_K", FOUR: "Q5_0"}
+    path = cached_gguf(deep, plan, gguf_cache, types=types)
+    stored = {tensor.name: tensor.type_name for tensor in read_header(path).tensors}
+    for index, precision in enumerate(PRECISIONS):
+        assert stored[f"blk.{index}.attn_q.weight"] == types[precision]
+    assert stored["token_embd.weight"] == "BF16"
+
+
+def test_a_plan_of_another_model_is_refused(plan, gguf_cache, tmp_path):
+    with pytest.raises(PlanError):
+        export_gguf(fixture_path("tiny-llama"), tmp_path / "out.gguf", plan=plan)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("type_name", ["Q8_0", "Q4_K_M", "F16"])
+def test_a_gguf_is_exported_to_another_type(deep_base, tmp_path, type_name):
+    report = export_gguf(deep_base, tmp_path / "out.gguf", type_name=type_name)
+    assert report.path.is_file()
+    assert type_name.removesuffix("_M") in report.bytes_by_type
+    assert not report.notes
+
+
+def test_quantizing_twice_is_said(tmp_path, deep_base):
+    first = export_gguf(deep_base, tmp_path / "first.gguf", type_name="Q8_0")
+    second = export_gguf(first.path, tmp_path / "second.gguf", type_name="Q4_K_M")
+    assert "quantized before" in second.notes[0]
+
+
+@pytest.mark.parametrize("type_name", ["Q9_X", "NONSENSE", "MIXED"])
+def test_unknown_types_are_refused(tmp_path, deep_base, type_name):
+    with pytest.raises(InputError, match=f"no type '{type_name}'"):
+        export_gguf(deep_base, tmp_path / "out.gguf", type_name=type_name)
+
+
+def test_a_folder_is_no_output(tmp_path, deep_base):
+    with pytest.raises(InputError, match=r"name the \.gguf file"):
+        export_gguf(deep_base, tmp_path, type_name="Q8_0")
+
+
+class Stopped(BaseException):
+    """Not an error: what a user's interrupt looks like."""
+
+
+@pytest.mark.parametrize("step", ["run_quantizer", "read_back"])
+def test_an_interrupted_export_leaves_nothing(tmp_path, deep_base, monkeypatch, step):
+    def stop(*args, **kwargs):
+        raise Stopped
+
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"what was there before")
+    monkeypatch.setattr(export_module, step, stop)
+    with pytest.raises(Stopped):
+        export_gguf(deep_base, out, type_name="Q8_0")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [
+        ("out.gguf", b"what was there before")
+    ]
+
+
+def test_a_type_nobody_asked_for_is_an_error(mixed, deep_base):
+    from ewq.gguf.report import read_back
+
+    wanted = {"blk.1.attn_q.weight": "Q8_0"}
+    with pytest.raises(EwqError, match=r"blk\.1\.attn_q\.weight is stored as Q4_K, Q8_0 was asked"):
+        read_back(mixed.path, read_header(deep_base), wanted, ())
+
+
+def test_the_command_matches_each_tensor_alone(deep, deep_base, plan, mixed):
+    script = command_for(Request(deep, mixed.path, PlanRecipe(plan)))
+    convert, quantize = script.split(" && \\\n")
+    assert shlex.split(convert)[:2] == ["python", "convert_hf_to_gguf.py"]
+    words = shlex.split(quantize)
+    rules = [words[i + 1].split("=") for i, word in enumerate(words) if word == "--tensor-type"]
+    for tensor in mixed.tensors:
+        found = [kind for pattern, kind in rules if re.search(pattern, tensor.name)]
+        assert found == ([tensor.wanted.lower()] if tensor.wanted else []), tensor.name
+    assert words[0] == "llama-quantize"
+    assert words[-2:] == [str(mixed.path), "Q8_0"]
+
+
+def test_the_command_of_a_plain_type_is_a_conversion(tmp_path, gguf_cache):
+    request = Request(fixture_path("tiny-llama"), tmp_path / "x.gguf", TypeRecipe("F16"))
+    words = shlex.split(command_for(request))
+    assert words[-4:] == ["--outtype", "f16", "--outfile", str(tmp_path / "x.gguf")]
+
+
+def importance(path, names, columns, scale):
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "imatrix")
+    for name in names:
+        sums = np.full((1, columns), 1.0, np.float32)
+        sums[0, : columns // 2] = scale
+        writer.add_tensor(f"{name}.in_sum2", sums)
+        writer.add_tensor(f"{name}.counts", np.ones((1, 1), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_an_importance_matrix_changes_what_is_stored(deep_base, tmp_path):
+    import gguf
+
+    names = [tensor.name for tensor in read_header(deep_base).tensors if ".attn_q." in tensor.name]
+    values = []
+    for scale in (1.0, 1e4):
+        matrix = importance(tmp_path / "imatrix.gguf", names, 256, scale)
+        out = tmp_path / "out.gguf"
+        export_gguf(deep_base, out, type_name="Q4_K_S", imatrix=matrix)
+        found = {t.name: t for t in gguf.GGUFReader(out).tensors}
+        values.append(np.array(found["blk.0.attn_q.weight"].data))
+    assert (values[0] != values[1]).any()
+
+
+def test_a_wrong_importance_matrix_is_refused(deep_base, tmp_path):
+    (tmp_path / "m.dat").write_bytes(b"\x05\0\0\0junk")
+    with pytest.raises(EwqError, match="not an importance matrix"):
+        export_gguf(deep_base, tmp_path / "o.gguf", type_name="Q4_K_S", imatrix=tmp_path / "m.dat")
+
+
+def test_the_cache_is_keyed_by_content(deep, deep_base, plan, gguf_cache):
+    first = cached_gguf(deep, plan, gguf_cache)
+    stamp = first.stat().st_mtime_ns
+    assert cached_gguf(deep, plan, gguf_cache) == first
+    assert first.stat().st_mtime_ns == stamp
+    other = replace(plan, weights={**plan.weights, next(iter(plan.weights)): FOUR})
+    assert cached_gguf(deep, other, gguf_cache) != first
+    assert cached_gguf(deep, "BF16", gguf_cache) == deep_base
+
+
+def test_a_damaged_cache_entry_is_made_again(deep, deep_base, gguf_cache):
+    path = cached_gguf(deep, "Q8_0", gguf_cache)
+    whole = path.read_bytes()
+    os.truncate(path, len(whole) // 2)
+    assert cached_gguf(deep, "Q8_0", gguf_cache) == path
+    assert path.read_bytes() == whole
