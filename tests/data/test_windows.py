@@ -1,0 +1,146 @@
+import pytest
+
+from ewq.data.texts import Document, text_set
+from ewq.data.windows import DEFINITIONS, bos_token, definition_named, make_windows
+from ewq.errors import InputError, MeasurementError
+from tests.tasks.numpy_model import ALPHABET, BOS, CharTokenizer
+
+BOTH = pytest.mark.parametrize("adds_bos", [True, False], ids=["bos", "no bos"])
+NAMED = pytest.mark.parametrize("name", DEFINITIONS)
+
+
+def ids_of(text):
+    return tuple(ALPHABET.index(character) for character in text)
+
+
+def windows_of(text, name, window, adds_bos, **limits):
+    texts = text_set([Document("d", "1", text)])
+    return make_windows(texts, CharTokenizer(adds_bos), definition_named(name, window), **limits)
+
+
+def test_only_a_tokenizer_that_adds_bos_has_one():
+    assert bos_token(CharTokenizer(True)) == BOS
+    assert bos_token(CharTokenizer(False)) is None
+    silent = CharTokenizer(False)
+    silent.bos_token_id = BOS  # knows a BOS, but does not put it before texts (Qwen)
+    assert bos_token(silent) is None
+
+
+@NAMED
+@BOTH
+def test_no_token_is_scored_without_one_before_it(name, adds_bos):
+    windows = windows_of("the quick brown fox jumps over it", name, 8, adds_bos)
+    assert windows
+    assert all(window.start >= 1 and window.scored >= 1 for window in windows)
+
+
+@NAMED
+@BOTH
+def test_no_window_is_longer_than_asked(name, adds_bos):
+    windows = windows_of("the quick brown fox jumps over it", name, 8, adds_bos)
+    assert max(len(window.ids) for window in windows) == 8
+
+
+@pytest.mark.parametrize("name", ["disjoint", "sliding"])
+def test_with_bos_every_token_of_a_document_is_scored_once(name):
+    text = "the quick brown fox jumps over it"
+    windows = windows_of(text, name, 8, adds_bos=True)
+    scored = sum((window.ids[window.start :] for window in windows), ())
+    assert scored == ids_of(text)
+    assert sum(window.scored_bytes for window in windows) == len(text.encode())
+
+
+def test_sliding_without_bos_leaves_only_the_first_token_out():
+    windows = windows_of("abcdefghijklmnop", "sliding", 8, adds_bos=False)
+    scored = sum((window.ids[window.start :] for window in windows), ())
+    assert scored == ids_of("bcdefghijklmnop")
+
+
+def test_sliding_windows_keep_half_a_window_of_context():
+    windows = windows_of("abcdefghijklmnop", "sliding", 8, adds_bos=False)
+    assert [(window.ids[0], window.start) for window in windows] == [(0, 1), (4, 4), (8, 4)]
+
+
+def test_disjoint_windows_without_bos_each_lose_their_first_token():
+    windows = windows_of("abcdefghij", "disjoint", 4, adds_bos=False)
+    scored = [window.ids[window.start :] for window in windows]
+    assert scored == [ids_of("bcd"), ids_of("fgh"), ids_of("j")]
+
+
+def test_papers_join_rows_and_drop_the_incomplete_window():
+    texts = text_set([Document("d", "1", "abc"), Document("d", "2", "defgh")])
+    windows = make_windows(texts, CharTokenizer(False), definition_named("papers", 4))
+    joined = ids_of("abc\n\ndefgh")
+    assert [window.ids for window in windows] == [joined[:4], joined[4:8]]
+
+
+def test_papers_put_bos_before_the_text_only():
+    windows = windows_of("abcdefgh", "papers", 4, adds_bos=True)
+    assert [window.ids for window in windows] == [(BOS, 0, 1, 2), (3, 4, 5, 6)]
+
+
+def test_llama_cpp_replaces_each_chunks_first_token_and_scores_its_second_half():
+    windows = windows_of("abcdefghijk\n", "llama.cpp", 4, adds_bos=True)
+    assert [window.ids for window in windows] == [
+        (BOS, 0, 1, 2),
+        (BOS, 4, 5, 6),
+        (BOS, 8, 9, 10),
+    ]
+    assert {window.start for window in windows} == {3}
+
+
+def test_llama_cpp_scores_255_tokens_of_512():
+    (window,) = windows_of("a" * 520, "llama.cpp", 512, adds_bos=True)
+    assert window.scored == 255
+
+
+def test_bytes_are_those_of_the_scored_text():
+    (window,) = windows_of("aơưb", "disjoint", 8, adds_bos=False)
+    assert window.scored_bytes == len("ơưb".encode())
+
+
+def test_a_tokenizer_without_positions_spreads_the_bytes():
+    tokenizer = CharTokenizer(True)
+    tokenizer.is_fast = False
+    texts = text_set([Document("d", "1", "abơưab")])
+    windows = make_windows(texts, tokenizer, definition_named("disjoint", 4))
+    assert sum(window.scored_bytes for window in windows) == len("abơưab".encode())
+
+
+def test_a_limit_ends_each_domain_after_the_window_that_reaches_it():
+    texts = text_set([Document("a", "1", "a" * 40), Document("b", "1", "b" * 40)])
+    windows = make_windows(
+        texts, CharTokenizer(True), definition_named("disjoint", 9), max_tokens_per_domain=10
+    )
+    assert [(window.domain, window.scored) for window in windows] == [
+        ("a", 8),
+        ("a", 8),
+        ("b", 8),
+        ("b", 8),
+    ]
+
+
+def test_a_short_context_shrinks_the_window_and_says_so_in_the_settings():
+    fitted = DEFINITIONS["llama.cpp"].fit(100)
+    assert (fitted.window, fitted.stride, fitted.scored_from) == (100, 100, 51)
+    assert fitted.settings()["window"] == 100
+    assert DEFINITIONS["sliding"].fit(100_000) == DEFINITIONS["sliding"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(("wiki",), "unknown perplexity definition 'wiki'; known: disjoint", id="name"),
+        pytest.param(("papers", 1), "window of 1", id="window"),
+        pytest.param(("sliding", 8, 9), "stride of 9", id="stride longer than the window"),
+        pytest.param(("llama.cpp", 8, 4), "stride of 4", id="stride of disjoint chunks"),
+    ],
+)
+def test_senseless_definitions_are_errors(arguments, message):
+    with pytest.raises(InputError, match=message):
+        definition_named(*arguments)
+
+
+def test_a_text_too_short_for_a_window_is_an_error():
+    with pytest.raises(MeasurementError, match="'d' are too short for one papers window of 16"):
+        windows_of("abc", "papers", 16, adds_bos=True)

@@ -1,0 +1,207 @@
+import itertools
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ewq.data.texts import Document, text_set
+from ewq.data.windows import DEFINITIONS, definition_named
+from ewq.errors import MeasurementError
+from ewq.tasks import perplexity
+from tests.tasks.numpy_model import ALPHABET, BOS, NumpyModel
+
+TEXTS = text_set(
+    [
+        Document("prose", "1", "it was a dark night, and the rain fell.\nnobody came"),
+        Document("prose", "2", "the end of it all."),
+        Document("viet", "1", "trơi đê, ăn cơm chưa\nâm " * 2),
+    ]
+)
+WINDOW = 16
+BOTH = pytest.mark.parametrize("adds_bos", [True, False], ids=["bos", "no bos"])
+
+
+def encode(text):
+    return [ALPHABET.index(character) for character in text]
+
+
+def naive_disjoint(documents, bos):
+    """Each document by itself; every window starts with BOS if there is one."""
+    for text in documents:
+        ids = encode(text)
+        step = WINDOW - len(bos)
+        for begin in range(0, len(ids), step):
+            chunk = bos + ids[begin : begin + step]
+            for position in range(1, len(chunk)):
+                yield chunk[:position], chunk[position]
+
+
+def naive_sliding(documents, bos):
+    """Each token sees the start of its window, which moves on by half a window."""
+    stride = WINDOW // 2
+    for text in documents:
+        ids = bos + encode(text)
+        for position in range(1, len(ids)):
+            moves = max(0, math.ceil((position + 1 - WINDOW) / stride))
+            yield ids[moves * stride : position], ids[position]
+
+
+def naive_papers(documents, bos):
+    """Everything joined by blank lines, whole windows only, no first tokens."""
+    ids = bos + encode("\n\n".join(documents))
+    for begin in range(0, len(ids) - WINDOW + 1, WINDOW):
+        for position in range(begin + 1, begin + WINDOW):
+            yield ids[begin:position], ids[position]
+
+
+def naive_llama_cpp(documents, bos):
+    """As in llama-perplexity: tokens n/2 + 1 to n - 1 of every whole chunk of n."""
+    ids = bos + encode("\n\n".join(documents))
+    for chunk in range(len(ids) // WINDOW):
+        tokens = ids[chunk * WINDOW : (chunk + 1) * WINDOW]
+        tokens[: len(bos)] = bos
+        for j in range(WINDOW // 2, WINDOW - 1):
+            yield tokens[: j + 1], tokens[j + 1]
+
+
+NAIVE = {
+    "disjoint": naive_disjoint,
+    "sliding": naive_sliding,
+    "papers": naive_papers,
+    "llama.cpp": naive_llama_cpp,
+}
+
+
+def naive_nll(model, name, domain):
+    bos = [BOS] if model.adds_bos else []
+    pairs = list(NAIVE[name]([each.text for each in TEXTS.of(domain)], bos))
+    return [-model.distribution(past)[token] for past, token in pairs]
+
+
+def test_every_definition_has_a_naive_counterpart():
+    assert set(NAIVE) == set(DEFINITIONS)
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+@BOTH
+def test_perplexity_agrees_with_a_naive_loop(name, adds_bos):
+    model = NumpyModel(adds_bos=adds_bos)
+    result = perplexity.run(model, TEXTS, definition_named(name, WINDOW))
+    everything = []
+    for domain in TEXTS.domains:
+        nll = naive_nll(model, name, domain)
+        everything += nll
+        metric = result.metrics[f"perplexity/{domain}"]
+        assert metric.n == len(nll)
+        assert metric.value == pytest.approx(math.exp(np.mean(nll)), rel=1e-6, abs=1e-4)
+    whole = result.metrics["perplexity"]
+    assert whole.value == pytest.approx(math.exp(np.mean(everything)), rel=1e-6, abs=1e-4)
+
+
+def test_bits_per_byte_divide_by_the_texts_bytes():
+    model = NumpyModel()
+    result = perplexity.run(model, TEXTS, definition_named("sliding", WINDOW))
+    for domain in TEXTS.domains:
+        size = sum(len(each.text.encode()) for each in TEXTS.of(domain))
+        expected = sum(naive_nll(model, "sliding", domain)) / size / math.log(2)
+        assert result.metrics[f"bits_per_byte/{domain}"].value == pytest.approx(expected, rel=1e-6)
+
+
+def test_settings_tell_definitions_apart():
+    model = NumpyModel()
+    settings = [
+        perplexity.run(model, TEXTS, definition_named(name, WINDOW)).settings
+        for name in DEFINITIONS
+    ]
+    assert all(a != b for a, b in itertools.combinations(settings, 2))
+    assert settings[0]["data"] == TEXTS.digest
+    assert settings[0]["bos_added"] is True
+
+
+def test_results_are_repeatable_and_plain_json():
+    definition = definition_named("disjoint", WINDOW)
+    first = perplexity.run(NumpyModel(), TEXTS, definition)
+    assert perplexity.run(NumpyModel(), TEXTS, definition) == first
+    assert json.loads(json.dumps(first.items)) == first.items
+    domain, nll, tokens, size, document = first.items[0]
+    assert (domain, tokens, size, document) == ("prose", 15, 15, 0)
+    assert nll > 0
+
+
+def test_windows_that_start_alike_are_handed_over_together():
+    model = NumpyModel(adds_bos=True)
+    perplexity.run(model, TEXTS, definition_named("disjoint", WINDOW))
+    assert len(model.calls) == 1
+    assert model.calls[0][0] == (BOS,)
+
+
+def test_errors_are_clustered_by_document_where_there_are_enough():
+    # Six documents that differ among themselves, each of four equal windows.
+    documents = [Document("d", str(i), letter * 60) for i, letter in enumerate("abcdef")]
+    definition = definition_named("disjoint", WINDOW)
+    many = perplexity.run(NumpyModel(), text_set(documents), definition).metrics["perplexity"]
+    joined = [replace(each, name="1") for each in documents[:3]]
+    few = perplexity.run(NumpyModel(), text_set(joined), definition).metrics["perplexity"]
+    # Per document the spread is that of 6 values, per window that of 12.
+    nll = [-NumpyModel().distribution([BOS, i])[i] for i in range(6)]
+    assert many.stderr / many.value > np.std(nll, ddof=1) / math.sqrt(24)
+    assert few.stderr is not None
+
+
+def test_a_short_context_is_a_smaller_window_and_said():
+    result = perplexity.run(NumpyModel(context_length=16), TEXTS, DEFINITIONS["disjoint"])
+    assert result.settings["window"] == 16
+    assert "context of 16 tokens is shorter than the 2048" in result.notes[0]
+
+
+def test_a_broken_model_is_an_error_not_a_figure():
+    class Broken(NumpyModel):
+        def token_logprobs(self, prefix, suffixes):
+            return [np.full(len(suffix), np.nan, dtype=np.float32) for suffix in suffixes]
+
+    with pytest.raises(MeasurementError, match=r"document 0 \(prose\).*broken"):
+        perplexity.run(Broken(), TEXTS, definition_named("disjoint", WINDOW))
+
+
+def test_pair_gives_the_ratio_with_a_much_smaller_error():
+    definition = definition_named("disjoint", WINDOW)
+    base = perplexity.run(NumpyModel(), TEXTS, definition)
+    new = perplexity.run(NumpyModel(noise=0.05), TEXTS, definition)
+    paired = perplexity.pair(new, base)
+    assert set(paired) == {"ln_ppl_ratio", "ln_ppl_ratio/prose", "ln_ppl_ratio/viet"}
+    ratio = paired["ln_ppl_ratio"]
+    both = [each.metrics["perplexity"] for each in (new, base)]
+    assert ratio.value == pytest.approx(math.log(both[0].value / both[1].value), abs=1e-9)
+    separate = math.hypot(*(metric.stderr / metric.value for metric in both))
+    assert 0 < ratio.stderr < separate / 5
+
+
+def test_a_model_against_itself_has_ratio_zero():
+    result = perplexity.run(NumpyModel(), TEXTS, definition_named("papers", WINDOW))
+    paired = perplexity.pair(result, result)
+    assert {(metric.value, metric.stderr) for metric in paired.values()} == {(0.0, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        pytest.param(
+            perplexity.run(NumpyModel(), TEXTS, definition_named("sliding", WINDOW)),
+            "bos is 'every' here, 'first' there",
+            id="definition",
+        ),
+        pytest.param(
+            perplexity.run(
+                NumpyModel(), text_set(TEXTS.documents[:1]), definition_named("disjoint", WINDOW)
+            ),
+            "data is 'sha256:",
+            id="texts",
+        ),
+    ],
+)
+def test_different_measurements_cannot_be_paired(other, message):
+    result = perplexity.run(NumpyModel(), TEXTS, definition_named("disjoint", WINDOW))
+    with pytest.raises(MeasurementError, match=message):
+        perplexity.pair(result, other)
