@@ -1,6 +1,7 @@
 """The other side of compare_lm_eval.py: runs in an environment that has lm_eval and not ewq.
 
-Usage: python lm_eval_worker.py REQUEST.json REPLY.json
+Usage: python lm_eval_worker.py REQUEST, a JSON object; then one subject a line on
+standard input, each answered by one line of JSON. The first line is lm_eval's version.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -19,30 +21,31 @@ from lm_eval.models.huggingface import HFLM
 
 
 def main() -> None:
-    request = json.loads(Path(sys.argv[1]).read_text())
+    replies, sys.stdout = sys.stdout, sys.stderr
+    request = json.loads(sys.argv[1])
     torch.set_num_threads(request["threads"])
-    work = Path(sys.argv[1]).parent
-    tasks = [
-        task_config(Path(request["mmlu"]), work, name, request) for name in request["subjects"]
-    ]
     model = HFLM(
         pretrained=request["model"], device="cpu", dtype="float32", batch_size=request["batch"]
     )
-    begin = time.perf_counter()
+    replies.write(version("lm_eval") + "\n")
+    replies.flush()
+    with tempfile.TemporaryDirectory() as work:
+        for line in sys.stdin:
+            replies.write(json.dumps(ask(model, line.strip(), Path(work), request)) + "\n")
+            replies.flush()
+
+
+def ask(model, subject, work, request):
+    task = task_config(Path(request["mmlu"]), work, subject, request)
+    wall, cpu = time.perf_counter(), time.process_time()
     outcome = lm_eval.simple_evaluate(
-        model=model, tasks=tasks, num_fewshot=request["shots"], bootstrap_iters=0, log_samples=True
+        model=model, tasks=[task], num_fewshot=request["shots"], bootstrap_iters=0, log_samples=True
     )
-    seconds = time.perf_counter() - begin
-    reply = {
-        "seconds": seconds,
-        "lm_eval": version("lm_eval"),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "logprobs": {
-            name: read(outcome["samples"][task_name(name)]) for name in request["subjects"]
-        },
+    return {
+        "wall_s": time.perf_counter() - wall,
+        "cpu_s": time.process_time() - cpu,
+        "logprobs": read(outcome["samples"][task_name(subject)]),
     }
-    Path(sys.argv[2]).write_text(json.dumps(reply))
 
 
 def task_name(subject):

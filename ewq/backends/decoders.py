@@ -146,7 +146,7 @@ class CompiledDecoder(StaticDecoder):
         if ids.shape[1] > 1:
             return super().step(ids, positions, cache)
         masks = self._sliding_masks(ids, positions, cache)
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
             # A replayed graph writes its next result to the same memory.
             return self._compiled(ids, positions, cache, masks).clone()

@@ -1,37 +1,78 @@
 """What every LanguageModel promises, tested alike on every engine."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
 from ewq.backends.transformers import load_transformers
+from ewq.embedded import fixture_path
 from ewq.errors import EwqError, MeasurementError
+from ewq.model import LanguageModel
 from tests.backends.tiny_models import (
     ARCHITECTURES,
-    CONTEXT,
-    VOCABULARY,
     NoTokenizer,
     expected_tokens,
     naive_greedy,
     naive_logprobs,
+    plain_model,
     random_ids,
     save_tiny,
 )
+from tests.gguf.models import require_converter
 
-TOLERANCE = 2e-4
 SUFFIX_LENGTHS = (5, 9, 1, 30, 7, 7, 2)
 
 
-@pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
-def folder(request, tmp_path_factory):
-    return save_tiny(request.param, tmp_path_factory.mktemp(request.param))
+@dataclass(frozen=True)
+class Engine:
+    """An engine with the checkpoint that plain forward passes of transformers judge it by."""
+
+    folder: Path
+    load: Callable[[], LanguageModel]
+    tolerance: float
+    """Nats by which a log-probability may differ."""
+
+
+def transformers_engine(architecture, scratch):
+    folder = save_tiny(architecture, scratch)
+    return Engine(folder, lambda: load_transformers(folder, tokenizer=NoTokenizer()), 2e-4)
+
+
+def llama_cpp_engine(scratch):
+    from ewq.backends.llama_cpp import LlamaCppOptions, load_llama_cpp
+    from ewq.gguf import cached_gguf
+
+    require_converter()
+    folder = fixture_path("tiny-llama")
+    file = cached_gguf(folder, "F16", scratch)
+    options = LlamaCppOptions(threads=1, probe=False)
+    # Weights and cache are rounded to float16.
+    return Engine(folder, lambda: load_llama_cpp(file, NoTokenizer(), options), 0.05)
+
+
+@pytest.fixture(scope="module", params=[*sorted(ARCHITECTURES), "llama.cpp"])
+def engine(request, tmp_path_factory):
+    scratch = tmp_path_factory.mktemp(request.param)
+    if request.param == "llama.cpp":
+        return llama_cpp_engine(scratch)
+    return transformers_engine(request.param, scratch)
 
 
 @pytest.fixture(scope="module")
-def model(folder):
-    model = load_transformers(folder, tokenizer=NoTokenizer())
+def model(engine):
+    model = engine.load()
     yield model
     model.close()
+
+
+@pytest.fixture(scope="module")
+def folder(engine):
+    return engine.folder
 
 
 @pytest.fixture
@@ -40,39 +81,41 @@ def prompts():
     return random_ids(rng, 20), [random_ids(rng, length) for length in SUFFIX_LENGTHS]
 
 
-def test_last_logprobs_equal_one_pass_per_prompt(folder, model, prompts):
+def test_last_logprobs_equal_one_pass_per_prompt(engine, folder, model, prompts):
     prefix, suffixes = prompts
     columns = [3, 50, 4]
     expected = [naive_logprobs(folder, prefix + suffix)[-1, columns] for suffix in suffixes]
     scored = model.last_logprobs(prefix, suffixes, columns)
     assert scored.dtype == np.float32
-    np.testing.assert_allclose(scored, expected, atol=TOLERANCE)
+    np.testing.assert_allclose(scored, expected, atol=engine.tolerance)
 
 
 @pytest.mark.parametrize("prefix_length", [0, 1, 2])
-def test_short_prefixes_are_no_special_case(folder, model, prompts, prefix_length):
+def test_short_prefixes_are_no_special_case(engine, folder, model, prompts, prefix_length):
     prefix, suffixes = prompts[0][:prefix_length], prompts[1]
     expected = [naive_logprobs(folder, prefix + suffix)[-1, [3, 4]] for suffix in suffixes]
     np.testing.assert_allclose(
-        model.last_logprobs(prefix, suffixes, [3, 4]), expected, atol=TOLERANCE
+        model.last_logprobs(prefix, suffixes, [3, 4]), expected, atol=engine.tolerance
     )
 
 
-def test_a_suffix_may_be_empty(folder, model, prompts):
+def test_a_suffix_may_be_empty(engine, folder, model, prompts):
     expected = naive_logprobs(folder, prompts[0])[-1, [3, 4]]
     scored = model.last_logprobs(prompts[0], [[], prompts[1][0]], [3, 4])
-    np.testing.assert_allclose(scored[0], expected, atol=TOLERANCE)
+    np.testing.assert_allclose(scored[0], expected, atol=engine.tolerance)
 
 
 def test_no_suffixes_give_no_rows(model, prompts):
     assert model.last_logprobs(prompts[0], [], [3, 4]).shape == (0, 2)
 
 
-def test_token_logprobs_equal_one_pass_per_suffix(folder, model, prompts):
+def test_token_logprobs_equal_one_pass_per_suffix(engine, folder, model, prompts):
     prefix, suffixes = prompts
     scored = model.token_logprobs(prefix, suffixes)
     for suffix, values in zip(suffixes, scored, strict=True):
-        np.testing.assert_allclose(values, expected_tokens(folder, prefix, suffix), atol=TOLERANCE)
+        np.testing.assert_allclose(
+            values, expected_tokens(folder, prefix, suffix), atol=engine.tolerance
+        )
 
 
 def test_token_logprobs_of_an_empty_suffix_are_empty(model, prompts):
@@ -80,13 +123,13 @@ def test_token_logprobs_of_an_empty_suffix_are_empty(model, prompts):
 
 
 @pytest.mark.parametrize("start", [1, 2, 30])
-def test_logprobs_yields_every_distribution_in_order(folder, model, prompts, start):
+def test_logprobs_yields_every_distribution_in_order(engine, folder, model, prompts, start):
     ids = prompts[0] + prompts[1][3]
     blocks = list(model.logprobs(ids, start))
     assert all(block.dtype == torch.float32 for block in blocks)
     distributions = torch.cat(blocks).numpy()
     np.testing.assert_allclose(
-        distributions, naive_logprobs(folder, ids)[start - 1 : -1], atol=TOLERANCE
+        distributions, naive_logprobs(folder, ids)[start - 1 : -1], atol=engine.tolerance
     )
 
 
@@ -108,25 +151,29 @@ def test_one_new_token_has_no_decode_steps(model, prompts):
     assert model.generate([prompts[0]], 1).step_s == ()
 
 
-def test_info_states_the_shape(model):
-    assert model.info.context_length == CONTEXT
-    assert model.info.vocab_size == VOCABULARY
-    assert model.info.weights_bytes > 0
+def test_info_states_the_shape(folder, model):
+    config = AutoConfig.from_pretrained(folder)
+    assert model.info.context_length == config.max_position_embeddings
+    assert model.info.vocab_size == config.vocab_size
+    assert model.info.weights_bytes * 8 / model.info.bits_per_weight == pytest.approx(
+        plain_model(folder).num_parameters(), rel=1e-3
+    )
 
 
 def too_long(model, use):
-    long = list(range(3, 60)) * 3
+    context = model.info.context_length
+    long = [3 + i % 80 for i in range(context + 5)]
     return {
         "last_logprobs": lambda: model.last_logprobs(long[:5], [long], [3]),
         "token_logprobs": lambda: model.token_logprobs(long[:5], [long]),
         "logprobs": lambda: list(model.logprobs(long, 1)),
-        "generate": lambda: model.generate([long[:100]], CONTEXT),
+        "generate": lambda: model.generate([long[:100]], context),
     }[use]
 
 
 @pytest.mark.parametrize("use", ["last_logprobs", "token_logprobs", "logprobs", "generate"])
 def test_what_exceeds_the_context_is_an_error_with_both_lengths(model, use):
-    with pytest.raises(MeasurementError, match=rf"\d+ tokens.*{CONTEXT}"):
+    with pytest.raises(MeasurementError, match=rf"\d+ tokens.*{model.info.context_length}"):
         too_long(model, use)()
 
 
@@ -146,8 +193,8 @@ def test_bad_requests_are_refused(model, call):
         call(model)
 
 
-def test_closing_twice_is_harmless_and_use_afterwards_is_not(folder):
-    model = load_transformers(folder, tokenizer=NoTokenizer())
+def test_closing_twice_is_harmless_and_use_afterwards_is_not(engine):
+    model = engine.load()
     model.close()
     model.close()
     with pytest.raises(MeasurementError, match="closed"):
