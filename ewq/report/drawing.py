@@ -1,0 +1,50 @@
+"""The look all plots share, as plotly.js layouts.
+
+Colours of ink, lines and paper are the style sheet's: it overrides plotly's
+own, so that a plot follows the reader's dark or light mode and prints on white.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MARGIN = {"l": 58, "r": 16, "t": 12, "b": 52}
+CLEAR = "rgba(0,0,0,0)"
+
+
+def layout(x: str, y: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - plotly's own schema
+    """A layout with titled axes; ``more`` overrides or extends it, one level deep."""
+    base: dict[str, Any] = {
+        "margin": dict(MARGIN),
+        "paper_bgcolor": CLEAR,
+        "plot_bgcolor": CLEAR,
+        "font": {"family": "system-ui, sans-serif", "size": 12},
+        "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "xaxis": axis(x),
+        "yaxis": axis(y),
+        "dragmode": False,
+    }
+    for key, value in more.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        base[key] = {**base[key], **value} if both else value
+    return base
+
+
+def axis(title: str) -> dict[str, Any]:
+    """An axis with quiet lines."""
+    return {
+        "title": {"text": title, "standoff": 8},
+        "automargin": True,
+        "gridcolor": "#888",
+        "zeroline": False,
+        "fixedrange": True,
+    }
+
+
+def padded(values: list[float], share: float = 0.08) -> list[float]:
+    """A range around ``values`` with room for labels."""
+    low, high = min(values), max(values)
+    room = share * (high - low or abs(high) or 1.0)
+    return [low - room, high + room]

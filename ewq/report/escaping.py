@@ -1,0 +1,52 @@
+"""Text from data, made harmless for each place it is written to.
+
+Names of models, prompts and generated text come from strangers. Every format
+passes every such text through the function of its kind, without exceptions for
+texts that look safe.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from html import escape
+from typing import Any
+
+# C0 and C1 controls but tab and newline, and halves of surrogate pairs: not valid in HTML or UTF-8.
+_INVALID = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_MARKDOWN = re.compile(r"([\\`*_\[\]|#~$!])")
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 and HTML can hold: what they cannot becomes U+FFFD."""
+    return _INVALID.sub("�", text.replace("\r\n", "\n"))
+
+
+def html_text(text: str) -> str:
+    """For HTML text and quoted attributes."""
+    return escape(printable(text))
+
+
+def plot_text(text: str) -> str:
+    """For labels in plotly.js, which reads a few HTML tags and entities in them."""
+    return escape(printable(text), quote=False)
+
+
+def markdown_text(text: str) -> str:
+    """One line of Markdown without markup, HTML or mention of anybody of its own."""
+    line = " ".join(printable(text).split())
+    plain = escape(line, quote=False).replace("@", "@\u200b").replace("://", ":\u200b//")
+    return _MARKDOWN.sub(r"\\\1", plain)
+
+
+def markdown_block(text: str) -> str:
+    """Any text as a Markdown code block, longer fences than any inside it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{printable(text)}\n{fence}"
+
+
+def script_json(data: Any) -> str:  # noqa: ANN401 - whatever json takes
+    """JSON for a ``<script>`` element: nothing in it can end the element."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,133 @@
+"""What the measurements of a run prove about its variants, and what they leave open.
+
+Every statement is a one-sided test at :data:`ewq.stats.ALPHA`, shared among
+all variants that the same statement is asked of (Bonferroni), so that a page
+with twelve variants is no likelier to be wrong than one with two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from ewq.change import incomparable
+from ewq.pairing import paired_changes
+from ewq.record import Record
+from ewq.report.rows import VariantRow, with_error
+
+
+class Standing(Enum):
+    """Where a loss lies with respect to a margin."""
+
+    WITHIN = "shown to be within"
+    BEYOND = "shown to be beyond"
+    OPEN = "neither shown to be within nor beyond"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How much worse than the reference a variant is, paired; positive is worse."""
+
+    measure: str
+    value: float
+    """Nats for perplexity (a logarithm of a ratio), a fraction for accuracy."""
+    stderr: float
+    freedom: int | None
+    """Degrees of freedom of ``stderr``; ``None`` for the normal distribution."""
+    words: str
+    """The change in the unit and with the sign that people know."""
+
+    def standing(self, margin: float, alpha: float) -> Standing:
+        """Test the loss against ``margin``, once from each side."""
+        from ewq.stats import noninferiority
+
+        if noninferiority(-self.value, self.stderr, margin, alpha, self.freedom).holds:
+            return Standing.WITHIN
+        beyond = noninferiority(self.value - margin, self.stderr, 0.0, alpha, self.freedom).holds
+        return Standing.BEYOND if beyond else Standing.OPEN
+
+    def detectable(self) -> float:
+        """The loss that this comparison would have found with 80 % power at 5 %."""
+        from ewq.stats import smallest_detectable_difference
+
+        return smallest_detectable_difference(self.stderr, df=self.freedom)
+
+
+def perplexity_loss(row: VariantRow) -> Loss | None:
+    """``ln(PPL / PPL of the reference)``; ``None`` where it or its error was not measured."""
+    metric = row.metric("perplexity", "ln_ppl_ratio")
+    if metric is None or metric.stderr is None:
+        return None
+    percent, error = 100 * math.expm1(metric.value), 100 * math.exp(metric.value) * metric.stderr
+    words = f"perplexity {with_error(percent, error, 2, signed=True)} %"
+    freedom = _text_freedom(row.records["perplexity"])
+    return Loss("perplexity", metric.value, metric.stderr, freedom, words)
+
+
+def mmlu_loss(row: VariantRow) -> Loss | None:
+    """Accuracy lost, as a fraction; ``None`` where unmeasured."""
+    metric = row.metric("mmlu", "accuracy_delta")
+    if metric is None or metric.stderr is None:
+        return None
+    words = f"MMLU {with_error(100 * metric.value, 100 * metric.stderr, 1, signed=True)} points"
+    subjects = row.records["mmlu"].settings.get("subjects")
+    count = len(subjects) if isinstance(subjects, list) else 0
+    return Loss("MMLU", -metric.value, metric.stderr, count - 1 if count > 2 else None, words)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two variants of one run compared on the same texts."""
+
+    better: str
+    """The variant with the lower value."""
+    worse: str
+    relative: float
+    """How much higher the worse one's value is, as a share of the better one's."""
+    stderr: float | None
+    """Standard error of ``relative``."""
+    p_value: float | None
+    """Two-sided p of "no difference"."""
+
+    def decided(self, alpha: float) -> bool:
+        """Whether the direction is certain at one-sided ``alpha``."""
+        return self.p_value is not None and self.p_value / 2 < alpha
+
+
+def contrast(one: VariantRow, other: VariantRow) -> Contrast | None:
+    """Compare two variants' perplexities item by item; ``None`` where they cannot be paired."""
+    records = [row.records.get("perplexity") for row in (one, other)]
+    first, second = records
+    if first is None or second is None or incomparable(first, second):
+        return None
+    change = paired_changes(first, second).get("perplexity")
+    values = first.metrics.get("perplexity"), second.metrics.get("perplexity")
+    if change is None or values[0] is None or values[1] is None:
+        return None
+    (low, better), (high, worse) = sorted(
+        ((values[0].value, one.variant), (values[1].value, other.variant))
+    )
+    stderr = None if change.stderr is None else change.stderr / low
+    return Contrast(better, worse, high / low - 1, stderr, change.p_value)
+
+
+def weights_bytes(row: VariantRow) -> float | None:
+    """What the variant's weights weigh, scales included."""
+    metric = row.metric("memory", "weights_bytes")
+    return None if metric is None else metric.value
+
+
+LOSSES: tuple[Callable[[VariantRow], Loss | None], ...] = (perplexity_loss, mmlu_loss)
+
+
+def _text_freedom(record: Record) -> int | None:
+    """Clusters minus one, as the error was computed; ``None`` where no items are stored."""
+    from ewq.tasks.perplexity import clusters_of
+
+    if not isinstance(record.items, list) or not record.items:
+        return None
+    documents = [str(row[4]) for row in record.items if isinstance(row, list)]
+    clusters = clusters_of(documents)
+    return max(1, (len(documents) if clusters is None else len(set(clusters))) - 1)

@@ -1,0 +1,194 @@
+"""A report as one HTML file that needs nothing else and runs nothing but its own two scripts.
+
+A content security policy with the digests of those scripts stands in the page:
+should a text from data ever escape its escaping, the browser still refuses it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+from ewq.record import Verdict
+from ewq.report.document import (
+    Bullets,
+    Excerpt,
+    Excerpts,
+    Page,
+    Paragraph,
+    Part,
+    Plot,
+    Point,
+    Section,
+    Table,
+)
+from ewq.report.escaping import html_text, script_json
+
+SIZE_LIMIT_BYTES = 6_000_000
+"""What a page may weigh; plotly.js is most of it."""
+
+_LONG_CELL = 48
+_VERDICTS = frozenset(verdict.value for verdict in Verdict)
+
+
+def to_html(page: Page) -> str:
+    """The page as one file."""
+    plots = [part for section in page.sections for part in section.parts if isinstance(part, Plot)]
+    scripts = [_plotly(), _asset("draw.js")] if plots else []
+    return _PAGE.format(
+        policy=_policy(scripts),
+        title=html_text(page.title),
+        subtitle=html_text(page.subtitle),
+        style=_asset("page.css"),
+        links="".join(
+            f'<a href="#{html_text(s.name)}">{html_text(s.title)}</a>' for s in page.sections
+        ),
+        body="\n".join(_section(section) for section in page.sections),
+        data="\n".join(_plot_data(plot) for plot in plots),
+        scripts="\n".join(f"<script>{script}</script>" for script in scripts),
+    )
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>{style}</style></head><body>
+<header><h1>{title}</h1><p class="quiet">{subtitle}</p><nav aria-label="Sections">{links}</nav>
+<noscript><p class="warning">Plots need JavaScript; the tables under them say the same.</p>
+</noscript>
+</header>
+<main>
+{body}
+</main>
+<footer><p>Made by ewq. Nothing in this page is loaded from elsewhere.</p></footer>
+{data}
+{scripts}
+</body></html>
+"""
+
+
+def _policy(scripts: list[str]) -> str:
+    digests = " ".join(f"'sha256-{_digest(script)}'" for script in scripts) or "'none'"
+    return (
+        f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+
+
+def _asset(name: str) -> str:
+    return files("ewq.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    source: str = get_plotlyjs()
+    # HTML parsing turns CR LF into LF before the digest is taken.
+    return source.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _section(section: Section) -> str:
+    body = "\n".join(_WRITERS[type(part)](part) for part in section.parts)
+    name, title = html_text(section.name), html_text(section.title)
+    return f'<section id="{name}"><h2>{title}</h2>\n{body}\n</section>'
+
+
+def _paragraph(part: Paragraph) -> str:
+    kind = ' class="warning" role="note"' if part.warning else ""
+    return f"<p{kind}>{html_text(part.text)}</p>"
+
+
+def _bullets(part: Bullets) -> str:
+    return f'<ul class="points">{"".join(_point(point) for point in part.points)}</ul>'
+
+
+def _point(point: Point) -> str:
+    lead = f"<b>{html_text(point.lead)}:</b>" if point.lead else ""
+    tag = '<span class="tag">not decided</span>' if point.open_question else ""
+    kind = ' class="open"' if point.open_question else ""
+    return f"<li{kind}>{tag}{lead}{html_text(point.text)}</li>"
+
+
+def _table(part: Table) -> str:
+    title = f"<caption>{html_text(part.title)}</caption>" if part.title else ""
+    words = [place == 0 or heading in part.words for place, heading in enumerate(part.headings)]
+    head = "".join(
+        f'<th scope="col"{_class("word" if word else "")}>{html_text(heading)}</th>'
+        for heading, word in zip(part.headings, words, strict=True)
+    )
+    body = "\n".join(_row(row, words) for row in part.rows)
+    return (
+        f'<div class="scroll" tabindex="0"><table>{title}<thead><tr>{head}</tr></thead>'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _row(row: tuple[str, ...], words: list[bool]) -> str:
+    first = f'<th scope="row">{html_text(row[0])}</th>'
+    rest = "".join(
+        f"<td{_class(_cell_class(cell, word))}>{html_text(cell)}</td>"
+        for cell, word in zip(row[1:], words[1:], strict=True)
+    )
+    return f"<tr>{first}{rest}</tr>"
+
+
+def _cell_class(cell: str, word: bool) -> str:
+    kinds = ("word" * word, "long" * (len(cell) > _LONG_CELL), cell if cell in _VERDICTS else "")
+    return " ".join(kind for kind in kinds if kind)
+
+
+def _class(names: str) -> str:
+    return f' class="{names}"' if names else ""
+
+
+def _plot(part: Plot) -> str:
+    name, title = html_text(part.name), html_text(part.title)
+    return (
+        f'<figure><h3>{title}</h3><div class="plot" id="{name}" data-height="{part.height_px}" '
+        f'style="min-height:{part.height_px}px" role="img" '
+        f'aria-label="{title}; the table below says the same"></div>'
+        f"<figcaption>{html_text(part.caption)}</figcaption>"
+        f"<details><summary>{title} as a table</summary>{_table(part.table)}</details></figure>"
+    )
+
+
+def _plot_data(part: Plot) -> str:
+    figure: dict[str, Any] = {**part.figure, "labels": [list(label) for label in part.labels]}
+    name = html_text(part.name)
+    return f'<script type="application/json" id="{name}-data">{script_json(figure)}</script>'
+
+
+def _excerpts(part: Excerpts) -> str:
+    boxes = "".join(_excerpt(excerpt) for excerpt in part.excerpts)
+    return (
+        f"<details><summary>{html_text(part.name)}</summary>"
+        f'<pre class="prompt">{html_text(part.prompt)}</pre>'
+        f'<div class="grid">{boxes}</div></details>'
+    )
+
+
+def _excerpt(part: Excerpt) -> str:
+    note = f' <span class="quiet">{html_text(part.note)}</span>' if part.note else ""
+    different = f"<mark>{html_text(part.different)}</mark>" if part.different else ""
+    text = f"<pre>{html_text(part.same)}{different}</pre>"
+    return f"<section><h4>{html_text(part.source)}{note}</h4>{text}</section>"
+
+
+_WRITERS: dict[type[Part], Callable[[Any], str]] = {
+    Paragraph: _paragraph,
+    Bullets: _bullets,
+    Table: _table,
+    Plot: _plot,
+    Excerpts: _excerpts,
+}

@@ -1,0 +1,68 @@
+"""Where and how everything was measured: what somebody needs to repeat it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ewq.report.document import Paragraph, Part, Section, Table
+from ewq.report.subject import Reported
+
+_LONGEST = 160
+"""Characters of a setting that are shown; longer ones are lists of subjects and prompts."""
+
+
+def section(subject: Reported) -> Section:
+    """The run, its environment, and each task's settings."""
+    parts: list[Part] = [_run(subject)]
+    machine = {key: value for key, value in subject.run.machine.items() if value is not None}
+    if machine:
+        parts.append(_pairs("Environment", machine))
+    parts += _settings(subject)
+    return Section("protocol", "Environment and protocol", tuple(parts))
+
+
+def _run(subject: Reported) -> Table:
+    run, first = subject.run, subject.first
+    facts = {
+        "model": first.model,
+        "fingerprint": first.fingerprint,
+        "tier": first.tier,
+        "stored": f"{run.datetime:%Y-%m-%d %H:%M} UTC",
+        "commit": (run.commit or "none") + (" with local changes" if run.dirty else ""),
+        "branch": run.branch or "none",
+        "file": run.path.name,
+    }
+    return _pairs("Run", facts)
+
+
+def _settings(subject: Reported) -> list[Part]:
+    """One table a task; settings that differ between variants are told apart."""
+    by_task: dict[str, dict[str, dict[str, list[str]]]] = {}
+    for record in subject.run.records.values():
+        for key, value in record.settings.items():
+            seen = by_task.setdefault(record.task, {}).setdefault(key, {})
+            seen.setdefault(_shown(value), []).append(record.variant)
+    parts: list[Part] = []
+    for task, settings in by_task.items():
+        parts.append(_pairs(task, {key: _merged(seen) for key, seen in settings.items()}))
+    if not parts:
+        parts.append(Paragraph("No settings are stored."))
+    return parts
+
+
+def _merged(seen: Mapping[str, list[str]]) -> str:
+    if len(seen) == 1:
+        return next(iter(seen))
+    return "; ".join(f"{value} ({', '.join(names)})" for value, names in seen.items())
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 - stored JSON
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _pairs(title: str, facts: Mapping[str, Any]) -> Table:
+    rows = tuple((str(key), _shown(value)) for key, value in facts.items())
+    return Table(("", "Value"), rows, frozenset({"Value"}), title=title)

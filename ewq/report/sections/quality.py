@@ -1,0 +1,219 @@
+"""Quality against size: KLD, perplexity and MMLU, each with its Pareto front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ewq.measurement import Metric
+from ewq.report import kinds
+from ewq.report.document import Paragraph, Part, Plot, Section, Table
+from ewq.report.drawing import layout, padded
+from ewq.report.escaping import plot_text
+from ewq.report.evidence import weights_bytes
+from ewq.report.kinds import kind_of
+from ewq.report.pareto import front
+from ewq.report.rows import GB, VariantRow, with_error
+from ewq.report.subject import Reported
+
+INTERVAL = 1.96
+"""Standard errors on each side of a 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One way to see quality."""
+
+    name: str
+    title: str
+    axis: str
+    value: Callable[[VariantRow], tuple[float, float | None] | None]
+    """``(value, standard error)`` in the axis's unit."""
+    higher_is_better: bool
+    digits: int
+    explained: str
+
+
+def section(subject: Reported) -> Section | None:
+    """A plot for each measure that at least one variant with a known size has."""
+    parts: list[Part] = [
+        plot for measure in measures(subject) if (plot := _plot(subject, measure)) is not None
+    ]
+    if not parts:
+        return None
+    intro = Paragraph(
+        "Left is smaller. The line joins the Pareto front: variants that no other beats in both "
+        "size and quality by the measured values; where bars overlap, the order is not certain. "
+        "Open marks are uniform controls, filled marks EWQ's plans."
+    )
+    return Section("quality", "Quality against size", (intro, *parts))
+
+
+def measures(subject: Reported) -> tuple[Measure, ...]:
+    """What can be drawn of this run; perplexity relative to FP16 where that was paired."""
+    paired = any(row.metric("perplexity", "ln_ppl_ratio") for row in subject.rows)
+    return (
+        Measure(
+            "kld", "KLD from FP16", "mean KLD, millinats", _kld, False, 2,
+            "How far next-token distributions moved from FP16's; lower is better.",
+        ),
+        _RELATIVE_PERPLEXITY if paired else _PERPLEXITY,
+        Measure(
+            "mmlu", "MMLU", "accuracy, %", _mmlu, True, 1,
+            "Higher is better. Bars: the paired difference from FP16, or the accuracy's own "
+            "error where FP16 is missing.",
+        ),
+    )  # fmt: skip
+
+
+def _kld(row: VariantRow) -> tuple[float, float | None] | None:
+    if kind_of(row.variant) is kinds.REFERENCE and not (row.metric("divergence", "kld_mean")):
+        return None
+    return _scaled(row.metric("divergence", "kld_mean"), 1000)
+
+
+def _change_percent(row: VariantRow) -> tuple[float, float | None] | None:
+    metric = row.metric("perplexity", "ln_ppl_ratio")
+    if metric is None:
+        is_base = row.variant == "fp16" and row.metric("perplexity", "perplexity")
+        return (0.0, None) if is_base else None
+    ratio = math.exp(metric.value)
+    error = None if metric.stderr is None else 100 * ratio * metric.stderr
+    return 100 * (ratio - 1), error
+
+
+def _mmlu(row: VariantRow) -> tuple[float, float | None] | None:
+    accuracy, delta = row.metric("mmlu", "accuracy"), row.metric("mmlu", "accuracy_delta")
+    if accuracy is None:
+        return None
+    error = (delta or accuracy).stderr
+    return 100 * accuracy.value, None if error is None else 100 * error
+
+
+def _scaled(metric: Metric | None, factor: float) -> tuple[float, float | None] | None:
+    if metric is None:
+        return None
+    return factor * metric.value, None if metric.stderr is None else factor * metric.stderr
+
+
+_RELATIVE_PERPLEXITY = Measure(
+    "perplexity", "Perplexity", "change from FP16, %", _change_percent, False, 2,
+    "Lower is better. Bars: the paired error on the same tokens.",
+)  # fmt: skip
+_PERPLEXITY = Measure(
+    "perplexity", "Perplexity", "perplexity",
+    lambda row: _scaled(row.metric("perplexity", "perplexity"), 1.0), False, 2,
+    "Lower is better. Without FP16 in the run the bars are the texts' own spread, far wider "
+    "than the error of a difference between two variants.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Dot:
+    row: VariantRow
+    size_gb: float
+    value: float
+    stderr: float | None
+
+
+def fronts(subject: Reported) -> dict[str, list[str]]:
+    """Measure -> the variants on its Pareto front, smallest first."""
+    return {
+        measure.name: [name for _, _, name in _front(dots, measure)]
+        for measure in measures(subject)
+        if (dots := _dots(subject, measure))
+    }
+
+
+def _dots(subject: Reported, measure: Measure) -> list[_Dot]:
+    return [
+        _Dot(row, size / GB, *found)
+        for row in subject.rows
+        if (size := weights_bytes(row)) and (found := measure.value(row))
+    ]
+
+
+def _front(dots: list[_Dot], measure: Measure) -> list[tuple[float, float, str]]:
+    """``(size in GB, value, variant)`` of the dots that none beats."""
+    sign = -1 if measure.higher_is_better else 1
+    best = front([(dot.size_gb, sign * dot.value, dot.row.variant) for dot in dots])
+    return [(size, sign * badness, name) for size, badness, name in best]
+
+
+def _plot(subject: Reported, measure: Measure) -> Plot | None:
+    dots = _dots(subject, measure)
+    if not dots:
+        return None
+    best = _front(dots, measure)
+    chance = measure.name == "mmlu" and any(dot.row.at_chance for dot in dots)
+    doubt = " At chance level: differences mean nothing." if chance else ""
+    return Plot(
+        name=f"quality-{measure.name}",
+        title=f"{measure.title} against size",
+        caption=f"{measure.explained} Bars are 95 % intervals.{doubt}",
+        figure=_figure(dots, [(size, value) for size, value, _ in best], measure),
+        table=_table(dots, [name for _, _, name in best], measure),
+        labels=tuple((dot.size_gb, dot.value, plot_text(dot.row.variant)) for dot in dots),
+    )
+
+
+def _figure(dots: list[_Dot], line: list[tuple[float, float]], measure: Measure) -> dict[str, Any]:
+    joined = {
+        "type": "scatter", "mode": "lines", "name": "Pareto front", "hoverinfo": "skip",
+        "x": [x for x, _ in line], "y": [y for _, y in line],
+        "line": {"color": kinds.GREY, "width": 1.5, "dash": "dot", "shape": "hv"},
+    }  # fmt: skip
+    ends = [dot.value + side * INTERVAL * (dot.stderr or 0) for dot in dots for side in (-1, 1)]
+    return {
+        "data": [joined, *_marks(dots, measure)],
+        "layout": layout(
+            "weights, GB",
+            measure.axis,
+            xaxis={"range": padded([dot.size_gb for dot in dots], 0.12)},
+            yaxis={"range": padded(ends, 0.1)},
+        ),
+    }
+
+
+def _marks(dots: list[_Dot], measure: Measure) -> list[dict[str, Any]]:
+    """One trace for each kind that occurs, so that the legend is short."""
+    traces = []
+    for kind in kinds.KINDS:
+        own = [dot for dot in dots if kind_of(dot.row.variant) is kind]
+        if own:
+            traces.append(scatter(own, kind, [INTERVAL * (dot.stderr or 0) for dot in own]))
+            traces[-1]["hovertemplate"] = (
+                f"%{{text}}<br>%{{x:.3g}} GB<br>%{{y:.{measure.digits}f}}<extra></extra>"
+            )
+    return traces
+
+
+def scatter(dots: list[_Dot], kind: kinds.Kind, bars: list[float]) -> dict[str, Any]:
+    """Marks of one kind of variant with symmetric error bars."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": kind.label,
+        "x": [dot.size_gb for dot in dots],
+        "y": [dot.value for dot in dots],
+        "text": [plot_text(dot.row.variant) for dot in dots],
+        "marker": {"color": kind.color, "symbol": kind.mark, "size": 11, "line": {"width": 2}},
+        "error_y": {"type": "data", "array": bars, "color": kind.color, "thickness": 1.5},
+    }
+
+
+def _table(dots: list[_Dot], on_front: list[str], measure: Measure) -> Table:
+    rows = tuple(
+        (
+            dot.row.variant,
+            f"{dot.size_gb:.4g}",
+            with_error(dot.value, dot.stderr, measure.digits),
+            "yes" if dot.row.variant in on_front else "no",
+            kind_of(dot.row.variant).label,
+        )
+        for dot in sorted(dots, key=lambda dot: dot.size_gb)
+    )
+    headings = ("Variant", "GB", f"{measure.title}: {measure.axis}", "On the front", "Kind")
+    return Table(headings, rows, frozenset({"Kind"}))

@@ -1,0 +1,121 @@
+"""Decode speed against size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ewq.doubts import doubt_about
+from ewq.report import kinds
+from ewq.report.document import Paragraph, Plot, Section, Table
+from ewq.report.drawing import layout, padded
+from ewq.report.escaping import plot_text
+from ewq.report.evidence import weights_bytes
+from ewq.report.kinds import kind_of
+from ewq.report.rows import ABSENT, GB, VariantRow, with_error
+from ewq.report.subject import Reported
+
+DECODE, PREFILL, TTFT = "decode_tokens_per_s", "prefill_tokens_per_s", "ttft_s"
+
+
+def section(subject: Reported) -> Section | None:
+    """One plot with the spread over rounds; noise and throttling are told."""
+    rows = [row for row in subject.rows if row.metric("throughput", DECODE)]
+    if not rows:
+        return None
+    sized = [row for row in rows if weights_bytes(row)]
+    doubts = {
+        doubt.reason for row in rows if (doubt := doubt_about(DECODE, row.records["throughput"]))
+    }
+    said = tuple(Paragraph(f"Not certain: {reason}", warning=True) for reason in sorted(doubts))
+    table = _table(rows)
+    if not sized:
+        return Section("speed", "Speed", (*said, table))
+    plot = Plot(
+        name="speed",
+        title="Decoding against size",
+        caption="Tokens per second at batch size 1; higher is better. Bars: 10th to 90th "
+        "percentile of the rounds.",
+        figure=_figure(sized),
+        table=table,
+        labels=tuple((_gb(row), _speed(row, ""), plot_text(row.variant)) for row in sized),
+    )
+    return Section("speed", "Speed against size", (*said, plot))
+
+
+def _gb(row: VariantRow) -> float:
+    return (weights_bytes(row) or 0.0) / GB
+
+
+def _speed(row: VariantRow, suffix: str) -> float:
+    """The median, or a percentile; the median again where percentiles are missing."""
+    metric = row.metric("throughput", DECODE + suffix) or row.metric("throughput", DECODE)
+    return metric.value if metric else 0.0
+
+
+def _figure(rows: list[VariantRow]) -> dict[str, Any]:
+    traces = []
+    for kind in kinds.KINDS:
+        own = [row for row in rows if kind_of(row.variant) is kind]
+        if own:
+            traces.append(_trace(own, kind))
+    ends = [_speed(row, suffix) for row in rows for suffix in ("_p10", "_p90")]
+    frame = layout(
+        "weights, GB",
+        "tokens/s",
+        xaxis={"range": padded([_gb(row) for row in rows], 0.12)},
+        yaxis={"range": padded([0.0, *ends])},
+    )
+    return {"data": traces, "layout": frame}
+
+
+def _trace(rows: list[VariantRow], kind: kinds.Kind) -> dict[str, Any]:
+    middle = [_speed(row, "") for row in rows]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": kind.label,
+        "x": [_gb(row) for row in rows],
+        "y": middle,
+        "text": [plot_text(row.variant) for row in rows],
+        "marker": {"color": kind.color, "symbol": kind.mark, "size": 11, "line": {"width": 2}},
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": [_speed(row, "_p90") - m for row, m in zip(rows, middle, strict=True)],
+            "arrayminus": [m - _speed(row, "_p10") for row, m in zip(rows, middle, strict=True)],
+            "color": kind.color,
+            "thickness": 1.5,
+        },
+        "hovertemplate": "%{text}<br>%{x:.3g} GB<br>%{y:.4g} tokens/s<extra></extra>",
+    }
+
+
+def _table(rows: list[VariantRow]) -> Table:
+    headings = (
+        "Variant",
+        "Decode tok/s",
+        "10th – 90th",
+        "Against FP16",
+        "Prefill tok/s",
+        "TTFT ms",
+    )
+    cells = tuple(
+        (
+            row.variant,
+            _cell(row, DECODE, 1.0),
+            f"{_speed(row, '_p10'):.4g} – {_speed(row, '_p90'):.4g}",
+            _cell(row, "decode_ratio", 1.0, digits=2),
+            _cell(row, PREFILL, 1.0),
+            _cell(row, TTFT, 1000.0),
+        )
+        for row in rows
+    )
+    return Table(headings, cells)
+
+
+def _cell(row: VariantRow, name: str, scale: float, digits: int = 1) -> str:
+    metric = row.metric("throughput", name)
+    if metric is None:
+        return ABSENT
+    error = None if metric.stderr is None else scale * metric.stderr
+    return with_error(scale * metric.value, error, digits)
