@@ -16,9 +16,14 @@ CPU_KERNEL_ROWS = 32
 """bitsandbytes' packed kernel for processors wants output rows in multiples of this."""
 
 
+PLAIN_SUBCLASSES = frozenset({"FalconLinear"})
+"""Subclasses of ``Linear`` in transformers that compute the same function."""
+
+
 def is_linear(module: nn.Module) -> bool:
-    """Whether bitsandbytes replaces this module; subclasses of ``Linear`` it leaves alone."""
-    return isinstance(module, Conv1D) or type(module) is nn.Linear
+    """Whether a quantized module can stand for this one; other subclasses of ``Linear`` cannot."""
+    kind = type(module)
+    return isinstance(module, Conv1D) or kind is nn.Linear or kind.__name__ in PLAIN_SUBCLASSES
 
 
 def features(module: nn.Module) -> tuple[int, int]:
