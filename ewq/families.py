@@ -113,12 +113,85 @@ QWEN_MOE = Family(
     other=frozenset({"mlp.gate"}),
     experts=SPLIT_EXPERTS,
 )
+PHIMOE = Family(
+    LAYERS,
+    ATTENTION | {"mlp.router"},
+    renames={"block_sparse_moe.gate": "mlp.router", "block_sparse_moe.experts": "mlp.experts"},
+    experts=MIXTRAL_EXPERTS,
+)
+GRANITE_MOE = Family(
+    LAYERS,
+    ATTENTION,
+    other=frozenset({"block_sparse_moe.router.layer"}),
+    experts={
+        "gate_up": "block_sparse_moe.experts.gate_up_proj",
+        "down": "block_sparse_moe.experts.down_proj",
+    },
+    renames={
+        "block_sparse_moe.input_linear.weight": "block_sparse_moe.experts.gate_up_proj",
+        "block_sparse_moe.output_linear.weight": "block_sparse_moe.experts.down_proj",
+    },
+)
+SHARED_EXPERTS_MOE = Family(
+    LAYERS,
+    ATTENTION | GATED_MLP | _under("mlp.shared_experts", "gate_proj", "up_proj", "down_proj"),
+    other=frozenset({"mlp.gate", "mlp.moe_statics.e_score_correction_bias"}),
+    experts=SPLIT_EXPERTS,
+)
+DEEPSEEK = Family(
+    LAYERS,
+    SHARED_EXPERTS_MOE.linear
+    | _under("self_attn", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
+    other=SHARED_EXPERTS_MOE.other,
+    experts=SPLIT_EXPERTS,
+)
+DELTA_NET = _under(
+    "linear_attn",
+    "in_proj_qkvz",
+    "in_proj_ba",
+    "in_proj_qkv",
+    "in_proj_z",
+    "in_proj_a",
+    "in_proj_b",
+    "out_proj",
+)
+QWEN3_NEXT = Family(
+    LAYERS,
+    QWEN_MOE.linear | DELTA_NET,
+    other=QWEN_MOE.other | {"linear_attn.conv1d"},
+    experts=SPLIT_EXPERTS,
+)
+LFM2 = Family(
+    LAYERS,
+    _under("self_attn", "q_proj", "k_proj", "v_proj", "out_proj")
+    | _under("conv", "in_proj", "out_proj")
+    | _under("feed_forward", "w1", "w2", "w3"),
+    other=frozenset({"conv.conv"}),
+)
+QWEN_VL = Family(
+    {
+        "model.layers.": "model.language_model.layers.",
+        "model.language_model.layers.": "model.language_model.layers.",
+    },
+    ATTENTION | GATED_MLP,
+)
+CODEGEN = Family(H, _under("attn", "qkv_proj", "out_proj") | _under("mlp", "fc_in", "fc_out"))
+XGLM = Family(
+    LAYERS, _under("self_attn", "q_proj", "k_proj", "v_proj", "out_proj") | {"fc1", "fc2"}
+)
+PERSIMMON = Family(
+    LAYERS,
+    _under("self_attn", "query_key_value", "dense")
+    | _under("mlp", "dense_h_to_4h", "dense_4h_to_h"),
+)
+NANOCHAT = Family(LAYERS, ATTENTION | _under("mlp", "fc1", "fc2"))
 
 FAMILY_OF: Mapping[str, Family] = {
     **dict.fromkeys(
         (
             "cohere",
             "cohere2",
+            "diffllama",
             "ernie4_5",
             "exaone4",
             "gemma",
@@ -128,7 +201,6 @@ FAMILY_OF: Mapping[str, Family] = {
             "helium",
             "hunyuan_v1_dense",
             "llama",
-            "ministral",
             "ministral3",
             "mistral",
             "olmo",
@@ -139,13 +211,18 @@ FAMILY_OF: Mapping[str, Family] = {
             "seed_oss",
             "smollm3",
             "stablelm",
+            "vaultgemma",
         ),
         LLAMA,
     ),
-    **dict.fromkeys(("arcee", "nemotron"), UNGATED),
+    **dict.fromkeys(("apertus", "arcee", "jais2", "nemotron"), UNGATED),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), DEEPSEEK),
+    **dict.fromkeys(("dots1", "ernie4_5_moe", "glm4_moe"), SHARED_EXPERTS_MOE),
+    **dict.fromkeys(("qwen3_5_text", "qwen3_next"), QWEN3_NEXT),
+    **dict.fromkeys(("qwen2_5_vl", "qwen2_vl", "qwen3_vl"), QWEN_VL),
     **dict.fromkeys(("gemma3", "llava", "mistral3"), NESTED),
     **dict.fromkeys(("glm", "glm4"), GLM),
-    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "olmoe"), QWEN_MOE),
+    **dict.fromkeys(("flex_olmo", "olmoe", "qwen2_moe", "qwen3_moe"), QWEN_MOE),
     "falcon": FALCON,
     "bloom": FALCON,
     "gpt2": GPT2,
@@ -153,7 +230,15 @@ FAMILY_OF: Mapping[str, Family] = {
     "gpt_neo": GPT_NEO,
     "gpt_neox": GPT_NEOX,
     "gptj": GPT_J,
+    "codegen": CODEGEN,
+    "granitemoe": GRANITE_MOE,
+    "lfm2": LFM2,
+    "minimax_m2": MIXTRAL,
     "mixtral": MIXTRAL,
+    "nanochat": NANOCHAT,
+    "persimmon": PERSIMMON,
+    "phimoe": PHIMOE,
+    "xglm": XGLM,
     "mpt": MPT,
     "opt": OPT,
     "phi": PHI,

@@ -42,7 +42,8 @@ class Footprint:
 
 def footprint_of(checkpoint: Checkpoint, layout: Layout) -> Footprint:
     """Account for every tensor of a checkpoint."""
-    sources = {source for weight in layout.details.values() for source in weight.sources}
+    sources = set(layout.ignored)
+    sources |= {source for weight in layout.details.values() for source in weight.sources}
     return Footprint(
         {name: _stored(checkpoint, weight) for name, weight in layout.details.items()},
         tuple(_rest(checkpoint, sources)),

@@ -11,44 +11,20 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any
 
 from ewq.errors import CheckpointError
 from ewq.families import FAMILY_OF, Family
 from ewq.tensor_info import TensorInfo
 
+if TYPE_CHECKING:
+    from ewq.checkpoint import Checkpoint
+
 SCALES = (".weight_scale_inv", ".weight_scale", ".input_scale", ".activation_scale")
 """Companions of FP8 weights: part of the weight's storage, not weights."""
 NAMED = 3
-
-
-class Source(Protocol):
-    """What a layout is found in: an opened checkpoint."""
-
-    @property
-    def model(self) -> str:
-        """Name for messages."""
-        ...
-
-    @property
-    def is_gguf(self) -> bool:
-        """Whether names are GGUF's."""
-        ...
-
-    @property
-    def architecture(self) -> str:
-        """Class name, or GGUF architecture."""
-        ...
-
-    @property
-    def config(self) -> Mapping[str, object]:
-        """``config.json`` or GGUF metadata."""
-        ...
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """Stored tensors."""
-        ...
+COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+ANY_COUNT = 2**31
 
 
 @dataclass(frozen=True)
@@ -84,6 +60,8 @@ class Layout:
     blocks: tuple[Block, ...]
     details: Mapping[str, Weight]
     """By the weight's name, in block order."""
+    ignored: frozenset[str] = frozenset()
+    """Tensors of layers beyond those of the config, which loading leaves out."""
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -95,7 +73,7 @@ class Layout:
         return sum(self.details[name].numel for name in block.weights)
 
 
-def find_layout(checkpoint: Source) -> Layout:
+def find_layout(checkpoint: Checkpoint) -> Layout:
     """Find the decoder layers and their linear weights.
 
     Raises:
@@ -103,15 +81,28 @@ def find_layout(checkpoint: Source) -> Layout:
             explains, or blocks that do not number 0, 1, 2, ...
     """
     if checkpoint.is_gguf:
-        found = _gguf_weights(checkpoint)
-    else:
-        found = _weights(checkpoint, _family(checkpoint))
-    if not found:
-        raise CheckpointError(f"{checkpoint.model} has no decoder blocks that ewq recognises")
-    return _collect(checkpoint.model, found)
+        return _collect(checkpoint.model, _gguf_weights(checkpoint))
+    family = _family(checkpoint)
+    count = _block_count(checkpoint.config)
+    placed = [item for item in _placed(checkpoint, family) if item.index < count]
+    beyond = frozenset(
+        item.info.name for item in _placed(checkpoint, family) if item.index >= count
+    )
+    layout = _collect(checkpoint.model, _weights(checkpoint.model, family, placed), beyond)
+    if count != ANY_COUNT and len(layout.blocks) != count:
+        raise CheckpointError(
+            f"{checkpoint.model} has {len(layout.blocks)} blocks, but its config says {count}"
+        )
+    return layout
 
 
-def _gguf_weights(checkpoint: Source) -> list[Found]:
+def _block_count(config: Mapping[str, Any]) -> int:
+    """Decoder layers according to the config; beyond any number where it does not say."""
+    text = config.get("text_config") or config
+    return next((int(text[key]) for key in COUNT_KEYS if text.get(key) is not None), ANY_COUNT)
+
+
+def _gguf_weights(checkpoint: Checkpoint) -> list[Found]:
     from ewq.gguf_file import loaded_names
 
     named = loaded_names(checkpoint.model, checkpoint.architecture, checkpoint.tensors)
@@ -121,7 +112,7 @@ def _gguf_weights(checkpoint: Source) -> list[Found]:
     ]
 
 
-def _family(checkpoint: Source) -> Family:
+def _family(checkpoint: Checkpoint) -> Family:
     model_type = str(checkpoint.config.get("model_type", "(none)"))
     if model_type not in FAMILY_OF:
         raise CheckpointError(
@@ -144,23 +135,33 @@ class Found:
     expert: bool
 
 
-def _weights(checkpoint: Source, family: Family) -> list[Found]:
-    pattern = re.compile(rf"({'|'.join(re.escape(root) for root in family.roots)})(\d+)\.(.+)")
-    found, unknown = [], []
+def _placed(checkpoint: Checkpoint, family: Family) -> Iterator[Found]:
+    """Every stored tensor that lies in a block."""
+    roots = "|".join(re.escape(root) for root in family.roots)
+    pattern = re.compile(rf"({roots})(\d+)\.(.+)")
     for info in checkpoint.tensors.values():
         match = pattern.fullmatch(info.name)
-        if match is None or info.name.endswith(SCALES) or len(info.shape) not in (2, 3):
-            continue
-        inner, expert = _loaded_name(match[3], info, family)
-        module = inner.removesuffix(".weight")
-        if expert or module in family.linear:
+        if match is not None:
+            inner, expert = _loaded_name(match[3], info, family)
             root = family.roots[match[1]]
-            found.append(Found(root, int(match[2]), inner, info, family.transposed, expert))
+            yield Found(root, int(match[2]), inner, info, family.transposed, expert)
+
+
+def _weights(model: str, family: Family, placed: list[Found]) -> list[Found]:
+    """Those that are quantizable; a matrix is one, or known not to be, or an error."""
+    found, unknown = [], []
+    for item in placed:
+        name = item.info.name
+        if name.endswith(SCALES) or len(item.info.shape) not in (2, 3):
+            continue
+        module = item.inner.removesuffix(".weight")
+        if item.expert or module in family.linear:
+            found.append(item)
         elif module not in family.other:
-            unknown.append(info.name)
+            unknown.append(name)
     if unknown:
         raise CheckpointError(
-            f"{checkpoint.model} has {len(unknown)} matrices in its blocks that ewq does not know "
+            f"{model} has {len(unknown)} matrices in its blocks that ewq does not know "
             f"for this model type: {', '.join(unknown[:NAMED])}"
         )
     return found
@@ -169,7 +170,7 @@ def _weights(checkpoint: Source, family: Family) -> list[Found]:
 def _loaded_name(inner: str, info: TensorInfo, family: Family) -> tuple[str, bool]:
     """State-dict name of a block's tensor after loading, and whether it holds experts."""
     for stored, loaded in family.renames.items():
-        if inner.startswith(stored + "."):
+        if inner == stored or inner.startswith(f"{stored}."):
             inner = loaded + inner.removeprefix(stored)
     one_expert = re.fullmatch(r"mlp\.experts\.\d+\.(.+)", inner)
     if one_expert and one_expert[1] in family.experts:
@@ -177,7 +178,9 @@ def _loaded_name(inner: str, info: TensorInfo, family: Family) -> tuple[str, boo
     return inner, len(info.shape) == 3 and inner in family.experts.values()
 
 
-def _collect(model: str, found: list[Found]) -> Layout:
+def _collect(model: str, found: list[Found], ignored: frozenset[str] = frozenset()) -> Layout:
+    if not found:
+        raise CheckpointError(f"{model} has no decoder blocks that ewq recognises")
     grouped: dict[tuple[int, str], list[Found]] = {}
     for item in found:
         grouped.setdefault((item.index, f"{item.root}{item.index}.{item.inner}"), []).append(item)
@@ -193,7 +196,7 @@ def _collect(model: str, found: list[Found]) -> Layout:
     blocks = tuple(
         Block(index, f"{root}{index}", tuple(_names_of(grouped, index))) for index in indices
     )
-    return Layout(blocks, details)
+    return Layout(blocks, details, ignored)
 
 
 def _names_of(grouped: Mapping[tuple[int, str], list[Found]], wanted: int) -> Iterator[str]:

@@ -29,6 +29,26 @@ GPT = {
     "eos_token_id": 2,
 }
 HEADS_8 = {"head_dim": 8}
+MROPE = {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+ROUTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+}
+LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+QWEN_VISION = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 32}
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -77,6 +97,101 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4": ("Glm4Config", {**SMALL, **HEADS_8}),
     "smollm3": ("SmolLM3Config", SMALL),
     "nemotron": ("NemotronConfig", SMALL),
+    "apertus": ("ApertusConfig", SMALL),
+    "arcee": ("ArceeConfig", SMALL),
+    "codegen": ("CodeGenConfig", {**GPT, "n_positions": 64, "rotary_dim": 4}),
+    "cohere2": ("Cohere2Config", SMALL),
+    "diffllama": ("DiffLlamaConfig", SMALL),
+    "ernie4.5": ("Ernie4_5Config", SMALL),
+    "exaone4": ("Exaone4Config", SMALL),
+    "glm": ("GlmConfig", {**SMALL, **HEADS_8}),
+    "gpt-neo": (
+        "GPTNeoConfig",
+        {
+            "vocab_size": 64,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global"], 2]],
+            "max_position_embeddings": 64,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    ),
+    "helium": ("HeliumConfig", {**SMALL, **HEADS_8}),
+    "hunyuan": ("HunYuanDenseV1Config", {**SMALL, **HEADS_8}),
+    "jais2": ("Jais2Config", SMALL),
+    "lfm2": ("Lfm2Config", {**SMALL, "layer_types": ["full_attention", "conv"]}),
+    "llava": (
+        "LlavaConfig",
+        {
+            "text_config": {"model_type": "llama", **SMALL},
+            "vision_config": {"model_type": "clip_vision_model", **VISION},
+        },
+    ),
+    "ministral3": ("Ministral3Config", {**SMALL, **HEADS_8}),
+    "mistral3": (
+        "Mistral3Config",
+        {
+            "text_config": {"model_type": "mistral", **SMALL},
+            "vision_config": {"model_type": "pixtral", **VISION, **HEADS_8},
+        },
+    ),
+    "nanochat": ("NanoChatConfig", SMALL),
+    "olmo3": ("Olmo3Config", SMALL),
+    "persimmon": ("PersimmonConfig", SMALL),
+    "qwen2-vl": (
+        "Qwen2VLConfig",
+        {
+            "text_config": {**SMALL, **MROPE},
+            "vision_config": {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 32},
+        },
+    ),
+    "qwen2.5-vl": (
+        "Qwen2_5_VLConfig",
+        {
+            "text_config": {**SMALL, **MROPE},
+            "vision_config": {**QWEN_VISION, "intermediate_size": 32},
+        },
+    ),
+    "qwen3-vl": (
+        "Qwen3VLConfig",
+        {
+            "text_config": {**SMALL, **HEADS_8},
+            "vision_config": {
+                **QWEN_VISION,
+                "intermediate_size": 32,
+                "deepstack_visual_indexes": [0],
+            },
+        },
+    ),
+    "qwen3.5": ("Qwen3_5TextConfig", {**SMALL, **HEADS_8}),
+    "seed-oss": ("SeedOssConfig", {**SMALL, **HEADS_8}),
+    "vaultgemma": ("VaultGemmaConfig", {**SMALL, **HEADS_8}),
+    "xglm": (
+        "XGLMConfig",
+        {
+            "vocab_size": 64,
+            "d_model": 32,
+            "ffn_dim": 64,
+            "num_layers": 2,
+            "attention_heads": 4,
+            "max_position_embeddings": 64,
+        },
+    ),
+    "deepseek-v2": ("DeepseekV2Config", {**SMALL, **ROUTED, **LATENT}),
+    "deepseek-v3": ("DeepseekV3Config", {**SMALL, **ROUTED, **LATENT}),
+    "dots1": ("Dots1Config", {**SMALL, **ROUTED, **HEADS_8}),
+    "ernie4.5-moe": (
+        "Ernie4_5_MoeConfig",
+        {**SMALL, "moe_num_experts": 4, "moe_intermediate_size": 16, "moe_k": 2},
+    ),
+    "flex-olmo": ("FlexOlmoConfig", {**SMALL, "num_experts": 4, "num_experts_per_tok": 2}),
+    "glm4-moe": ("Glm4MoeConfig", {**SMALL, **ROUTED, **HEADS_8}),
+    "granite-moe": ("GraniteMoeConfig", {**SMALL, **LOCAL_EXPERTS}),
+    "minimax-m2": ("MiniMaxM2Config", {**SMALL, **HEADS_8, **LOCAL_EXPERTS}),
+    "phi-moe": ("PhimoeConfig", {**SMALL, **LOCAL_EXPERTS}),
+    "qwen3-next": ("Qwen3NextConfig", {**SMALL, **MOE, **HEADS_8}),
     "mixtral": ("MixtralConfig", {**SMALL, "num_local_experts": 4}),
     "qwen2-moe": (
         "Qwen2MoeConfig",

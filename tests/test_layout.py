@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from ewq.checkpoint import open_checkpoint
 from ewq.errors import CheckpointError
+from ewq.families import FAMILY_OF
+from ewq.footprint import footprint_of
 from ewq.layout import find_layout
 from tests.architectures import ARCHITECTURES, build, linear_weights
 
@@ -27,6 +30,12 @@ def test_recognises_what_transformers_calls_linear(name: str, shards: str, tmp_p
     assert {weight: layout.details[weight].numel for weight in expected} == {
         weight: tensor.numel() for weight, tensor in expected.items()
     }
+
+
+def test_every_known_model_type_is_tested():
+    tested = {getattr(transformers, of).model_type for of, _ in ARCHITECTURES.values()}
+
+    assert tested == set(FAMILY_OF)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -82,6 +91,32 @@ def test_a_missing_block_is_refused(tmp_path: Path):
 
     with pytest.raises(CheckpointError, match="no block 0"):
         find_layout(open_checkpoint(tmp_path))
+
+
+def test_missing_last_blocks_are_refused(tmp_path: Path):
+    path = saved("llama", tmp_path)
+    kept = {name: of for name, of in load_file(path).items() if ".layers.1." not in name}
+    save_file(kept, path)
+
+    with pytest.raises(CheckpointError, match="has 1 blocks, but its config says 2"):
+        find_layout(open_checkpoint(tmp_path))
+
+
+def test_layers_beyond_those_of_the_config_are_not_part_of_the_model(tmp_path: Path):
+    """DeepSeek-V3 ships a layer for multi-token prediction that is not loaded."""
+    path = saved("llama", tmp_path)
+    one = footprint_of(open_checkpoint(tmp_path), find_layout(open_checkpoint(tmp_path)))
+    extra = {
+        "model.layers.2.eh_proj.weight": torch.zeros(8, 8),
+        "model.layers.2.mlp.up_proj.weight": torch.zeros(8, 8),
+    }
+    save_file({**load_file(path), **extra}, path)
+    checkpoint = open_checkpoint(tmp_path)
+
+    layout = find_layout(checkpoint)
+
+    assert len(layout.blocks) == 2
+    assert footprint_of(checkpoint, layout).numel == one.numel
 
 
 def test_a_file_without_blocks_is_refused(tmp_path: Path):
