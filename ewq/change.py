@@ -168,7 +168,7 @@ def _statistic(case: _Case, stderr: float | None, p_value: float | None) -> str:
         normal = NormalDist()
         detectable = (normal.inv_cdf(0.975) + normal.inv_cdf(_POWER)) * stderr
     kind = "paired" if case.paired else "unpaired"
-    p_text = "" if p_value is None else f", p {p_value:.2g}"
+    p_text = "" if p_value is None else f", one-sided p {p_value / 2:.2g}"
     return f"{kind} error {stderr:.3g}{p_text}, detectable {detectable:.3g}"
 
 

@@ -132,7 +132,7 @@ def test_every_metric_is_listed_with_delta_error_and_verdict(compare):
     assert (
         "| pass | ewq-0.65 | memory | weights\\_bytes | 1000 | 1000 bytes | +0 (+0.00%) |" in text
     )
-    assert "tolerance 10.00%; unpaired error 0.707, p " in text
+    assert "tolerance 10.00%; unpaired error 0.707, one-sided p " in text
     assert ", detectable 1.98]" in text
 
 

@@ -228,7 +228,7 @@ def test_broken_answers_are_found_by_pairing_where_independent_errors_would_see_
     assert independent.verdict is Q
     assert paired_up.verdict is F
     assert "accuracy: 0.7 -> 0.64 fraction (-0.06, -8.57%): worse" in paired_up.reasons[0]
-    assert "p 0.00049" in paired_up.reasons[0]
+    assert "one-sided p 0.00024" in paired_up.reasons[0]
 
 
 def test_a_rise_in_perplexity_is_found_window_by_window():

@@ -1,0 +1,125 @@
+"""Nothing measured is lost: kill -9, a full disk, an error and a native crash, on fake models."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.harness.fakes import REPOSITORY, set_behaviour
+
+KILLS = int(os.environ.get("EWQ_TEST_KILLS", "3"))
+"""Random moments to kill at; the nightly job takes 20."""
+TASKS = 7
+TWO = ("--ewq-variants", "fp16,ewq-0.5", "--benchmark-autosave")
+CLOCKED = {"throughput", "memory"}
+"""Tasks whose figures differ from run to run."""
+
+
+def comparable(record):
+    """A record without what no two runs share."""
+    kept = {key: record[key] for key in ("variant", "task", "settings", "items", "plan", "tier")}
+    names = sorted(record["metrics"])
+    return kept | {"metrics": names if record["task"] in CLOCKED else record["metrics"]}
+
+
+def run_files(project):
+    return sorted(project.path.glob(".benchmarks/*/*.json"))
+
+
+def test_killed_at_random_moments_and_resumed_the_result_is_that_of_an_uninterrupted_run(
+    tmp_path,
+):
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "EWQ_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    driver = REPOSITORY / "tests" / "harness" / "kill_driver.py"
+    done = subprocess.run(
+        [sys.executable, str(driver), str(tmp_path), str(KILLS), "11"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    expected = {key: comparable(record) for key, record in outcome["expected"].items()}
+
+    assert outcome["reference"] == 0
+    assert len(expected) == 2 * TASKS
+    assert sum(run["killed"] for run in outcome["runs"]) == KILLS
+    for number, run in enumerate(outcome["runs"], start=1):
+        assert run["exit"] == 0, number
+        assert run["finished"] == dict.fromkeys(expected, 1), number
+        assert {k: comparable(r) for k, r in run["records"].items()} == expected, number
+
+
+def test_a_full_disk_is_told_and_resuming_after_freeing_space_completes_the_run(bench, project):
+    storage = project.path / ".benchmarks"
+    storage.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(storage)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs takes root")
+    try:
+        full = bench(*TWO[:2], subprocess=True)
+        assert full.ret != 0
+        full.stdout.fnmatch_lines(["*cannot write the journal (No space left on device)*resume*"])
+        kept = (storage / "journal.jsonl").read_text().count('"finished"')
+        grow = ["mount", "-o", "remount,size=8m", str(storage)]
+        subprocess.run(grow, check=True)
+        bench(*TWO, "--ewq-resume").assert_outcomes(passed=2 * TASKS)
+        lines = (storage / "journal.jsonl").read_text()
+        assert 0 < kept < 2 * TASKS
+        assert lines.count('"finished"') == 2 * TASKS
+    finally:
+        subprocess.run(["umount", str(storage)], check=True)
+
+
+@pytest.mark.parametrize("signal", ["SIGSEGV", "SIGABRT"])
+def test_a_native_crash_leaves_the_results_of_the_others(bench, project, signal):
+    select = ("-k", "memory")
+    variants = ("--ewq-variants", "fp16,ewq-0.5,ewq-1.0", "--benchmark-autosave")
+    set_behaviour(project.path, **{"ewq-0.5": {"kill": signal}})
+    for attempt in ((), ("--ewq-resume",)):
+        assert bench(*variants, *select, *attempt, subprocess=True).ret < 0
+    result = bench(*variants, *select, "--ewq-resume")
+
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*ewq-0.5 took the whole process down 2 times*"])
+    run = json.loads(run_files(project)[-1].read_text())
+    assert {each["params"]["variant"] for each in run["benchmarks"]} == {"fp16", "ewq-1.0"}
+    assert run["ewq"]["complete"] is False
+
+
+def test_resuming_after_the_failure_is_mended_measures_only_what_failed(bench, project):
+    select = ("-k", "memory or perplexity")
+    set_behaviour(project.path, **{"ewq-0.5": {"error": "out of memory"}})
+    bench(*TWO, *select).assert_outcomes(passed=2, failed=2)
+    (project.path / "loads.txt").unlink()
+    set_behaviour(project.path)
+    bench(*TWO, *select, "--ewq-resume").assert_outcomes(passed=4)
+
+    assert (project.path / "loads.txt").read_text().split().count("ewq-0.5") == 1
+    assert json.loads(run_files(project)[-1].read_text())["ewq"]["complete"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ewq-tier", "quick"], "*cannot resume*tier was 'smoke', is 'quick'*"),
+        (["--ewq-dtype", "float16"], "*cannot resume*placement was *"),
+    ],
+    ids=["tier", "dtype"],
+)
+def test_resuming_something_else_is_refused_before_any_load(bench, project, arguments, message):
+    select = ("-k", "memory")
+    bench("--ewq-variants", "fp16", *select).assert_outcomes(passed=1)
+    (project.path / "loads.txt").unlink()
+    result = bench("--ewq-variants", "fp16", *select, "--ewq-resume", *arguments)
+
+    assert result.ret == 4
+    result.stdout.fnmatch_lines([message])
+    assert not (project.path / "loads.txt").exists()

@@ -1,0 +1,298 @@
+"""The traps of pytest-benchmark as a gate, by their numbers in docs/ci.md, on fake models.
+
+Each test plants what the trap hides and shows that it is found.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+import transformers  # noqa: F401 - runs inside this process would import it anew each time
+
+from tests.harness.fakes import REPOSITORY, set_behaviour
+
+TWO = ("--ewq-variants", "fp16,ewq-0.5")
+SAVE = ("--benchmark-autosave",)
+AGAINST_NEWEST = (*SAVE, "--ewq-baseline", "newest")
+QUICK = ("-k", "memory or perplexity")
+MEMORY = ("-k", "memory")
+EWQ = "ewq-0.5"
+# pytest-benchmark speaks in warnings; the project of fakes turns warnings into errors.
+TOLD_NOT_RAISED = ("-W", "default::pytest_benchmark.logger.PytestBenchmarkWarning")
+
+
+@pytest.fixture
+def plant(project):
+    """Change how the fake variants behave."""
+
+    def change(**behaviour):
+        set_behaviour(project.path, **{EWQ: behaviour})
+
+    return change
+
+
+def run_files(project):
+    return sorted(project.path.glob(".benchmarks/*/*.json"))
+
+
+def document(project):
+    """The newest stored run; NaN in it is no JSON and fails."""
+    text = run_files(project)[-1].read_text()
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in stored JSON"))
+
+
+def records(project):
+    found = (bench["extra_info"]["ewq"] for bench in document(project)["benchmarks"])
+    return {(each["variant"], each["task"]): each for each in found}
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+# Traps 1 and 2: pytest-benchmark never looks at what it stores beside times, and shows today's.
+PLANTED = {
+    "perplexity": "perplexity: 642.",
+    "divergence": "kld_mean: 0 -> 0.",
+    "memory": "weights_bytes: 1e+06 -> 1.1e+06 bytes (+1e+05, +10.00%)",
+    "throughput": "decode_tokens_per_s: 1000 -> 333.333 tokens/s (-667, -66.67%)",
+}
+
+
+def test_planted_regressions_each_fail_their_test_with_both_values(bench, project, plant):
+    tasks = ("-k", " or ".join(PLANTED))
+    bench(*TWO, *tasks, *SAVE).assert_outcomes(passed=2 * len(PLANTED))
+    plant(noise=0.5, weights_bytes=1_100_000, step_s=0.002)
+    result = bench(*TWO, *tasks, *AGAINST_NEWEST)
+
+    result.assert_outcomes(passed=len(PLANTED), failed=len(PLANTED))
+    for task, start in PLANTED.items():
+        reasons = records(project)[EWQ, task]["reasons"]
+        told = [r for r in reasons if r.startswith(f"against the baseline, {start}")]
+        assert told, reasons
+        assert "worse [tolerance" in told[0]
+
+
+def test_the_same_again_passes_and_an_improvement_is_told(bench, project, plant):
+    plant(noise=0.5, weights_bytes=1_100_000)
+    bench(*TWO, *QUICK, *SAVE).assert_outcomes(passed=4)
+    bench(*TWO, *QUICK, *AGAINST_NEWEST).assert_outcomes(passed=4)
+    verdicts = {record["verdict"] for record in records(project).values()}
+    plant(noise=0.1, weights_bytes=1_000_000)
+    bench(*TWO, *QUICK, *AGAINST_NEWEST).assert_outcomes(passed=4)
+
+    assert verdicts == {"pass"}
+    assert records(project)[EWQ, "memory"]["verdict"] == "improved"
+    assert records(project)[EWQ, "perplexity"]["verdict"] == "improved"
+
+
+def test_benchmark_compare_gates_like_ewq_baseline(bench, project, plant):
+    bench(*TWO, *MEMORY, *SAVE).assert_outcomes(passed=2)
+    plant(weights_bytes=1_100_000)
+    result = bench(*TWO, *MEMORY, "--benchmark-compare", *TOLD_NOT_RAISED)
+
+    result.assert_outcomes(passed=1, failed=1)
+
+
+def test_limits_of_the_thresholds_file_fail_without_any_baseline(bench, project, plant):
+    plant(noise=0.5)
+    (project.path / "benchmarks" / "thresholds.toml").write_text(
+        "[default.divergence]\nkld_mean = {max = 0.001}\nrms_delta_p = {max = 1.0}\n"
+    )
+    bench(*TWO, "-k", "divergence", *SAVE).assert_outcomes(passed=1, failed=1)
+
+    record = records(project)[EWQ, "divergence"]
+    assert record["verdict"] == "fail"
+    assert "kld_mean" in record["reasons"][0]
+    assert "is beyond max 0.001" in record["reasons"][0]
+
+
+def test_a_gated_metric_that_is_not_measured_fails(bench, project):
+    (project.path / "benchmarks" / "thresholds.toml").write_text(
+        '[default.perplexity]\n"perplexity/none-such" = {max = 1.0}\n'
+    )
+    result = bench(*TWO, "-k", "perplexity")
+
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*perplexity/none-such: missing metric, gated by max 1*"])
+
+
+def test_accuracy_at_chance_is_inconclusive_and_never_green(bench, project):
+    (project.path / "benchmarks" / "thresholds.toml").write_text(
+        '[default.mmlu]\naccuracy_delta = {min = -0.5, test = "mcnemar"}\n'
+    )
+    bench(*TWO, "-k", "test_mmlu.py and not cloze", *SAVE).assert_outcomes(passed=2)
+
+    record = records(project)[EWQ, "mmlu"]
+    assert record["verdict"] == "inconclusive"
+    assert "chance level" in record["reasons"][0]
+
+
+def test_trap_3_neither_partial_nor_failed_runs_become_the_baseline(bench, project, plant):
+    bench(*TWO, *MEMORY, *SAVE).assert_outcomes(passed=2)
+    plant(weights_bytes=1_100_000)
+    for _ in range(2):
+        # The second failure shows that the first did not become the baseline (trap 6).
+        bench(*TWO, *MEMORY, *AGAINST_NEWEST).assert_outcomes(passed=1, failed=1)
+    plant(error="out of memory")
+    bench(*TWO, *MEMORY, *SAVE).assert_outcomes(passed=1, failed=1)
+    plant(weights_bytes=1_100_000)
+    bench(*TWO, "-k", "fp16 and memory", *SAVE).assert_outcomes(passed=1)
+    bench(*TWO, *MEMORY, *AGAINST_NEWEST).assert_outcomes(passed=1, failed=1)
+
+    assert len(run_files(project)) == 6
+
+
+def test_trap_4_a_missing_baseline_is_told_and_can_be_required(bench, project):
+    bench(*TWO, *QUICK, *AGAINST_NEWEST).assert_outcomes(passed=4)
+    assert {record["verdict"] for record in records(project).values()} == {"no-baseline"}
+
+    (project.path / "loads.txt").unlink()
+    run_files(project)[-1].unlink()
+    required = bench(*TWO, *QUICK, *AGAINST_NEWEST, "--ewq-require-baseline", *TOLD_NOT_RAISED)
+    assert required.ret == 4
+    required.stdout.fnmatch_lines(["*no baseline to gate against: there is no stored run*"])
+    assert not (project.path / "loads.txt").exists()
+
+
+def test_trap_5_another_machine_is_not_comparable_and_never_a_regression(bench, project, plant):
+    bench(*TWO, *QUICK, *SAVE).assert_outcomes(passed=4)
+    stored = document(project)["machine_info"]
+    assert stored["ewq"]["device"] == "cpu"
+    assert not [key for key in stored["cpu"] if key.startswith("hz_actual")]
+
+    edit(run_files(project)[0], lambda run: run["machine_info"]["ewq"].update(cpu="Foreign"))
+    plant(weights_bytes=9_000_000)
+    result = bench(*TWO, *QUICK, *AGAINST_NEWEST)
+    result.assert_outcomes(passed=4)
+    assert "another cpu: Foreign" in records(project)[EWQ, "memory"]["reasons"][0]
+
+
+def test_trap_6_what_a_failed_gate_measured_is_stored_with_its_verdict(bench, project, plant):
+    plant(noise=0.5)
+    (project.path / "benchmarks" / "thresholds.toml").write_text(
+        "[default.divergence]\nkld_mean = {max = 0.001}\n"
+    )
+    bench(*TWO, "-k", "divergence", *SAVE)
+
+    run = document(project)["ewq"]
+    assert run["verdicts"][f"{EWQ}/divergence"] == "fail"
+    assert run["complete"] is True
+
+
+def test_traps_7_and_9_one_round_of_quality_and_a_table_per_task(bench, project):
+    bench(*TWO, *QUICK, *SAVE)
+    stored = document(project)["benchmarks"]
+
+    assert {each["group"] for each in stored} == {"memory", "perplexity"}
+    assert {each["stats"]["rounds"] for each in stored} == {1}
+
+
+def test_trap_10_ewq_compare_fails_where_the_benchmark_command_cannot(bench, project, plant):
+    bench(*TWO, *MEMORY, *SAVE)
+    plant(weights_bytes=1_100_000)
+    bench(*TWO, *MEMORY, *SAVE)
+    codes = {
+        pair: project.run(sys.executable, "-m", "ewq", "compare", *pair).ret
+        for pair in (("1", "2"), ("1", "1"))
+    }
+
+    assert codes == {("1", "2"): 1, ("1", "1"): 0}
+
+
+def test_trap_11_a_nan_is_a_failed_measurement_and_the_stored_json_is_valid(bench, project, plant):
+    plant(noise=float("inf"))
+    result = bench(*TWO, *QUICK, *SAVE)
+
+    result.assert_outcomes(passed=3, failed=1)
+    assert (EWQ, "perplexity") not in records(project)
+    assert f"{EWQ}/perplexity" in document(project)["ewq"]["failed"]
+    assert {each["params"]["variant"] for each in document(project)["benchmarks"]} == {"fp16", EWQ}
+
+
+def test_trap_12_grouping_by_variant_works(bench):
+    bench(*TWO, *QUICK, "--benchmark-group-by=param:variant").assert_outcomes(passed=4)
+
+
+def test_trap_13_history_survives_a_renamed_file(bench, project, plant):
+    bench(*TWO, *MEMORY, *SAVE).assert_outcomes(passed=2)
+    (project.path / "benchmarks/test_memory.py").rename(project.path / "benchmarks/test_ram.py")
+    plant(weights_bytes=1_100_000)
+    bench(*TWO, *MEMORY, *AGAINST_NEWEST).assert_outcomes(passed=1, failed=1)
+
+
+def test_trap_16_a_disabled_benchmark_says_that_nothing_is_stored(bench, project):
+    result = bench(*TWO, *QUICK, *SAVE, "--benchmark-disable")
+
+    result.assert_outcomes(passed=4)
+    assert not run_files(project)
+
+
+def test_trap_15_gates_under_xdist_are_not_silently_green(bench, project, plant):
+    if importlib.util.find_spec("xdist") is None:
+        pytest.skip("pytest-xdist is not installed")
+    bench(*TWO, *MEMORY, *SAVE)
+    plant(weights_bytes=1_100_000)
+    result = bench(*TWO, *MEMORY, *AGAINST_NEWEST, "-n", "1", subprocess=True)
+    assert result.ret != 0
+
+
+def test_trap_17_junit_shows_a_failed_test_with_verdict_and_figures(bench, project, plant):
+    bench(*TWO, *MEMORY, *SAVE)
+    plant(weights_bytes=1_100_000)
+    bench(*TWO, *MEMORY, "--ewq-baseline", "newest", "--junitxml=junit.xml")
+    (case,) = ElementTree.parse(project.path / "junit.xml").findall(
+        f".//testcase[@name='test_memory[{EWQ}]']"
+    )
+    properties = {each.get("name"): each.get("value") for each in case.iter("property")}
+
+    assert "weights_bytes" in case.find("failure").get("message")
+    assert properties["ewq_verdict"] == "fail"
+    assert properties["ewq_weights_bytes"] == "1100000.0"
+    assert "1e+06 -> 1.1e+06" in properties["ewq_reasons"]
+
+
+def test_trap_18_the_plugin_works_from_another_folder(project):
+    elsewhere = project.mkdir("elsewhere")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "ewq.pytest_plugin", *MEMORY]
+    folder = project.path / "benchmarks"
+    done = subprocess.run(
+        [*command, str(folder), *TWO, "--ewq-tier", "smoke", "-p", "no:cacheprovider"],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_trap_20_whatever_orders_the_tests_each_variant_loads_once(bench, project):
+    conftest = project.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + "\n\ndef pytest_collection_modifyitems(items):\n"
+        + "    items.sort(key=lambda item: (item.name.split('[')[0], item.name[::-1]))\n"
+    )
+    bench(*TWO, *QUICK).assert_outcomes(passed=4)
+
+    assert (project.path / "loads.txt").read_text().split() == ["fp16", EWQ]
+
+
+def test_trap_24_speed_has_percentiles(bench, project):
+    bench(*TWO, "-k", "throughput", *SAVE)
+    metrics = records(project)[EWQ, "throughput"]["metrics"]
+
+    for name in ("prefill_tokens_per_s", "decode_tokens_per_s", "ttft_s"):
+        assert {f"{name}_p10", f"{name}_p90"} <= set(metrics)
+
+
+def test_every_trap_has_its_row_in_the_guide():
+    rows = (REPOSITORY / "docs" / "ci.md").read_text().splitlines()
+    numbers = {row.split("|")[1].strip() for row in rows if row.startswith("| ")}
+
+    assert {str(number) for number in range(1, 25)} <= numbers
