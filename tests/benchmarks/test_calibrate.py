@@ -1,0 +1,90 @@
+import math
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.make_runs import GPU, metric, record, stored_run
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "calibrate.py"
+SPEEDS = (100.0, 104.0, 96.0)
+
+
+def throughput(variant, value):
+    metrics = {"decode_tokens_per_s": metric(value, stderr=1, n=5, unit="tokens/s")}
+    return record("throughput", variant, metrics)
+
+
+@pytest.fixture
+def repeats(tmp_path):
+    """Three runs in which fp16 varies by 4 % and the other variant not at all."""
+    return [
+        stored_run(
+            tmp_path,
+            [
+                throughput("fp16", speed),
+                throughput("ewq-0.5", 50),
+                record("mmlu", "fp16", {"accuracy": metric(0.5)}),
+            ],
+            number=number,
+        )
+        for number, speed in enumerate(SPEEDS, start=1)
+    ]
+
+
+def calibrate(*arguments):
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_most_variable_variant_sets_the_tolerance(repeats):
+    done = calibrate(*repeats)
+
+    # sd 4 of a mean of 100: 3 * sqrt(2) * 4 % = 17.0 %, in two digits 17 %.
+    assert math.isclose(3 * math.sqrt(2) * 0.04, 0.1697, abs_tol=1e-4)
+    assert "| throughput | decode_tokens_per_s | fp16 | 100 | 4 | 4.000% | 8 | relative 0.17 |" in (
+        done.stdout
+    )
+
+
+def test_what_repeats_exactly_keeps_the_built_in_tolerance(repeats):
+    assert "| mmlu | accuracy | fp16 | 0.5 | 0 | 0.000% | 0 | absolute 0.005 |" in (
+        calibrate(*repeats).stdout
+    )
+
+
+def test_the_tables_are_valid_thresholds(repeats):
+    tables = tomllib.loads(calibrate(*repeats, "--toml").stdout)
+
+    assert tables["tolerance"]["throughput"] == {"decode_tokens_per_s": {"relative": 0.17}}
+
+
+def test_too_few_runs_are_refused(repeats):
+    done = calibrate(*repeats[:2])
+
+    assert done.returncode == 1
+    assert "2 runs tell nothing about variance" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"machine": GPU | {"gpu": "L4"}}, "another gpu"),
+        ({"machine": GPU | {"ewq_code": "sha256:2"}}, "measured by other code"),
+        ({"records": [throughput("fp16", 1)]}, "measured other benchmarks"),
+    ],
+    ids=["another GPU", "other code", "another selection"],
+)
+def test_runs_that_are_no_repetitions_are_refused(repeats, tmp_path, changes, message):
+    records = [
+        throughput("fp16", 100),
+        throughput("ewq-0.5", 50),
+        record("mmlu", "fp16", {"accuracy": metric(0.5)}),
+    ]
+    odd = stored_run(tmp_path, **({"records": records, "number": 9} | changes))
+    done = calibrate(*repeats, odd)
+
+    assert done.returncode == 1
+    assert message in done.stderr
