@@ -39,7 +39,9 @@ NF4_BLOCK = 64
 PATTERNS = 65536
 TINY = np.float32(2.0**-120)
 """Blocks without a larger value are taken as stored exactly: their reciprocal is no float32."""
-L0, L1, L2, L3, L4, L5, L6, L7, L8, L9, L10, L11, L12, L13, L14, L15 = NF4_LEVELS
+N1, N2, N3, N4, N5, N6 = -NF4_LEVELS[6:0:-1]
+P1, P2, P3, P4, P5, P6, P7 = NF4_LEVELS[8:15]
+ONE = np.float32(1.0)
 
 
 def compiled(*, fastmath: bool = False) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -99,48 +101,58 @@ def widen_float16(bits: Array, out: Array) -> None:
         words[position] |= (np.uint32(bits[position]) & np.uint32(0x8000)) << np.uint32(16)
 
 
+@compiled()
+def _maxima(values: Array, width: int) -> Array:
+    """Largest magnitude of each run of ``width`` values, ``[runs]`` float32.
+
+    Magnitudes of floats are ordered as their bit patterns are, and a maximum of
+    integers is several times faster than one of floats, which must mind NaN.
+    """
+    words = values.view(np.uint32)
+    runs = (values.size + width - 1) // width
+    tops = np.empty(runs, np.uint32)
+    for index in range(runs):
+        run = words[index * width : (index + 1) * width]
+        top = np.uint32(0)
+        for position in range(run.size):
+            top = max(top, run[position] & np.uint32(0x7FFFFFFF))
+        tops[index] = top
+    return tops.view(np.float32)
+
+
 @compiled(fastmath=True)
 def _nf4_block(values: Array, scale: np.float32) -> np.float32:
-    """Squared distance to the nearest level, in units of the absolute maximum."""
+    """Squared distance to the nearest level, in units of the absolute maximum.
+
+    The levels of either sign share 0 and 1, so nine distances are enough.
+    """
     total = np.float32(0.0)
     for position in range(values.size):
         x = values[position] * scale
-        near = min(abs(x - L0), abs(x - L1))
-        near = min(near, abs(x - L2))
-        near = min(near, abs(x - L3))
-        near = min(near, abs(x - L4))
-        near = min(near, abs(x - L5))
-        near = min(near, abs(x - L6))
-        near = min(near, abs(x - L7))
-        near = min(near, abs(x - L8))
-        near = min(near, abs(x - L9))
-        near = min(near, abs(x - L10))
-        near = min(near, abs(x - L11))
-        near = min(near, abs(x - L12))
-        near = min(near, abs(x - L13))
-        near = min(near, abs(x - L14))
-        near = min(near, abs(x - L15))
+        size = abs(x)
+        positive = x > 0
+        near = min(size, abs(ONE - size))
+        near = min(near, abs(size - (P1 if positive else N1)))
+        near = min(near, abs(size - (P2 if positive else N2)))
+        near = min(near, abs(size - (P3 if positive else N3)))
+        near = min(near, abs(size - (P4 if positive else N4)))
+        near = min(near, abs(size - (P5 if positive else N5)))
+        near = min(near, abs(size - (P6 if positive else N6)))
+        near = min(near, abs(size - (P7 if positive else N6)))
         total += near * near
     return total
-
-
-@compiled(fastmath=True)
-def _absolute_maximum(values: Array) -> np.float32:
-    top = np.float32(0.0)
-    for position in range(values.size):
-        top = max(top, abs(values[position]))
-    return top
 
 
 @compiled()
 def nf4_square_error(values: Array) -> float:
     """``sum (w - NF4(w))**2`` of float32 ``values``, in blocks of 64 from the first."""
+    tops = _maxima(values, NF4_BLOCK)
     total = 0.0
-    for start in range(0, values.size, NF4_BLOCK):
-        block = values[start : start + NF4_BLOCK]
-        top = _absolute_maximum(block)
+    for index in range(tops.size):
+        top = tops[index]
         if top > TINY:
-            square = np.float64(_nf4_block(block, np.float32(1.0) / top))
+            block = values[index * NF4_BLOCK : (index + 1) * NF4_BLOCK]
+            square = np.float64(_nf4_block(block, ONE / top))
             total += square * np.float64(top) * np.float64(top)
     return total
 
@@ -158,11 +170,12 @@ def _int8_row(row: Array, scale: np.float32) -> np.float32:
 @compiled()
 def int8_square_error(values: Array, in_features: int) -> float:
     """``sum (w - int8(w))**2``, one scale ``max|row| / 127`` per row of ``in_features``."""
+    tops = _maxima(values, in_features)
     total = 0.0
-    for start in range(0, values.size, in_features):
-        row = values[start : start + in_features]
-        top = _absolute_maximum(row)
+    for index in range(tops.size):
+        top = tops[index]
         if top > TINY:
+            row = values[index * in_features : (index + 1) * in_features]
             step = np.float64(top) / 127.0
             total += np.float64(_int8_row(row, np.float32(127.0) / top)) * step * step
     return total
