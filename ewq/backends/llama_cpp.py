@@ -35,7 +35,7 @@ class LlamaCppOptions:
     """How to load and run a GGUF."""
 
     device: str = "cpu"
-    """``cpu``, or ``cuda`` to offload all layers; an error where the build has no GPU support."""
+    """``cpu``; ``cuda`` offloads all layers, ``cuda:1`` to that GPU alone; an error without one."""
     context_length: int | None = None
     """Longest sequence accepted; default: what the model was trained with."""
     batch_tokens: int = 512
@@ -333,6 +333,9 @@ def _native_options(library: Any, options: LlamaCppOptions) -> Any:  # noqa: ANN
         )
     if options.cache_dtype not in CACHE_TYPES:
         raise InputError(f"cache_dtype {options.cache_dtype!r}; give one of {[*CACHE_TYPES]}")
+    index = options.device.partition(":")[2]
+    if index and not index.isdecimal():
+        raise InputError(f"device {options.device!r}; give cpu, cuda or for example cuda:1")
     most = int(library.llama_max_parallel_sequences()) - 1
     return NativeOptions(
         gpu=gpu,
@@ -341,6 +344,7 @@ def _native_options(library: Any, options: LlamaCppOptions) -> Any:  # noqa: ANN
         micro_batch_tokens=min(512, options.batch_tokens),
         max_sequences=1 + min(options.max_sequences, most),
         cache_type=CACHE_TYPES[options.cache_dtype],
+        gpu_index=int(index) if index else None,
     )
 
 
@@ -348,7 +352,7 @@ def _describe(native: NativeModel, header: GgufHeader, options: LlamaCppOptions)
     trained = native.trained_context
     return ModelInfo(
         engine="llama.cpp",
-        device="cpu" if options.device == "cpu" else "cuda:0",
+        device=options.device,
         dtype="float32",
         context_length=min(trained, options.context_length or trained),
         vocab_size=native.vocab_size,

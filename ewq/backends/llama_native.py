@@ -58,6 +58,11 @@ def last_message() -> str:
     return " ".join(_messages[-1].split()) if _messages else "no reason given"
 
 
+def first_message() -> str:
+    """The first error of the current step: later ones only repeat that it failed."""
+    return " ".join(_messages[0].split()) if _messages else "no reason given"
+
+
 @dataclass(frozen=True)
 class Tokens:
     """A flat run of tokens of one or many sequences, in the order they are computed."""
@@ -107,6 +112,7 @@ class NativeOptions:
     """How llama.cpp is to run."""
 
     gpu: bool
+    """Whether all layers go to the GPU."""
     threads: int
     batch_tokens: int
     """Most tokens of one ``llama_decode``."""
@@ -114,6 +120,8 @@ class NativeOptions:
     max_sequences: int
     cache_type: int
     """ggml type of the key-value cache: 1 is F16, 0 is F32."""
+    gpu_index: int | None = None
+    """One GPU alone; ``None`` lets llama.cpp spread over all there are."""
 
 
 class NativeModel:
@@ -137,10 +145,13 @@ class NativeModel:
     def _load(self, path: Path) -> Any:  # noqa: ANN401 (opaque pointer)
         params = self._lib.llama_model_default_params()
         params.n_gpu_layers = -1 if self._options.gpu else 0
+        if self._options.gpu_index is not None:
+            params.split_mode = self._lib.LLAMA_SPLIT_MODE_NONE
+            params.main_gpu = self._options.gpu_index
         _messages.clear()
         model = self._lib.llama_model_load_from_file(str(path).encode(), params)
         if not model:
-            raise CheckpointError(f"{path}: llama.cpp cannot load this file: {last_message()}")
+            raise CheckpointError(f"{path}: llama.cpp cannot load this file: {first_message()}")
         return model
 
     @property

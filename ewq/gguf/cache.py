@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ewq.errors import BackendUnavailable, CheckpointError
 from ewq.gguf.convert import CONVERTED_TYPES
-from ewq.gguf.converter import PACKAGE, VERSION
+from ewq.gguf.converter import PACKAGE, VARIABLE, VERSION, find_converter
 from ewq.gguf.export import Base, base_type, build, make_base, scratch_beside
 from ewq.gguf.read import read_header
 from ewq.gguf.recipe import PlanRecipe, Recipe, TypeRecipe, make_recipe
@@ -98,12 +99,17 @@ def _file_name(checkpoint: Checkpoint, recipe: Recipe) -> str:
         "fingerprint": checkpoint.fingerprint,
         "recipe": _identity(recipe),
         "imatrix": _digest(recipe.imatrix) if recipe.imatrix else None,
-        "converter": f"{PACKAGE}-{VERSION}",
+        "converter": _converter(),
         "llama_cpp": _llama_version(),
     }
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     label = "ewq" if isinstance(recipe, PlanRecipe) else recipe.name.lower()
     return f"{checkpoint.path.stem}-{label}-{key[:16]}.gguf"
+
+
+def _converter() -> str:
+    named = os.environ.get(VARIABLE)
+    return _digest(find_converter(Path(named))) if named else f"{PACKAGE}-{VERSION}"
 
 
 def _identity(recipe: Recipe) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,41 @@ def main(script: Path, arguments: list[str]) -> None:
 
 
 def allow_unknown_tokenizers(owner: Any) -> None:  # noqa: ANN401 (a module of any version)
-    """Name an unrecognised splitting rule ``default`` instead of giving up.
+    """Write a plain vocabulary where the converter would give up on the tokenizer.
 
-    Ids given to the model come from the checkpoint's own tokenizer, so the
-    measurements do not depend on the rule; only llama.cpp's own tokenizer does.
+    An unrecognised splitting rule is named ``default``; a missing SentencePiece
+    file is replaced by ``tokenizer.json``. Ids given to the model come from the
+    checkpoint's own tokenizer, so measurements depend on neither.
     """
     model = getattr(owner, "TextModel", None) or owner.Model
-    original = model.get_vocab_base_pre
+    name_rule, prepare = model.get_vocab_base_pre, getattr(model, "prepare_metadata", None)
 
-    def tolerant(self: Any, tokenizer: Any) -> str:  # noqa: ANN401
+    def tolerant_name(self: Any, tokenizer: Any) -> str:  # noqa: ANN401
         try:
-            return str(original(self, tokenizer))
+            return str(name_rule(self, tokenizer))
         except NotImplementedError:
             sys.stderr.write(UNKNOWN_TOKENIZER + "\n")
             return "default"
 
-    model.get_vocab_base_pre = tolerant
+    def tolerant_prepare(self: Any, **options: Any) -> None:  # noqa: ANN401
+        self.set_vocab = _with_fallback(self.set_vocab, self._set_vocab_gpt2)
+        prepare(self, **options)
+
+    model.get_vocab_base_pre = tolerant_name
+    if prepare is not None:
+        model.prepare_metadata = tolerant_prepare
+
+
+def _with_fallback(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
+    def attempt() -> None:
+        try:
+            first()
+        except (FileNotFoundError, ValueError) as error:
+            if "tokenizer.model" not in str(error):
+                raise
+            second()
+
+    return attempt
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from ewq.cli.export import export
+from ewq.errors import InputError
+from tests.gguf.models import require_gguf
+from tests.gguf.writer import F16, gguf_bytes, number_pair, string_pair
+
+PAIRS = (string_pair("general.architecture", "llama"), number_pair("llama.block_count", 2))
+
+
+@pytest.fixture
+def call():
+    require_gguf()
+    app = typer.Typer()
+    app.command()(export)
+
+    def call(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return call
+
+
+@pytest.fixture
+def source(tmp_path):
+    data = gguf_bytes(PAIRS, (("blk.1.attn_q.weight", (64, 2), F16, 0),), b"\0" * 256)
+    path = tmp_path / "in.gguf"
+    path.write_bytes(data)
+    return path
+
+
+def test_the_command_is_printed_and_nothing_written(call, source, tmp_path):
+    out = tmp_path / "out.gguf"
+    result = call(source, "--type", "q4_k_m", "-o", out, "--print-command")
+    assert result.exit_code == 0
+    assert result.stdout.split() == ["llama-quantize", "\\", str(source), str(out), "Q4_K_M"]
+    assert not out.exists()
+
+
+def test_json_is_one_document(call, source, tmp_path):
+    out = tmp_path / "out.gguf"
+    result = call(source, "--type", "F16", "-o", out, "--print-command", "--json")
+    assert "llama-quantize" in json.loads(result.stdout)["command"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ((), "either a type"),
+        (("--type", "Q8_0", "--types", "raw=F16"), "need a plan"),
+        (("--type", "Q77"), "no type 'Q77'"),
+        (("--type", "Q8_0", "--types", "raw"), "write for example"),
+    ],
+    ids=["neither type nor plan", "types without plan", "unknown type", "malformed types"],
+)
+def test_bad_use_is_an_input_error(call, source, tmp_path, arguments, reason):
+    result = call(source, *arguments, "-o", tmp_path / "out.gguf")
+    assert isinstance(result.exception, InputError)
+    assert reason in str(result.exception)
+    assert not (tmp_path / "out.gguf").exists()
