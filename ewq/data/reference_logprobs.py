@@ -41,18 +41,23 @@ class Reference:
     """Definition, window and digest of the texts: what a variant must share."""
 
     def rows(self, begin: int, end: int) -> NDArray[np.float32]:
-        """A copy of rows ``begin:end``, ``[end - begin, vocab_size]``.
+        """A copy of rows ``begin:end``, ``[end - begin, vocab_size]``."""
+        rows = np.empty((end - begin, self.vocab_size), dtype=np.float32)
+        self.read_into(rows, begin)
+        return rows
+
+    def read_into(self, rows: NDArray[np.float32], begin: int) -> None:
+        """Fill ``rows`` from row ``begin`` on.
 
         The file is mapped for the copy only, so its pages never pile up in the process.
         """
-        mapped = np.memmap(
+        rows[...] = np.memmap(
             self.path,
             dtype=np.float32,
             mode="r",
             offset=begin * self.vocab_size * _ITEM_BYTES,
-            shape=(end - begin, self.vocab_size),
+            shape=rows.shape,
         )
-        return np.array(mapped)
 
     def delete(self) -> None:
         """Remove the files; doing so twice is harmless."""

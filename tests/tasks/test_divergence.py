@@ -1,0 +1,181 @@
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ewq.data.reference_logprobs import open_reference
+from ewq.data.texts import Document, text_set
+from ewq.data.windows import definition_named, make_windows
+from ewq.errors import MeasurementError
+from ewq.tasks import divergence, perplexity
+from tests.tasks.numpy_model import NumpyModel
+
+TEXTS = text_set(
+    [
+        Document("prose", "1", "it was a dark night, and the rain fell.\nnobody came"),
+        Document("prose", "2", "the end of it all."),
+        Document("viet", "1", "trơi đê, ăn cơm chưa\nâm " * 2),
+    ]
+)
+DEFINITION = definition_named("disjoint", 16)
+
+
+@pytest.fixture
+def reference(tmp_path):
+    return divergence.record_reference(NumpyModel(), TEXTS, tmp_path / "ref", DEFINITION)
+
+
+def naive(base, new):
+    """KLD, equality of the top, delta p and nll change per token, by a plain loop in float64."""
+    for window in make_windows(TEXTS, base.tokenizer, DEFINITION):
+        for position in range(window.start, len(window.ids)):
+            past, token = window.ids[:position], window.ids[position]
+            p, q = base.distribution(past), new.distribution(past)
+            kld = sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
+            yield (
+                kld,
+                p.argmax() == q.argmax(),
+                math.exp(q[token]) - math.exp(p[token]),
+                p[token] - q[token],
+            )
+
+
+def test_a_model_does_not_diverge_from_itself(reference):
+    metrics = divergence.run(NumpyModel(), TEXTS, reference, DEFINITION).metrics
+    assert abs(metrics["kld_mean"].value) < 1e-6
+    assert metrics["kld_p99"].value < 1e-6
+    assert metrics["top1_agreement"].value == 1.0
+    assert metrics["rms_delta_p"].value < 1e-6
+    assert metrics["ln_ppl_ratio"].value == pytest.approx(0.0, abs=1e-6)
+
+
+def test_divergence_agrees_with_a_naive_loop(reference):
+    base, new = NumpyModel(), NumpyModel(noise=0.3)
+    result = divergence.run(new, TEXTS, reference, DEFINITION)
+    kld, same, delta_p, change = map(np.array, zip(*naive(base, new), strict=True))
+    expected = {
+        "kld_mean": kld.mean(),
+        "kld_p50": np.percentile(kld, 50),
+        "kld_p99": np.percentile(kld, 99),
+        "top1_agreement": same.mean(),
+        "rms_delta_p": np.sqrt((delta_p**2).mean()),
+        "ln_ppl_ratio": change.mean(),
+    }
+    measured = {key: result.metrics[key].value for key in expected}
+    assert measured == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert result.metrics["kld_mean"].n == len(kld)
+    assert result.side["kld_max"] == pytest.approx(kld.max(), rel=1e-4)
+    percentile = result.side["delta_p_percentiles"]["p5"]
+    assert percentile == pytest.approx(np.percentile(delta_p, 5), abs=1e-6)
+
+
+def test_divergence_is_from_the_reference_not_towards_it(reference, tmp_path):
+    forward = divergence.run(NumpyModel(noise=0.8), TEXTS, reference, DEFINITION)
+    noisy = divergence.record_reference(NumpyModel(noise=0.8), TEXTS, tmp_path / "n", DEFINITION)
+    backward = divergence.run(NumpyModel(), TEXTS, noisy, DEFINITION)
+    values = [result.metrics["kld_mean"].value for result in (forward, backward)]
+    assert abs(values[0] - values[1]) > 1e-4
+    p, q = NumpyModel(), NumpyModel(noise=0.8)
+    assert values[0] == pytest.approx(np.mean([row[0] for row in naive(p, q)]), rel=1e-4)
+
+
+def test_ln_ratio_is_that_of_perplexity_on_the_same_windows(reference):
+    new = NumpyModel(noise=0.1)
+    diverged = divergence.run(new, TEXTS, reference, DEFINITION).metrics["ln_ppl_ratio"]
+    runs = [perplexity.run(model, TEXTS, DEFINITION) for model in (new, NumpyModel())]
+    paired = perplexity.pair(*runs)["ln_ppl_ratio"]
+    assert diverged.value == pytest.approx(paired.value, abs=1e-6)
+    assert diverged.stderr == pytest.approx(paired.stderr, rel=1e-3)
+
+
+def test_items_add_up_to_the_metrics(reference):
+    result = divergence.run(NumpyModel(noise=0.2), TEXTS, reference, DEFINITION)
+    assert json.loads(json.dumps(result.items)) == result.items
+    tokens = sum(row[1] for row in result.items)
+    assert sum(row[2] for row in result.items) / tokens == pytest.approx(
+        result.metrics["kld_mean"].value, abs=1e-8
+    )
+    assert sum(row[3] for row in result.items) / tokens == result.metrics["top1_agreement"].value
+
+
+def test_a_token_the_reference_excludes_adds_nothing(reference):
+    class Excluding(NumpyModel):
+        def logprobs(self, ids, start):
+            for block in super().logprobs(ids, start):
+                block[:, 49] = -math.inf
+                yield block
+
+    before = divergence.run(NumpyModel(), TEXTS, reference, DEFINITION).metrics["kld_mean"]
+    path = reference.path.with_name("excluding")
+    excluding = divergence.record_reference(Excluding(), TEXTS, path, DEFINITION)
+    after = divergence.run(Excluding(), TEXTS, excluding, DEFINITION).metrics["kld_mean"]
+    assert (before.value, after.value) == pytest.approx((0.0, 0.0), abs=1e-6)
+
+
+def test_probability_zero_where_the_reference_has_some_is_an_error(reference):
+    class Certain(NumpyModel):
+        def logprobs(self, ids, start):
+            for block in super().logprobs(ids, start):
+                block[:, 3] = -math.inf
+                yield block
+
+    with pytest.raises(MeasurementError, match="tokens have no finite divergence"):
+        divergence.run(Certain(), TEXTS, reference, DEFINITION)
+
+
+@pytest.mark.parametrize(
+    ("model", "texts", "definition", "message"),
+    [
+        pytest.param(
+            NumpyModel(),
+            text_set(TEXTS.documents[:1]),
+            DEFINITION,
+            "recorded with data 'sha256",
+            id="texts",
+        ),
+        pytest.param(
+            NumpyModel(), TEXTS, definition_named("disjoint", 8), "with stride 16", id="window"
+        ),
+        pytest.param(
+            NumpyModel(adds_bos=False), TEXTS, DEFINITION, "with bos_added True", id="bos"
+        ),
+        pytest.param(
+            NumpyModel(vocab_size=51), TEXTS, DEFINITION, "has 51 tokens", id="vocabulary"
+        ),
+    ],
+)
+def test_another_reference_is_an_error(reference, model, texts, definition, message):
+    with pytest.raises(MeasurementError, match=message):
+        divergence.run(model, texts, reference, definition)
+
+
+def test_a_reopened_reference_serves_as_well(reference):
+    again = divergence.run(NumpyModel(), TEXTS, open_reference(reference.path), DEFINITION)
+    assert again.metrics["kld_mean"].value == pytest.approx(0.0, abs=1e-6)
+
+
+def test_reference_of_a_large_vocabulary_is_bounded_by_disk_not_memory():
+    """100,000 tokens of a 152k vocabulary: 61 GB of disk, while one block at a time is in RAM."""
+    assert divergence.reference_bytes(100_000, 152_064) == 60_825_600_000
+
+
+def peak_growth_bytes(tokens, folder):
+    worker = Path(__file__).with_name("large_vocabulary_worker.py")
+    command = [sys.executable, str(worker), str(tokens), str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's peak of resident memory")
+def test_peak_memory_does_not_grow_with_the_number_of_tokens(tmp_path):
+    small = peak_growth_bytes(96, tmp_path)
+    large = peak_growth_bytes(480, tmp_path)
+    assert large["reference_bytes"] == 480 * 152_064 * 4  # 292 MB, five times the small one's
+    assert large["kld_mean"] < 1e-6
+    for phase in ("record", "compare"):
+        assert large[phase] < small[phase] + 120e6
+        assert large[phase] < 500e6
