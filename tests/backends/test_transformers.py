@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from ewq.backends import transformers as backend
+from ewq.backends import transformers_model as backend
 from ewq.backends.transformers import load_transformers
 from ewq.backends.weight_bytes import parameter_count, stored_bytes
 from ewq.errors import CheckpointError, InputError

@@ -1,0 +1,269 @@
+"""A LanguageModel over a loaded Hugging Face model."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ewq.backends.batching import Limits, plan_batches, split_shared
+from ewq.backends.decode import decode
+from ewq.backends.decoders import AUTO, DecoderChain
+from ewq.backends.padding import Padding, pad_rows
+from ewq.backends.prefix_cache import can_share, fork, new_cache
+from ewq.backends.weight_bytes import parameter_count, stored_bytes
+from ewq.errors import InputError, MeasurementError
+from ewq.model import Generation, ModelInfo, TokenIds
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+LOGIT_BLOCK_BYTES = 192_000_000
+"""Most bytes of float32 logits held at a time: 315 rows of a 152k vocabulary."""
+
+
+class TransformersModel:
+    """A :class:`ewq.model.LanguageModel` over a transformers causal language model.
+
+    Args:
+        model: a loaded ``...ForCausalLM``.
+        tokenizer: the checkpoint's tokenizer.
+        batch_tokens: most tokens of a batch, shared prefix and padding included.
+        context_length: longest sequence accepted; default: what the config says.
+        padding: side on which short rows are filled.
+        share_prefix: compute a common prefix once. Switched off by itself for
+            architectures with recurrent state, and with left padding, which
+            would put a gap between the prefix and the row.
+        decode_mode: ``eager``, ``static``, ``compile``, or ``auto``: ``compile``
+            on CUDA, else ``eager``. What is not supported falls back with a note.
+    """
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 (transformers is untyped)
+        tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
+        *,
+        batch_tokens: int = 8192,
+        context_length: int | None = None,
+        padding: Padding = Padding.RIGHT,
+        share_prefix: bool = True,
+        decode_mode: str = AUTO,
+    ) -> None:
+        if batch_tokens < 1:
+            raise InputError(f"batch_tokens is {batch_tokens}; give at least 1")
+        self._loaded: Any = model.eval()
+        self.tokenizer: Any = tokenizer
+        self.batch_tokens = batch_tokens
+        self.info = describe(model, context_length)
+        self._padding = padding
+        self._cuda_devices = {p.device for p in model.parameters() if p.is_cuda}
+        self._caches = can_share(model.config)
+        self._share_prefix = share_prefix and self._caches and padding is Padding.RIGHT
+        self._decoders = DecoderChain(model, decode_mode)
+
+    def last_logprobs(
+        self, prefix: TokenIds, suffixes: Sequence[TokenIds], columns: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """See :meth:`ewq.model.LanguageModel.last_logprobs`."""
+        import numpy as np
+
+        shared, rows = split_shared(prefix, suffixes)
+        result = np.empty((len(rows), len(columns)), dtype=np.float32)
+        for batch, logits in self._batches(shared, rows, [1] * len(rows)):
+            wanted = logits.log_softmax(dim=-1)[:, list(columns)]
+            result[list(batch)] = wanted.cpu().numpy()
+        return result
+
+    def token_logprobs(
+        self, prefix: TokenIds, suffixes: Sequence[TokenIds]
+    ) -> list[NDArray[np.float32]]:
+        """See :meth:`ewq.model.LanguageModel.token_logprobs`."""
+        import numpy as np
+
+        if not prefix:
+            raise InputError("token_logprobs needs a prefix of at least one token, got none")
+        results = [np.empty(len(suffix), dtype=np.float32) for suffix in suffixes]
+        for index, suffix in enumerate(suffixes):
+            if len(suffix) > self._block_rows:
+                results[index] = self._long_logprobs(prefix, suffix)
+        short = [i for i, suffix in enumerate(suffixes) if 0 < len(suffix) <= self._block_rows]
+        # A suffix's last token is only predicted, never fed.
+        shared, rows = split_shared(prefix, [suffixes[i][:-1] for i in short])
+        for batch, logits in self._batches(shared, rows, [len(row) for row in rows]):
+            chosen = [short[i] for i in batch]
+            flat = _gather(logits, [token for i in chosen for token in suffixes[i]])
+            ends = np.cumsum([len(suffixes[i]) for i in chosen])
+            for index, part in zip(chosen, np.split(flat, ends[:-1]), strict=True):
+                results[index] = part
+        return results
+
+    def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
+        """See :meth:`ewq.model.LanguageModel.logprobs`."""
+        if not 1 <= start < len(ids):
+            raise InputError(f"start is {start}; give 1 to {len(ids) - 1} for {len(ids)} tokens")
+        self._check_length(len(ids))
+        inputs = list(ids[:-1])
+        cache = self._prefill(inputs[: start - 1]) if self._caches else None
+        for begin in range(start - 1, len(inputs), self._block_rows):
+            end = min(begin + self._block_rows, len(inputs))
+            first = begin if self._caches else 0
+            logits = self._forward(cache, first, [inputs[first:end]], [end - begin])
+            yield logits.log_softmax(dim=-1)
+
+    def generate(self, prompts: Sequence[TokenIds], new_tokens: int) -> Generation:
+        """See :meth:`ewq.model.LanguageModel.generate`."""
+        import torch
+
+        lengths = {len(prompt) for prompt in prompts}
+        if len(lengths) != 1 or 0 in lengths or new_tokens < 1:
+            raise InputError(
+                f"generate needs prompts of one length and at least one new token, "
+                f"got lengths {sorted(lengths)} and {new_tokens} new tokens"
+            )
+        self._check_length(lengths.pop() + new_tokens)
+        ids = torch.tensor([list(prompt) for prompt in prompts], device=self._input_device)
+        with torch.no_grad():
+            return decode(self._decoders, ids, new_tokens, self.synchronize)
+
+    def synchronize(self) -> None:
+        """See :meth:`ewq.model.LanguageModel.synchronize`."""
+        import torch
+
+        for device in self._cuda_devices:
+            torch.cuda.synchronize(device)
+
+    def close(self) -> None:
+        """Free the weights even where somebody still holds the model (a traceback, say)."""
+        import torch
+
+        if self._loaded is None:
+            return
+        self._decoders.close()
+        for module in list(self._loaded.modules()):
+            vars(module).clear()
+        self._loaded = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @property
+    def decode_mode(self) -> str:
+        """The way of decoding in force, after any fallback."""
+        return self._decoders.current.mode
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What did not work as asked, for people."""
+        return tuple(self._decoders.notes)
+
+    @property
+    def _model(self) -> Any:  # noqa: ANN401 (transformers is untyped)
+        if self._loaded is None:
+            raise MeasurementError("the model has been closed; load it again to use it")
+        return self._loaded
+
+    @property
+    def _input_device(self) -> torch.device:
+        device: torch.device = self._model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def _block_rows(self) -> int:
+        return max(1, LOGIT_BLOCK_BYTES // (4 * self.info.vocab_size))
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.info.context_length:
+            raise MeasurementError(
+                f"sequence of {tokens} tokens exceeds the context length of "
+                f"{self.info.context_length}; nothing is truncated"
+            )
+
+    def _batches(
+        self, shared: list[int], rows: list[list[int]], kept: list[int]
+    ) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
+        """Row indices of each batch with the float32 logits of its kept positions, row by row."""
+        if not rows:
+            return
+        if not all(rows):
+            raise InputError("a sequence without tokens predicts nothing; give a prefix or a BOS")
+        self._check_length(len(shared) + max(map(len, rows)))
+        if not self._share_prefix:
+            shared, rows = [], [shared + row for row in rows]
+        cache = self._prefill(shared) if shared else None
+        limits = Limits(len(shared), self.batch_tokens, self._block_rows)
+        for batch in plan_batches(list(map(len, rows)), kept, limits):
+            chosen = [rows[i] for i in batch]
+            forked = fork(cache, len(batch)) if cache is not None else None
+            yield batch, self._forward(forked, len(shared), chosen, [kept[i] for i in batch])
+
+    def _prefill(self, shared: list[int]) -> Any:  # noqa: ANN401 (transformers is untyped)
+        cache = new_cache(self._model.config)
+        if shared:
+            self._forward(cache, 0, [shared], [1])
+        return cache
+
+    def _forward(
+        self,
+        cache: Any,  # noqa: ANN401 (transformers is untyped)
+        shared: int,
+        rows: Sequence[Sequence[int]],
+        kept: Sequence[int],
+    ) -> torch.Tensor:
+        """Float32 logits ``[sum(kept), vocab]`` of each row's last ``kept`` positions."""
+        import torch
+
+        padded = pad_rows(rows, kept, shared, self._padding)
+        device = self._input_device
+        keep = padded.keep.to(device)
+        with torch.no_grad():
+            logits = self._model(
+                input_ids=padded.ids.to(device),
+                attention_mask=None if padded.mask is None else padded.mask.to(device),
+                position_ids=padded.positions.to(device),
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=keep,
+            ).logits
+            # Architectures that know no logits_to_keep return every position.
+            chosen: torch.Tensor = logits if logits.dim() == 2 else logits[keep.to(logits.device)]
+            return chosen.float()
+
+    def _long_logprobs(self, prefix: TokenIds, suffix: TokenIds) -> NDArray[np.float32]:
+        import numpy as np
+
+        ids, parts, done = [*prefix, *suffix], [], 0
+        for block in self.logprobs(ids, len(prefix)):
+            parts.append(_gather(block, suffix[done : done + len(block)]))
+            done += len(block)
+        return np.concatenate(parts)
+
+
+def _gather(logits: torch.Tensor, tokens: Sequence[int]) -> NDArray[np.float32]:
+    """``log_softmax(logits)[row, tokens[row]]`` without a second array of the logits' size."""
+    import torch
+
+    index = torch.tensor(list(tokens), device=logits.device)[:, None]
+    values = logits.gather(1, index)[:, 0] - logits.logsumexp(dim=-1)
+    array: NDArray[np.float32] = values.cpu().numpy()
+    return array
+
+
+def describe(model: Any, context_length: int | None = None) -> ModelInfo:  # noqa: ANN401
+    """Facts about a loaded transformers model."""
+    config = model.config.get_text_config()
+    limit = context_length or getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        raise InputError("the config states no context length; give context_length")
+    weights = stored_bytes(model)
+    head = model.get_output_embeddings()
+    return ModelInfo(
+        engine="transformers",
+        device=str(model.get_input_embeddings().weight.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        context_length=limit,
+        vocab_size=getattr(head, "out_features", config.vocab_size),
+        weights_bytes=weights,
+        bits_per_weight=8 * weights / parameter_count(model),
+    )

@@ -1,0 +1,79 @@
+"""How much answers move when nothing about the model changes.
+
+A difference between variants means something only above this floor. Asking
+the same questions twice in the same batches should move nothing. In other
+batches the same arithmetic is carried out in another order, which in half
+precision alone can turn single answers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ewq.data.mmlu import MmluData
+from ewq.measurement import Metric, TaskResult
+from ewq.model import LanguageModel
+from ewq.progress import NO_PROGRESS, Progress
+from ewq.tasks.mmlu import run as run_mmlu
+from ewq.tasks.mmlu import score_subject, unpack_logprobs
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Logprobs = NDArray[np.float32]
+
+TASK = "noise_floor"
+QUESTIONS = 200
+
+
+def run(
+    model: LanguageModel,
+    data: MmluData,
+    *,
+    questions: int = QUESTIONS,
+    seed: int = 0,
+    shots: int = 5,
+    progress: Progress = NO_PROGRESS,
+) -> TaskResult:
+    """Ask a sample of questions three times: twice alike, once one question at a time.
+
+    Returns:
+        For ``repeat`` (same batches) and ``regrouped`` (batches of one):
+        ``flips/...``, the share of questions whose answer changed, and
+        ``logprob_change/...``, the largest change of a letter's
+        log-probability in nats. Items are the letters of the first pass.
+
+    Raises:
+        InputError, MeasurementError: as :func:`ewq.tasks.mmlu.run`.
+    """
+    sample = data.subset(min(questions, len(data.test)), seed)
+    first = run_mmlu(model, sample, shots=shots, progress=progress)
+    again = run_mmlu(model, sample, shots=shots, progress=progress)
+    base = unpack_logprobs(str(first.side["logprobs"]))
+    metrics = {
+        **_changes("repeat", base, unpack_logprobs(str(again.side["logprobs"]))),
+        **_changes("regrouped", base, _one_by_one(model, sample, shots)),
+    }
+    moved = metrics["logprob_change/repeat"].value
+    notes = () if moved == 0 else (f"the same run twice differs by up to {moved:.2g} nats",)
+    return TaskResult(TASK, first.settings, metrics, first.items, notes)
+
+
+def _one_by_one(model: LanguageModel, data: MmluData, shots: int) -> Logprobs:
+    import numpy as np
+
+    return np.concatenate(
+        [score_subject(model, q.subject, [q], data.dev[q.subject][:shots]) for q in data.test]
+    )
+
+
+def _changes(name: str, base: Logprobs, other: Logprobs) -> dict[str, Metric]:
+    n = len(base)
+    flips = float((base.argmax(axis=1) != other.argmax(axis=1)).mean())
+    error = math.sqrt(flips * (1 - flips) / n)
+    return {
+        f"flips/{name}": Metric(flips, "fraction", False, n, error),
+        f"logprob_change/{name}": Metric(float(abs(base - other).max()), "nats", False, n),
+    }
