@@ -61,6 +61,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--mmlu", type=Path)
     parser.add_argument("--questions", type=int, default=57)
+    parser.add_argument("--subjects", help="comma-separated; default: a sample of all")
     parser.add_argument("--shots", type=int, default=5)
     options = parser.parse_args()
     reference = load_transformers(options.model)
@@ -71,7 +72,10 @@ def main():
     ids = reference.tokenizer(text)["input_ids"][: options.tokens]
     result = {"model": options.model.name, **divergence(reference, other, ids, window)}
     if options.mmlu:
-        data = load_mmlu(options.mmlu).subset(options.questions)
+        data = load_mmlu(options.mmlu)
+        if options.subjects:
+            data = data.only(options.subjects.split(","))
+        data = data.subset(options.questions)
         result["mmlu"] = agreement(reference, other, data, options.shots)
     json.dump(result, sys.stdout, indent=1)
     sys.stdout.write("\n")

@@ -1,6 +1,6 @@
 """MMLU on a GGUF: ewq against one ``create_completion`` call per question, same questions.
 
-    python benchmarks/gguf/check_mmlu_speed.py MODEL MMLU_DIR --type Q8_0 --per-subject 10 --subjects a,b
+    python benchmarks/gguf/check_mmlu_speed.py MODEL MMLU_DIR [--type Q8_0] [--logprobs]
 
 ``create_completion`` gets the same token ids and is asked for one token with the probabilities
 of all letters (``logprobs`` needs ``logits_all``); its answer is the most likely letter.

@@ -56,7 +56,7 @@ def main():
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     text = options.text.read_text(encoding="utf-8")
-    lines = text.splitlines(keepends=True)
+    lines = text[: 8 * options.chunks * CHUNK].splitlines(keepends=True)
     while len(tokenizer("".join(lines))["input_ids"]) > (options.chunks + 1) * CHUNK:
         lines = lines[: int(len(lines) * 0.9)]
     text = "".join(lines)
@@ -71,9 +71,17 @@ def main():
     adds_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
     theirs, scored = plain_loop(path, ids, tokenizer.bos_token_id if adds_bos else None)
     value = ours.metrics["perplexity"]
-    json.dump({"model": options.model.name, "type": options.type, "ewq": value.value, "ewq_tokens": value.n,
-               "plain_loop": theirs, "plain_tokens": scored, "ratio": value.value / theirs,
-               "notes": ours.notes}, sys.stdout, indent=1)  # fmt: skip
+    result = {
+        "model": options.model.name,
+        "type": options.type,
+        "ewq": value.value,
+        "ewq_tokens": value.n,
+        "plain_loop": theirs,
+        "plain_tokens": scored,
+        "ratio": value.value / theirs,
+        "notes": ours.notes,
+    }
+    json.dump(result, sys.stdout, indent=1)
     sys.stdout.write("\n")
 
 
