@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ewq.backends.decoders import AUTO
+from ewq.backends.out_of_memory import memory_failures_named
 from ewq.backends.padding import Padding
 from ewq.backends.transformers_model import TransformersModel
 from ewq.errors import CheckpointError, InputError
@@ -44,25 +45,14 @@ def load_transformers(
 
     Raises:
         CheckpointError: the source cannot be found or read.
-        InputError: an unknown dtype or padding side.
+        InputError: an unknown dtype, padding side or decode mode.
+        MeasurementError: the device has too little memory; states needed and available.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise InputError(f"unknown dtype {dtype!r}; give float32, float16 or bfloat16")
     if padding not in list(Padding):
         raise InputError(f"unknown padding side {padding!r}; give right or left")
-    where, file = _locate(source)
-    placement: Any = "auto" if device == "auto" else {"": device}
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "device_map": placement}
-    if quantization_config is not None:
-        options["quantization_config"] = quantization_config
-    try:
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(where, **file)
-        model = AutoModelForCausalLM.from_pretrained(where, **file, **options)
-    except OSError as error:
-        raise CheckpointError(f"cannot load {source}: {str(error).splitlines()[0]}") from error
+    options = _load_options(dtype, device, quantization_config)
+    with memory_failures_named(f"loading {source}"):
+        model, tokenizer = _load(source, tokenizer, options)
     return TransformersModel(
         model,
         tokenizer,
@@ -72,6 +62,33 @@ def load_transformers(
         share_prefix=share_prefix,
         decode_mode=decode_mode,
     )
+
+
+def _load_options(dtype: str, device: str, quantization_config: Any) -> dict[str, Any]:  # noqa: ANN401
+    import torch
+
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise InputError(f"unknown dtype {dtype!r}; give float32, float16 or bfloat16")
+    placement: Any = "auto" if device == "auto" else {"": device}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "device_map": placement}
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    return options
+
+
+def _load(
+    source: str | Path,
+    tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
+    options: dict[str, Any],
+) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where, file = _locate(source)
+    try:
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(where, **file)
+        return AutoModelForCausalLM.from_pretrained(where, **file, **options), tokenizer
+    except OSError as error:
+        raise CheckpointError(f"cannot load {source}: {str(error).splitlines()[0]}") from error
 
 
 def _locate(source: str | Path) -> tuple[str, dict[str, str]]:
