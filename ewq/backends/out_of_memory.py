@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +16,7 @@ _REQUEST = re.compile(r"[Tt]ried to allocate (?P<bytes>[\d.]+ ?\w*)")
 def memory_failures_named(doing: str) -> Iterator[None]:
     """Turn torch's out-of-memory error into one line with needed and available bytes.
 
-    The frames of the original error, which would keep its tensors alive, are dropped.
+    The frames of the original error are cleared: they would keep its tensors alive.
 
     Raises:
         MeasurementError: the device's memory ran out while ``doing``.
@@ -27,8 +28,8 @@ def memory_failures_named(doing: str) -> Iterator[None]:
         return
     except torch.OutOfMemoryError as error:
         reason = str(error)
-        # The interpreter chains this error to the one below; its frames must not live on.
-        error.__traceback__ = None
+        # The interpreter chains this error to the one below, and with it all its frames.
+        traceback.clear_frames(error.__traceback__)
     request = _REQUEST.search(reason)
     needed = request["bytes"] if request else "an unknown amount"
     raise MeasurementError(f"out of memory while {doing}: {needed} more needed, {_available()}")
