@@ -39,22 +39,27 @@ def allow_unknown_tokenizers(owner: Any) -> None:  # noqa: ANN401 (a module of a
     checkpoint's own tokenizer, so measurements depend on neither.
     """
     model = getattr(owner, "TextModel", None) or owner.Model
-    name_rule, prepare = model.get_vocab_base_pre, getattr(model, "prepare_metadata", None)
+    name_rule: Callable[..., str] = model.get_vocab_base_pre
+    prepare: Callable[..., None] | None = getattr(model, "prepare_metadata", None)
 
     def tolerant_name(self: Any, tokenizer: Any) -> str:  # noqa: ANN401
         try:
-            return str(name_rule(self, tokenizer))
+            return name_rule(self, tokenizer)
         except NotImplementedError:
             sys.stderr.write(UNKNOWN_TOKENIZER + "\n")
             return "default"
 
+    model.get_vocab_base_pre = tolerant_name
+    if prepare is not None:
+        model.prepare_metadata = _with_plain_vocabulary(prepare)
+
+
+def _with_plain_vocabulary(prepare: Callable[..., None]) -> Callable[..., None]:
     def tolerant_prepare(self: Any, **options: Any) -> None:  # noqa: ANN401
         self.set_vocab = _with_fallback(self.set_vocab, self._set_vocab_gpt2)
         prepare(self, **options)
 
-    model.get_vocab_base_pre = tolerant_name
-    if prepare is not None:
-        model.prepare_metadata = tolerant_prepare
+    return tolerant_prepare
 
 
 def _with_fallback(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:

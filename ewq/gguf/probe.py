@@ -15,6 +15,7 @@ from pathlib import Path
 from ewq.errors import CheckpointError, EwqError
 
 TIMEOUT_S = 900
+ASSERTION = "GGML_ASSERT"
 _passed: set[tuple[str, int, int]] = set()
 
 
@@ -46,11 +47,19 @@ def _command(path: Path) -> list[str]:
 
 def _reason(path: Path, done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode < 0:
-        lines = [line for line in done.stderr.splitlines() if "GGML_ASSERT" in line]
-        why = lines[0] if lines else signal.Signals(-done.returncode).name
-        return f"{path}: llama.cpp aborts on this file ({why})"
+        return (
+            f"{path}: llama.cpp aborts on this file ({abort_reason(done.returncode, done.stderr)})"
+        )
     said = done.stderr.strip().splitlines()
     return said[-1] if said else f"{path}: llama.cpp refuses this file"
+
+
+def abort_reason(status: int, stderr: str) -> str:
+    """Why a child ended by a signal: the assertion that failed, else the signal's name."""
+    for line in stderr.splitlines():
+        if ASSERTION in line:
+            return line[line.index(ASSERTION) :]
+    return signal.Signals(-status).name
 
 
 def main(path: Path) -> None:

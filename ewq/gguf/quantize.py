@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from ewq.errors import EwqError
+from ewq.gguf.probe import abort_reason
 from ewq.gguf.quantize_job import QuantizeJob
 from ewq.progress import NO_PROGRESS, Progress
 
@@ -66,8 +67,7 @@ def _follow(child: subprocess.Popen[str], progress: Progress, fallbacks: list[Fa
 
 
 def _reason(job: QuantizeJob, status: int, said: str) -> str:
-    lines = [line for line in said.strip().splitlines() if line.strip()]
     if status < 0:
-        asserted = [line for line in lines if "GGML_ASSERT" in line] or [f"signal {-status}"]
-        return f"llama.cpp aborted while quantizing {job.source}: {asserted[0]}"
+        return f"llama.cpp aborted while quantizing {job.source}: {abort_reason(status, said)}"
+    lines = said.strip().splitlines()
     return lines[-1] if lines else f"llama.cpp could not quantize {job.source}"
