@@ -61,7 +61,7 @@ def _quiet_bars() -> None:
     if not sys.stderr.isatty():
         from transformers.utils import logging
 
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _report(made: Quantized, as_json: bool) -> None:

@@ -26,7 +26,7 @@ DOUBLE_TARGETS = {"nf4": False, "nf4-double": True}
 
 
 @register_quantization_config(METHOD)
-class EwqConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class EwqConfig(QuantizationConfigMixin):
     """Which weights get which precision, and how those are stored.
 
     Give exactly one of ``plan``, ``factor``, ``target_bpw`` and
@@ -75,7 +75,7 @@ class EwqConfig(QuantizationConfigMixin):  # type: ignore[misc]
             raise InputError(f"EwqConfig has no option {', '.join(sorted(unknown))}")
         if quant_method != METHOD:
             raise InputError(f"EwqConfig: quant_method={quant_method!r}; it is always {METHOD!r}")
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]
         self.rule = {
             "factor": factor,
             "target_bpw": target_bpw,

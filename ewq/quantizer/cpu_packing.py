@@ -7,9 +7,11 @@ after a forward pass cannot be opened again; here they are put in order.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn.modules import Linear4bit
 from torch import nn
 
 
@@ -22,12 +24,13 @@ def unpack_model(model: nn.Module) -> None:
 
 def unpack(module: Linear4bit) -> None:
     """Put one repacked weight back in order; scales stay rounded to bfloat16 in value."""
-    state = getattr(module.weight, "quant_state", None)
+    parameter: Any = module.weight
+    state: Any = getattr(parameter, "quant_state", None)
     if not getattr(state, "packing_format_for_cpu", False):
         return
     # float32 and row order before anything is derived from the scales.
     absmax = state.absmax.T.contiguous().to(torch.float32)
-    weight, state = _convert_weight_packed_for_cpu_inverse(module.weight.data, state)
+    weight, state = _convert_weight_packed_for_cpu_inverse(parameter.data, state)
     if not state.nested:
         state.absmax = absmax.reshape(-1)
-    module.weight.data, module.weight.quant_state, module.quant_state = weight, state, state
+    parameter.data, parameter.quant_state, module.quant_state = weight, state, state

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -12,13 +14,15 @@ from ewq.quantizer.cpu_packing import unpack
 from ewq.quantizer.ops import QUANTIZED
 
 
-def dequantized_weight(module: Linear4bit | Linear8bitLt) -> torch.Tensor:
+def dequantized_weight(module: Any) -> torch.Tensor:  # noqa: ANN401 - a quantized module
     """The values that a quantized module multiplies with: ``[out, in]``."""
     if isinstance(module, Linear4bit):
         unpack(module)
-        return dequantize_4bit(module.weight.data, module.weight.quant_state)
+        weight: Any = module.weight
+        return dequantize_4bit(weight.data, weight.quant_state)
     scales = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
-    return int8_vectorwise_dequant(module.weight.data, scales)
+    values: torch.Tensor = int8_vectorwise_dequant(module.weight.data, scales)
+    return values
 
 
 def dequantize_model(model: nn.Module, dtype: torch.dtype) -> None:
@@ -35,7 +39,7 @@ def _plain(module: Linear4bit | Linear8bitLt, weight: torch.Tensor) -> nn.Module
     new: nn.Module
     with torch.device("meta"):
         if getattr(module, "source_cls", nn.Linear) is Conv1D:
-            new = Conv1D(module.out_features, module.in_features)
+            new = Conv1D(module.out_features, module.in_features)  # type: ignore[no-untyped-call]
             weight = weight.T.contiguous()
         else:
             new = nn.Linear(module.in_features, module.out_features, module.bias is not None)

@@ -22,6 +22,7 @@ from ewq.quantizer.dequantize import dequantize_model
 from ewq.quantizer.memory import memory_footprint
 from ewq.quantizer.modules import replacement
 from ewq.quantizer.ops import EwqDeserialize, EwqQuantize, is_quantized_weight, module_of
+from ewq.quantizer.pages import Housekeeper
 from ewq.quantizer.stored import state_to_save
 
 LOADED = {Precision.EIGHT_BIT: "is_loaded_in_8bit", Precision.FOUR_BIT: "is_loaded_in_4bit"}
@@ -29,14 +30,14 @@ LOADED = {Precision.EIGHT_BIT: "is_loaded_in_8bit", Precision.FOUR_BIT: "is_load
 
 
 @register_quantizer(METHOD)
-class EwqHfQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
+class EwqHfQuantizer(Bnb4BitHfQuantizer):
     """Swaps linear modules on the meta device and quantizes each weight as it arrives.
 
     Devices, memory limits and offloading follow transformers' bitsandbytes
     quantizers, from which it inherits them.
     """
 
-    quantization_config: EwqConfig
+    quantization_config: EwqConfig  # type: ignore[assignment]
     serialized_names = {  # noqa: RUF012 - transformers declares it this way
         "weight": list(
             dict.fromkeys(
@@ -47,7 +48,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
     }
 
     @property
-    def quantized_element_size(self) -> None:
+    def quantized_element_size(self) -> None:  # type: ignore[override]
         """Differs from weight to weight: see :meth:`param_element_size`."""
         return None
 
@@ -86,6 +87,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
             new = replacement(old, precision, options, compute, self.pre_quantized)
             model.set_submodule(name, new)
         self.precisions = frozenset(modules.values())
+        self.housekeeper = Housekeeper(checkpoint_files or ())
 
     def _settled_plan(self, checkpoint: Checkpoint) -> QuantizationPlan:
         """The config's plan, or the one its rule leads to; checked against the checkpoint."""
@@ -120,6 +122,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
         model: Any,  # noqa: ANN401 - a PreTrainedModel
         **kwargs: object,
     ) -> Any:  # noqa: ANN401 - the same model
+        self.housekeeper.tidy()
         for precision in self.precisions & LOADED.keys():
             setattr(model, LOADED[precision], True)
         model.get_memory_footprint = MethodType(memory_footprint, model)
@@ -153,7 +156,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
 
     def remove_quantization_config(self, model: Any) -> None:  # noqa: ANN401 - a PreTrainedModel
         """Forget everything that marks a model as quantized."""
-        super().remove_quantization_config(model)
+        super().remove_quantization_config(model)  # type: ignore[no-untyped-call]
         for name in ("get_memory_footprint", *LOADED.values()):
             model.__dict__.pop(name, None)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from torch import nn
 
 
@@ -27,14 +28,15 @@ def memory_footprint(model: nn.Module, return_buffers: bool = True) -> int:
     return sum(tensor.nelement() * tensor.element_size() for tensor in tensors)
 
 
-def quantization_state(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Scales and tables of one quantized module; nothing for any other."""
+def quantization_state(module: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401 - a module
+    """Scales and tables of one quantized module; nothing for any other module."""
     if isinstance(module, Linear8bitLt):
         # The first forward pass moves the scales from the weight to the module's state.
         scales = (getattr(module.weight, "SCB", None), module.state.SCB)
         yield from (scale for scale in scales[:2] if scale is not None)
     elif isinstance(module, Linear4bit) and getattr(module.weight, "quant_state", None):
-        state = module.weight.quant_state
+        weight: Any = module.weight
+        state = weight.quant_state
         nested = getattr(state, "state2", None)
         parts = [state.absmax, state.code, getattr(state, "offset", None)]
         parts += [] if nested is None else [nested.absmax, nested.code]

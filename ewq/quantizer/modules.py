@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit, Linear8bitLt, Params4bit
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt, Params4bit
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -26,7 +27,7 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, Conv1D) or kind is nn.Linear or kind.__name__ in PLAIN_SUBCLASSES
 
 
-def features(module: nn.Module) -> tuple[int, int]:
+def features(module: Any) -> tuple[int, int]:  # noqa: ANN401 - a linear module
     """``(in, out)`` of a linear module; ``Conv1D`` stores its weight as ``[in, out]``."""
     if isinstance(module, Conv1D):
         rows, columns = module.weight.shape
@@ -37,7 +38,7 @@ def features(module: nn.Module) -> tuple[int, int]:
 def four_bit(module: nn.Module, options: Options, dtype: torch.dtype) -> Linear4bit:
     """An empty 4-bit module in place of ``module``, on the current default device."""
     rows_in, rows_out = features(module)
-    new = Linear4bit(
+    new = Linear4bit(  # type: ignore[no-untyped-call]
         rows_in,
         rows_out,
         module.bias is not None,

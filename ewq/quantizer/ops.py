@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from torch import nn
 from transformers.core_model_loading import ConversionOps
 from transformers.integrations.bitsandbytes import (
@@ -18,8 +18,11 @@ from transformers.integrations.bitsandbytes import (
 from ewq.quantizer.stored import in_shape
 
 QUANTIZED = (Linear4bit, Linear8bitLt)
-QUANTIZE = {Linear4bit: Bnb4bitQuantize, Linear8bitLt: Bnb8bitQuantize}
-DESERIALIZE = {Linear4bit: Bnb4bitDeserialize, Linear8bitLt: Bnb8bitDeserialize}
+QUANTIZE: dict[type[nn.Module], Any] = {Linear4bit: Bnb4bitQuantize, Linear8bitLt: Bnb8bitQuantize}
+DESERIALIZE: dict[type[nn.Module], Any] = {
+    Linear4bit: Bnb4bitDeserialize,
+    Linear8bitLt: Bnb8bitDeserialize,
+}
 Tensors = dict[str, Any]
 
 
@@ -34,13 +37,13 @@ def is_quantized_weight(model: nn.Module, parameter: str) -> bool:
     return name == "weight" and isinstance(model.get_submodule(path), QUANTIZED)
 
 
-class EwqQuantize(ConversionOps):  # type: ignore[misc]
+class EwqQuantize(ConversionOps):
     """Quantizes the weights of one converter as their modules' classes say."""
 
-    def __init__(self, hf_quantizer: object) -> None:
+    def __init__(self, hf_quantizer: Any) -> None:  # noqa: ANN401 - the quantizer makes these
         self.hf_quantizer = hf_quantizer
 
-    def convert(
+    def convert(  # type: ignore[override]
         self, input_dict: Tensors, model: nn.Module | None = None, **kwargs: object
     ) -> Tensors:
         """Quantized parameters for quantized modules, everything else as it came."""
@@ -52,16 +55,17 @@ class EwqQuantize(ConversionOps):  # type: ignore[misc]
                 continue
             operation = QUANTIZE[type(module_of(model, name))](self.hf_quantizer)
             result.update(operation.convert({name: value}, model=model, **kwargs))
+            self.hf_quantizer.housekeeper.used(_first(value).nbytes)
         return result
 
 
-class EwqDeserialize(ConversionOps):  # type: ignore[misc]
+class EwqDeserialize(ConversionOps):
     """Joins the stored parts of one weight: values, scales, tables."""
 
     def __init__(self, hf_quantizer: object) -> None:
         self.hf_quantizer = hf_quantizer
 
-    def convert(
+    def convert(  # type: ignore[override]
         self,
         input_dict: Tensors,
         model: nn.Module | None = None,
@@ -82,7 +86,7 @@ class EwqDeserialize(ConversionOps):  # type: ignore[misc]
             )
             return found
         # Stored parts keep their dtypes, so the loader casts nothing: raw weights are cast here.
-        dtype = model.get_parameter_or_buffer(full_layer_name).dtype
+        dtype = getattr(module, full_layer_name.rpartition(".")[2]).dtype
         return {name: _cast(value, dtype) for name, value in input_dict.items()}
 
 

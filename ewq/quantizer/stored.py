@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from bitsandbytes.nn import Linear8bitLt
+from bitsandbytes.nn.modules import Linear8bitLt
 from torch import nn
 
 from ewq.quantizer.cpu_packing import unpack_model

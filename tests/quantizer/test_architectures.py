@@ -1,4 +1,4 @@
-"""Any architecture: the planned classes, the bits of swapping by hand, and the way to disk and back."""
+"""Any architecture: the planned classes, the bits of swapping by hand, and saving."""
 
 from __future__ import annotations
 

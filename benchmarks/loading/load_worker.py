@@ -1,0 +1,102 @@
+"""Child process: load one checkpoint one way and report its own peak of memory as JSON.
+
+Run by ``measure.py``; a process of its own because a peak is never given back.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import AutoModelForCausalLM
+
+from ewq.plan import read_plan
+from ewq.precision import Precision
+from ewq.quantizer import EwqConfig, memory_footprint
+from ewq.quantizer.modules import replacement
+from ewq.quantizer.options import Options
+
+
+class AnonymousPeak:
+    """Most private memory seen, in bytes; pages of the mapped checkpoint are not private."""
+
+    def __init__(self) -> None:
+        self.most_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> AnonymousPeak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.002):
+            self.most_bytes = max(self.most_bytes, private_bytes())
+
+
+def private_bytes() -> int:
+    """``RssAnon``: resident memory that no file backs."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024
+
+
+def streamed(folder: str, plan_path: str) -> torch.nn.Module:
+    """ewq's way: each tensor is quantized as it arrives."""
+    config = EwqConfig(plan=plan_path)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", quantization_config=config)
+
+
+def reopened(folder: str, plan_path: str) -> torch.nn.Module:
+    """A folder that was saved quantized."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+
+
+def swapped(folder: str, plan_path: str) -> torch.nn.Module:
+    """The proof of concept's way: the whole model in 16 bits, then module by module."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    for name, precision in read_plan(plan_path).weights.items():
+        path = name.removesuffix(".weight")
+        if precision is not Precision.RAW:
+            old = model.get_submodule(path)
+            new = replacement(old, precision, Options(), model.dtype, stored=False)
+            new.weight = type(new.weight)(
+                old.weight.data, requires_grad=False, **new.weight.__dict__
+            ).to("cpu")
+            model.set_submodule(path, new)
+    return model
+
+
+WAYS = {"streamed": streamed, "swapped": swapped, "reopened": reopened}
+
+
+def main(way: str, folder: str, plan_path: str) -> None:
+    """Load, and print what it took."""
+    before = private_bytes()
+    with AnonymousPeak() as peak:
+        start = time.perf_counter()
+        model = WAYS[way](folder, plan_path)
+        load_s = time.perf_counter() - start
+    report = {
+        "way": way,
+        "load_s": load_s,
+        "weights_bytes": memory_footprint(model),
+        "before_bytes": before,
+        "peak_private_bytes": peak.most_bytes,
+        "peak_resident_bytes": getattr(psutil.Process().memory_info(), "peak_wset", None)
+        or int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024,
+    }
+    sys.stdout.write(json.dumps(report) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
