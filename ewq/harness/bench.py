@@ -13,6 +13,7 @@ from ewq.harness.handle import VariantHandle
 from ewq.harness.jobs import JOBS
 from ewq.harness.loading import Loaded
 from ewq.harness.options import Options
+from ewq.harness.out_of_memory import reported
 from ewq.harness.placement import Placement
 from ewq.harness.references import References
 from ewq.harness.subject import Subject
@@ -90,7 +91,8 @@ class Bench:
         from ewq.instruments.load_watch import LoadWatch
 
         self.loads[variant.name] += 1
-        with LoadWatch(self.placement.device) as watch:
+        device = self.placement.device
+        with reported(f"{variant.name}, loading", device), LoadWatch(device) as watch:
             loaded = self.load(variant, self.subject, self.placement)
         return loaded, watch.reading
 
@@ -125,6 +127,8 @@ class Bench:
         """Measure or recall the reference for tasks that pair with it but do not select it."""
         own = {task for variant, task in self.selected if variant == REFERENCE}
         paired = {task for variant, task in self.selected if variant != REFERENCE and _pairs(task)}
+        if self.subject.is_dummy:
+            paired &= {"throughput"}
         self.references.prepare(sorted(paired - own))
 
     def restore_distributions(self, task: str, handle: VariantHandle) -> None:

@@ -9,6 +9,7 @@ from ewq.errors import EwqError, MeasurementError
 from ewq.gates import judge
 from ewq.harness.handle import VariantHandle
 from ewq.harness.jobs import JOBS, Work
+from ewq.harness.out_of_memory import reported
 from ewq.measurement import Metric, TaskResult
 from ewq.record import Record
 from ewq.variants import REFERENCE
@@ -49,9 +50,10 @@ def _fresh(bench: Bench, handle: VariantHandle, task: str, benchmark: BenchmarkF
     _refuse_repeated_crash(bench, key)
     bench.journal.started(key)
     try:
-        work = JOBS[task].prepare(bench, handle)
-        _time(benchmark, work)
-        record = _record(bench, handle, task, work)
+        with reported(f"{handle.name}, {task}", bench.placement.device):
+            work = JOBS[task].prepare(bench, handle)
+            _time(benchmark, work)
+            record = _record(bench, handle, task, work)
     except EwqError as error:
         bench.journal.failed(key, str(error))
         raise

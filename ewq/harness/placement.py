@@ -32,13 +32,18 @@ def find_placement(device: str, dtype: str, decode: str, config: Mapping[str, An
     Raises:
         BackendUnavailable: a CUDA device was asked for and there is none.
     """
-    found = _device(device)
+    found = find_device(device)
     if dtype == "auto":
         dtype = "float32" if found == "cpu" else _sixteen_bit(config)
     return Placement(found, dtype, decode)
 
 
-def _device(asked: str) -> str:
+def find_device(asked: str) -> str:
+    """The device that ``asked`` means here: ``auto`` is CUDA when there is one.
+
+    Raises:
+        BackendUnavailable: a CUDA device was asked for and there is none.
+    """
     if asked == "cpu":
         return asked
     import torch

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ewq.dummy import PREFIX, dummy_checkpoint, dummy_label
 from ewq.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
 from ewq.progress import NO_PROGRESS, Progress
 
@@ -28,6 +29,8 @@ class Subject:
     source: str
     """Hub id or local folder, as transformers takes it."""
     progress: Progress = NO_PROGRESS
+    is_dummy: bool = False
+    """Random weights: only speed and memory mean anything."""
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -69,14 +72,20 @@ class Subject:
         return self.analysis.uniform_plan(precision)
 
 
-def find_subject(model: str, tier: str, progress: Progress) -> Subject:
+def find_subject(model: str, tier: str, device: str, progress: Progress) -> Subject:
     """The model that ``--ewq-model`` names: the embedded one, or the tiny one in the smoke tier.
+
+    ``dummy:CONFIG`` is a shape with random weights, drawn on ``device``.
 
     Raises:
         CheckpointError: it cannot be found or read.
         BackendUnavailable: the embedded model's package is missing.
     """
-    if model:
+    if model.startswith(PREFIX):
+        config = Path(model.removeprefix(PREFIX))
+        folder = dummy_checkpoint(config, device, progress)
+        subject = Subject(dummy_label(config), str(folder), progress, is_dummy=True)
+    elif model:
         subject = Subject(model, model, progress)
     elif tier == "smoke":
         subject = Subject(f"fixture {TINY_MODEL}", str(fixture_path(TINY_MODEL)), progress)

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ewq.record import Verdict
+from ewq.record import Record, Verdict
 from ewq.report.rows import VariantRow, variant_rows
 from ewq.report.table import footnotes, terminal_table
 
@@ -47,12 +47,28 @@ def _gates(state: HarnessSession) -> list[str]:
     records = list(state.bench.records.values())
     counted = {verdict: sum(r.verdict is verdict for r in records) for verdict in Verdict}
     counts = ", ".join(f"{number} {verdict}" for verdict, number in counted.items() if number)
-    told = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.IMPROVED)
-    return [f"gates: {counts}"] + [
-        f"  {record.verdict}: {record.variant} {record.task}: {record.reasons[0]}"
-        for record in records
-        if record.verdict in told and record.reasons
-    ]
+    lines = [f"gates: {counts}"]
+    for verdict in (Verdict.FAIL, Verdict.IMPROVED):
+        lines += [
+            f"  {verdict}: {record.variant} {record.task}: {_brief(record.reasons[0])}"
+            for record in records
+            if record.verdict is verdict and record.reasons
+        ]
+    return lines + _inconclusive(records)
+
+
+def _inconclusive(records: list[Record]) -> list[str]:
+    """One line a task: the same few questions are too few for every variant alike."""
+    variants: dict[str, list[str]] = {}
+    for record in records:
+        if record.verdict is Verdict.INCONCLUSIVE:
+            variants.setdefault(record.task, []).append(record.variant)
+    return [f"  inconclusive: {task}: {', '.join(names)}" for task, names in variants.items()]
+
+
+def _brief(reason: str) -> str:
+    """The sentence without its statistics, which the stored record and JUnit XML keep."""
+    return reason.split(" [", 1)[0]
 
 
 def _skips(state: HarnessSession) -> list[str]:
