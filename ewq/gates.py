@@ -64,8 +64,11 @@ def judge(
     if baseline is not None:
         refused += incomparable(baseline, record)
         findings += [] if refused else _baseline_findings(record, baseline, tolerances or {})
-    if refused or not findings:
-        findings.append(_no_baseline(refused))
+    if refused:
+        findings.append(_no_baseline("; ".join(refused)))
+    elif not findings:
+        asked = "no metric of the baseline is gated" if baseline else "no baseline was asked for"
+        findings.append(_no_baseline(f"no limit applies and {asked}: nothing was gated"))
     return _conclude(findings)
 
 
@@ -81,8 +84,7 @@ def _conclude(findings: Sequence[Finding]) -> Judgement:
     return Judgement(verdict, reasons, tuple(ranked))
 
 
-def _no_baseline(refused: Sequence[str]) -> Finding:
-    why = "; ".join(refused) or "no limit applies and no baseline was asked for: nothing was gated"
+def _no_baseline(why: str) -> Finding:
     return Finding("", Verdict.NO_BASELINE, f"no baseline: {why}")
 
 

@@ -43,7 +43,10 @@ class Journal:
         Raises:
             EwqError: the file cannot be written, or another run is writing it.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EwqError(f"cannot make {path.parent}: {error.strerror}") from error
         journal = cls(path, _open_locked(path))
         journal._truncate(0)
         journal._append({"kind": "header", "schema": SCHEMA, "header": dict(header)})

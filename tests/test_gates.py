@@ -163,6 +163,13 @@ def test_nothing_to_gate_by_is_no_baseline_and_says_so():
     assert "nothing was gated" in judgement.reasons[0]
 
 
+def test_a_baseline_with_nothing_to_gate_says_so():
+    judgement = judge(record("samples"), {}, record("samples"), {})
+
+    assert judgement.verdict is N
+    assert "no metric of the baseline is gated" in judgement.reasons[0]
+
+
 def speed(value, stderr=0.5):
     return {"decode_tokens_per_s": metric(value, stderr=stderr, n=5, unit="tokens/s")}
 

@@ -172,6 +172,14 @@ def test_what_is_not_json_is_refused_and_leaves_no_trace(path, bad):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("place", ["file/run.jsonl", "folder"])
+def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(EwqError, match=r"cannot (make|open) .*: "):
+        Journal.create(tmp_path / place, HEADER)
+
+
 def test_discarding_deletes_the_file(path):
     journal = Journal.create(path, HEADER)
     journal.discard()
