@@ -12,7 +12,10 @@ import typer
 
 from ewq.cli.compare import compare
 from ewq.cli.diff import diff
+from ewq.cli.export import export
 from ewq.cli.plan import plan
+from ewq.cli.quantize import quantize
+from ewq.cli.report import report
 from ewq.errors import EwqError
 
 app = typer.Typer(
@@ -22,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (plan, diff, compare):
+for command in (plan, diff, quantize, export, compare, report):
     app.command(command.__name__)(command)
 
 
