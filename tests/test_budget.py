@@ -75,6 +75,15 @@ def test_equal_blocks_keep_the_order_of_scores(scores, room):
     assert by_score == sorted(by_score, key=RISING.index)
 
 
+def test_room_left_by_the_ranking_is_used_to_the_last_byte():
+    low = dict(zip(RISING, (10, 11, 50), strict=True))
+    high = dict(zip(RISING, (10, 20, 100), strict=True))
+
+    chosen = within_budget([1.0, 2.0], [low, high], 0, 21, 100)
+
+    assert chosen == [Precision.EIGHT_BIT, Precision.FOUR_BIT]
+
+
 def test_a_target_above_everything_keeps_all_raw():
     assert within_budget([1.0, 2.0], equal_sizes(2), 10, 10**9, 100) == [Precision.RAW] * 2
 
