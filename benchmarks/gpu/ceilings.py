@@ -1,0 +1,69 @@
+"""What the device can do at best: copy bandwidth, and weights counted per second."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROUNDS = 20
+BYTES = {"cuda": 4 * 1024**3, "cpu": 256 * 1024**2}
+
+
+def median_s(work: Callable[[], object], device: str) -> float:
+    """Median seconds of ``work``, device synchronised, after three rounds to warm up."""
+    times = []
+    for _ in range(3 + ROUNDS):
+        synchronize(device)
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return sorted(times[3:])[ROUNDS // 2]
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def copy_bytes_per_s(device: str) -> float:
+    """Bytes read plus bytes written per second by a large device-to-device copy."""
+    source = torch.randint(0, 255, (BYTES[device.split(":")[0]],), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / median_s(lambda: target.copy_(source), device)
+
+
+def weights_per_s(device: str) -> float:
+    """16-bit weights per second whose statistics are counted from device memory."""
+    numel = BYTES[device.split(":")[0]] // 8
+    values = torch.empty(numel, dtype=torch.bfloat16, device=device).normal_(0, 0.02)
+    bits = values.view(torch.int16)
+
+    def count() -> torch.Tensor:
+        return torch.bincount(bits.int() & 0xFFFF, minlength=1 << 16)
+
+    return numel / median_s(count, device)
+
+
+def main() -> None:
+    """Measure and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    figures = {
+        "device": arguments.device,
+        "copy_bytes_per_s": copy_bytes_per_s(arguments.device),
+        "weights_counted_per_s": weights_per_s(arguments.device),
+    }
+    arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
