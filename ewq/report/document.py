@@ -24,6 +24,8 @@ class Point:
 
     text: str
     lead: str = ""
+    name: str = ""
+    """What the line is about, between lead and text; stands out too."""
     open_question: bool = False
     """Whether the line says that something is not decided."""
 
@@ -47,6 +49,19 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Label:
+    """The name of a point, drawn beside it where there is room."""
+
+    x: float
+    y: float
+    text: str
+    """Escaped by ``plot_text``."""
+    low: float
+    high: float
+    """Ends of the point's error bar, which labels keep clear of."""
+
+
+@dataclass(frozen=True)
 class Plot:
     """A picture, and the table that says the same to those who do not see it."""
 
@@ -57,8 +72,7 @@ class Plot:
     figure: Figure
     table: Table
     height_px: int = 420
-    labels: tuple[tuple[float, float, str], ...] = ()
-    """``(x, y, text)`` of points to be labelled where there is room."""
+    labels: tuple[Label, ...] = ()
 
 
 @dataclass(frozen=True)

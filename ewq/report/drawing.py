@@ -6,8 +6,11 @@ own, so that a plot follows the reader's dark or light mode and prints on white.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ewq.report.escaping import plot_text
+from ewq.report.kinds import Kind
 
 MARGIN = {"l": 58, "r": 16, "t": 12, "b": 52}
 CLEAR = "rgba(0,0,0,0)"
@@ -40,6 +43,27 @@ def axis(title: str) -> dict[str, Any]:
         "gridcolor": "#888",
         "zeroline": False,
         "fixedrange": True,
+    }
+
+
+def marks(
+    kind: Kind,
+    names: Sequence[str],
+    x: Sequence[float],
+    y: Sequence[float],
+    error_y: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A trace of variants of one kind with error bars; ``names`` are escaped here."""
+    outline = {"width": 2, "color": kind.color}
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": kind.label,
+        "x": list(x),
+        "y": list(y),
+        "text": [plot_text(name) for name in names],
+        "marker": {"color": kind.color, "symbol": kind.mark, "size": 11, "line": outline},
+        "error_y": {"type": "data", "color": kind.color, "thickness": 1.5, **error_y},
     }
 
 

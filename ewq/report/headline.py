@@ -204,7 +204,7 @@ def _plans_against_controls(subject: Reported) -> Claim | None:
     rest = len(fought) - len(won) - len(lost)
     if not parts:
         text = f"none of {rest} pairs has a side that is shown to be both smaller and better."
-        return Claim("Plan or uniform?", None, text)
+        return Claim("Plan or uniform", None, text)
     more = f" The other {rest} pairs trade size against quality or are undecided." if rest else ""
     sentence = "; ".join(parts) + "." + more
-    return Claim("Plan or uniform?", won[0].plan if won and not lost else None, sentence)
+    return Claim("Plan or uniform", won[0].plan if won and not lost else None, sentence)

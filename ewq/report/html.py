@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
@@ -30,6 +32,7 @@ from ewq.report.escaping import html_text, script_json
 SIZE_LIMIT_BYTES = 6_000_000
 """What a page may weigh; plotly.js is most of it."""
 
+_TIED = re.compile(r" (?=%|±|(?:GB|points|tokens/s)\b)|(?<=±) ")
 _LONG_CELL = 48
 _VERDICTS = frozenset(verdict.value for verdict in Verdict)
 
@@ -106,7 +109,7 @@ def _section(section: Section) -> str:
 
 def _paragraph(part: Paragraph) -> str:
     kind = ' class="warning" role="note"' if part.warning else ""
-    return f"<p{kind}>{html_text(part.text)}</p>"
+    return f"<p{kind}>{_prose(part.text)}</p>"
 
 
 def _bullets(part: Bullets) -> str:
@@ -117,11 +120,17 @@ def _point(point: Point) -> str:
     lead = f"<b>{html_text(point.lead)}:</b>" if point.lead else ""
     tag = '<span class="tag">not decided</span>' if point.open_question else ""
     kind = ' class="open"' if point.open_question else ""
-    return f"<li{kind}>{tag}{lead}{html_text(point.text)}</li>"
+    name = f"<strong>{html_text(point.name)}</strong>" if point.name else ""
+    return f"<li{kind}>{tag}{lead}{name}{_prose(point.text)}</li>"
+
+
+def _prose(text: str) -> str:
+    """Text that wraps, but not between a number and its unit or error."""
+    return _TIED.sub("\u00a0", html_text(text))
 
 
 def _table(part: Table) -> str:
-    title = f"<caption>{html_text(part.title)}</caption>" if part.title else ""
+    title = f'<p class="quiet">{html_text(part.title)}</p>' if part.title else ""
     words = [place == 0 or heading in part.words for place, heading in enumerate(part.headings)]
     head = "".join(
         f'<th scope="col"{_class("word" if word else "")}>{html_text(heading)}</th>'
@@ -129,7 +138,7 @@ def _table(part: Table) -> str:
     )
     body = "\n".join(_row(row, words) for row in part.rows)
     return (
-        f'<div class="scroll" tabindex="0"><table>{title}<thead><tr>{head}</tr></thead>'
+        f'{title}<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>\n{body}\n</tbody></table></div>"
     )
 
@@ -158,13 +167,13 @@ def _plot(part: Plot) -> str:
         f'<figure><h3>{title}</h3><div class="plot" id="{name}" data-height="{part.height_px}" '
         f'style="min-height:{part.height_px}px" role="img" '
         f'aria-label="{title}; the table below says the same"></div>'
-        f"<figcaption>{html_text(part.caption)}</figcaption>"
+        f"<figcaption>{_prose(part.caption)}</figcaption>"
         f"<details><summary>{title} as a table</summary>{_table(part.table)}</details></figure>"
     )
 
 
 def _plot_data(part: Plot) -> str:
-    figure: dict[str, Any] = {**part.figure, "labels": [list(label) for label in part.labels]}
+    figure: dict[str, Any] = {**part.figure, "labels": [asdict(label) for label in part.labels]}
     name = html_text(part.name)
     return f'<script type="application/json" id="{name}-data">{script_json(figure)}</script>'
 

@@ -49,7 +49,7 @@ _OF_RECIPE: dict[type, Kind] = {
 _UNQUANTIZED_GGUF = "gguf-f16"
 
 PRECISION_COLORS = {
-    Precision.RAW.value: BLUE,
+    Precision.RAW.value: GREEN,
     Precision.EIGHT_BIT.value: SKY,
     Precision.FOUR_BIT.value: ORANGE,
 }

@@ -29,6 +29,7 @@ def _bullets(part: Bullets) -> str:
     lines = []
     for point in part.points:
         lead = f"**{markdown_text(point.lead)}:** " if point.lead else ""
+        lead += f"**{markdown_text(point.name)}**" if point.name else ""
         doubt = "(not decided) " if point.open_question else ""
         lines.append(f"- {doubt}{lead}{markdown_text(point.text)}")
     return "\n".join(lines)

@@ -29,7 +29,7 @@ _WORDS = ("Variant", "Verdict")
 
 def columns_for(rows: Sequence[VariantRow]) -> tuple[Column, ...]:
     """The table's columns; the memory column says which memory it shows."""
-    on_gpu = any(row.metric("memory", "vram_peak_bytes") for row in rows)
+    on_gpu = _on_gpu(rows)
     return (
         Column("Variant", lambda row: row.variant),
         Column("VRAM GB" if on_gpu else "GB", cells.memory_gb),
@@ -42,6 +42,10 @@ def columns_for(rows: Sequence[VariantRow]) -> tuple[Column, ...]:
         Column("KLD mnat", cells.kld_millinats, wide_only=True),
         Column("Verdict", lambda row: row.verdict.value, wide_only=True),
     )
+
+
+def _on_gpu(rows: Sequence[VariantRow]) -> bool:
+    return any(row.metric("memory", "vram_peak_bytes") for row in rows)
 
 
 def terminal_table(rows: Sequence[VariantRow], width: int) -> Table:
@@ -72,7 +76,8 @@ def markdown_table(rows: Sequence[VariantRow]) -> str:
 
 def footnotes(rows: Sequence[VariantRow]) -> list[str]:
     """What a reader must know to read the table rightly."""
-    notes = ["GB: the weights. ± is one standard error; Δ is paired with fp16 on the same items."]
+    memory = "VRAM GB: the peak." if _on_gpu(rows) else "GB: the weights."
+    notes = [f"{memory} ± is one standard error; Δ is paired with fp16 on the same items."]
     if any(row.at_chance for row in rows):
         notes.append("* MMLU at chance level: this model's letter score says nothing.")
     return notes

@@ -1,74 +1,93 @@
 "use strict";
 // Draws each plot of the page and keeps labels of points from covering each other.
 (function () {
-  var LABEL_PX = 11, PRINT_WIDTH_PX = 680;
-  var OPTIONS = { displayModeBar: false, responsive: false, scrollZoom: false };
-  var plots = [];
+  const LABEL_PX = 11, SMALL_PX = 560, CROWDED = 24, PRINT_WIDTH_PX = 680;
+  const OPTIONS = { displayModeBar: false, responsive: false, scrollZoom: false };
+  // Above, below, right, left of the point, then the corners.
+  const PLACES = [[0, -1], [0, 1], [1, 0], [-1, 0], [1, -1], [-1, -1], [1, 1], [-1, 1]];
 
-  function spec(box) {
+  function read(box) {
     return JSON.parse(document.getElementById(box.id + "-data").textContent);
   }
 
-  function position(axis, value, length_px) {
-    var share = (value - axis.range[0]) / (axis.range[1] - axis.range[0]);
-    return share * length_px;
+  function overlap(a, b) {
+    return a[2] > b[0] && a[0] < b[2] && a[3] > b[1] && a[1] < b[3];
   }
 
-  // Greedy: each label takes the first of eight places around its point that is free.
-  function labels(drawn, width_px, height_px) {
-    var layout = drawn.layout, margin = layout.margin, small = width_px < 560;
-    var inner_w = width_px - margin.l - margin.r, inner_h = height_px - margin.t - margin.b - 40;
-    var font = small ? LABEL_PX - 1 : LABEL_PX;
-    var points = drawn.labels.map(function (label) {
-      return { x: position(layout.xaxis, label[0], inner_w),
-               y: inner_h - position(layout.yaxis, label[1], inner_h), label: label };
+  function distance(box, p) {
+    return Math.hypot(Math.max(box[0] - p.x, 0, p.x - box[2]),
+                      Math.max(box[1] - p.y, 0, p.y - box[3]));
+  }
+
+  // Pixels from the left or top of the plotting area.
+  function pixels(axis, value, length_px) {
+    return length_px * (value - axis.range[0]) / (axis.range[1] - axis.range[0]);
+  }
+
+  // Greedy: each label takes the first free place around its point. Where none is free the
+  // name stays in the hover text and in the table.
+  function annotations(labels, layout, size, font_px) {
+    const y_px = (value) => size.h - pixels(layout.yaxis, value, size.h);
+    const points = labels.map((label) => ({
+      label: label, x: pixels(layout.xaxis, label.x, size.w), y: y_px(label.y) }));
+    const taken = [];
+    points.forEach((p) => {
+      taken.push([p.x - 7, p.y - 7, p.x + 7, p.y + 7]);
+      taken.push([p.x - 4, y_px(p.label.high), p.x + 4, y_px(p.label.low)]);
     });
-    var taken = points.map(function (p) { return [p.x - 7, p.y - 7, p.x + 7, p.y + 7]; });
-    return points.map(function (p, own) {
-      var length = p.label[2].replace(/&[a-z#0-9]+;/g, "x").length;
-      var w = length * font * 0.58 + 4, h = font + 3, gap = 10;
-      var places = [[0, -1], [0, 1], [1, 0], [-1, 0], [1, -1], [-1, -1], [1, 1], [-1, 1]];
-      for (var i = 0; i < places.length; i++) {
-        var dx = places[i][0], dy = places[i][1];
-        var cx = p.x + dx * (gap + w / 2), cy = p.y + dy * (gap + h / 2);
-        var box = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2];
-        if (box[0] < 0 || box[1] < 0 || box[2] > inner_w || box[3] > inner_h) { continue; }
-        var free = taken.every(function (t, n) {
-          return n === own || box[2] < t[0] || box[0] > t[2] || box[3] < t[1] || box[1] > t[3];
-        });
-        if (!free) { continue; }
-        taken.push(box);
-        return { x: p.label[0], y: p.label[1], text: p.label[2], showarrow: false,
-                 xshift: cx - p.x, yshift: p.y - cy, font: { size: font } };
+    return points.map((p) => {
+      const length = p.label.text.replace(/&[a-z#0-9]+;/g, "x").length;
+      const w = length * font_px * 0.58 + 2, h = font_px + 2;
+      for (const [dx, dy] of PLACES) {
+        const cx = p.x + dx * (9 + w / 2), cy = p.y + dy * (9 + h / 2);
+        const box = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2];
+        // A label nearer to another point than to its own would name the wrong one.
+        const own = distance(box, p);
+        const clear = points.every((q) => q === p || distance(box, q) > own
+          || (q.x === p.x && q.y === p.y));
+        const inside = box[0] >= 0 && box[1] >= 0 && box[2] <= size.w && box[3] <= size.h;
+        if (inside && clear && !taken.some((other) => overlap(box, other))) {
+          taken.push(box);
+          return { x: p.label.x, y: p.label.y, text: p.label.text, showarrow: false,
+                   xshift: cx - p.x, yshift: p.y - cy, font: { size: font_px } };
+        }
       }
-      return null;  // No room: the point's name stays in its hover text and in the table.
+      return null;
     }).filter(Boolean);
   }
 
   function draw(box, width_px) {
-    var drawn = spec(box), height_px = Number(box.dataset.height);
-    var layout = drawn.layout;
+    const drawn = read(box), layout = drawn.layout;
     layout.width = width_px || box.clientWidth;
-    layout.height = height_px;
-    layout.annotations = (layout.annotations || []).concat(
-      drawn.labels.length ? labels(drawn, layout.width, height_px) : []);
-    return Plotly.react(box, drawn.data, layout, OPTIONS).then(function () {
-      box.dataset.drawn = "yes";
-    });
+    layout.height = Number(box.dataset.height);
+    const small = layout.width < SMALL_PX;
+    if (small) {
+      layout.font.size -= 1;
+      layout.margin.r = 6;
+      if (layout.xaxis.side === "top") { layout.xaxis.tickangle = -90; }
+      // Letters in cells narrower than themselves are blots: the colours and the table remain.
+      drawn.data.filter((trace) => trace.yaxis === "y2" && trace.x.length > CROWDED)
+        .forEach((trace) => { trace.texttemplate = ""; });
+    }
+    return Plotly.react(box, drawn.data, layout, OPTIONS).then(() => {
+      const size = box._fullLayout._size;
+      if (!drawn.labels.length) { return null; }
+      const found = annotations(drawn.labels, layout, size, small ? LABEL_PX - 1 : LABEL_PX);
+      return Plotly.relayout(box, { annotations: found });
+    }).then(() => { box.dataset.drawn = "yes"; });
   }
 
-  function all(width_px) { plots.forEach(function (box) { draw(box, width_px); }); }
-
-  document.querySelectorAll(".plot").forEach(function (box) { plots.push(box); });
-  all();
-  var waiting, known_width = window.innerWidth;
-  window.addEventListener("resize", function () {
-    // A phone's browser bar changes the height only: nothing to draw again.
-    if (window.innerWidth === known_width) { return; }
-    known_width = window.innerWidth;
+  const plots = Array.from(document.querySelectorAll(".plot"));
+  const all = (width_px) => plots.forEach((box) => draw(box, width_px));
+  const main = document.querySelector("main");
+  let waiting = 0, width = main.clientWidth, printing = false;
+  new ResizeObserver(() => {
+    if (main.clientWidth === width || printing) { return; }
+    width = main.clientWidth;
     clearTimeout(waiting);
-    waiting = setTimeout(function () { all(); }, 150);
-  });
-  window.addEventListener("beforeprint", function () { all(PRINT_WIDTH_PX); });
-  window.addEventListener("afterprint", function () { all(); });
+    waiting = setTimeout(() => all(), 100);
+  }).observe(main);
+  window.addEventListener("beforeprint", () => { printing = true; all(PRINT_WIDTH_PX); });
+  window.addEventListener("afterprint", () => { printing = false; all(); });
+  all();
 })();

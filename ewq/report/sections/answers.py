@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ewq.report.document import Bullets, Paragraph, Part, Point, Section
-from ewq.report.headline import claims
+from ewq.report.headline import Claim, claims
 from ewq.report.subject import Reported
 
 UNSUPPORTED = (
@@ -21,11 +21,23 @@ def section(subject: Reported) -> Section:
     found = claims(subject)
     parts: list[Part] = [Paragraph(text, warning=True) for text in _warnings(subject)]
     if found:
-        parts.append(Bullets(tuple(Point(c.sentence, c.need, c.variant is None) for c in found)))
+        parts.append(Bullets(tuple(_point(claim) for claim in found)))
         parts.append(Paragraph(HOW))
     else:
         parts.append(Paragraph(UNSUPPORTED))
     return Section("answers", "Which variant to take", tuple(parts))
+
+
+def _point(claim: Claim) -> Point:
+    """Where the sentence begins with the variant to take, that is what readers look for."""
+    name = claim.variant or ""
+    named = bool(name) and claim.sentence.startswith(name)
+    return Point(
+        claim.sentence[len(name) :] if named else claim.sentence,
+        claim.need,
+        name if named else "",
+        open_question=claim.variant is None,
+    )
 
 
 def _warnings(subject: Reported) -> list[str]:

@@ -15,9 +15,11 @@ from ewq.report.subject import Reported
 
 LETTERS = {"raw": "R", "8bit": "8", "4bit": "4", "mixed": "M"}
 WORDS = {"raw": "raw", "8bit": "8 bits", "4bit": "4 bits", "mixed": "mixed"}
+SPENT = {"raw": "raw", "8bit": "at 8 bits", "4bit": "at 4 bits", "mixed": "mixed"}
 COLORS = {**kinds.PRECISION_COLORS, "mixed": kinds.PURPLE}
 MARKS = {**kinds.PRECISION_MARKS, "mixed": "star"}
 _LEVELS = tuple(WORDS)
+_LABEL_PX = 34
 _LETTERED = 48
 """More blocks than this leave no room for letters in a strip."""
 
@@ -80,7 +82,8 @@ def _plot(number: int, plans: list[_Plan]) -> Plot:
         name=f"blocks-{number}",
         title=f"Entropy by block ({first.scorer})",
         caption=f"Mean {first.mean:.4f} (the line for raw), standard deviation {first.std:.4f}. "
-        f"Below: R raw, 8 and 4 bits in each plan. {_spent(plans)}",
+        f"Dashed: where each factor's 4 bits begin. Strips: R raw, 8 and 4 bits. Blocks: "
+        f"{_spent(plans)}",
         figure=_figure(plans),
         table=_table(plans),
         height_px=400 + 24 * len(plans),
@@ -88,12 +91,13 @@ def _plot(number: int, plans: list[_Plan]) -> Plot:
 
 
 def _spent(plans: list[_Plan]) -> str:
-    parts = []
+    """How many blocks have each precision; plans that spend alike are told once."""
+    named: dict[str, list[str]] = {}
     for plan in plans:
         found = [precision for _, _, precision in plan.blocks]
-        counts = ", ".join(f"{found.count(p)} {WORDS[p]}" for p in _LEVELS if p in found)
-        parts.append(f"{plan.variant}: {counts}")
-    return "; ".join(parts) + "."
+        counts = ", ".join(f"{found.count(p)} {SPENT[p]}" for p in _LEVELS if p in found)
+        named.setdefault(counts, []).append(plan.variant)
+    return "; ".join(f"{', '.join(names)}: {counts}" for counts, names in named.items()) + "."
 
 
 def _figure(plans: list[_Plan]) -> dict[str, Any]:
@@ -109,7 +113,9 @@ def _figure(plans: list[_Plan]) -> dict[str, Any]:
             "automargin": True, "type": "category", "showgrid": False, "tickfont": {"size": 11},
         },
         shapes=[_line(value, dash) for value, _, dash in _lines(plans)],
-        annotations=[_line_label(value, text) for value, text, _ in _lines(plans)],
+        annotations=[
+            _line_label(value, text, place) for place, (value, text, _) in enumerate(_lines(plans))
+        ],
     )  # fmt: skip
     return {"data": [_curve(first), *_dots(first), _strips(plans)], "layout": frame}
 
@@ -120,7 +126,7 @@ def _lines(plans: list[_Plan]) -> list[tuple[float, str, str]]:
     for plan in plans:
         if "8bit" in plan.thresholds:
             value = float(plan.thresholds["8bit"])
-            name = plan.variant if plan.factor is None else f"factor {plan.factor:g}"
+            name = plan.variant if plan.factor is None else f"{plan.factor:g}"
             lines.setdefault(value, (name, "dash"))
     return [(value, plot_text(name), dash) for value, (name, dash) in lines.items()]
 
@@ -132,10 +138,11 @@ def _line(value: float, dash: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _line_label(value: float, text: str) -> dict[str, Any]:
+def _line_label(value: float, text: str, place: int) -> dict[str, Any]:
+    """Thresholds lie close together, so their labels stand side by side."""
     return {
         "xref": "paper", "x": 1, "xanchor": "right", "y": value, "yanchor": "bottom",
-        "text": text, "showarrow": False, "font": {"size": 10},
+        "xshift": -_LABEL_PX * place, "text": text, "showarrow": False, "font": {"size": 10},
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ewq.measurement import Metric
 from ewq.report.document import Plot, Section, Table
-from ewq.report.drawing import CLEAR, layout
+from ewq.report.drawing import layout
 from ewq.report.escaping import plot_text
 from ewq.report.rows import ABSENT, VariantRow, with_error
 from ewq.report.subject import Reported
@@ -18,8 +18,13 @@ _PAIRED, _PLAIN = "ln_ppl_ratio/", "perplexity/"
 _CERTAIN = 1.96
 """Standard errors from zero at which a change is told from none."""
 # Blue is better, vermillion worse, as deep as text stays readable on; no change is clear.
-_SCALE = [[0.0, "rgba(0,114,178,.65)"], [0.5, CLEAR], [1.0, "rgba(213,94,0,.65)"]]
-_SINGLE = [[0.0, CLEAR], [1.0, "rgba(0,114,178,.65)"]]
+_SCALE = [
+    [0.0, "rgba(0,114,178,.65)"],
+    [0.5, "rgba(0,114,178,0)"],
+    [0.5, "rgba(213,94,0,0)"],
+    [1.0, "rgba(213,94,0,.65)"],
+]
+_SINGLE = [[0.0, "rgba(0,114,178,0)"], [1.0, "rgba(0,114,178,.65)"]]
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any, cast
 
 from ewq.record import Record
 from ewq.report.document import Paragraph, Plot, Section, Table
-from ewq.report.drawing import CLEAR, layout
+from ewq.report.drawing import MARGIN, layout
 from ewq.report.escaping import plot_text
 from ewq.report.rows import VariantRow
 from ewq.report.subject import Reported
 
-_SCALE = [[0.0, CLEAR], [1.0, "rgba(213,94,0,.65)"]]
+_SCALE = [[0.0, "rgba(213,94,0,0)"], [1.0, "rgba(213,94,0,.65)"]]
 NO_REFERENCE = (
     "This run holds no FP16 answers to the same questions, so flips cannot be counted by subject; "
     "select fp16 with the other variants to see them."
@@ -86,7 +86,7 @@ def _drawn(
         caption="Number of flips; colour: their share of the subject's questions.",
         figure=_figure(moved, counted),
         table=_table(moved, counted),
-        height_px=150 + 22 * len(moved),
+        height_px=110 + 22 * len(moved),
     )
     return (Paragraph(intro), plot)
 
@@ -111,7 +111,8 @@ def _figure(names: list[str], counted: Mapping[str, Mapping[str, _Flips]]) -> di
     }
     frame = layout(
         "", "",
-        xaxis={"type": "category", "showgrid": False, "side": "top", "tickangle": -45},
+        margin={**MARGIN, "t": 4, "b": 8},
+        xaxis={"type": "category", "showgrid": False, "side": "top", "tickangle": -45, "dtick": 1},
         yaxis={
             "type": "category", "autorange": "reversed", "showgrid": False, "dtick": 1,
             "tickfont": {"size": 11},

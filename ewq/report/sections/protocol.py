@@ -65,4 +65,4 @@ def _shown(value: Any) -> str:  # noqa: ANN401 - stored JSON
 
 def _pairs(title: str, facts: Mapping[str, Any]) -> Table:
     rows = tuple((str(key), _shown(value)) for key, value in facts.items())
-    return Table(("", "Value"), rows, frozenset({"Value"}), title=title)
+    return Table(("Setting", "Value"), rows, frozenset({"Value"}), title=title)

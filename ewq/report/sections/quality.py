@@ -9,8 +9,8 @@ from typing import Any
 
 from ewq.measurement import Metric
 from ewq.report import kinds
-from ewq.report.document import Paragraph, Part, Plot, Section, Table
-from ewq.report.drawing import layout, padded
+from ewq.report.document import Label, Paragraph, Part, Plot, Section, Table
+from ewq.report.drawing import layout, marks, padded
 from ewq.report.escaping import plot_text
 from ewq.report.evidence import weights_bytes
 from ewq.report.kinds import kind_of
@@ -53,6 +53,7 @@ def section(subject: Reported) -> Section | None:
 
 def measures(subject: Reported) -> tuple[Measure, ...]:
     """What can be drawn of this run; perplexity relative to FP16 where that was paired."""
+    asked_twice = any(row.metric("mmlu", "accuracy_delta") for row in subject.rows)
     paired = any(row.metric("perplexity", "ln_ppl_ratio") for row in subject.rows)
     return (
         Measure(
@@ -61,9 +62,9 @@ def measures(subject: Reported) -> tuple[Measure, ...]:
         ),
         _RELATIVE_PERPLEXITY if paired else _PERPLEXITY,
         Measure(
-            "mmlu", "MMLU", "accuracy, %", _mmlu, True, 1,
-            "Higher is better. Bars: the paired difference from FP16, or the accuracy's own "
-            "error where FP16 is missing.",
+            "mmlu", "MMLU", "accuracy, %", _mmlu_paired if asked_twice else _mmlu, True, 1,
+            "Higher is better. Bars belong to the paired difference from FP16, which itself has "
+            "none; without FP16 in the run, to the accuracy.",
         ),
     )  # fmt: skip
 
@@ -85,11 +86,13 @@ def _change_percent(row: VariantRow) -> tuple[float, float | None] | None:
 
 
 def _mmlu(row: VariantRow) -> tuple[float, float | None] | None:
-    accuracy, delta = row.metric("mmlu", "accuracy"), row.metric("mmlu", "accuracy_delta")
-    if accuracy is None:
-        return None
-    error = (delta or accuracy).stderr
-    return 100 * accuracy.value, None if error is None else 100 * error
+    return _scaled(row.metric("mmlu", "accuracy"), 100)
+
+
+def _mmlu_paired(row: VariantRow) -> tuple[float, float | None] | None:
+    """Accuracy with the error of its difference from FP16; FP16 itself differs by nothing."""
+    accuracy, delta = _mmlu(row), _scaled(row.metric("mmlu", "accuracy_delta"), 100)
+    return accuracy and (accuracy[0], delta[1] if delta else None)
 
 
 def _scaled(metric: Metric | None, factor: float) -> tuple[float, float | None] | None:
@@ -116,6 +119,12 @@ class _Dot:
     size_gb: float
     value: float
     stderr: float | None
+
+    @property
+    def bar(self) -> tuple[float, float]:
+        """Ends of the 95 % interval."""
+        half = INTERVAL * (self.stderr or 0.0)
+        return self.value - half, self.value + half
 
 
 def fronts(subject: Reported) -> dict[str, list[str]]:
@@ -155,7 +164,9 @@ def _plot(subject: Reported, measure: Measure) -> Plot | None:
         caption=f"{measure.explained} Bars are 95 % intervals.{doubt}",
         figure=_figure(dots, [(size, value) for size, value, _ in best], measure),
         table=_table(dots, [name for _, _, name in best], measure),
-        labels=tuple((dot.size_gb, dot.value, plot_text(dot.row.variant)) for dot in dots),
+        labels=tuple(
+            Label(dot.size_gb, dot.value, plot_text(dot.row.variant), *dot.bar) for dot in dots
+        ),
     )
 
 
@@ -165,7 +176,7 @@ def _figure(dots: list[_Dot], line: list[tuple[float, float]], measure: Measure)
         "x": [x for x, _ in line], "y": [y for _, y in line],
         "line": {"color": kinds.GREY, "width": 1.5, "dash": "dot", "shape": "hv"},
     }  # fmt: skip
-    ends = [dot.value + side * INTERVAL * (dot.stderr or 0) for dot in dots for side in (-1, 1)]
+    ends = [end for dot in dots for end in dot.bar]
     return {
         "data": [joined, *_marks(dots, measure)],
         "layout": layout(
@@ -183,25 +194,16 @@ def _marks(dots: list[_Dot], measure: Measure) -> list[dict[str, Any]]:
     for kind in kinds.KINDS:
         own = [dot for dot in dots if kind_of(dot.row.variant) is kind]
         if own:
-            traces.append(scatter(own, kind, [INTERVAL * (dot.stderr or 0) for dot in own]))
-            traces[-1]["hovertemplate"] = (
-                f"%{{text}}<br>%{{x:.3g}} GB<br>%{{y:.{measure.digits}f}}<extra></extra>"
+            trace = marks(
+                kind,
+                [dot.row.variant for dot in own],
+                [dot.size_gb for dot in own],
+                [dot.value for dot in own],
+                {"array": [INTERVAL * (dot.stderr or 0.0) for dot in own]},
             )
+            figures = f"%{{x:.3g}} GB<br>%{{y:.{measure.digits}f}}"
+            traces.append({**trace, "hovertemplate": f"%{{text}}<br>{figures}<extra></extra>"})
     return traces
-
-
-def scatter(dots: list[_Dot], kind: kinds.Kind, bars: list[float]) -> dict[str, Any]:
-    """Marks of one kind of variant with symmetric error bars."""
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": kind.label,
-        "x": [dot.size_gb for dot in dots],
-        "y": [dot.value for dot in dots],
-        "text": [plot_text(dot.row.variant) for dot in dots],
-        "marker": {"color": kind.color, "symbol": kind.mark, "size": 11, "line": {"width": 2}},
-        "error_y": {"type": "data", "array": bars, "color": kind.color, "thickness": 1.5},
-    }
 
 
 def _table(dots: list[_Dot], on_front: list[str], measure: Measure) -> Table:

@@ -6,8 +6,8 @@ from typing import Any
 
 from ewq.doubts import doubt_about
 from ewq.report import kinds
-from ewq.report.document import Paragraph, Plot, Section, Table
-from ewq.report.drawing import layout, padded
+from ewq.report.document import Label, Paragraph, Plot, Section, Table
+from ewq.report.drawing import layout, marks, padded
 from ewq.report.escaping import plot_text
 from ewq.report.evidence import weights_bytes
 from ewq.report.kinds import kind_of
@@ -37,7 +37,16 @@ def section(subject: Reported) -> Section | None:
         "percentile of the rounds.",
         figure=_figure(sized),
         table=table,
-        labels=tuple((_gb(row), _speed(row, ""), plot_text(row.variant)) for row in sized),
+        labels=tuple(
+            Label(
+                _gb(row),
+                _speed(row, ""),
+                plot_text(row.variant),
+                _speed(row, "_p10"),
+                _speed(row, "_p90"),
+            )
+            for row in sized
+        ),
     )
     return Section("speed", "Speed against size", (*said, plot))
 
@@ -70,24 +79,14 @@ def _figure(rows: list[VariantRow]) -> dict[str, Any]:
 
 def _trace(rows: list[VariantRow], kind: kinds.Kind) -> dict[str, Any]:
     middle = [_speed(row, "") for row in rows]
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": kind.label,
-        "x": [_gb(row) for row in rows],
-        "y": middle,
-        "text": [plot_text(row.variant) for row in rows],
-        "marker": {"color": kind.color, "symbol": kind.mark, "size": 11, "line": {"width": 2}},
-        "error_y": {
-            "type": "data",
-            "symmetric": False,
-            "array": [_speed(row, "_p90") - m for row, m in zip(rows, middle, strict=True)],
-            "arrayminus": [m - _speed(row, "_p10") for row, m in zip(rows, middle, strict=True)],
-            "color": kind.color,
-            "thickness": 1.5,
-        },
-        "hovertemplate": "%{text}<br>%{x:.3g} GB<br>%{y:.4g} tokens/s<extra></extra>",
+    spread = {
+        "symmetric": False,
+        "array": [_speed(row, "_p90") - m for row, m in zip(rows, middle, strict=True)],
+        "arrayminus": [m - _speed(row, "_p10") for row, m in zip(rows, middle, strict=True)],
     }
+    trace = marks(kind, [row.variant for row in rows], [_gb(row) for row in rows], middle, spread)
+    figures = "%{x:.3g} GB<br>%{y:.4g} tokens/s"
+    return {**trace, "hovertemplate": f"%{{text}}<br>{figures}<extra></extra>"}
 
 
 def _table(rows: list[VariantRow]) -> Table:

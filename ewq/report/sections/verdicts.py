@@ -23,11 +23,11 @@ def section(subject: Reported) -> Section:
         Point(
             f"{record.variant}, {record.task}: {'; '.join(record.reasons) or 'no reason stored'}",
             record.verdict.value,
-            record.verdict is Verdict.INCONCLUSIVE,
+            open_question=record.verdict is Verdict.INCONCLUSIVE,
         )
         for record in told
     ]
-    points += [Point(text, "not measured", True) for text in _gaps(subject)]
+    points += [Point(text, "not measured", open_question=True) for text in _gaps(subject)]
     points += [Point(text, "note") for text in _notes(subject)]
     if points:
         parts.append(Bullets(tuple(points)))

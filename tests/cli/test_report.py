@@ -1,0 +1,88 @@
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from ewq.cli.report import report
+from ewq.errors import EwqError, InputError
+from tests.make_runs import stored_run
+from tests.report.example_runs import write_example
+
+FEW = ("fp16", "ewq-0.65")
+
+app = typer.Typer()
+app.command()(report)
+
+
+@pytest.fixture
+def storage(tmp_path, monkeypatch):
+    """A working folder whose storage holds two runs."""
+    monkeypatch.chdir(tmp_path)
+    write_example(tmp_path / ".benchmarks", FEW, number=1, day=1, commit="1" * 40)
+    write_example(tmp_path / ".benchmarks", FEW, number=2, day=2, commit="2" * 40)
+    return tmp_path / ".benchmarks"
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+
+
+def test_without_arguments_the_newest_run_becomes_a_page(storage):
+    result = call()
+    assert result.stdout == ""
+    assert "wrote ewq-report.html (4.9 MB)" in result.stderr
+    text = (storage.parent / "ewq-report.html").read_text(encoding="utf-8")
+    assert "0002 (2222222222)" in text
+    assert "History" not in text.split("<main>")[0].split("</style>")[1]
+
+
+def test_json_is_alone_on_standard_output(storage):
+    result = call("--format", "json")
+    assert json.loads(result.stdout)["runs"][0]["name"] == "0002 (2222222222)"
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [("r.md", "# HuggingFaceTB"), ("r.json", "{"), ("r.html", "<!doctype html>")],
+)
+def test_the_file_name_decides_the_format(storage, name, begins):
+    call("-o", name)
+    assert (storage.parent / name).read_text(encoding="utf-8").startswith(begins)
+
+
+def test_a_stated_format_wins_over_the_file_name(storage):
+    call("--format", "json", "-o", "odd.html")
+    json.loads((storage.parent / "odd.html").read_text())
+
+
+def test_dash_writes_the_page_to_standard_output(storage):
+    assert call("-o", "-").stdout.startswith("<!doctype html>")
+
+
+def test_runs_by_number_commit_and_twice_are_a_history_oldest_first(storage):
+    data = json.loads(call("2", "1" * 40, "2", "--format", "json").stdout)
+    names = [run["name"] for run in data["runs"]]
+    assert names == ["0001 (1111111111)", "0002 (2222222222)"]
+
+
+def test_unknown_run_is_bad_input(storage):
+    with pytest.raises(InputError, match="no stored run 'nonsense'"):
+        call("nonsense")
+
+
+def test_empty_storage_says_how_to_fill_it(tmp_path):
+    with pytest.raises(InputError, match="--benchmark-autosave"):
+        call("--storage", tmp_path)
+
+
+def test_run_without_records_is_bad_input(tmp_path):
+    with pytest.raises(InputError, match="nothing to report"):
+        call(stored_run(tmp_path, []))
+
+
+def test_unwritable_target_is_a_failure_at_work(storage):
+    with pytest.raises(EwqError, match="cannot write") as caught:
+        call("-o", "missing/folder/report.html")
+    assert caught.value.exit_code == 3

@@ -1,0 +1,144 @@
+"""Claims are made where the statistics support them, and only there."""
+
+from dataclasses import replace
+
+import pytest
+
+from ewq.measurement import Metric
+from ewq.record import Verdict
+from ewq.report.headline import claims
+from ewq.report.subject import Reported, reported
+from ewq.runs import Run, read_run
+from tests.make_runs import record
+from tests.report.example_runs import write_example
+
+NEAR, SMALL, SMALLEST, FASTEST = (
+    "Near-lossless", "Small loss, smaller model", "Memory above all", "Speed above all",
+)  # fmt: skip
+
+
+def variant(name, size, ln_ratio=None, stderr=0.001, *, mmlu=None, speed=None, **changes):
+    """Records of one variant; ``mmlu`` is ``(delta, stderr)``, ``speed`` ``(value, stderr)``."""
+    records = [record("memory", name, {"weights_bytes": Metric(size * 1e9, "bytes", False, 1)})]
+    if ln_ratio is not None:
+        paired = {"ln_ppl_ratio": Metric(ln_ratio, "nats", False, 5000, stderr)}
+        records.append(record("perplexity", name, paired, **changes))
+    if mmlu:
+        delta = {"accuracy_delta": Metric(mmlu[0], "fraction", True, 1000, mmlu[1])}
+        records.append(record("mmlu", name, delta))
+    if speed:
+        value, error = speed
+        rate = {"decode_tokens_per_s": Metric(value, "tokens/s", True, 10, error)}
+        records.append(record("throughput", name, rate, **changes))
+    return records
+
+
+def said(*variants, need):
+    records = [each for group in (variant("fp16", 2.0), *variants) for each in group]
+    return {claim.need: claim for claim in claims(_subject(records))}.get(need)
+
+
+def _subject(records) -> Reported:
+    from datetime import UTC, datetime
+    from pathlib import Path
+
+    by_key = {each.key: each for each in records}
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    run = Run(Path("0001_x.json"), None, False, None, moment, {}, by_key, True)
+    return reported([run])
+
+
+@pytest.mark.parametrize(
+    ("variants", "taken"),
+    [
+        pytest.param([variant("ewq-0.65", 1.0, 0.004)], "ewq-0.65", id="shown within"),
+        pytest.param([variant("ewq-0.65", 1.0, 0.009)], None, id="within, but not certainly"),
+        pytest.param([variant("ewq-0.65", 1.0, 0.05)], None, id="beyond"),
+        pytest.param(
+            [variant("ewq-1.0", 1.5, 0.001), variant("ewq-0.5", 1.0, 0.004)], "ewq-0.5",
+            id="the smaller of two",
+        ),
+        pytest.param(
+            [variant("ewq-1.0", 1.5, 0.001), variant("ewq-0.5", 1.0, 0.0095)], "ewq-1.0",
+            id="a smaller one undecided",
+        ),
+        pytest.param(
+            [variant("ewq-0.5", 1.0, 0.004, mmlu=(-0.05, 0.005))], None, id="MMLU disproves it"
+        ),
+        pytest.param(
+            [variant("ewq-0.5", 1.0, 0.004, mmlu=(-0.02, 0.03))], "ewq-0.5", id="MMLU says nothing"
+        ),
+        pytest.param([variant("ewq-0.5", 1.0, mmlu=(0.0, 0.003))], "ewq-0.5", id="MMLU alone"),
+        pytest.param([variant("ewq-0.5", 1.0, mmlu=(0.0, 0.03))], None, id="MMLU alone, too wide"),
+        pytest.param(
+            [variant("ewq-0.5", 1.0, 0.004, stderr=None)], "nothing said", id="no standard error"
+        ),
+        pytest.param([variant("gguf-f16", 2.0, 0.0)], "nothing said", id="nothing quantized"),
+    ],
+)  # fmt: skip
+def test_near_lossless(variants, taken):
+    claim = said(*variants, need=NEAR)
+    assert (claim.variant if claim else "nothing said") == taken
+
+
+def test_many_variants_need_stronger_evidence_each():
+    one = variant("ewq-0.65", 1.0, 0.0075)
+    others = [variant(f"ewq-0.{n}", 1.5 + n / 100, 0.05) for n in range(10, 20)]
+    assert said(one, need=NEAR).variant == "ewq-0.65"
+    assert said(one, *others, need=NEAR).variant is None
+
+
+def test_what_stays_open_is_named():
+    claim = said(variant("ewq-1.0", 1.5, 0.001), variant("ewq-0.5", 1.0, 0.0095), need=NEAR)
+    assert "Undecided: ewq-0.5 (perplexity +0.95 ±0.10 %)" in claim.sentence
+
+
+def test_chance_level_is_no_evidence_either_way():
+    records = variant("ewq-0.5", 1.0, 0.004, mmlu=(-0.05, 0.005))
+    guessing = [
+        replace(each, notes=("accuracy is at chance level",)) if each.task == "mmlu" else each
+        for each in records
+    ]
+    claim = said(guessing, need=NEAR)
+    assert claim.variant == "ewq-0.5"
+    assert "MMLU is at chance level" in claim.sentence
+
+
+def test_failed_gates_are_told_with_the_claim():
+    failed = variant("ewq-0.5", 1.0, 0.004, verdict=Verdict.FAIL)
+    assert "gates fail" in said(failed, need=NEAR).sentence
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "notes", "taken"),
+    [
+        pytest.param((100, 1), (50, 1), (), "ewq-0.5", id="clearly"),
+        pytest.param((100, 20), (90, 20), (), None, id="within noise"),
+        pytest.param((100, 1), (50, 1), ("clocks throttled",), None, id="throttled"),
+    ],
+)
+def test_fastest(first, second, notes, taken):
+    claim = said(
+        variant("ewq-0.5", 1.0, speed=first, notes=notes),
+        variant("ewq-1.0", 1.5, speed=second),
+        need=FASTEST,
+    )
+    assert claim.variant == taken
+
+
+def test_smallest_is_told_with_its_cost():
+    claim = said(variant("ewq-0.5", 1.0, 0.2), variant("ewq-1.0", 1.5, 0.0), need=SMALLEST)
+    assert claim.variant == "ewq-0.5"
+    assert "perplexity +22.14 ±0.12 %" in claim.sentence
+
+
+def test_plan_beats_a_uniform_control_only_when_smaller_and_certainly_better(tmp_path):
+    subject = reported([read_run(write_example(tmp_path))])
+    claim = claims(subject)[-1]
+    assert claim.variant == "ewq-0.65"
+    assert "ewq-0.65 is smaller than bnb-int8 and better" in claim.sentence
+    assert "ewq-0.5 is smaller" not in claim.sentence
+
+
+def test_one_variant_supports_no_claim():
+    assert claims(_subject(variant("fp16", 2.0))) == []

@@ -1,0 +1,162 @@
+"""What each kind of run is shown as, in every format, without a browser."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+from plotly.graph_objects import Figure
+
+from ewq.errors import InputError
+from ewq.report.document import Plot
+from ewq.report.formats import FORMATS
+from ewq.report.page import make_page
+from ewq.runs import read_run
+from tests.make_runs import stored_run
+from tests.report.cases import CASES, HOSTILE
+from tests.report.example_runs import VARIANTS, write_example
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Case -> its page."""
+    return {
+        case: make_page([read_run(path) for path in make(tmp_path_factory.mktemp("runs"))])
+        for case, make in CASES.items()
+    }
+
+
+def plots(page):
+    return [part for section in page.sections for part in section.parts if isinstance(part, Plot)]
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes and visible text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.texts, self._raw = [], [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        self._raw = tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._raw = False
+
+    def handle_data(self, data):
+        if not self._raw:
+            self.texts.append(data)
+
+
+@pytest.mark.parametrize(
+    ("case", "names"),
+    {
+        "twelve variants": [
+            "quality-kld", "quality-perplexity", "quality-mmlu", "speed", "domains", "blocks-1",
+            "flips",
+        ],
+        "one variant": ["quality-kld", "quality-perplexity", "quality-mmlu", "speed", "domains"],
+        "no reference": [
+            "quality-kld", "quality-perplexity", "quality-mmlu", "speed", "domains", "blocks-1",
+        ],
+        "missing tasks": ["speed", "blocks-1"],
+        "partial": ["quality-perplexity", "domains"],
+    }.items(),
+)  # fmt: skip
+def test_a_run_is_drawn_as_far_as_it_was_measured(pages, case, names):
+    assert [plot.name for plot in plots(pages[case])] == names
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plots_are_valid_and_each_has_a_table_with_something_in_it(pages, case):
+    names = [plot.name for plot in plots(pages[case])]
+    assert len(set(names)) == len(names)
+    for plot in plots(pages[case]):
+        Figure({"data": plot.figure["data"], "layout": plot.figure["layout"]})
+        assert plot.table.rows
+        assert plot.caption
+        assert all(len(row) == len(plot.table.headings) for row in plot.table.rows)
+
+
+def test_every_variant_is_in_every_table_that_compares_variants(pages):
+    for plot in plots(pages["twelve variants"]):
+        if plot.name.startswith(("quality", "speed")):
+            assert {row[0] for row in plot.table.rows} == set(VARIANTS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_html_holds_no_element_or_handler_that_data_brought(pages, case):
+    read = Reader(FORMATS["html"](pages[case]))
+    assert not {"img", "iframe", "object"} & set(read.tags)
+    assert [name for name, _ in read.attributes if name.startswith("on")] == []
+    assert [v for name, v in read.attributes if name == "src"] == []
+    links = [value for name, value in read.attributes if name == "href"]
+    assert [link for link in links if link != "data:," and not link.startswith("#")] == []
+
+
+def test_html_runs_two_scripts_and_its_policy_names_their_digests(pages):
+    text = FORMATS["html"](pages["hostile"])
+    executable = text.count("<script>")
+    assert executable == 2
+    policy = text.split('Content-Security-Policy" content="', 1)[1].split('"', 1)[0]
+    assert policy.count("sha256-") == executable
+    assert "unsafe-inline'; img" in policy.split("style-src")[1]
+    assert "unsafe" not in policy.split("style-src")[0]
+
+
+def test_hostile_text_is_shown_as_text(pages):
+    shown = "".join(Reader(FORMATS["html"](pages["hostile"])).texts)
+    visible = HOSTILE.replace("\x00", "�").replace("\ud800", "�")
+    assert visible in shown
+
+
+def test_markdown_has_no_html_no_mentions_and_whole_tables(pages):
+    text = FORMATS["md"](pages["hostile"])
+    outside = "".join(text.split("```")[::2])
+    assert "<" not in outside
+    text.encode("utf-8")
+    rows = [line for line in outside.splitlines() if line.startswith("|")]
+    assert rows
+    assert all(line.endswith("|") for line in rows)
+
+
+def test_json_is_one_document_with_answers_metrics_and_plans(pages):
+    data = json.loads(FORMATS["json"](pages["twelve variants"]))
+    assert data["schema"] == 1
+    assert [row["variant"] for row in data["variants"]] == list(VARIANTS)
+    planned = next(row for row in data["variants"] if row["variant"] == "ewq-0.65")
+    assert planned["tasks"]["perplexity"]["metrics"]["ln_ppl_ratio"]["stderr"] > 0
+    assert planned["tasks"]["memory"]["plan_blocks"]["rule"]["factor"] == 0.65
+    assert "items" not in planned["tasks"]["mmlu"]
+    assert data["pareto_fronts"]["kld"][0] == "gguf-q4_k_m"
+    assert data["answers"][0]["need"] == "Near-lossless"
+
+
+def test_partial_run_says_so_and_names_what_is_missing(pages):
+    text = FORMATS["md"](pages["partial"])
+    assert "This run is partial: 10 of 12 selected benchmarks have no result" in text
+    assert "ewq-0.65 mmlu: out of memory &lt;b&gt;" in text
+
+
+def test_history_joins_comparable_runs_and_says_which_are_left_out(pages, tmp_path):
+    text = FORMATS["md"](pages["history"])
+    assert "Perplexity over runs" in text
+    assert "Decode, tokens/s over runs" in text
+    other = write_example(tmp_path, ("fp16",), number=1, machine={"device": "cpu", "cpu": "Z"})
+    newest = write_example(tmp_path, ("fp16",), number=2, day=2)
+    text = FORMATS["md"](make_page([read_run(newest), read_run(other)]))
+    assert "measured on cpu and on cuda; its speed is not drawn" in text
+    assert "Perplexity over runs" in text
+    assert "Decode, tokens/s over runs" not in text
+
+
+def test_without_reference_flips_are_said_to_be_unknown(pages):
+    text = FORMATS["md"](pages["no reference"])
+    assert "no FP16 answers" in text
+
+
+def test_run_without_records_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="nothing to report"):
+        make_page([read_run(stored_run(tmp_path, []))])
