@@ -29,7 +29,9 @@ CHUNK = 512
 
 
 def plain_loop(path, ids, first_token):
-    model = llama_cpp.Llama(str(path), n_ctx=CHUNK, logits_all=True, verbose=False)
+    # Flash attention is what llama.cpp chooses by itself, but not what this wrapper asks for; the
+    # other kernel rounds differently (0.06 nats a token on the smallest model, none on average).
+    model = llama_cpp.Llama(str(path), n_ctx=CHUNK, logits_all=True, flash_attn=True, verbose=False)
     nll, scored = 0.0, 0
     for begin in range(0, len(ids) - CHUNK + 1, CHUNK):
         chunk = list(ids[begin : begin + CHUNK])
