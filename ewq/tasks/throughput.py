@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -103,8 +103,8 @@ class Rounds:
 
     @property
     def noisy(self) -> bool:
-        """Whether any batch size's times vary by more than 5 %."""
-        return bool(self._noisy_sizes())
+        """Whether the times of any phase and batch size vary by more than 5 %."""
+        return bool(self._noise_notes())
 
     def result(self) -> TaskResult:
         """The figures of all measured rounds.
@@ -138,14 +138,16 @@ class Rounds:
             self._unknown_clocks = str(error)
             return None
 
-    def _noisy_sizes(self) -> dict[int, float]:
-        variations = {size: _variation(samples) for size, samples in self._samples.items()}
-        return {size: cv for size, cv in variations.items() if cv > _NOISY}
+    def _variations(self) -> Iterator[tuple[str, float]]:
+        for size, samples in self._samples.items():
+            yield f"prefill at batch size {size}", _variation([s.first_token_s for s in samples])
+            yield f"decode at batch size {size}", _variation([s.decode_s for s in samples])
 
     def _noise_notes(self) -> list[str]:
         return [
-            f"noisy: times at batch size {size} vary by {cv:.0%} (more than {_NOISY:.0%})"
-            for size, cv in self._noisy_sizes().items()
+            f"noisy: times of {work} vary by {cv:.0%} (more than {_NOISY:.0%})"
+            for work, cv in self._variations()
+            if cv > _NOISY
         ]
 
     def _clock_notes(self, after: ClockState | None) -> list[str]:
@@ -256,10 +258,9 @@ def _columns(samples: Sequence[Sample]) -> dict[str, Json]:
     }
 
 
-def _variation(samples: Sequence[Sample]) -> float:
-    """Coefficient of variation of a whole batch's time."""
-    times = [sample.first_token_s + sample.decode_s for sample in samples]
-    return statistics.stdev(times) / statistics.fmean(times) if len(times) > 1 else 0.0
+def _variation(times_s: Sequence[float]) -> float:
+    """Coefficient of variation."""
+    return statistics.stdev(times_s) / statistics.fmean(times_s) if len(times_s) > 1 else 0.0
 
 
 def _metrics(protocol: Protocol, size: int, samples: Sequence[Sample]) -> dict[str, Metric]:

@@ -85,7 +85,8 @@ def test_times_that_vary_are_measured_again_and_then_called_noisy():
     result = throughput.run(model, Protocol(10, 2, (1,), 0, 4))
     assert len(model.events) == 2 * 4 * 2
     assert len(result.items["b1"]["decode_s"]) == 4
-    assert result.notes[0].startswith("noisy: times at batch size 1 vary by ")
+    (note,) = result.notes
+    assert note.startswith("noisy: times of prefill at batch size 1 vary by ")
 
 
 def test_steady_times_after_a_noisy_start_are_not_noisy():
