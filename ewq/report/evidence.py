@@ -67,14 +67,29 @@ def perplexity_loss(row: VariantRow) -> Loss | None:
 
 
 def mmlu_loss(row: VariantRow) -> Loss | None:
-    """Accuracy lost, as a fraction; ``None`` where unmeasured."""
-    metric = row.metric("mmlu", "accuracy_delta")
-    if metric is None or metric.stderr is None:
+    """Accuracy lost, as a fraction; in cloze form where the letters' score is chance.
+
+    ``None`` where unmeasured, or where both forms are at chance level and prove nothing.
+    """
+    asked = [task for task in MMLU_TASKS if row.metric(task, "accuracy_delta")]
+    task = next((task for task in asked if not at_chance(row, task)), None)
+    metric = row.metric(task, "accuracy_delta") if task else None
+    if task is None or metric is None or metric.stderr is None:
         return None
-    words = f"MMLU {with_error(100 * metric.value, 100 * metric.stderr, 1, signed=True)} points"
-    subjects = row.records["mmlu"].settings.get("subjects")
+    name = MMLU_TASKS[task]
+    words = f"{name} {with_error(100 * metric.value, 100 * metric.stderr, 1, signed=True)} points"
+    subjects = row.records[task].settings.get("subjects")
     count = len(subjects) if isinstance(subjects, list) else 0
-    return Loss("MMLU", -metric.value, metric.stderr, count - 1 if count > 2 else None, words)
+    return Loss(name, -metric.value, metric.stderr, count - 1 if count > 2 else None, words)
+
+
+MMLU_TASKS = {"mmlu": "MMLU", "mmlu_cloze": "MMLU (cloze)"}
+
+
+def at_chance(row: VariantRow, task: str) -> bool:
+    """Whether the task's note says that its accuracy cannot be told from guessing."""
+    record = row.records.get(task)
+    return record is not None and any("chance" in note for note in record.notes)
 
 
 @dataclass(frozen=True)

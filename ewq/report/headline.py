@@ -102,8 +102,8 @@ def _cases(rows: Sequence[VariantRow], need: Need) -> list[_Case]:
 
 
 def _losses(row: VariantRow) -> tuple[Loss, ...]:
-    """Most sensitive first; MMLU at chance level proves nothing, so it is not asked."""
-    found = (perplexity_loss(row), None if row.at_chance else mmlu_loss(row))
+    """Most sensitive first."""
+    found = (perplexity_loss(row), mmlu_loss(row))
     return tuple(loss for loss in found if loss is not None)
 
 
@@ -128,7 +128,7 @@ def _told(loss: Loss, standing: Standing, need: Need) -> str:
 
 
 def _chance(row: VariantRow) -> str:
-    return " MMLU is at chance level and says nothing." if row.at_chance else ""
+    return " MMLU by letters is at chance level and says nothing." if row.at_chance else ""
 
 
 def _gate(row: VariantRow) -> str:

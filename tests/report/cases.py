@@ -66,6 +66,9 @@ CASES = {
     "no reference": lambda folder: [write_example(folder, ("ewq-0.65", "bnb-nf4"))],
     "missing tasks": lambda folder: [write_example(folder, tasks=("throughput", "memory"))],
     "partial": _partial,
+    "letters at chance": lambda folder: [
+        write_example(folder, tasks=("mmlu", "mmlu_cloze", "memory"), at_chance=True)
+    ],
     "history": _history,
     "hostile": lambda folder: [
         write_example(folder, ("fp16", "ewq-0.65", "bnb-nf4"), model=HOSTILE, change=hostile)

@@ -1,6 +1,7 @@
 """Whole runs of many variants: items first, metrics from them by the tasks' own code."""
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,7 @@ def write_example(
     """A stored run; ``change`` edits each record, ``stored`` goes to :func:`stored_run`."""
     makers = {
         "mmlu": lambda v: _mmlu(v, at_chance),
+        "mmlu_cloze": lambda v: replace(_mmlu(v, False), task="mmlu_cloze"),
         "perplexity": lambda v: _perplexity(v, drift),
         "divergence": _divergence,
         "throughput": lambda v: _throughput(v, drift),

@@ -101,7 +101,7 @@ def test_chance_level_is_no_evidence_either_way():
     ]
     claim = said(guessing, need=NEAR)
     assert claim.variant == "ewq-0.5"
-    assert "MMLU is at chance level" in claim.sentence
+    assert "MMLU by letters is at chance level" in claim.sentence
 
 
 def test_failed_gates_are_told_with_the_claim():

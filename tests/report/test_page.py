@@ -1,6 +1,7 @@
 """What each kind of run is shown as, in every format, without a browser."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -63,6 +64,7 @@ class Reader(HTMLParser):
         ],
         "missing tasks": ["speed", "blocks-1"],
         "partial": ["quality-perplexity", "domains"],
+        "letters at chance": ["quality-mmlu", "quality-mmlu-cloze", "blocks-1", "flips"],
     }.items(),
 )  # fmt: skip
 def test_a_run_is_drawn_as_far_as_it_was_measured(pages, case, names):
@@ -150,6 +152,24 @@ def test_history_joins_comparable_runs_and_says_which_are_left_out(pages, tmp_pa
     assert "measured on cpu and on cuda; its speed is not drawn" in text
     assert "Perplexity over runs" in text
     assert "Decode, tokens/s over runs" not in text
+
+
+def test_letters_at_chance_are_marked_and_the_cloze_form_stands_in(pages):
+    text = FORMATS["md"](pages["letters at chance"])
+    assert "At chance level: differences mean nothing." in text
+    assert "MMLU by letters is at chance level" in text
+    assert "shown to stay within 3 points of FP16's MMLU: MMLU (cloze) +0.0" in text
+
+
+def test_uniform_plans_have_no_strip(tmp_path):
+    def uniform(record):
+        rule = {"kind": "uniform", "precision": "8bit"}
+        plan = {**record.side["plan"], "rule": rule, "thresholds": {}}
+        return replace(record, side={"plan": plan}) if record.variant == "ewq-1.0" else record
+
+    path = write_example(tmp_path, ("ewq-1.0", "ewq-0.5"), ("memory",), change=uniform)
+    (plot,) = plots(make_page([read_run(path)]))
+    assert plot.table.headings == ("Block", "Entropy", "ewq-0.5")
 
 
 def test_without_reference_flips_are_said_to_be_unknown(pages):

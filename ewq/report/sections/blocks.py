@@ -19,6 +19,10 @@ SPENT = {"raw": "raw", "8bit": "at 8 bits", "4bit": "at 4 bits", "mixed": "mixed
 COLORS = {**kinds.PRECISION_COLORS, "mixed": kinds.PURPLE}
 MARKS = {**kinds.PRECISION_MARKS, "mixed": "star"}
 _LEVELS = tuple(WORDS)
+RULE = (
+    "A block whose entropy is at or above the mean stays raw; below the mean, but above "
+    "mean − factor × standard deviation, it gets 8 bits; further below, 4 bits."
+)
 _LABEL_PX = 34
 _LETTERED = 48
 """More blocks than this leave no room for letters in a strip."""
@@ -39,10 +43,6 @@ class _Plan:
     def series(self) -> tuple[float, ...]:
         return tuple(entropy for _, entropy, _ in self.blocks)
 
-    @property
-    def label(self) -> str:
-        return self.variant
-
 
 def section(subject: Reported) -> Section | None:
     """One plot for each series of entropies (a run has one, unless scorers differ)."""
@@ -50,17 +50,20 @@ def section(subject: Reported) -> Section | None:
     for row in subject.rows:
         record = row.records.get("memory")
         stored = (record.side or {}).get("plan") if record else None
-        if isinstance(stored, Mapping) and stored.get("blocks"):
+        if isinstance(stored, Mapping) and stored.get("blocks") and not _is_uniform(stored):
             plan = _read(row.variant, stored)
             groups.setdefault(plan.series, []).append(plan)
     if not groups:
         return None
-    intro = Paragraph(
-        "A block whose entropy is at or above the mean stays raw; below the mean, but above "
-        "mean − factor × standard deviation, it gets 8 bits; further below, 4 bits."
-    )
     plots: list[Part] = [_plot(n, plans) for n, plans in enumerate(groups.values(), start=1)]
-    return Section("blocks", "Where the plans spend their bits", (intro, *plots))
+    by_factor = any(plan.factor is not None for plans in groups.values() for plan in plans)
+    intro = (Paragraph(RULE),) if by_factor else ()
+    return Section("blocks", "Where the plans spend their bits", (*intro, *plots))
+
+
+def _is_uniform(stored: Mapping[str, Any]) -> bool:
+    """Controls are stored as plans too, but nothing was decided in them."""
+    return (stored.get("rule") or {}).get("kind") == "uniform"
 
 
 def _read(variant: str, stored: Mapping[str, Any]) -> _Plan:
@@ -182,7 +185,7 @@ def _strips(plans: list[_Plan]) -> dict[str, Any]:
         "type": "heatmap",
         "yaxis": "y2",
         "x": [index for index, _, _ in plans[0].blocks],
-        "y": [plot_text(plan.label) for plan in plans],
+        "y": [plot_text(plan.variant) for plan in plans],
         "z": [[_LEVELS.index(precision) for _, _, precision in plan.blocks] for plan in plans],
         "text": [[LETTERS[precision] for _, _, precision in plan.blocks] for plan in plans],
         "texttemplate": "%{text}" if lettered else "",

@@ -12,7 +12,7 @@ from ewq.report import kinds
 from ewq.report.document import Label, Paragraph, Part, Plot, Section, Table
 from ewq.report.drawing import layout, marks, padded
 from ewq.report.escaping import plot_text
-from ewq.report.evidence import weights_bytes
+from ewq.report.evidence import MMLU_TASKS, at_chance, weights_bytes
 from ewq.report.kinds import kind_of
 from ewq.report.pareto import front
 from ewq.report.rows import GB, VariantRow, with_error
@@ -53,7 +53,7 @@ def section(subject: Reported) -> Section | None:
 
 def measures(subject: Reported) -> tuple[Measure, ...]:
     """What can be drawn of this run; perplexity relative to FP16 where that was paired."""
-    asked_twice = any(row.metric("mmlu", "accuracy_delta") for row in subject.rows)
+    guessed = any(at_chance(row, "mmlu") for row in subject.rows)
     paired = any(row.metric("perplexity", "ln_ppl_ratio") for row in subject.rows)
     return (
         Measure(
@@ -61,12 +61,31 @@ def measures(subject: Reported) -> tuple[Measure, ...]:
             "How far next-token distributions moved from FP16's; lower is better.",
         ),
         _RELATIVE_PERPLEXITY if paired else _PERPLEXITY,
-        Measure(
-            "mmlu", "MMLU", "accuracy, %", _mmlu_paired if asked_twice else _mmlu, True, 1,
-            "Higher is better. Bars belong to the paired difference from FP16, which itself has "
-            "none; without FP16 in the run, to the accuracy.",
-        ),
+        _mmlu(subject, "mmlu"),
+        # The letters' score is the usual one; the cloze form stands in where it says nothing.
+        *([_mmlu(subject, "mmlu_cloze")] if guessed else []),
     )  # fmt: skip
+
+
+def _mmlu(subject: Reported, task: str) -> Measure:
+    """Accuracy with the error of its difference from FP16, which itself differs by nothing."""
+    paired = any(row.metric(task, "accuracy_delta") for row in subject.rows)
+
+    def value(row: VariantRow) -> tuple[float, float | None] | None:
+        accuracy = _scaled(row.metric(task, "accuracy"), 100)
+        delta = _scaled(row.metric(task, "accuracy_delta"), 100)
+        if accuracy is None or not paired:
+            return accuracy
+        return accuracy[0], delta[1] if delta else None
+
+    explained = (
+        "Higher is better. Bars belong to the paired difference from FP16, which itself has none."
+        if paired
+        else "Higher is better. Bars belong to each accuracy by itself."
+    )
+    return Measure(
+        task.replace("_", "-"), MMLU_TASKS[task], "accuracy, %", value, True, 1, explained
+    )
 
 
 def _kld(row: VariantRow) -> tuple[float, float | None] | None:
@@ -83,16 +102,6 @@ def _change_percent(row: VariantRow) -> tuple[float, float | None] | None:
     ratio = math.exp(metric.value)
     error = None if metric.stderr is None else 100 * ratio * metric.stderr
     return 100 * (ratio - 1), error
-
-
-def _mmlu(row: VariantRow) -> tuple[float, float | None] | None:
-    return _scaled(row.metric("mmlu", "accuracy"), 100)
-
-
-def _mmlu_paired(row: VariantRow) -> tuple[float, float | None] | None:
-    """Accuracy with the error of its difference from FP16; FP16 itself differs by nothing."""
-    accuracy, delta = _mmlu(row), _scaled(row.metric("mmlu", "accuracy_delta"), 100)
-    return accuracy and (accuracy[0], delta[1] if delta else None)
 
 
 def _scaled(metric: Metric | None, factor: float) -> tuple[float, float | None] | None:
@@ -156,7 +165,7 @@ def _plot(subject: Reported, measure: Measure) -> Plot | None:
     if not dots:
         return None
     best = _front(dots, measure)
-    chance = measure.name == "mmlu" and any(dot.row.at_chance for dot in dots)
+    chance = any(at_chance(dot.row, measure.name.replace("-", "_")) for dot in dots)
     doubt = " At chance level: differences mean nothing." if chance else ""
     return Plot(
         name=f"quality-{measure.name}",
