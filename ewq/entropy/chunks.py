@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ewq.entropy.kernels import NF4_BLOCK
 
-CHUNK_VALUES = 64 * 1024
+CHUNK_VALUES = 32 * 1024
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,14 @@ class Piece:
     in_features: int
 
 
+def chunk_length(in_features: int) -> int:
+    """Values in a chunk: whole rows and whole NF4 blocks, about ``CHUNK_VALUES``."""
+    step = math.lcm(in_features, NF4_BLOCK)
+    return step * max(1, CHUNK_VALUES // step)
+
+
 def chunks(piece: Piece) -> Iterator[NDArray[np.generic]]:
     """Consecutive slices of whole rows and whole NF4 blocks (the last one may be shorter)."""
-    step = math.lcm(piece.in_features, NF4_BLOCK)
-    step *= max(1, CHUNK_VALUES // step)
+    step = chunk_length(piece.in_features)
     for start in range(0, piece.values.size, step):
         yield piece.values[start : start + step]

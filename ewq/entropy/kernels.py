@@ -182,6 +182,31 @@ def int8_square_error(values: Array, in_features: int) -> float:
 
 
 @compiled()
+def tally(
+    bits: Array, in_features: int, step: int, half: bool, counts: Array
+) -> tuple[float, float]:
+    """Count the patterns of ``bits`` into ``counts[4, 65536]``; return the squared rounding errors.
+
+    Works through ``step`` values at a time, which stay in the processor's cache
+    between counting, widening and rounding. ``half`` says float16, else bfloat16.
+    Returns ``(nf4, int8)`` as :func:`nf4_square_error` and :func:`int8_square_error` do.
+    """
+    buffer = np.empty(min(step, bits.size), np.float32)
+    nf4, int8 = 0.0, 0.0
+    for start in range(0, bits.size, step):
+        chunk = bits[start : start + step]
+        wide = buffer[: chunk.size]
+        count_patterns(chunk, counts)
+        if half:
+            widen_float16(chunk, wide)
+        else:
+            widen_bfloat16(chunk, wide)
+        nf4 += nf4_square_error(wide)
+        int8 += int8_square_error(wide, in_features)
+    return nf4, int8
+
+
+@compiled()
 def extent(values: Array) -> tuple[float, float, float, int, bool]:
     """``(minimum, maximum, sum, zeros, finite)`` of a chunk; the sum is in float64."""
     low, high = values[0], values[0]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ewq.entropy import kernels
-from ewq.entropy.chunks import Piece, chunks
+from ewq.entropy.chunks import Piece, chunk_length, chunks
 from ewq.entropy.distribution import (
     Distribution,
     bin_edges,
@@ -21,8 +21,15 @@ from ewq.entropy.distribution import (
 )
 from ewq.entropy.statistics import HISTOGRAM_BINS, WeightStatistics
 
-WIDEN = {"BF16": kernels.widen_bfloat16, "F16": kernels.widen_float16}
+FULL = 2**31
+"""Values that 32-bit counts take for certain before they are moved on."""
 table_of = cache(values_of_patterns)
+
+
+@cache
+def not_finite(dtype: str) -> NDArray[np.intp]:
+    """Patterns that are NaN or infinite."""
+    return np.flatnonzero(~np.isfinite(table_of(dtype)))
 
 
 class NotFiniteError(ValueError):
@@ -38,42 +45,24 @@ def measure_patterns(pieces: Iterable[Piece], dtype: str) -> WeightStatistics:
     counts = np.zeros((4, kernels.PATTERNS), np.uint32)
     total = np.zeros(kernels.PATTERNS, np.int64)
     nf4, int8 = _Sum(), _Sum()
-    buffer = np.empty(0, np.float32)
+    counted = 0
     for piece in pieces:
-        counted = 0
-        for chunk in chunks(piece):
-            if buffer.size < chunk.size:
-                buffer = np.empty(chunk.size, np.float32)
-            wide = buffer[: chunk.size]
-            kernels.count_patterns(chunk, counts)
-            WIDEN[dtype](chunk, wide)
-            nf4.add(kernels.nf4_square_error(wide))
-            int8.add(kernels.int8_square_error(wide, piece.in_features))
-            counted += chunk.size
-            if counted > 2**30:
-                _drain(counts, total)
-                counted = 0
-        _drain(counts, total)
+        if counted + piece.values.size >= FULL:
+            _drain(counts, total)
+            counted = 0
+        step = chunk_length(piece.in_features)
+        errors = kernels.tally(piece.values, piece.in_features, step, dtype == "F16", counts)
+        nf4.add(errors[0])
+        int8.add(errors[1])
+        counted += piece.values.size
+    _drain(counts, total)
     return statistics_of_counts(total, dtype, nf4.total, int8.total)
-
-
-def statistics_of_counts(
-    counts: NDArray[np.int64], dtype: str, nf4_square: float, int8_square: float
-) -> WeightStatistics:
-    """Statistics from the counts of all 65,536 patterns and the squared rounding errors.
-
-    Raises:
-        NotFiniteError: a value is NaN or infinite.
-    """
-    table = table_of(dtype)
-    if counts[~np.isfinite(table)].any():
-        raise NotFiniteError
-    return _statistics(from_counts(table, counts), nf4_square, int8_square)
 
 
 def _drain(counts: NDArray[np.uint32], total: NDArray[np.int64]) -> None:
     """Move 32-bit counts to 64 bits before they can overflow."""
-    total += counts.sum(axis=0, dtype=np.int64)
+    for table in counts:
+        total += table
     counts[:] = 0
 
 
@@ -89,6 +78,20 @@ class _Sum:
     @property
     def total(self) -> float:
         return math.fsum(self._parts)
+
+
+def statistics_of_counts(
+    counts: NDArray[np.int64], dtype: str, nf4_square: float, int8_square: float
+) -> WeightStatistics:
+    """Statistics from the counts of all 65,536 patterns and the squared rounding errors.
+
+    Raises:
+        NotFiniteError: a value is NaN or infinite.
+    """
+    table = table_of(dtype)
+    if counts[not_finite(dtype)].any():
+        raise NotFiniteError
+    return _statistics(from_counts(table, counts), nf4_square, int8_square)
 
 
 def measure_floats(pieces: Callable[[], Iterable[Piece]]) -> WeightStatistics:
