@@ -81,7 +81,7 @@ def _shapes(text: str, config_file: Path) -> tuple[dict[str, torch.Size], torch.
         fields = json.loads(text)
         config = AutoConfig.for_model(**fields)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{config_file} is no causal language model's config") from error
     tied = set(model.all_tied_weights_keys)

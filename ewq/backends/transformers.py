@@ -61,6 +61,7 @@ def load_transformers(
         padding=Padding(padding),
         share_prefix=share_prefix,
         decode_mode=decode_mode,
+        checkpoint_dtype=_checkpoint_dtype(source),
     )
 
 
@@ -89,6 +90,14 @@ def _load(
         return AutoModelForCausalLM.from_pretrained(where, **file, **options), tokenizer
     except OSError as error:
         raise CheckpointError(f"cannot load {source}: {str(error).splitlines()[0]}") from error
+
+
+def _checkpoint_dtype(source: str | Path) -> Any:  # noqa: ANN401 (a torch.dtype or None)
+    """The type the checkpoint's config declares; ``None`` for a GGUF, which has many."""
+    from transformers import AutoConfig
+
+    where, file = _locate(source)
+    return None if file else AutoConfig.from_pretrained(where).get_text_config().dtype
 
 
 def _locate(source: str | Path) -> tuple[str, dict[str, str]]:

@@ -39,6 +39,7 @@ class TransformersModel:
             would put a gap between the prefix and the row.
         decode_mode: ``eager``, ``static``, ``compile``, or ``auto``: ``compile``
             on CUDA, else ``eager``. What is not supported falls back with a note.
+        checkpoint_dtype: the checkpoint's own type, by which raw weights are weighed.
     """
 
     def __init__(
@@ -51,13 +52,14 @@ class TransformersModel:
         padding: Padding = Padding.RIGHT,
         share_prefix: bool = True,
         decode_mode: str = AUTO,
+        checkpoint_dtype: torch.dtype | None = None,
     ) -> None:
         if batch_tokens < 1:
             raise InputError(f"batch_tokens is {batch_tokens}; give at least 1")
         self._loaded: Any = model.eval()
         self.tokenizer: Any = tokenizer
         self.batch_tokens = batch_tokens
-        self.info = describe(model, context_length)
+        self.info = describe(model, context_length, checkpoint_dtype)
         self._padding = padding
         self._cuda_devices = {p.device for p in model.parameters() if p.is_cuda}
         self._caches = can_share(model.config)
@@ -251,13 +253,17 @@ def _gather(logits: torch.Tensor, tokens: Sequence[int]) -> NDArray[np.float32]:
     return array
 
 
-def describe(model: Any, context_length: int | None = None) -> ModelInfo:  # noqa: ANN401
-    """Facts about a loaded transformers model."""
+def describe(
+    model: Any,  # noqa: ANN401 (transformers is untyped)
+    context_length: int | None = None,
+    checkpoint_dtype: torch.dtype | None = None,
+) -> ModelInfo:
+    """Facts about a loaded transformers model; see :func:`stored_bytes` for the dtype."""
     config = model.config.get_text_config()
     limit = context_length or getattr(config, "max_position_embeddings", None)
     if limit is None:
         raise InputError("the config states no context length; give context_length")
-    weights = stored_bytes(model)
+    weights = stored_bytes(model, checkpoint_dtype)
     head = model.get_output_embeddings()
     return ModelInfo(
         engine="transformers",

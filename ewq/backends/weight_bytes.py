@@ -9,18 +9,34 @@ if TYPE_CHECKING:
     import torch
 
 
-def stored_bytes(model: torch.nn.Module) -> int:
+def stored_bytes(model: torch.nn.Module, checkpoint_dtype: torch.dtype | None = None) -> int:
     """Bytes of every distinct stored tensor; tied tensors count once.
 
     Counted are parameters, persistent buffers and the scales, code tables and
     nested statistics that bitsandbytes keeps beside its packed weights.
+
+    Args:
+        model: the loaded model.
+        checkpoint_dtype: where the model computes in a wider type than its
+            checkpoint has, raw parameters count with the checkpoint's width:
+            what a variant weighs is a property of its artefact.
     """
+    widths = {id(p): _width(p, checkpoint_dtype) for p in model.parameters()}
     sizes = {
-        (tensor.device, tensor.data_ptr(), tensor.numel()): tensor.numel() * tensor.element_size()
+        (tensor.device, tensor.data_ptr(), tensor.numel()): tensor.numel()
+        * widths.get(id(tensor), tensor.element_size())
         for tensor in _stored_tensors(model)
         if tensor.numel()
     }
     return sum(sizes.values())
+
+
+def _width(parameter: torch.Tensor, checkpoint_dtype: torch.dtype | None) -> int:
+    """Bytes an element of a parameter takes in the artefact."""
+    width = parameter.element_size()
+    if checkpoint_dtype is None or not parameter.is_floating_point():
+        return width
+    return min(width, checkpoint_dtype.itemsize)
 
 
 def parameter_count(model: torch.nn.Module) -> int:

@@ -74,6 +74,7 @@ def _transformers(
         dtype=placement.dtype,
         batch_tokens=placement.batch_tokens,
         tokenizer=subject.tokenizer,
+        decode_mode=placement.decode,
     )
 
 
