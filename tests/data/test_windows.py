@@ -90,8 +90,9 @@ def test_llama_cpp_replaces_each_chunks_first_token_and_scores_its_second_half()
 
 
 def test_llama_cpp_scores_255_tokens_of_512():
-    (window,) = windows_of("a" * 520, "llama.cpp", 512, adds_bos=True)
-    assert window.scored == 255
+    texts = text_set([Document("d", "1", "a" * 520)])
+    (window,) = make_windows(texts, CharTokenizer(True), DEFINITIONS["llama.cpp"])
+    assert (len(window.ids), window.scored) == (512, 255)
 
 
 def test_bytes_are_those_of_the_scored_text():

@@ -185,23 +185,14 @@ def test_a_model_against_itself_has_ratio_zero():
 
 
 @pytest.mark.parametrize(
-    ("other", "message"),
+    ("texts", "name", "message"),
     [
-        pytest.param(
-            perplexity.run(NumpyModel(), TEXTS, definition_named("sliding", WINDOW)),
-            "bos is 'every' here, 'first' there",
-            id="definition",
-        ),
-        pytest.param(
-            perplexity.run(
-                NumpyModel(), text_set(TEXTS.documents[:1]), definition_named("disjoint", WINDOW)
-            ),
-            "data is 'sha256:",
-            id="texts",
-        ),
+        pytest.param(TEXTS, "sliding", "bos is 'every' here, 'first' there", id="definition"),
+        pytest.param(text_set(TEXTS.documents[:1]), "disjoint", "data is 'sha256:", id="texts"),
     ],
 )
-def test_different_measurements_cannot_be_paired(other, message):
+def test_different_measurements_cannot_be_paired(texts, name, message):
     result = perplexity.run(NumpyModel(), TEXTS, definition_named("disjoint", WINDOW))
+    other = perplexity.run(NumpyModel(), texts, definition_named(name, WINDOW))
     with pytest.raises(MeasurementError, match=message):
         perplexity.pair(result, other)
