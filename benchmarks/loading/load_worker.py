@@ -12,7 +12,6 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -40,14 +39,19 @@ class AnonymousPeak:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.002):
+        while not self._stop.wait(0.01):
             self.most_bytes = max(self.most_bytes, private_bytes())
 
 
 def private_bytes() -> int:
     """``RssAnon``: resident memory that no file backs."""
+    return status_bytes("RssAnon")
+
+
+def status_bytes(field: str) -> int:
+    """A field of ``/proc/self/status``."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024
+    return int(re.search(rf"{field}:\s+(\d+)", status)[1]) * 1024
 
 
 def streamed(folder: str, plan_path: str) -> torch.nn.Module:
@@ -81,7 +85,7 @@ WAYS = {"streamed": streamed, "swapped": swapped, "reopened": reopened}
 
 def main(way: str, folder: str, plan_path: str) -> None:
     """Load, and print what it took."""
-    before = private_bytes()
+    before, before_resident = private_bytes(), status_bytes("VmRSS")
     with AnonymousPeak() as peak:
         start = time.perf_counter()
         model = WAYS[way](folder, plan_path)
@@ -92,8 +96,8 @@ def main(way: str, folder: str, plan_path: str) -> None:
         "weights_bytes": memory_footprint(model),
         "before_bytes": before,
         "peak_private_bytes": peak.most_bytes,
-        "peak_resident_bytes": getattr(psutil.Process().memory_info(), "peak_wset", None)
-        or int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024,
+        "before_resident_bytes": before_resident,
+        "peak_resident_bytes": status_bytes("VmHWM"),
     }
     sys.stdout.write(json.dumps(report) + "\n")
 

@@ -1,0 +1,62 @@
+"""``ewq quantize``: a complete folder or one line of explanation."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
+
+from ewq.cli.quantize import quantize
+from ewq.embedded import fixture_path
+from ewq.errors import InputError
+from ewq.plan import read_plan
+from tests.quantizer.models import load, logits
+
+app = typer.Typer()
+app.command()(quantize)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_it_writes_everything_that_opening_and_understanding_the_model_takes(tmp_path):
+    source = fixture_path("tiny-llama")
+
+    done = run(source, "--factor", "0.65", "-o", tmp_path / "q", "--json")
+
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    names = {path.name for path in (tmp_path / "q").iterdir()}
+    assert {"config.json", "generation_config.json", "plan.json", "README.md"} <= names
+    assert read_plan(tmp_path / "q" / "plan.json").digest == document["plan"]
+    model = load(tmp_path / "q")
+    assert model.get_memory_footprint() == document["weights_bytes"]
+    assert logits(model).isfinite().all()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "q")
+    original = AutoTokenizer.from_pretrained(source)
+    assert tokenizer("one two")["input_ids"] == original("one two")["input_ids"]
+    assert [path.name for path in tmp_path.iterdir()] == ["q"]
+
+
+def test_a_folder_in_use_is_not_touched(tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+
+    done = run(fixture_path("tiny-llama"), "--factor", "0.65", "-o", tmp_path)
+
+    assert isinstance(done.exception, InputError)
+    assert "not an empty folder" in str(done.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+@pytest.mark.parametrize(
+    "rules", [(), ("--factor", "0.65", "--target-bpw", "6")], ids=["none", "two"]
+)
+def test_it_wants_exactly_one_rule(tmp_path, rules):
+    done = run(fixture_path("tiny-llama"), *rules, "-o", tmp_path / "q")
+
+    assert isinstance(done.exception, InputError)
+    assert not (tmp_path / "q").exists()

@@ -1,0 +1,56 @@
+"""Handing memory back touches only clean pages of the checkpoint's own files."""
+
+from __future__ import annotations
+
+import mmap
+
+import pytest
+
+from ewq.quantizer import pages
+from ewq.quantizer.pages import Housekeeper, parse_smaps
+
+SMAPS = """\
+7f00-8f00 rw-p 00000000 fe:00 12 /models/a b.safetensors
+Rss:                   4 kB
+Private_Dirty:         0 kB
+Anonymous:             0 kB
+9000-a000 rw-p 00000000 fe:00 13 /models/c.safetensors
+Private_Dirty:         8 kB
+b000-c000 rw-p 00000000 00:00 0 [heap]
+Private_Dirty:        12 kB
+"""
+
+
+def test_file_mappings_are_read_with_their_dirty_bytes():
+    found = [(of.start, of.nbytes, of.path, of.dirty_bytes) for of in parse_smaps(SMAPS)]
+
+    assert found == [
+        (0x7F00, 0x1000, "/models/a b.safetensors", 0),
+        (0x9000, 0x1000, "/models/c.safetensors", 8192),
+    ]
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["clean", "written"])
+def test_mapped_content_is_the_same_after_tidying(tmp_path, written):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"x" * (1 << 16))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        if written:
+            mapped[:3] = b"new"
+        before = mapped[:]
+
+        Housekeeper([str(path)]).tidy()
+
+        assert mapped[:] == before
+
+
+def test_it_tidies_once_per_so_many_bytes(monkeypatch):
+    rounds = []
+    keeper = Housekeeper(())
+    monkeypatch.setattr(keeper, "tidy", lambda: rounds.append(1))
+
+    keeper.used(pages.EVERY_BYTES - 1)
+    assert not rounds
+    keeper.used(1)
+
+    assert len(rounds) == 1
