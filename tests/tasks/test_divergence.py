@@ -172,10 +172,10 @@ def peak_growth_bytes(tokens, folder):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's peak of resident memory")
 def test_peak_memory_does_not_grow_with_the_number_of_tokens(tmp_path):
-    small = peak_growth_bytes(96, tmp_path)
+    small = peak_growth_bytes(120, tmp_path)
     large = peak_growth_bytes(480, tmp_path)
-    assert large["reference_bytes"] == 480 * 152_064 * 4  # 292 MB, five times the small one's
+    assert large["reference_bytes"] == 480 * 152_064 * 4  # 292 MB, four times the small one's
     assert large["kld_mean"] < 1e-6
     for phase in ("record", "compare"):
-        assert large[phase] < small[phase] + 120e6
+        assert large[phase] < small[phase] + 200e6
         assert large[phase] < 500e6
