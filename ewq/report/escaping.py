@@ -12,8 +12,11 @@ import re
 from html import escape
 from typing import Any
 
-# C0 and C1 controls but tab and newline, and halves of surrogate pairs: not valid in HTML or UTF-8.
-_INVALID = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# C0 and C1 controls but tab and newline, and halves of surrogate pairs, are not valid in HTML or
+# UTF-8; explicit changes of direction would turn round the words that follow the text.
+_INVALID = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST_NAME = 40
+"""Characters of a name inside a plot; longer ones keep their beginning and end."""
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#~$!])")
 
 
@@ -28,7 +31,9 @@ def html_text(text: str) -> str:
 
 
 def plot_text(text: str) -> str:
-    """For labels in plotly.js, which reads a few HTML tags and entities in them."""
+    """For names in plotly.js, which reads a few HTML tags and entities in them."""
+    if len(text) > _LONGEST_NAME:
+        text = f"{text[: _LONGEST_NAME - 13]}…{text[-12:]}"
     return escape(printable(text), quote=False)
 
 

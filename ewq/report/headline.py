@@ -46,8 +46,10 @@ NEEDS = (
 
 def claims(subject: Reported) -> list[Claim]:
     """Answers in the order in which people ask; nothing about what was not measured."""
-    found = [_within(subject, need) for need in NEEDS]
-    found += [_smallest(subject), _fastest(subject), _plans_against_controls(subject)]
+    near, small = (_within(subject, need) for need in NEEDS)
+    if near and small and near.variant and near.variant == small.variant:
+        small = None  # the wider margin finds nothing smaller
+    found = [near, small, _smallest(subject), _fastest(subject), _plans_against_controls(subject)]
     return [claim for claim in found if claim is not None]
 
 
@@ -203,7 +205,8 @@ def _plans_against_controls(subject: Reported) -> Claim | None:
     ]
     rest = len(fought) - len(won) - len(lost)
     if not parts:
-        text = f"none of {rest} pairs has a side that is shown to be both smaller and better."
+        pairs = "pair has" if rest == 1 else "pairs have"
+        text = f"none of {rest} {pairs} a side that is shown to be both smaller and better."
         return Claim("Plan or uniform", None, text)
     more = f" The other {rest} pairs trade size against quality or are undecided." if rest else ""
     sentence = "; ".join(parts) + "." + more

@@ -181,7 +181,7 @@ def _plot_data(part: Plot) -> str:
 def _excerpts(part: Excerpts) -> str:
     boxes = "".join(_excerpt(excerpt) for excerpt in part.excerpts)
     return (
-        f"<details><summary>{html_text(part.name)}</summary>"
+        f'<details class="samples"><summary>{html_text(part.name)}</summary>'
         f'<pre class="prompt">{html_text(part.prompt)}</pre>'
         f'<div class="grid">{boxes}</div></details>'
     )

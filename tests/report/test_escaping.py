@@ -18,6 +18,8 @@ from ewq.report.escaping import (
         (html_text, "<b a=\"1\" c='2'>&amp;", "&lt;b a=&quot;1&quot; c=&#x27;2&#x27;&gt;&amp;amp;"),
         (html_text, "tab\t and\nline", "tab\t and\nline"),
         (plot_text, "a<br>&lt;", "a&lt;br&gt;&amp;lt;"),
+        (plot_text, "a" * 60 + "-Q4_K_M.gguf", "a" * 27 + "…-Q4_K_M.gguf"),
+        (printable, "a\u202eb\u2066c", "a�b�c"),
         (printable, "a\x00\x1b[31m\ud800\r\nb", "a��[31m�\nb"),
         (markdown_text, "a|b `c` *d* <h>", "a\\|b \\`c\\` \\*d\\* &lt;h&gt;"),
         (markdown_text, "[e](f) #g _i_", "\\[e\\](f) \\#g \\_i\\_"),

@@ -1,7 +1,7 @@
 "use strict";
 // Draws each plot of the page and keeps labels of points from covering each other.
 (function () {
-  const LABEL_PX = 11, SMALL_PX = 560, CROWDED = 24, PRINT_WIDTH_PX = 680;
+  const LABEL_PX = 11, SMALL_PX = 560, CROWDED = 24, PRINT_WIDTH_PX = 680, PRINT_HEIGHT_PX = 300;
   const OPTIONS = { displayModeBar: false, responsive: false, scrollZoom: false };
   // Above, below, right, left of the point, then the corners.
   const PLACES = [[0, -1], [0, 1], [1, 0], [-1, 0], [1, -1], [-1, -1], [1, 1], [-1, 1]];
@@ -60,6 +60,7 @@
     const drawn = read(box), layout = drawn.layout;
     layout.width = width_px || box.clientWidth;
     layout.height = Number(box.dataset.height);
+    if (width_px && drawn.labels.length) { layout.height = PRINT_HEIGHT_PX; }
     const small = layout.width < SMALL_PX;
     if (small) {
       layout.font.size -= 1;
@@ -87,7 +88,11 @@
     clearTimeout(waiting);
     waiting = setTimeout(() => all(), 100);
   }).observe(main);
-  window.addEventListener("beforeprint", () => { printing = true; all(PRINT_WIDTH_PX); });
+  window.addEventListener("beforeprint", () => {
+    printing = true;
+    document.querySelectorAll("details.samples").forEach((each) => { each.open = true; });
+    all(PRINT_WIDTH_PX);
+  });
   window.addEventListener("afterprint", () => { printing = false; all(); });
   all();
 })();
