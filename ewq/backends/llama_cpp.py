@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ewq.backends.llama_options import LlamaCppOptions, native_options
 from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.model import Generation, ModelInfo, TokenIds
 
@@ -25,29 +26,6 @@ if TYPE_CHECKING:
 
     from ewq.backends.llama_native import NativeModel, Tokens
     from ewq.gguf.read import GgufHeader
-
-CACHE_TYPES = {"float32": 0, "float16": 1}
-"""Dtype of the key-value cache -> ggml type id."""
-
-
-@dataclass(frozen=True)
-class LlamaCppOptions:
-    """How to load and run a GGUF."""
-
-    device: str = "cpu"
-    """``cpu``; ``cuda`` offloads all layers, ``cuda:1`` to that GPU alone; an error without one."""
-    context_length: int | None = None
-    """Longest sequence accepted; default: what the model was trained with."""
-    batch_tokens: int = 512
-    """Most tokens of one ``llama_decode``, shared prefix not counted."""
-    max_sequences: int = 64
-    """Most sequences that share a prefix in one ``llama_decode``."""
-    threads: int | None = None
-    """CPU threads; default: as many as torch uses, so that engines compare."""
-    cache_dtype: str = "float16"
-    """Key-value cache: ``float16`` (llama.cpp's default) or ``float32``."""
-    probe: bool = True
-    """Try the file in a child process first, because a bad one can abort the process."""
 
 
 class LlamaCppModel:
@@ -307,45 +285,16 @@ def load_llama_cpp(
     path = Path(path)
     library = llama_library()
     header = read_header(path)
-    native_options = _native_options(library, options)
+    chosen = native_options(library, options)
     if options.probe:
         probe_file(path)
-    native = NativeModel(path, native_options)
+    native = NativeModel(path, chosen)
     try:
         info = _describe(native, header, options)
     except CheckpointError:
         native.close()
         raise
     return LlamaCppModel(native, tokenizer, info, options)
-
-
-def _native_options(library: Any, options: LlamaCppOptions) -> Any:  # noqa: ANN401 (C library)
-    import torch
-
-    from ewq.backends.llama_native import NativeOptions
-    from ewq.errors import BackendUnavailable
-
-    gpu = options.device != "cpu"
-    if gpu and not library.llama_supports_gpu_offload():
-        raise BackendUnavailable(
-            f"device {options.device!r} asked for, but this llama-cpp-python has no GPU support; "
-            "reinstall it with CMAKE_ARGS=-DGGML_CUDA=on or use --ewq-device cpu"
-        )
-    if options.cache_dtype not in CACHE_TYPES:
-        raise InputError(f"cache_dtype {options.cache_dtype!r}; give one of {[*CACHE_TYPES]}")
-    index = options.device.partition(":")[2]
-    if index and not index.isdecimal():
-        raise InputError(f"device {options.device!r}; give cpu, cuda or for example cuda:1")
-    most = int(library.llama_max_parallel_sequences()) - 1
-    return NativeOptions(
-        gpu=gpu,
-        threads=options.threads or torch.get_num_threads(),
-        batch_tokens=options.batch_tokens,
-        micro_batch_tokens=min(512, options.batch_tokens),
-        max_sequences=1 + min(options.max_sequences, most),
-        cache_type=CACHE_TYPES[options.cache_dtype],
-        gpu_index=int(index) if index else None,
-    )
 
 
 def _describe(native: NativeModel, header: GgufHeader, options: LlamaCppOptions) -> ModelInfo:

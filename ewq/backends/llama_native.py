@@ -7,6 +7,7 @@ loop over tokens.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 from collections import deque
 from collections.abc import Iterator
@@ -44,7 +45,17 @@ def llama_library() -> Any:  # noqa: ANN401 (ctypes module)
         _log_callback.append(callback)
         library.llama_log_set(callback, ctypes.c_void_p(0))
         library.llama_backend_init()
+        _close_at_exit()
     return library
+
+
+def _close_at_exit() -> None:
+    """Close what llama-cpp-python opens and leaves open, which strict warnings report at exit."""
+    from llama_cpp import _utils
+
+    for name in ("outnull_file", "errnull_file"):
+        if file := getattr(_utils, name, None):
+            atexit.register(file.close)
 
 
 def remember(level: int, text: bytes, _user_data: Any) -> None:  # noqa: ANN401 (C pointer)
