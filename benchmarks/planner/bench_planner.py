@@ -42,12 +42,14 @@ LINEAR_WITHIN = 1.6
 """Seconds per weight may differ by this factor over a factor of 16 in size."""
 
 CHILD = """
-import json, resource, sys, threading, time
+import json, sys, threading, time
 {setup}
 begin, begin_cpu = time.perf_counter(), time.process_time()
 {work}
 elapsed_s, cpu_s = time.perf_counter() - begin, time.process_time() - begin_cpu
-peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not getrusage: its maximum is inherited from the parent process.
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+peak_bytes = int(status["VmHWM"].split()[0]) * 1024
 print(json.dumps({{"s": elapsed_s, "cpu_s": cpu_s, "peak_bytes": peak_bytes}}))
 """
 
@@ -72,7 +74,7 @@ PLANNER = (
     import numpy as np
     from ewq.analysis import analyze
     from ewq.entropy import kernels, sweep
-    kernels.tally(np.zeros(64, np.uint16), 64, 64, False, np.zeros((4, 65536), np.uint32))
+    kernels.tally(np.zeros(64, np.uint16), 64, 64, False, np.zeros((kernels.TABLES, kernels.PATTERNS), np.uint32))
     """,
     "analyze(sys.argv[1], cache=False).plan(0.65)",
 )
@@ -182,12 +184,12 @@ target[:] = 0
 import os
 workers = len(os.sched_getaffinity(0))
 local = threading.local()
-kernels.count_patterns(parts[0][:64], np.zeros((4, kernels.PATTERNS), np.uint32))
+kernels.count_patterns(parts[0][:64], np.zeros((kernels.TABLES, kernels.PATTERNS), np.uint32))
 def copy(index):
     np.copyto(targets[index], parts[index])
 def count(index):
     if not hasattr(local, "counts"):
-        local.counts = np.zeros((4, kernels.PATTERNS), np.uint32)
+        local.counts = np.zeros((kernels.TABLES, kernels.PATTERNS), np.uint32)
     kernels.count_patterns(parts[index], local.counts)
 executor = ThreadPoolExecutor(workers)
 """

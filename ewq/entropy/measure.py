@@ -42,7 +42,7 @@ def measure_patterns(pieces: Iterable[Piece], dtype: str) -> WeightStatistics:
     Raises:
         NotFiniteError: a value is NaN or infinite.
     """
-    counts = np.zeros((4, kernels.PATTERNS), np.uint32)
+    counts = np.zeros((kernels.TABLES, kernels.PATTERNS), np.uint32)
     total = np.zeros(kernels.PATTERNS, np.int64)
     nf4, int8 = _Sum(), _Sum()
     counted = 0
