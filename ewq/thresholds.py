@@ -84,7 +84,7 @@ DEFAULT_TOLERANCES: Tolerances = {
         "bits_per_byte": Tolerance(relative=0.001),
     },
     "divergence": {
-        "kld_mean": Tolerance(relative=0.05, absolute=1e-5),
+        "kld_mean": Tolerance(relative=0.01, absolute=1e-5),
         "kld_p99": Tolerance(relative=0.10, absolute=1e-4),
         "top1_agreement": Tolerance(absolute=0.005),
         "rms_delta_p": Tolerance(relative=0.05, absolute=1e-4),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import transformers.modeling_utils  # noqa: F401 - torch parts of it cannot be imported twice
 
 from tests.harness.fakes import REPOSITORY, set_behaviour
 
