@@ -74,7 +74,8 @@ PLANNER = (
     import numpy as np
     from ewq.analysis import analyze
     from ewq.entropy import kernels, sweep
-    kernels.tally(np.zeros(64, np.uint16), 64, 64, False, np.zeros((kernels.TABLES, kernels.PATTERNS), np.uint32))
+    counts = np.zeros((kernels.TABLES, kernels.PATTERNS), np.uint32)
+    kernels.tally(np.zeros(64, np.uint16), 64, 64, False, counts)
     """,
     "analyze(sys.argv[1], cache=False).plan(0.65)",
 )
