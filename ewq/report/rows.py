@@ -62,9 +62,12 @@ def bits_per_weight(row: VariantRow) -> str:
 
 
 def tokens_per_s(row: VariantRow) -> str:
-    """Decode speed at batch size 1."""
+    """Decode speed at batch size 1 with its standard error."""
     metric = row.metric("throughput", "decode_tokens_per_s")
-    return ABSENT if metric is None else f"{metric.value:.4g}"
+    if metric is None:
+        return ABSENT
+    error = "" if metric.stderr is None else f" ±{metric.stderr:.2g}"
+    return f"{metric.value:.4g}{error}"
 
 
 def mmlu_percent(row: VariantRow) -> str:

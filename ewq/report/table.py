@@ -1,4 +1,4 @@
-"""The variants' table: which columns, for a terminal of any width and for Markdown."""
+"""The variants' table: which columns, and which of them fit a terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ewq.record import Verdict
 from ewq.report import rows as cells
 from ewq.report.rows import VariantRow
 
@@ -19,12 +20,14 @@ class Column:
 
     heading: str
     cell: Callable[[VariantRow], str]
-    wide_only: bool = False
-    """Left out below :data:`WIDE` columns."""
+    dispensable: int = 0
+    """Where a terminal is too narrow for all columns, those of the highest number go first."""
 
 
-WIDE = 120
 _WORDS = ("Variant", "Verdict")
+_GAP = 2
+"""Blanks between columns."""
+_STYLES = {Verdict.FAIL: "bold red", Verdict.INCONCLUSIVE: "yellow", Verdict.IMPROVED: "green"}
 
 
 def columns_for(rows: Sequence[VariantRow]) -> tuple[Column, ...]:
@@ -32,15 +35,15 @@ def columns_for(rows: Sequence[VariantRow]) -> tuple[Column, ...]:
     on_gpu = _on_gpu(rows)
     return (
         Column("Variant", lambda row: row.variant),
-        Column("VRAM GB" if on_gpu else "GB", cells.memory_gb),
-        Column("Bits/w", cells.bits_per_weight),
-        Column("Tok/s", cells.tokens_per_s),
-        Column("MMLU %", cells.mmlu_percent),
-        Column("Δ points", cells.mmlu_change_points, wide_only=True),
-        Column("PPL", cells.perplexity),
-        Column("Δ PPL %", cells.perplexity_change_percent),
-        Column("KLD mnat", cells.kld_millinats, wide_only=True),
-        Column("Verdict", lambda row: row.verdict.value, wide_only=True),
+        Column("VRAM GB" if on_gpu else "GB", cells.memory_gb, dispensable=3),
+        Column("Bits/w", cells.bits_per_weight, dispensable=6),
+        Column("Tok/s", cells.tokens_per_s, dispensable=4),
+        Column("MMLU %", cells.mmlu_percent, dispensable=1),
+        Column("Δ points", cells.mmlu_change_points, dispensable=8),
+        Column("PPL", cells.perplexity, dispensable=5),
+        Column("Δ PPL %", cells.perplexity_change_percent, dispensable=2),
+        Column("KLD mnat", cells.kld_millinats, dispensable=9),
+        Column("Verdict", lambda row: row.verdict.value, dispensable=7),
     )
 
 
@@ -49,29 +52,42 @@ def _on_gpu(rows: Sequence[VariantRow]) -> bool:
 
 
 def terminal_table(rows: Sequence[VariantRow], width: int) -> Table:
-    """The table for a terminal ``width`` columns wide."""
+    """The table for a terminal ``width`` columns wide.
+
+    Columns that do not fit are left out, never cut off: half a figure is a wrong figure.
+    """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    shown = [column for column in columns_for(rows) if width >= WIDE or not column.wide_only]
+    shown = _fitting(columns_for(rows), rows, width)
     for column in shown:
         justify = "left" if column.heading in _WORDS else "right"
         table.add_column(column.heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(*(column.cell(row) for column in shown))
+        style = _STYLES.get(row.verdict, "")
+        # Text, since names are data: a file may be called "[/]".
+        table.add_row(*(Text(c.cell(row), style if c.heading in _WORDS else "") for c in shown))
     return table
 
 
-def markdown_table(rows: Sequence[VariantRow]) -> str:
-    """The full table in Markdown."""
-    columns = columns_for(rows)
-    lines = [
-        "| " + " | ".join(column.heading for column in columns) + " |",
-        "| :-- |" + " --: |" * (len(columns) - 2) + " :-- |",
-    ]
-    lines += ["| " + " | ".join(c.cell(row) for c in columns) + " |" for row in rows]
-    return "\n".join(lines)
+def _fitting(
+    columns: Sequence[Column], rows: Sequence[VariantRow], width: int
+) -> tuple[Column, ...]:
+    shown = list(columns)
+    while sum(_width(column, rows) + _GAP for column in shown) > width:
+        least = max(shown, key=lambda column: column.dispensable)
+        if least.dispensable == 0:
+            break
+        shown.remove(least)
+    return tuple(shown)
+
+
+def _width(column: Column, rows: Sequence[VariantRow]) -> int:
+    from rich.cells import cell_len
+
+    return max(cell_len(text) for text in (column.heading, *(column.cell(row) for row in rows)))
 
 
 def footnotes(rows: Sequence[VariantRow]) -> list[str]:
