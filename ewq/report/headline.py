@@ -38,6 +38,8 @@ class Need:
     """Accuracy that may be lost, a fraction."""
 
 
+_NAMED = 4
+"""Undecided variants that a sentence names."""
 NEEDS = (
     Need("Near-lossless", 0.01, 0.01),
     Need("Small loss, smaller model", 0.05, 0.03),
@@ -117,7 +119,8 @@ def _margin(loss: Loss, need: Need) -> float:
 def _limit(case: _Case, need: Need) -> str:
     if case.losses[0].measure == "perplexity":
         return f"{100 * need.perplexity_margin:g} % of FP16's perplexity"
-    return f"{100 * need.mmlu_margin:g} points of FP16's MMLU"
+    points = 100 * need.mmlu_margin
+    return f"{points:g} point{'s' * (points != 1)} of FP16's MMLU"
 
 
 def _told(loss: Loss, standing: Standing, need: Need) -> str:
@@ -141,8 +144,10 @@ def _undecided(cases: Sequence[_Case], below_bytes: float) -> str:
     smaller = [case for case in cases if case.open and case.size_bytes < below_bytes]
     if not smaller:
         return ""
-    named = ", ".join(f"{case.row.variant} ({case.losses[0].words})" for case in smaller)
-    return f" Undecided: {named}."
+    named = [f"{case.row.variant} ({case.losses[0].words})" for case in smaller]
+    more = len(named) - _NAMED
+    rest = f" and {more} more" if more > 0 else ""
+    return f" Undecided: {', '.join(named[:_NAMED])}{rest}."
 
 
 def _size(case: _Case, subject: Reported) -> str:
@@ -158,7 +163,7 @@ def _smallest(subject: Reported) -> Claim | None:
         return None
     size, row = min(sized, key=lambda pair: pair[0])
     losses = "; ".join(loss.words for loss in _losses(row))
-    costs = f"costs {losses}" if losses else "its loss was not measured"
+    costs = f"against FP16, {losses}" if losses else "its loss was not measured"
     sentence = f"{row.variant}, {size / GB:.3g} GB: {costs}.{_chance(row)}{_gate(row)}"
     return Claim("Memory above all", row.variant, sentence)
 

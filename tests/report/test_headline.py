@@ -93,6 +93,13 @@ def test_what_stays_open_is_named():
     assert "Undecided: ewq-0.5 (perplexity +0.95 ±0.10 %)" in claim.sentence
 
 
+def test_a_long_list_of_undecided_variants_is_cut_and_counted():
+    open_ones = [variant(f"ewq-0.{n}", 1.0, 0.0095) for n in range(10, 17)]
+    sentence = said(*open_ones, need=NEAR).sentence
+    assert sentence.count("(perplexity") == 4
+    assert sentence.endswith("and 3 more.")
+
+
 def test_chance_level_is_no_evidence_either_way():
     records = variant("ewq-0.5", 1.0, 0.004, mmlu=(-0.05, 0.005))
     guessing = [

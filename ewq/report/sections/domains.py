@@ -50,7 +50,7 @@ def section(subject: Reported) -> Section | None:
         "Change of perplexity from FP16 in %, paired on the same tokens. A tilde (~) marks "
         "changes that cannot be told from none at 95 %, or whose error is unknown."
         if paired
-        else "Perplexity; there is no FP16 in this run to compare with."
+        else "Perplexity; nothing in this run was paired with FP16."
     )
     plot = Plot(
         name="domains",

@@ -117,7 +117,7 @@ _RELATIVE_PERPLEXITY = Measure(
 _PERPLEXITY = Measure(
     "perplexity", "Perplexity", "perplexity",
     lambda row: _scaled(row.metric("perplexity", "perplexity"), 1.0), False, 2,
-    "Lower is better. Without FP16 in the run the bars are the texts' own spread, far wider "
+    "Lower is better. Nothing was paired with FP16: bars are the texts' own spread, far wider "
     "than the error of a difference between two variants.",
 )  # fmt: skip
 

@@ -27,7 +27,7 @@ def section(subject: Reported) -> Section:
         )
         for record in told
     ]
-    points += [Point(text, "not measured", open_question=True) for text in _gaps(subject)]
+    points += [Point(text, "not measured") for text in _gaps(subject)]
     points += [Point(text, "note") for text in _notes(subject)]
     if points:
         parts.append(Bullets(tuple(points)))
