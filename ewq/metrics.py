@@ -6,7 +6,8 @@ import re
 
 _ACCURACY = (r"accuracy(_macro)?(/[\w-]+)?", r"answered_[A-D]")
 _ACCURACY_PAIRED = (r"accuracy_delta", r"flips", r"mcnemar_p")
-_SPREAD = r"(_p10|_p90)?"
+_SPREAD = r"(_b\d+)?(_p10|_p90)?"
+"""Batch size above 1, then percentile."""
 
 TASK_METRICS: dict[str, tuple[str, ...]] = {
     "mmlu": (*_ACCURACY, *_ACCURACY_PAIRED),
@@ -17,7 +18,7 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
         rf"prefill_tokens_per_s{_SPREAD}",
         rf"decode_tokens_per_s{_SPREAD}",
         rf"ttft_s{_SPREAD}",
-        r"decode_ratio",
+        r"(prefill|decode)_ratio",
     ),
     "memory": (
         r"weights_bytes",
@@ -27,13 +28,16 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
         r"load_peak_ram_bytes",
         r"load_s",
     ),
+    "samples": (r"samples_token_agreement(/[\w-]+)?", r"samples_common_tokens"),
+    "noise_floor": (r"(flips|logprob_change)/(repeat|regrouped)",),
 }
 """Task -> patterns of the metric keys it may report (design, section 8)."""
 
 _PAIRED = re.compile(
-    r"accuracy_delta|flips|mcnemar_p|ln_ppl_ratio(/.+)?|kld_\w+|top1_agreement|rms_delta_p|decode_ratio"
+    r"accuracy_delta|flips|mcnemar_p|ln_ppl_ratio(/.+)?|kld_\w+|top1_agreement|rms_delta_p"
+    r"|(prefill|decode)_ratio|samples_.+"
 )
-_CLOCKED = re.compile(r"(prefill|decode)_tokens_per_s.*|ttft_s.*|decode_ratio|load_s")
+_CLOCKED = re.compile(r"(prefill|decode)_tokens_per_s.*|ttft_s.*|(prefill|decode)_ratio|load_s")
 _CHOSEN = re.compile(r"accuracy.*|mcnemar_p")
 
 DEVICE_ALTERNATIVES = {

@@ -143,6 +143,13 @@ def _pair_samples(result: TaskResult, reference: TaskResult) -> Mapping[str, Met
     return samples.pair(result, reference)
 
 
+def _noise_floor(bench: Bench, handle: VariantHandle) -> TaskResult:
+    from ewq.tasks import noise_floor
+
+    questions = bench.sizes.noise_questions
+    return noise_floor.run(handle.model, bench.mmlu, questions=questions, progress=bench.progress)
+
+
 JOBS: Mapping[str, Job] = {
     "mmlu": Job(_single(_mmlu), _pair_mmlu),
     "mmlu_cloze": Job(_single(_mmlu_cloze), _pair_mmlu_cloze),
@@ -150,5 +157,6 @@ JOBS: Mapping[str, Job] = {
     "divergence": Job(_single(_divergence)),
     "throughput": Job(_throughput, _pair_throughput, same_session=True),
     "memory": Job(_single(_memory)),
+    "noise_floor": Job(_single(_noise_floor)),
     "samples": Job(_single(_samples), _pair_samples),
 }

@@ -81,7 +81,9 @@ def _transformers(
 def _gguf_type(recipe: GgufType, subject: Subject, placement: Placement) -> Loaded:
     from ewq.gguf import cached_gguf
 
-    path = cached_gguf(subject.folder, recipe.type_name, cache_dir("gguf"))
+    path = cached_gguf(
+        subject.folder, recipe.type_name, cache_dir("gguf"), progress=subject.progress
+    )
     return Loaded(_llama_cpp(path, subject, placement))
 
 
@@ -89,7 +91,7 @@ def _gguf_planned(recipe: GgufPlanned, subject: Subject, placement: Placement) -
     from ewq.gguf import cached_gguf
 
     plan = subject.plan(recipe.factor)
-    path = cached_gguf(subject.folder, plan, cache_dir("gguf"))
+    path = cached_gguf(subject.folder, plan, cache_dir("gguf"), progress=subject.progress)
     return Loaded(_llama_cpp(path, subject, placement), plan)
 
 

@@ -21,18 +21,20 @@ class Tier:
     rounds: int
     warmup_rounds: int
     sample_tokens: int
+    noise_questions: int
+    """Questions asked three times to see what moves without any change."""
 
 
 _GPU = {
-    "smoke": Tier(24, 256, 128, 64, 8, (1,), 3, 1, 12),
-    "quick": Tier(1140, None, 4096, 512, 128, (1, 8), 5, 2, 64),
-    "full": Tier(None, None, 16384, 512, 128, (1, 8), 10, 3, 64),
+    "smoke": Tier(24, 256, 128, 64, 8, (1,), 3, 1, 12, 8),
+    "quick": Tier(1140, None, 4096, 512, 128, (1, 8), 5, 2, 64, 200),
+    "full": Tier(None, None, 16384, 512, 128, (1, 8), 10, 3, 64, 200),
 }
 # A CPU decodes some ten tokens a second: the same protocol on fewer tokens.
 _CPU = {
     "smoke": _GPU["smoke"],
-    "quick": Tier(144, 1024, 384, 128, 16, (1,), 3, 1, 24),
-    "full": Tier(None, None, 4096, 512, 64, (1, 8), 5, 2, 48),
+    "quick": Tier(144, 1024, 384, 128, 16, (1,), 3, 1, 24, 24),
+    "full": Tier(None, None, 4096, 512, 64, (1, 8), 5, 2, 48, 100),
 }
 TIERS = tuple(_GPU)
 

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from ewq.metrics import is_known
 from tests.harness.fakes import set_behaviour
 
 TASKS = 7
+"""Of every variant; the reference has the noise floor besides."""
 TWO = ("--ewq-variants", "fp16,ewq-0.5")
 
 
@@ -30,9 +32,9 @@ def loads(project):
 def test_each_variant_is_measured_by_every_task_and_stored(bench, project):
     set_behaviour(project.path, **{"ewq-0.5": {"noise": 0.3}})
     result = bench(*TWO, "--benchmark-autosave")
-    result.assert_outcomes(passed=2 * TASKS)
+    result.assert_outcomes(passed=2 * TASKS + 1)
     found = records(project)
-    assert len(found) == 2 * TASKS
+    assert len(found) == 2 * TASKS + 1
     assert found["ewq-0.5", "perplexity"]["metrics"]["ln_ppl_ratio"]["value"] > 0
     assert found["ewq-0.5", "divergence"]["metrics"]["kld_mean"]["value"] > 0.001
     assert found["fp16", "divergence"]["metrics"]["kld_mean"]["value"] < 1e-6
@@ -40,7 +42,7 @@ def test_each_variant_is_measured_by_every_task_and_stored(bench, project):
 
 
 def test_each_variant_loads_once_across_all_files(bench, project):
-    bench(*TWO).assert_outcomes(passed=2 * TASKS)
+    bench(*TWO).assert_outcomes(passed=2 * TASKS + 1)
     assert loads(project) == ["fp16", "ewq-0.5"]
 
 
@@ -84,7 +86,7 @@ def test_fails_holding_the_model(variant, benchmark):
 def test_a_failing_variant_leaves_the_others(bench, project):
     set_behaviour(project.path, **{"ewq-0.5": {"error": "needs 9 GB, 2 GB are free"}})
     result = bench("--ewq-variants", "fp16,ewq-0.5,ewq-1.0", "--benchmark-autosave")
-    result.assert_outcomes(passed=2 * TASKS, failed=TASKS)
+    result.assert_outcomes(passed=2 * TASKS + 1, failed=TASKS)
     result.stdout.fnmatch_lines(["*not measured: ewq-0.5: needs 9 GB, 2 GB are free*"])
     assert loads(project).count("ewq-0.5") == 1
     run = stored(project)
@@ -119,7 +121,7 @@ def test_without_the_reference_selected_it_is_measured_once_and_marked(bench, pr
 
 
 def test_a_stored_reference_is_used_again(bench, project):
-    bench(*TWO).assert_outcomes(passed=2 * TASKS)
+    bench(*TWO).assert_outcomes(passed=2 * TASKS + 1)
     result = bench(*TWO, "-k", "ewq-0 and perplexity", "--benchmark-autosave")
     result.assert_outcomes(passed=1)
     assert loads(project) == ["fp16", "ewq-0.5", "ewq-0.5"]
@@ -132,10 +134,10 @@ def test_resume_measures_only_what_is_missing(bench, project):
     bench(*TWO, "--benchmark-autosave", subprocess=True)
     assert not list(project.path.glob(".benchmarks/*/*.json"))
     set_behaviour(project.path, **{"ewq-0.5": {"noise": 0.3}})
-    bench(*TWO, "--benchmark-autosave", "--ewq-resume").assert_outcomes(passed=2 * TASKS)
+    bench(*TWO, "--benchmark-autosave", "--ewq-resume").assert_outcomes(passed=2 * TASKS + 1)
     # The reference loads again only to record its distributions, which are not journalled.
     assert loads(project).count("fp16") <= 2
-    assert len(records(project)) == 2 * TASKS
+    assert len(records(project)) == 2 * TASKS + 1
 
 
 @pytest.mark.parametrize(
@@ -173,3 +175,14 @@ def test_collecting_imports_no_heavy_library(project):
     )
     (project.path / "conftest.py").unlink()
     assert project.run("python", "-c", script).ret == 0
+
+
+def test_every_metric_a_task_reports_is_in_the_vocabulary(bench, project):
+    bench(*TWO, "--benchmark-autosave")
+    unknown = {
+        (task, name)
+        for (_, task), record in records(project).items()
+        for name in record["metrics"]
+        if not is_known(task, name)
+    }
+    assert not unknown
