@@ -1,0 +1,104 @@
+"""Figures inside the sections, on items small enough to count by hand."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ewq.measurement import Metric
+from ewq.report.document import Excerpts, Plot
+from ewq.report.duels import Duel
+from ewq.report.evidence import Contrast
+from ewq.report.sections import blocks, domains, flips, samples
+from ewq.report.subject import Reported, reported
+from ewq.runs import Run, read_run
+from tests.make_runs import record
+from tests.report.example_runs import write_example
+
+
+def subject(*records) -> Reported:
+    by_key = {each.key: each for each in records}
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    return reported([Run(Path("0001.json"), None, False, None, moment, {}, by_key, True)])
+
+
+def only(section, kind):
+    (found,) = (part for part in section.parts if isinstance(part, kind))
+    return found
+
+
+def asked(variant, items):
+    settings = {"data": "d", "subjects": [["anatomy", 3], ["virology", 2], ["law", 1]]}
+    return record("mmlu", variant, items=items, settings=settings)
+
+
+def test_flips_are_counted_by_subject_and_direction_most_flipped_first():
+    section = flips.section(subject(asked("fp16", "ABcDaB"), asked("bnb-nf4", "abCDAB")))
+    assert only(section, Plot).table.rows == (
+        ("anatomy", "3", "−2 +1"),
+        ("virology", "2", "−0 +1"),
+    )
+    assert "1 of 3 subjects did not flip" in section.parts[0].text
+
+
+def test_another_letter_that_is_as_wrong_is_no_flip():
+    section = flips.section(subject(asked("fp16", "abcdab"), asked("bnb-nf4", "babcda")))
+    assert "3 of 3 subjects did not flip" in section.parts[0].text
+
+
+def test_answers_to_other_questions_are_not_compared():
+    other = record("mmlu", "bnb-nf4", items="ABCDAB", settings={"data": "e", "subjects": []})
+    section = flips.section(subject(asked("fp16", "ABCDAB"), other))
+    assert section.parts[0].text == flips.NO_REFERENCE
+
+
+def wrote(variant, text):
+    return record(
+        "samples", variant, {}, side={"samples": [{"name": "n", "prompt": "p", "text": text}]}
+    )
+
+
+def test_samples_differ_from_the_first_difference_on():
+    runs = subject(wrote("fp16", "one two"), wrote("a.gguf", "one too"), wrote("b.gguf", "one two"))
+    base, changed, same = only(samples.section(runs), Excerpts).excerpts
+    assert (base.same, base.different) == ("one two", "")
+    assert (changed.same, changed.different) == ("one t", "oo")
+    assert (same.same, same.different, same.note) == ("one two", "", "same as FP16")
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "shown"),
+    [(0.02, 0.005, "+2.0"), (0.02, 0.02, "~+2.0"), (0.02, None, "~+2.0"), (-0.02, 0.005, "-2.0")],
+)
+def test_domain_changes_that_cannot_be_told_from_none_are_marked(value, stderr, shown):
+    metrics = {"ln_ppl_ratio/code": Metric(value, "nats", False, 9, stderr)}
+    section = domains.section(subject(record("perplexity", "ewq-0.5", metrics)))
+    assert only(section, Plot).figure["data"][0]["text"] == [[shown]]
+
+
+def test_blocks_tell_thresholds_once_and_a_strip_for_each_plan(tmp_path):
+    run = read_run(write_example(tmp_path, ("ewq-1.0", "ewq-0.5", "gguf-ewq-0.5"), ("memory",)))
+    plot = only(blocks.section(reported([run])), Plot)
+    assert [note["text"] for note in plot.figure["layout"]["annotations"]] == ["mean", "1", "0.5"]
+    assert plot.figure["data"][-1]["y"] == ["ewq-1.0", "ewq-0.5", "gguf-ewq-0.5"]
+    assert len(plot.table.rows) == 30
+    assert "ewq-0.5, gguf-ewq-0.5: 16 raw, 6 at 8 bits, 8 at 4 bits" in plot.caption
+
+
+@pytest.mark.parametrize(
+    ("better", "share", "p_value", "outcome"),
+    [
+        ("plan", 0.9, 0.001, "plan smaller and better"),
+        ("plan", 1.2, 0.001, "trades size for quality"),
+        ("control", 1.2, 0.001, "control smaller and better"),
+        ("plan", 0.9, 0.4, "perplexity undecided"),
+        ("plan", 0.9, None, "perplexity undecided"),
+    ],
+)
+def test_a_duel_is_won_only_with_certainty(better, share, p_value, outcome):
+    worse = {"plan": "control", "control": "plan"}[better]
+    found = Contrast(better, worse, 0.25, 0.05, p_value)
+    duel = Duel("plan", "control", share, found, alpha=0.05)
+    assert duel.outcome == outcome
+    expected = "-20.00 ±3.20" if better == "plan" else "+25.00 ±5.00"
+    assert duel.perplexity_percent == expected
