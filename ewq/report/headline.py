@@ -179,7 +179,7 @@ def _fastest(subject: Reported) -> Claim | None:
     (best, row), others = timed[0], timed[1:]
     doubts = [d.reason for _, r in timed[:2] if (d := doubt_about(name, r.records["throughput"]))]
     if doubts:
-        return Claim(need, None, f"not decided: {doubts[0]}.")
+        return Claim(need, None, f"the clocks cannot be trusted: {doubts[0]}.")
     alpha = ALPHA / len(others)
     tied = []
     for metric, rival in others:
@@ -189,7 +189,7 @@ def _fastest(subject: Reported) -> Claim | None:
             tied.append(rival.variant)
     speed = f"{best.value:.4g} ± {best.stderr or 0.0:.2g} tokens/s at batch size 1"
     if tied:
-        text = f"not decided: {row.variant} ({speed}) is not certainly faster than "
+        text = f"{row.variant} ({speed}) is not certainly faster than "
         return Claim(need, None, text + ", ".join(tied) + ".")
     runner, second = others[0]
     ahead = best.value / runner.value
