@@ -22,7 +22,7 @@ class Metric:
 
     value: float
     unit: str
-    """``fraction``, ``nats``, ``bits``, ``tokens/s``, ``bytes``, ``s``, ``ratio``, ``p``, ``count``."""
+    """``fraction``, ``nats``, ``bits``, ``tokens/s``, ``bytes``, ``s``, ``ratio``, ``p`` ..."""
     higher_is_better: bool | None
     """``None`` where no direction is better, such as the share of answers that are A."""
     n: int

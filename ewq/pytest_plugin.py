@@ -19,8 +19,10 @@ from ewq.harness.session import (
     compared_files,
     key_of,
     session_of,
+    stop_saving,
     storage_folder,
     task_of,
+    why_ungated,
 )
 from ewq.variants import find_variant
 
@@ -145,6 +147,7 @@ def ewq_bench(
             baseline_request=state.options.baseline or compared_files(pytestconfig),
             load=ewq_loader,
             progress=ewq_progress,
+            ungated=why_ungated(pytestconfig),
         )
     )
     state.bench = bench
@@ -171,6 +174,7 @@ def measure(
     benchmark: BenchmarkFixture,
 ) -> Callable[[], Record]:
     """Measure the test's task on its variant, store the record, and apply the gate."""
+    from ewq.harness.measuring import JournalLost
     from ewq.harness.measuring import measure as measure_task
 
     task = task_of(request.node)
@@ -183,10 +187,14 @@ def measure(
         try:
             record = measure_task(ewq_bench, variant, task, benchmark)
         except BackendUnavailable as error:
+            if not ewq_bench.options.variants_named:
+                ewq_bench.skipped[(variant.name, task)] = str(error)
+                pytest.skip(str(error))
             ewq_bench.failures[(variant.name, task)] = str(error)
-            if ewq_bench.options.variants_named:
-                pytest.fail(str(error), pytrace=False)
-            pytest.skip(str(error))
+            pytest.fail(str(error), pytrace=False)
+        except JournalLost as error:
+            stop_saving(request.config)
+            pytest.exit(f"ewq: {error}", returncode=3)
         except EwqError as error:
             ewq_bench.failures[(variant.name, task)] = str(error)
             pytest.fail(str(error), pytrace=False)
@@ -230,10 +238,35 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
         output_json["ewq"] = state.storage_json
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Before pytest-benchmark stores the run: remember how the session ended."""
-    session_of(session.config).exit_status = int(exitstatus)
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_benchmark_compare_machine_info(
+    machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
+) -> None:
+    """Keep pytest-benchmark from calling every machine different.
+
+    It compares before our environment is known. Whether two devices may be
+    compared is decided when the baseline is chosen, in :mod:`ewq.baseline`.
+    """
+    stored = compared_benchmark.get("machine_info", {})
+    machine_info["ewq"] = stored.get("ewq")
+    for volatile in [key for key in stored.get("cpu", {}) if key.startswith("hz_actual")]:
+        del stored["cpu"][volatile]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Around pytest-benchmark's saving: tell it how the session went, survive a full disk."""
+    state = session_of(session.config)
+    state.tests_failed = session.testsfailed
+    try:
+        yield
+    except OSError as error:
+        kept = storage_folder(session.config) / "journal.jsonl"
+        pytest.exit(
+            f"ewq: cannot store the run ({error.strerror}); every measurement is kept in {kept}: "
+            "free space, then run again with --ewq-resume",
+            returncode=3,
+        )
 
 
 @pytest.hookimpl(trylast=True)

@@ -6,7 +6,9 @@ heavy libraries are imported inside it, so ``ewq --help`` is instant.
 
 from __future__ import annotations
 
+import signal
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -29,13 +31,21 @@ for command in (plan, diff, quantize, export, compare, report):
     app.command(command.__name__)(command)
 
 
+class Interrupted(EwqError):
+    """Ctrl-C; typer would swallow Python's own exception without a word."""
+
+    exit_code = 130
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise Interrupted("interrupted; nothing half-written is left behind")
+
+
 def main() -> None:
     """Run the command line; an :class:`EwqError` becomes one line and its exit code."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
-    except KeyboardInterrupt:
-        print("ewq: interrupted", file=sys.stderr)
-        sys.exit(130)
     except EwqError as error:
         print(f"ewq: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -53,12 +53,20 @@ class Bench:
     progress: Progress
     load: LoadVariant
     selected: tuple[Key, ...]
+    ungated: str = ""
+    """Why nothing is gated, where that is so."""
     records: dict[Key, Record] = field(default_factory=dict)
+    skipped: dict[Key, str] = field(default_factory=dict)
+    """Not measured because an optional library is missing."""
     failures: dict[Key, str] = field(default_factory=dict)
     loads: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.references = References(self)
+        self.past_crashes = Counter[str]()
+        """Variant -> how often it ended an earlier process of this run."""
+        for key in self.journal.crashed:
+            self.past_crashes[key[0]] += self.journal.attempts[key]
 
     @cached_property
     def mmlu(self) -> MmluData:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ewq.errors import EwqError, MeasurementError
@@ -11,13 +11,18 @@ from ewq.harness.handle import VariantHandle
 from ewq.harness.jobs import JOBS, Work
 from ewq.harness.out_of_memory import reported
 from ewq.measurement import Metric, TaskResult
-from ewq.record import Record
+from ewq.record import Record, Verdict
 from ewq.variants import REFERENCE
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
     from ewq.harness.bench import Bench, Key
+
+
+class JournalLost(EwqError):
+    """Results can no longer be kept: going on would only lose more."""
+
 
 CRASHES_TOLERATED = 1
 """A process that died once may have been killed; the second time it is the variant's doing."""
@@ -48,23 +53,36 @@ def measure(bench: Bench, handle: VariantHandle, task: str, benchmark: Benchmark
 def _fresh(bench: Bench, handle: VariantHandle, task: str, benchmark: BenchmarkFixture) -> Record:
     key = (handle.name, task)
     _refuse_repeated_crash(bench, key)
-    bench.journal.started(key)
+    _kept(lambda: bench.journal.started(key))
     try:
         with reported(f"{handle.name}, {task}", bench.placement.device):
             work = JOBS[task].prepare(bench, handle)
             _time(benchmark, work)
             record = _record(bench, handle, task, work)
-    except EwqError as error:
-        bench.journal.failed(key, str(error))
+    except Exception as error:
+        reason = str(error)
+        _kept(lambda: bench.journal.failed(key, reason))
         raise
-    bench.journal.finished(key, {"record": record.to_json(), "durations_s": _durations(benchmark)})
+    payload = {"record": record.to_json(), "durations_s": _durations(benchmark)}
+    _kept(lambda: bench.journal.finished(key, payload))
     return record
 
 
+def _kept(write: Callable[[], None]) -> None:
+    """Write to the journal; a run that cannot keep its results must end."""
+    try:
+        write()
+    except EwqError as error:
+        raise JournalLost(str(error)) from error
+
+
 def _refuse_repeated_crash(bench: Bench, key: Key) -> None:
-    if key in bench.journal.crashed and bench.journal.attempts[key] > CRASHES_TOLERATED:
-        reason = f"{key[0]} took the whole process down {bench.journal.attempts[key]} times"
-        raise MeasurementError(f"{reason} while measuring {key[1]}; not tried again")
+    """Counted over all tasks of a variant: most crashes happen while loading."""
+    times = bench.past_crashes[key[0]]
+    if times > CRASHES_TOLERATED:
+        raise MeasurementError(
+            f"{key[0]} took the whole process down {times} times; {key[1]} is not tried again"
+        )
 
 
 def _record(bench: Bench, handle: VariantHandle, task: str, work: Work) -> Record:
@@ -80,9 +98,14 @@ def _record(bench: Bench, handle: VariantHandle, task: str, work: Work) -> Recor
         metrics={**result.metrics, **_paired(task, result, reference)},
         items=result.items,
         plan=handle.plan.digest if handle.plan else None,
-        notes=(*result.notes, *bench.references.note(task)),
+        notes=(*result.notes, *_model_notes(handle), *bench.references.note(task)),
         side={**result.side, **_plan_for_reports(task, handle)},
     )
+
+
+def _model_notes(handle: VariantHandle) -> tuple[str, ...]:
+    """What the engine has to say, such as a faster decode loop it could not use."""
+    return tuple(getattr(handle.model, "notes", ()))
 
 
 def _plan_for_reports(task: str, handle: VariantHandle) -> dict[str, Any]:
@@ -108,13 +131,19 @@ def _paired(task: str, result: TaskResult, reference: TaskResult | None) -> Mapp
 
 
 def _judge(bench: Bench, record: Record) -> Record:
-    baseline = bench.baseline.records.get(record.key) if bench.baseline else None
+    if bench.ungated:
+        return record.judged(Verdict.NO_BASELINE, (bench.ungated,))
+    baseline, missing = None, bench.baseline_reasons
+    if bench.baseline:
+        baseline = bench.baseline.records.get(record.key)
+        gap = f"the baseline {bench.baseline.name} does not cover {'/'.join(record.key)}"
+        missing = () if baseline else (gap,)
     judgement = judge(
         record,
         bench.thresholds.for_(record.variant, record.task),
         baseline=baseline,
         tolerances=bench.thresholds.tolerances_for(record.task),
-        missing_baseline=bench.baseline_reasons,
+        missing_baseline=missing,
     )
     return record.judged(judgement.verdict, judgement.reasons)
 

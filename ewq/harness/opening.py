@@ -33,6 +33,7 @@ def open_bench(
     baseline_request: str,
     load: LoadVariant,
     progress: Progress,
+    ungated: str = "",
 ) -> Bench:
     """Check model, thresholds, baseline and journal, then set up the run.
 
@@ -41,6 +42,8 @@ def open_bench(
     """
     from ewq.environment import describe
 
+    if ungated and (options.require_baseline or baseline_request):
+        raise InputError(f"a baseline was asked for, but {ungated}")
     placement = find_placement(
         options.device, options.dtype, options.decode, subject.checkpoint.config
     )
@@ -64,6 +67,7 @@ def open_bench(
         progress=progress,
         load=load,
         selected=tuple(selected),
+        ungated=ungated,
     )
 
 

@@ -24,7 +24,7 @@ class HarnessSession:
     options: Options
     selected: list[Key] = field(default_factory=list)
     bench: Bench | None = None
-    exit_status: int = 0
+    tests_failed: int = 0
     started_s: float = field(default_factory=time.time)
 
     @property
@@ -33,14 +33,17 @@ class HarnessSession:
         bench = self.bench
         records = bench.records if bench else {}
         failures = bench.failures if bench else {}
+        skipped = bench.skipped if bench else {}
+        wanted = [key for key in self.selected if key not in skipped]
         return {
             "schema": 1,
-            "complete": bool(records) and all(key in records for key in self.selected),
-            "selected": [list(key) for key in self.selected],
+            "complete": bool(records) and all(key in records for key in wanted),
+            "selected": [list(key) for key in wanted],
+            "skipped": {"/".join(key): reason for key, reason in skipped.items()},
             "failed": {"/".join(key): reason for key, reason in failures.items()},
             "verdicts": {"/".join(key): record.verdict for key, record in records.items()},
             "loads": dict(bench.loads) if bench else {},
-            "exit_status": self.exit_status,
+            "exit_status": int(self.tests_failed > 0),
         }
 
 
@@ -71,6 +74,22 @@ def storage_folder(config: pytest.Config) -> Path:
     session = getattr(config, "_benchmarksession", None)
     path = getattr(getattr(session, "storage", None), "path", None)
     return Path(path) if path else config.rootpath / ".benchmarks"
+
+
+def why_ungated(config: pytest.Config) -> str:
+    """A sentence where pytest-benchmark is switched off, and so nothing is stored or gated."""
+    if config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False):
+        return "benchmarks are disabled: nothing is stored and nothing was gated"
+    if getattr(getattr(config, "_benchmarksession", None), "disabled", False):
+        return "pytest-benchmark is disabled under xdist: nothing is stored and nothing was gated"
+    return ""
+
+
+def stop_saving(config: pytest.Config) -> None:
+    """Keep pytest-benchmark from writing a run where nothing can be written any more."""
+    session = getattr(config, "_benchmarksession", None)
+    if session is not None:
+        session.save = session.autosave = session.json = None
 
 
 def compared_files(config: pytest.Config) -> str:

@@ -47,7 +47,7 @@ def _gates(state: HarnessSession) -> list[str]:
     records = list(state.bench.records.values())
     counted = {verdict: sum(r.verdict is verdict for r in records) for verdict in Verdict}
     counts = ", ".join(f"{number} {verdict}" for verdict, number in counted.items() if number)
-    lines = [f"gates: {counts}"]
+    lines = [f"gates: {state.bench.ungated or counts}"]
     for verdict in (Verdict.FAIL, Verdict.IMPROVED):
         lines += [
             f"  {verdict}: {record.variant} {record.task}: {_brief(record.reasons[0])}"
@@ -75,7 +75,7 @@ def _skips(state: HarnessSession) -> list[str]:
     """Variants that could not be measured, once each."""
     assert state.bench is not None
     reasons: dict[str, set[str]] = {}
-    for (variant, _), reason in state.bench.failures.items():
+    for (variant, _), reason in {**state.bench.failures, **state.bench.skipped}.items():
         reasons.setdefault(reason, set()).add(variant)
     return [f"not measured: {', '.join(sorted(names))}: {why}" for why, names in reasons.items()]
 

@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import scipy.stats  # noqa: F401 (see below)
+import transformers.modeling_utils  # noqa: F401 (see below)
 
 from tests.harness.fakes import REPOSITORY, write_project
 
