@@ -88,7 +88,8 @@ def _load(
     try:
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(where, **file)
         return AutoModelForCausalLM.from_pretrained(where, **file, **options), tokenizer
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # transformers says ValueError of a model that is no causal language model.
         raise CheckpointError(f"cannot load {source}: {str(error).splitlines()[0]}") from error
 
 

@@ -6,7 +6,12 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from ewq.backends import transformers_model as backend
 from ewq.backends.transformers import load_transformers
@@ -167,3 +172,10 @@ def test_a_missing_checkpoint_is_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere") as caught:
         load_transformers(tmp_path / "nowhere")
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_is_no_causal_language_model_is_one_line(tmp_path):
+    config = T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=1, vocab_size=8)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="cannot load .*AutoModelForCausalLM"):
+        load_transformers(tmp_path, tokenizer=object())
