@@ -177,5 +177,5 @@ def test_a_missing_checkpoint_is_one_line(tmp_path):
 def test_a_model_that_is_no_causal_language_model_is_one_line(tmp_path):
     config = T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=1, vocab_size=8)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="cannot load .*AutoModelForCausalLM"):
+    with pytest.raises(CheckpointError, match=r"cannot load .*AutoModelForCausalLM"):
         load_transformers(tmp_path, tokenizer=object())
