@@ -31,6 +31,8 @@ class Journal:
         """Reasons of measurements whose last attempt failed in an orderly way."""
         self.crashed: set[Key] = set()
         """Started by an earlier process that died before it could finish or fail them."""
+        self.crashes: Counter[Key] = Counter()
+        """How often each measurement was under way when an earlier process died."""
         self.attempts: Counter[Key] = Counter()
         """How often each measurement was started, this process included."""
         self._stream = stream
@@ -146,7 +148,12 @@ class Journal:
     def _replay(self, entry: Mapping[str, Any]) -> None:
         self._apply(entry)
         key = tuple(entry["key"])
-        (self.crashed.add if entry["kind"] == "started" else self.crashed.discard)(key)
+        if entry["kind"] == "started":
+            self.crashed.add(key)
+            self.crashes[key] += 1
+        elif key in self.crashed:
+            self.crashed.discard(key)
+            self.crashes[key] -= 1
 
     def _apply(self, entry: Mapping[str, Any]) -> None:
         key = tuple(entry["key"])

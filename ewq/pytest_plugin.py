@@ -52,7 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
         options = Options.from_pytest(config)
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
-    config.pluginmanager.register(HarnessSession(options), "ewq-session")
+    named = getattr(config.getoption("benchmark_json", None), "name", "")
+    config.pluginmanager.register(HarnessSession(options, json_path=named), "ewq-session")
     if config.getoption("benchmark_columns", "absent") is None:
         # The quality figures stand in ewq's own table; of times, these two say something.
         config.option.benchmark_columns = ["median", "rounds"]
@@ -78,7 +79,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if "fp16" in order:
         order["fp16"] = -1
     slots = [index for index, item in enumerate(items) if key_of(item)]
-    grouped = sorted((items[index] for index in slots), key=lambda item: order[key_of(item)[0]])  # type: ignore[index]
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        """By variant; memory first, since other tasks leave freed blocks behind."""
+        variant, task = key_of(item) or ("", "")
+        return (order[variant], task != "memory")
+
+    grouped = sorted((items[index] for index in slots), key=place)
     for index, item in zip(slots, grouped, strict=True):
         items[index] = item
 
@@ -260,6 +267,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     state.tests_failed = session.testsfailed
     try:
         yield
+        state.retire_journal(session.config)
     except OSError as error:
         kept = storage_folder(session.config) / "journal.jsonl"
         pytest.exit(

@@ -103,7 +103,7 @@ def parse_factor(text: str) -> str:
     """
     if not re.fullmatch(r"\d+(\.\d+)?", text.strip()):
         raise InputError(f"factor {text!r} is no number; write for example 0.65 or 1.0")
-    return text.strip()
+    return str(float(text))
 
 
 def find_variant(name: str) -> Variant:
@@ -116,7 +116,8 @@ def find_variant(name: str) -> Variant:
         return Variant(name, _FIXED[name])
     if match := _FACTOR_VARIANT.fullmatch(name):
         recipe = GgufPlanned if match[1] else Planned
-        return Variant(name, recipe(float(match[2])))
+        factor = parse_factor(match[2])
+        return Variant(f"{match[1] or ''}ewq-{factor}", recipe(float(factor)))
     if name.endswith(".gguf"):
         path = Path(name).expanduser()
         if not path.is_file():

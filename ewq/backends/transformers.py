@@ -87,10 +87,24 @@ def _load(
     where, file = _locate(source)
     try:
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(where, **file)
-        return AutoModelForCausalLM.from_pretrained(where, **file, **options), tokenizer
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where, output_loading_info=True, **file, **options
+        )
+        _require_all_weights(source, loaded[1])
+        return loaded[0], tokenizer
     except (OSError, ValueError) as error:
         # transformers says ValueError of a model that is no causal language model.
         raise CheckpointError(f"cannot load {source}: {str(error).splitlines()[0]}") from error
+
+
+def _require_all_weights(source: str | Path, loading: dict[str, Any]) -> None:
+    """transformers fills missing weights with random values and only logs it."""
+    absent = sorted(loading.get("missing_keys") or ())
+    if absent:
+        raise CheckpointError(
+            f"{source} lacks {len(absent)} of the model's weights, such as {absent[0]}: it is "
+            "incomplete, or no causal language model; nothing was measured"
+        )
 
 
 def _checkpoint_dtype(source: str | Path) -> Any:  # noqa: ANN401 (a torch.dtype or None)

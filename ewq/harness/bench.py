@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ewq.embedded import fixture_path
 from ewq.harness.handle import VariantHandle
 from ewq.harness.jobs import JOBS
-from ewq.harness.loading import Loaded
+from ewq.harness.loading import Loaded, get_ready
 from ewq.harness.options import Options
 from ewq.harness.out_of_memory import reported
 from ewq.harness.placement import Placement
@@ -65,24 +66,30 @@ class Bench:
         self.references = References(self)
         self.past_crashes = Counter[str]()
         """Variant -> how often it ended an earlier process of this run."""
-        for key in self.journal.crashed:
-            self.past_crashes[key[0]] += self.journal.attempts[key]
+        for key, times in self.journal.crashes.items():
+            self.past_crashes[key[0]] += times
 
     @cached_property
     def mmlu(self) -> MmluData:
         """The questions of this tier."""
         from ewq.data.mmlu import load_mmlu
 
-        data = load_mmlu(self.options.mmlu or fixture_path("mmlu"))
+        data = load_mmlu(self.options.mmlu or self._default_data("mmlu"))
         wanted = self.sizes.mmlu_questions
-        return data if wanted is None else data.subset(wanted, MMLU_SEED)
+        if wanted is None or wanted >= len(data.test):
+            return data
+        return data.subset(wanted, MMLU_SEED)
 
     @cached_property
     def texts(self) -> TextSet:
         """The texts to score; tasks take as many tokens per domain as the tier allows."""
         from ewq.data.texts import load_texts
 
-        return load_texts(self.options.texts or fixture_path("texts"))
+        return load_texts(self.options.texts or self._default_data("texts"))
+
+    def _default_data(self, name: str) -> str | Path:
+        """The published data set in the full tier, else what ewq carries with it."""
+        return "hub" if self.options.tier == "full" else fixture_path(name)
 
     @property
     def definition(self) -> Definition:
@@ -100,13 +107,15 @@ class Bench:
 
         self.loads[variant.name] += 1
         device = self.placement.device
+        if isinstance(self.subject, Subject):
+            get_ready(variant, self.subject)
         with reported(f"{variant.name}, loading", device), LoadWatch(device) as watch:
             loaded = self.load(variant, self.subject, self.placement)
         return loaded, watch.reading
 
     def identity(self, task: str) -> dict[str, Any]:
         """What a stored reference result must share with this run to stand in for it."""
-        from ewq.environment import code_version
+        from ewq.environment import LIBRARIES, code_version
 
         kind = self.environment.get("gpu") or self.environment.get("cpu")
         return {
@@ -114,6 +123,7 @@ class Bench:
             "tier": [self.options.tier, repr(self.sizes)],
             "placement": repr(self.placement),
             "machine": kind,
+            "libraries": {name: self.environment.get(name) for name in LIBRARIES},
             "code": code_version(),
             "data": self._data_digest(task),
         }

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ewq.cache_dir import cache_dir
+from ewq.errors import EwqError
 from ewq.harness.placement import Placement
 from ewq.harness.subject import Subject
 from ewq.variants import (
@@ -42,6 +45,40 @@ def load_variant(variant: Variant, subject: Subject, placement: Placement) -> Lo
     return _LOADERS[type(variant.recipe)](variant.recipe, subject, placement)
 
 
+def get_ready(variant: Variant, subject: Subject) -> None:
+    """Do what comes before loading and is no part of it, so that it is not measured as such.
+
+    The tokenizer, the analysis, the export to GGUF and importing libraries are done once or
+    cached, and would otherwise be charged to whichever variant comes first.
+    """
+    _ = subject.tokenizer
+    if isinstance(variant.recipe, Planned | Uniform):
+        _quantizer()
+        _ = subject.analysis
+    elif isinstance(variant.recipe, GgufType | GgufPlanned):
+        _gguf_path(variant.recipe, subject)
+
+
+def _quantizer() -> ModuleType:
+    """The quantizer, or one line where bitsandbytes is missing: it is no optional library."""
+    try:
+        import bitsandbytes  # noqa: F401 - imported for its absence to be told here
+
+        return import_module("ewq.quantizer")
+    except ImportError as error:
+        raise EwqError(
+            f"bitsandbytes cannot be imported ({error}): pip install bitsandbytes"
+        ) from error
+
+
+def _gguf_path(recipe: GgufType | GgufPlanned, subject: Subject) -> Path:
+    """The exported file, made on first use."""
+    from ewq.gguf import cached_gguf
+
+    what = recipe.type_name if isinstance(recipe, GgufType) else subject.plan(recipe.factor)
+    return cached_gguf(subject.folder, what, cache_dir("gguf"), progress=subject.progress)
+
+
 def _raw(_: Raw, subject: Subject, placement: Placement) -> Loaded:
     return Loaded(_transformers(subject, placement))
 
@@ -55,9 +92,8 @@ def _planned(recipe: Planned, subject: Subject, placement: Placement) -> Loaded:
 
 
 def _quantized(plan: QuantizationPlan, subject: Subject, placement: Placement) -> Loaded:
-    from ewq.quantizer import EwqConfig
-
-    return Loaded(_transformers(subject, placement, EwqConfig(plan=plan)), plan)
+    config = _quantizer().EwqConfig(plan=plan)
+    return Loaded(_transformers(subject, placement, config), plan)
 
 
 def _transformers(
@@ -79,20 +115,12 @@ def _transformers(
 
 
 def _gguf_type(recipe: GgufType, subject: Subject, placement: Placement) -> Loaded:
-    from ewq.gguf import cached_gguf
-
-    path = cached_gguf(
-        subject.folder, recipe.type_name, cache_dir("gguf"), progress=subject.progress
-    )
-    return Loaded(_llama_cpp(path, subject, placement))
+    return Loaded(_llama_cpp(_gguf_path(recipe, subject), subject, placement))
 
 
 def _gguf_planned(recipe: GgufPlanned, subject: Subject, placement: Placement) -> Loaded:
-    from ewq.gguf import cached_gguf
-
-    plan = subject.plan(recipe.factor)
-    path = cached_gguf(subject.folder, plan, cache_dir("gguf"), progress=subject.progress)
-    return Loaded(_llama_cpp(path, subject, placement), plan)
+    path = _gguf_path(recipe, subject)
+    return Loaded(_llama_cpp(path, subject, placement), subject.plan(recipe.factor))
 
 
 def _gguf_file(recipe: GgufFile, subject: Subject, placement: Placement) -> Loaded:

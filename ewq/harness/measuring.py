@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from ewq.harness.jobs import JOBS, Work
 from ewq.harness.out_of_memory import reported
 from ewq.measurement import Metric, TaskResult
 from ewq.record import Record, Verdict
-from ewq.variants import REFERENCE
+from ewq.variants import REFERENCE, GgufFile
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
@@ -43,6 +44,7 @@ def measure(bench: Bench, handle: VariantHandle, task: str, benchmark: Benchmark
     if handle.name == REFERENCE:
         if stored:
             bench.restore_distributions(task, handle)
+            bench.references.replayed.add(task)
         bench.references.remember(task, _as_result(record, bench.shared_settings()))
     judged = _judge(bench, record)
     benchmark.extra_info["ewq"] = judged.to_json()
@@ -59,8 +61,8 @@ def _fresh(bench: Bench, handle: VariantHandle, task: str, benchmark: BenchmarkF
             work = JOBS[task].prepare(bench, handle)
             _time(benchmark, work)
             record = _record(bench, handle, task, work)
-    except Exception as error:
-        reason = str(error)
+    except BaseException as error:  # Ctrl-C too: it is no crash of the variant
+        reason = str(error) or type(error).__name__
         _kept(lambda: bench.journal.failed(key, reason))
         raise
     payload = {"record": record.to_json(), "durations_s": _durations(benchmark)}
@@ -94,13 +96,22 @@ def _record(bench: Bench, handle: VariantHandle, task: str, work: Work) -> Recor
         variant=handle.name,
         task=task,
         tier=bench.options.tier,
-        settings={**bench.shared_settings(), **result.settings},
+        settings={**bench.shared_settings(), **_file_settings(handle), **result.settings},
         metrics={**result.metrics, **_paired(task, result, reference)},
         items=result.items,
         plan=handle.plan.digest if handle.plan else None,
         notes=(*result.notes, *_model_notes(handle), *bench.references.note(task)),
         side={**result.side, **_plan_for_reports(task, handle)},
     )
+
+
+def _file_settings(handle: VariantHandle) -> dict[str, Any]:
+    """A GGUF given by path is known by its content: its name says nothing."""
+    recipe = handle.variant.recipe
+    if not isinstance(recipe, GgufFile):
+        return {}
+    with recipe.path.open("rb") as file:
+        return {"gguf_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _model_notes(handle: VariantHandle) -> tuple[str, ...]:
@@ -145,7 +156,10 @@ def _judge(bench: Bench, record: Record) -> Record:
         tolerances=bench.thresholds.tolerances_for(record.task),
         missing_baseline=missing,
     )
-    return record.judged(judgement.verdict, judgement.reasons)
+    verdict = judgement.verdict
+    if bench.options.require_baseline and verdict is Verdict.NO_BASELINE:
+        verdict = Verdict.FAIL
+    return record.judged(verdict, judgement.reasons)
 
 
 def _replay(stored: Mapping[str, Any], benchmark: BenchmarkFixture) -> Record:

@@ -9,6 +9,7 @@ from ewq.errors import InputError
 from ewq.harness.bench import Bench, Key, LoadVariant
 from ewq.harness.options import Options
 from ewq.harness.placement import Placement, find_placement
+from ewq.harness.session import PREVIOUS_JOURNAL
 from ewq.harness.subject import Subject
 from ewq.harness.tiers import Tier, tier_sizes
 from ewq.progress import Progress
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from ewq.thresholds import Thresholds
 
 JOURNAL = "journal.jsonl"
-PREVIOUS_JOURNAL = "journal.previous.jsonl"
 THRESHOLDS = "thresholds.toml"
 
 
@@ -105,7 +105,7 @@ def _journal(
     environment: dict[str, Any],
     storage: Path,
 ) -> Journal:
-    from ewq.environment import code_version
+    from ewq.environment import LIBRARIES, code_version
     from ewq.journal import Journal
 
     header = {
@@ -115,6 +115,7 @@ def _journal(
         "placement": repr(placement),
         "data": [options.mmlu, options.texts],
         "machine": environment.get("gpu") or environment.get("cpu"),
+        "libraries": {name: environment.get(name) for name in LIBRARIES},
         "code": code_version(),
     }
     path = storage / JOURNAL

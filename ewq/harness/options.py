@@ -134,4 +134,8 @@ def _folder_or_hub(option: str, value: str) -> str:
 
 
 def _without_repeats(variants: list[Variant]) -> tuple[Variant, ...]:
+    for name in {variant.name for variant in variants}:
+        recipes = {variant.recipe for variant in variants if variant.name == name}
+        if len(recipes) > 1:
+            raise InputError(f"two different files are both called {name}; rename one")
     return in_run_order(list({variant.name: variant for variant in variants}.values()))

@@ -49,8 +49,10 @@ def find_device(asked: str) -> str:
     import torch
 
     if torch.cuda.is_available():
-        return "cuda:0" if asked in ("auto", "cuda") else asked
-    if asked == "auto":
+        names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        if asked in ("auto", "cuda", *names):
+            return asked if asked in names else names[0]
+    elif asked == "auto":
         return "cpu"
     raise BackendUnavailable(f"--ewq-device {asked}: torch sees no such device; use cpu")
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ewq.harness.handle import VariantHandle
 
 MEASURED_FOR_PAIRING = "the reference was measured for this comparison only"
+BEFORE_INTERRUPTION = "noisy ratio: the reference's speed is from before an interruption"
 STORED = "paired with a stored result of the reference"
 
 
@@ -36,6 +37,8 @@ class References:
         self._bench = bench
         self._results: dict[str, TaskResult] = {}
         self._origin: dict[str, str] = {}
+        self.replayed: set[str] = set()
+        """Tasks whose reference was measured before the run was interrupted."""
         self._distributions: Any = None
         self._folder = tempfile.TemporaryDirectory(prefix="ewq-reference-")
 
@@ -51,6 +54,8 @@ class References:
 
     def note(self, task: str) -> tuple[str, ...]:
         """Where the reference's result came from, unless this run measured it openly."""
+        if task in self.replayed and JOBS[task].same_session:
+            return (BEFORE_INTERRUPTION,)
         origin = self._origin.get(task)
         return (origin,) if origin else ()
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ewq.harness.bench import Bench, Key
 
 TASK_MARK = "task"
+PREVIOUS_JOURNAL = "journal.previous.jsonl"
 
 
 @dataclass
@@ -25,7 +26,17 @@ class HarnessSession:
     selected: list[Key] = field(default_factory=list)
     bench: Bench | None = None
     tests_failed: int = 0
+    json_path: str = ""
+    """Where ``--benchmark-json`` puts the run."""
     started_s: float = field(default_factory=time.time)
+
+    def retire_journal(self, config: pytest.Config) -> None:
+        """After a complete run was stored there is nothing to resume."""
+        session = getattr(config, "_benchmarksession", None)
+        stored = session and (session.save or session.autosave or session.json)
+        if self.bench is not None and stored and self.storage_json["complete"]:
+            path = self.bench.journal.path
+            path.replace(path.with_name(PREVIOUS_JOURNAL))
 
     @property
     def storage_json(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ewq.dummy import PREFIX, dummy_checkpoint, dummy_label
 from ewq.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
+from ewq.errors import CheckpointError
 from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
@@ -61,7 +62,16 @@ class Subject:
         """The one tokenizer all variants share."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.folder)
+        if self.checkpoint.is_gguf:
+            raise CheckpointError(
+                f"{self.label}: give the Hugging Face folder as --ewq-model, whose tokenizer all "
+                "variants share, and the .gguf file with --ewq-variants"
+            )
+        try:
+            return AutoTokenizer.from_pretrained(self.folder)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{self.label} has no usable tokenizer: {reason}") from error
 
     def plan(self, factor: float) -> QuantizationPlan:
         """The plan of the factor rule."""

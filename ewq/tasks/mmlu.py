@@ -17,6 +17,7 @@ from ewq.tasks.mmlu_scores import (
     chance_notes,
     pack_items,
     pair_answers,
+    require_finite,
     require_questions,
     tallies,
 )
@@ -62,6 +63,7 @@ def run(
         progress.advance(len(questions))
     progress.finish()
     logprobs = np.concatenate(parts)
+    require_finite(logprobs, "MMLU")
     items = pack_items(logprobs.argmax(axis=1).tolist(), data)
     return TaskResult(
         task=TASK,

@@ -22,6 +22,7 @@ from ewq.tasks.mmlu_scores import (
     chance_notes,
     pack_items,
     pair_answers,
+    require_finite,
     require_questions,
     tallies,
 )
@@ -54,6 +55,7 @@ def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRES
         progress.advance(1)
     progress.finish()
     sums = np.stack(rows)
+    require_finite(sums, "MMLU (cloze)")
     lengths = np.array([[max(len(c), 1) for c in q.choices] for q in data.test])
     items = pack_items((sums / lengths).argmax(axis=1).tolist(), data)
     return TaskResult(

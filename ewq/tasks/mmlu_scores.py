@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ewq import stats
 from ewq.data.mmlu import LETTERS, MmluData
 from ewq.data.mmlu_subjects import GROUP_OF, UNGROUPED
 from ewq.errors import InputError, MeasurementError
 from ewq.measurement import Json, Metric, TaskResult
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PROTOCOL_KEYS = ("data", "subjects", "shots", "prompt")
 """Settings that two results must share for their answers to be about the same questions."""
@@ -107,6 +111,22 @@ def pair_answers(result: TaskResult, reference: TaskResult) -> dict[str, Metric]
         "flips": Metric(paired.flips, "fraction", False, paired.n, flips),
         "mcnemar_p": Metric(paired.mcnemar_p, "p", None, paired.n),
     }
+
+
+def require_finite(logprobs: NDArray[np.float32], what: str) -> None:
+    """Refuse log-probabilities that are no numbers: the greatest of them would be answer A.
+
+    Raises:
+        MeasurementError: names the first question.
+    """
+    import numpy as np
+
+    broken = np.flatnonzero(~np.isfinite(logprobs).all(axis=1))
+    if len(broken):
+        raise MeasurementError(
+            f"{what}: log-probabilities of question {broken[0] + 1} are not finite "
+            f"({len(broken)} such questions): the model computes NaN or infinity"
+        )
 
 
 def require_questions(data: MmluData, shots: int) -> None:

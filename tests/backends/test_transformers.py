@@ -6,6 +6,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -178,4 +179,13 @@ def test_a_model_that_is_no_causal_language_model_is_one_line(tmp_path):
     config = T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=1, vocab_size=8)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"cannot load .*AutoModelForCausalLM"):
+        load_transformers(tmp_path, tokenizer=object())
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_instead_of_filled_at_random(tmp_path):
+    save_tiny("llama", tmp_path)
+    file = tmp_path / "model.safetensors"
+    kept = {name: t for name, t in load_file(file).items() if "layers.1." not in name}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks \d+ of the model's weights"):
         load_transformers(tmp_path, tokenizer=object())

@@ -83,7 +83,7 @@ def stored(folder: Path) -> dict:
 
 def finished(folder: Path) -> Counter:
     """How often each measurement was finished, over all processes of a run."""
-    lines = (folder / ".benchmarks" / "journal.jsonl").read_bytes().splitlines()
+    lines = (folder / ".benchmarks" / "journal.previous.jsonl").read_bytes().splitlines()
     entries = [json.loads(line) for line in lines]
     return Counter("/".join(e["key"]) for e in entries if e["kind"] == "finished")
 

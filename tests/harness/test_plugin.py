@@ -1,9 +1,13 @@
 """The harness as a user meets it, on fake models."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from ewq.embedded import fixture_path
+from ewq.harness.bench import Bench
+from ewq.harness.tiers import TIERS, tier_sizes
 from ewq.metrics import is_known
 from tests.harness.fakes import set_behaviour
 
@@ -186,3 +190,16 @@ def test_every_metric_a_task_reports_is_in_the_vocabulary(bench, project):
         if not is_known(task, name)
     }
     assert not unknown
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("tier", TIERS)
+def test_every_tier_finds_as_many_questions_as_it_asks_for(tier, device):
+    options = SimpleNamespace(mmlu=str(fixture_path("mmlu")), tier=tier)
+    asked = SimpleNamespace(options=options, sizes=tier_sizes(tier, device))
+    assert 0 < len(Bench.mmlu.func(asked).test) <= 288
+
+
+def test_a_factor_has_one_name(bench):
+    result = bench("--ewq-factors", "1,1.0", "-k", "memory", "--collect-only", "-q")
+    assert sum("test_memory[ewq-1.0]" in line for line in result.outlines) == 1

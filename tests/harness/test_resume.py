@@ -72,7 +72,7 @@ def test_a_full_disk_is_told_and_resuming_after_freeing_space_completes_the_run(
         grow = ["mount", "-o", "remount,size=8m", str(storage)]
         subprocess.run(grow, check=True)
         bench(*TWO, "--ewq-resume").assert_outcomes(passed=2 * TASKS + 1)
-        lines = (storage / "journal.jsonl").read_text()
+        lines = (storage / "journal.previous.jsonl").read_text()
         assert 0 < kept < 2 * TASKS + 1
         assert lines.count('"finished"') == 2 * TASKS + 1
     finally:
