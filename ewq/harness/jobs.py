@@ -37,13 +37,16 @@ class Job:
     """Whether the reference must be measured in this session: clocks drift between runs."""
 
 
-def _single(run: Callable[[Bench, VariantHandle], TaskResult]) -> Callable[..., Work]:
-    """A quality task: one round, whose return value is the result."""
+def _single(
+    run: Callable[[Bench, VariantHandle], TaskResult], data: str = ""
+) -> Callable[..., Work]:
+    """A task of one round, whose return value is the result; ``data``: what it reads."""
 
     def prepare(bench: Bench, handle: VariantHandle) -> Work:
         # Loading and reading data stay outside the stopwatch.
         handle.load()
-        _ = bench.texts, bench.mmlu
+        if data:
+            getattr(bench, data)
         outcome: list[TaskResult] = []
         return Work(lambda: outcome.append(run(bench, handle)), lambda: outcome[-1])
 
@@ -158,12 +161,12 @@ def _noise_floor(bench: Bench, handle: VariantHandle) -> TaskResult:
 
 
 JOBS: Mapping[str, Job] = {
-    "mmlu": Job(_single(_mmlu), _pair_mmlu),
-    "mmlu_cloze": Job(_single(_mmlu_cloze), _pair_mmlu_cloze),
-    "perplexity": Job(_single(_perplexity), _pair_perplexity),
-    "divergence": Job(_single(_divergence)),
+    "mmlu": Job(_single(_mmlu, "mmlu"), _pair_mmlu),
+    "mmlu_cloze": Job(_single(_mmlu_cloze, "mmlu"), _pair_mmlu_cloze),
+    "perplexity": Job(_single(_perplexity, "texts"), _pair_perplexity),
+    "divergence": Job(_single(_divergence, "texts")),
     "throughput": Job(_throughput, _pair_throughput, same_session=True),
     "memory": Job(_single(_memory)),
-    "noise_floor": Job(_single(_noise_floor)),
+    "noise_floor": Job(_single(_noise_floor, "mmlu")),
     "samples": Job(_single(_samples), _pair_samples),
 }

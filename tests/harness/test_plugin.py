@@ -203,3 +203,9 @@ def test_every_tier_finds_as_many_questions_as_it_asks_for(tier, device):
 def test_a_factor_has_one_name(bench):
     result = bench("--ewq-factors", "1,1.0", "-k", "memory", "--collect-only", "-q")
     assert sum("test_memory[ewq-1.0]" in line for line in result.outlines) == 1
+
+
+def test_a_task_without_texts_does_not_fail_for_broken_ones(bench, project):
+    project.mkdir("empty")
+    result = bench(*TWO, "-k", "fp16 and memory", "--ewq-texts", "empty")
+    result.assert_outcomes(passed=1)
