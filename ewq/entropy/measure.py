@@ -118,8 +118,9 @@ def measure_floats(pieces: Callable[[], Iterable[Piece]]) -> WeightStatistics:
             kernels.count_bins(chunk, edges, histogram)
             sums.append(kernels.moments(chunk, mean, float(maximum)))
             narrow = chunk.astype(np.float32, copy=False)
-            nf4.add(kernels.nf4_square_error(narrow))
-            int8.add(kernels.int8_square_error(narrow, piece.in_features))
+            errors = kernels.square_errors(narrow, piece.in_features)
+            nf4.add(errors[0])
+            int8.add(errors[1])
     second, fourth, mass, weighted = (math.fsum(column) for column in zip(*sums, strict=True))
     distribution = Distribution(
         numel=numel,
