@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from ewq.change import incomparable
-from ewq.environment import comparable
 from ewq.errors import EwqError, InputError
-from ewq.runs import Run, read_run
-from ewq.thresholds import DEFAULT_TOLERANCES
+from ewq.gating.change import incomparable
+from ewq.gating.thresholds import DEFAULT_TOLERANCES
+from ewq.storage.environment import comparable
+from ewq.storage.runs import Run, read_run
 
 FEWEST_RUNS = 3
 ADVISED_RUNS = 10

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from ewq.backends.transformers import load_transformers
+from ewq.checkpoint.embedded import EMBEDDED_MODEL, embedded_model
 from ewq.data.mmlu import load_mmlu
-from ewq.embedded import EMBEDDED_MODEL, embedded_model
 from ewq.tasks import mmlu
 
 SUBJECTS = (

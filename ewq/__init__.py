@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ewq.analysis import Analysis, analyze
     from ewq.errors import EwqError
-    from ewq.plan import QuantizationPlan, read_plan
+    from ewq.planning.analysis import Analysis, analyze
+    from ewq.planning.plan import QuantizationPlan, read_plan
     from ewq.quantizer import EwqConfig
 
 _HOME_OF = {
-    "Analysis": "ewq.analysis",
+    "Analysis": "ewq.planning.analysis",
     "EwqConfig": "ewq.quantizer",
     "EwqError": "ewq.errors",
-    "QuantizationPlan": "ewq.plan",
-    "analyze": "ewq.analysis",
-    "read_plan": "ewq.plan",
+    "QuantizationPlan": "ewq.planning.plan",
+    "analyze": "ewq.planning.analysis",
+    "read_plan": "ewq.planning.plan",
 }
 
 __all__ = ["Analysis", "EwqConfig", "EwqError", "QuantizationPlan", "analyze", "read_plan"]

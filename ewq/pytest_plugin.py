@@ -252,7 +252,7 @@ def pytest_benchmark_compare_machine_info(
     """Keep pytest-benchmark from calling every machine different.
 
     It compares before our environment is known. Whether two devices may be
-    compared is decided when the baseline is chosen, in :mod:`ewq.baseline`.
+    compared is decided when the baseline is chosen, in :mod:`ewq.gating.baseline`.
     """
     stored = compared_benchmark.get("machine_info", {})
     machine_info["ewq"] = stored.get("ewq")

@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from ewq.journal import Journal
+from ewq.storage.journal import Journal
 
 KEYS = tuple((f"variant-{i}", "task") for i in range(12))
 HEADER = {"fingerprint": "sha256:1", "settings": {"tier": "smoke"}, "code": "1", "device": "cpu"}

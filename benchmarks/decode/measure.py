@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ewq.analysis import Analysis, analyze
+from ewq.planning.analysis import Analysis, analyze
 from ewq.precision import Precision
 from ewq.quantizer import EwqConfig
 from ewq.quantizer.logs import QUIET

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ewq.record import Record
-from ewq.runs import Run, read_run
+from ewq.storage.runs import Run, read_run
 
 GB = 1e9
 

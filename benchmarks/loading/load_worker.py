@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from ewq.plan import read_plan
+from ewq.planning.plan import read_plan
 from ewq.precision import Precision
 from ewq.quantizer import EwqConfig, memory_footprint
 from ewq.quantizer.modules import replacement

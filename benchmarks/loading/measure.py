@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ewq.checkpoint import open_checkpoint
-from ewq.footprint import footprint_of
-from ewq.formats import format_of
-from ewq.layout import find_layout
-from ewq.plan import QuantizationPlan, write_plan
+from ewq.checkpoint.layout import find_layout
+from ewq.checkpoint.opening import open_checkpoint
+from ewq.planning.footprint import footprint_of
+from ewq.planning.formats import format_of
+from ewq.planning.plan import QuantizationPlan, write_plan
 from ewq.precision import Precision
 
 WORKER = Path(__file__).with_name("load_worker.py")

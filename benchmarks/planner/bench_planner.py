@@ -72,7 +72,7 @@ for layer in model.model.layers:
 PLANNER = (
     """
     import numpy as np
-    from ewq.analysis import analyze
+    from ewq.planning.analysis import analyze
     from ewq.entropy import kernels, sweep
     counts = np.zeros((kernels.TABLES, kernels.PATTERNS), np.uint32)
     kernels.tally(np.zeros(64, np.uint16), 64, 64, False, counts)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from ewq.backends.llama_native import NativeModel, Tokens
-    from ewq.gguf.read import GgufHeader
+    from ewq.checkpoint.gguf_header import GgufHeader
+    from ewq.gguf.llama_native import NativeModel, Tokens
 
 
 class LlamaCppModel:
@@ -88,7 +88,7 @@ class LlamaCppModel:
 
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
         """See :meth:`ewq.model.LanguageModel.logprobs`."""
-        from ewq.backends.llama_native import Tokens
+        from ewq.gguf.llama_native import Tokens
 
         if not 1 <= start < len(ids):
             raise InputError(f"start is {start}; give 1 to {len(ids) - 1} for {len(ids)} tokens")
@@ -99,7 +99,7 @@ class LlamaCppModel:
 
     def generate(self, prompts: Sequence[TokenIds], new_tokens: int) -> Generation:
         """See :meth:`ewq.model.LanguageModel.generate`."""
-        from ewq.backends.llama_native import Tokens
+        from ewq.gguf.llama_native import Tokens
 
         lengths = {len(prompt) for prompt in prompts}
         if len(lengths) != 1 or 0 in lengths or new_tokens < 1:
@@ -123,7 +123,7 @@ class LlamaCppModel:
     def _timed(self, prompt: Tokens, rows: int, length: int, new_tokens: int) -> Generation:
         import numpy as np
 
-        from ewq.backends.llama_native import Tokens
+        from ewq.gguf.llama_native import Tokens
 
         sequences, wanted = np.arange(rows, dtype=np.int32), np.ones(rows, dtype=np.int8)
         self._native.synchronize()
@@ -195,7 +195,7 @@ class LlamaCppModel:
             yield from self._group(len(shared), chosen)
 
     def _feed(self, shared: Sequence[int]) -> None:
-        from ewq.backends.llama_native import Tokens
+        from ewq.gguf.llama_native import Tokens
 
         if shared:
             for _ in self._native.decode(Tokens.piece(shared, 0, 0, len(shared))):
@@ -206,7 +206,7 @@ class LlamaCppModel:
     ) -> Iterator[torch.Tensor]:
         import torch
 
-        from ewq.backends.llama_native import Tokens
+        from ewq.gguf.llama_native import Tokens
 
         # Sequence 0 keeps the shared tokens alone; each tail lives in its own sequence.
         pieces = []
@@ -276,9 +276,9 @@ def load_llama_cpp(
         BackendUnavailable: no llama.cpp, or no GPU support for a GPU device.
         CheckpointError: not a GGUF file, damaged, or one llama.cpp cannot run.
     """
-    from ewq.backends.llama_native import NativeModel, llama_library
+    from ewq.checkpoint.gguf_header import read_header
+    from ewq.gguf.llama_native import NativeModel, llama_library
     from ewq.gguf.probe import probe_file
-    from ewq.gguf.read import read_header
 
     options = options or LlamaCppOptions()
     options = replace(options, device=device or options.device)

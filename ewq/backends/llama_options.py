@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ewq.errors import BackendUnavailable, InputError
 
 if TYPE_CHECKING:
-    from ewq.backends.llama_native import NativeOptions
+    from ewq.gguf.llama_native import NativeOptions
 
 CACHE_TYPES = {"float32": 0, "float16": 1}
 """Dtype of the key-value cache -> ggml type id."""
@@ -46,7 +46,7 @@ def native_options(
     """
     import torch
 
-    from ewq.backends.llama_native import NativeOptions
+    from ewq.gguf.llama_native import NativeOptions
 
     gpu = options.device != "cpu"
     if gpu and not library.llama_supports_gpu_offload():

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ewq.backends.decoders import AUTO
-from ewq.backends.out_of_memory import memory_failures_named
 from ewq.backends.padding import Padding
 from ewq.backends.transformers_model import TransformersModel
 from ewq.errors import CheckpointError, InputError
@@ -46,13 +45,11 @@ def load_transformers(
     Raises:
         CheckpointError: the source cannot be found or read.
         InputError: an unknown dtype, padding side or decode mode.
-        MeasurementError: the device has too little memory; states needed and available.
     """
     if padding not in list(Padding):
         raise InputError(f"unknown padding side {padding!r}; give right or left")
     options = _load_options(dtype, device, quantization_config)
-    with memory_failures_named(f"loading {source}"):
-        model, tokenizer = _load(source, tokenizer, options)
+    model, tokenizer = _load(source, tokenizer, options)
     return TransformersModel(
         model,
         tokenizer,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from ewq.backends.batching import Limits, plan_batches, split_shared
 from ewq.backends.decode import decode
 from ewq.backends.decoders import AUTO, DecoderChain
-from ewq.backends.out_of_memory import memory_failures_named
 from ewq.backends.padding import Padding, pad_rows
 from ewq.backends.prefix_cache import can_share, fork, new_cache
 from ewq.backends.weight_bytes import parameter_count, stored_bytes
@@ -127,7 +126,7 @@ class TransformersModel:
             )
         self._check_length(lengths.pop() + new_tokens)
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self._input_device)
-        with torch.no_grad(), memory_failures_named("generating"):
+        with torch.no_grad():
             return decode(self._decoders, ids, new_tokens, self.synchronize)
 
     def synchronize(self) -> None:
@@ -220,7 +219,7 @@ class TransformersModel:
         padded = pad_rows(rows, kept, shared, self._padding)
         device = self._input_device
         keep = padded.keep.to(device)
-        with torch.no_grad(), memory_failures_named("scoring"):
+        with torch.no_grad():
             logits = self._model(
                 input_ids=padded.ids.to(device),
                 attention_mask=None if padded.mask is None else padded.mask.to(device),

@@ -40,11 +40,11 @@ def compare(
     ),
 ) -> None:
     """Compare two runs: exit 0 without a regression, 1 with one, 2 if not comparable."""
-    from ewq.baseline import ANCESTOR, NEWEST, baseline_of
-    from ewq.compare import compare_runs
-    from ewq.comparison_formats import FORMATS
-    from ewq.runs import newest_run, resolve_run
-    from ewq.thresholds import BUILT_IN, load_thresholds
+    from ewq.gating.baseline import ANCESTOR, NEWEST, baseline_of
+    from ewq.gating.compare import compare_runs
+    from ewq.gating.comparison_formats import FORMATS
+    from ewq.gating.thresholds import BUILT_IN, load_thresholds
+    from ewq.storage.runs import newest_run, resolve_run
 
     after = resolve_run(current, storage) if current else newest_run(storage)
     if baseline in (NEWEST, ANCESTOR):

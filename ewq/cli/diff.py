@@ -13,7 +13,7 @@ from ewq.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ewq.plan_diff import Move, PlanDiff
+    from ewq.planning.diff import Move, PlanDiff
 
 
 def diff(
@@ -23,8 +23,8 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Compare plans block by block; the proof of concept's plans are read too."""
-    from ewq.plan import read_plan
-    from ewq.plan_diff import diff_plans
+    from ewq.planning.diff import diff_plans
+    from ewq.planning.plan import read_plan
 
     if len(set(plans)) != len(plans):
         raise InputError("the same plan file is given twice")

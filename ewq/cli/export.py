@@ -40,7 +40,7 @@ def export(
     from ewq.cli.progress import terminal_progress
     from ewq.gguf.export import Request, carry_out, command_for
     from ewq.gguf.recipe import make_recipe, parse_types
-    from ewq.plan import read_plan
+    from ewq.planning.plan import read_plan
 
     recipe = make_recipe(type_name, read_plan(plan) if plan else None, parse_types(types), imatrix)
     request = Request(model, out, recipe, converter)

@@ -11,8 +11,8 @@ import typer
 from ewq.errors import InputError
 
 if TYPE_CHECKING:
-    from ewq.analysis import Analysis
-    from ewq.plan import QuantizationPlan
+    from ewq.planning.analysis import Analysis
+    from ewq.planning.plan import QuantizationPlan
 
 
 def plan(
@@ -47,8 +47,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Decide which blocks stay raw and which take 8 or 4 bits; one plan per factor."""
-    from ewq.analysis import analyze
     from ewq.cli.progress import terminal_progress
+    from ewq.planning.analysis import analyze
 
     size_bytes = None if target_size is None else parse_size(target_size)
     if factor and (target_bpw is not None or size_bytes is not None):
@@ -111,7 +111,7 @@ def _deliver(
     analysis: Analysis, plans: list[QuantizationPlan], paths: list[Path | None], as_json: bool
 ) -> None:
     from ewq.cli.plan_view import plan_lines
-    from ewq.plan import write_plan
+    from ewq.planning.plan import write_plan
 
     for one, path in zip(plans, paths, strict=True):
         if path is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from ewq.plan import QuantizationPlan
+from ewq.planning.plan import QuantizationPlan
 from ewq.precision import Precision
 
 MARKS = {Precision.RAW: "█", Precision.EIGHT_BIT: "▄", Precision.FOUR_BIT: "▁", None: "?"}

@@ -52,7 +52,7 @@ def report(
     """Show one or more stored runs as a self-contained page, Markdown or JSON."""
     from ewq.report.formats import FORMATS
     from ewq.report.page import make_page
-    from ewq.runs import newest_run, resolve_run
+    from ewq.storage.runs import newest_run, resolve_run
 
     chosen = format_ or _by_suffix(output)
     found = [resolve_run(text, storage) for text in runs or ()] or [newest_run(storage)]

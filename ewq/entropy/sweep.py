@@ -9,15 +9,14 @@ from threading import Event
 
 import numpy as np
 
-from ewq.checkpoint import Checkpoint
+from ewq.checkpoint.layout import Layout, Weight, scale_of
+from ewq.checkpoint.opening import Checkpoint
 from ewq.entropy.chunks import Piece
 from ewq.entropy.device import check_device, measure_patterns_on
 from ewq.entropy.measure import NotFiniteError, measure_floats, measure_patterns
 from ewq.entropy.statistics import WeightStatistics
 from ewq.entropy.windows import Scaling, windows
 from ewq.errors import CheckpointError, InputError
-from ewq.footprint import scale_of
-from ewq.layout import Layout, Weight
 from ewq.progress import Progress
 
 FP8_TILE = (128, 128)

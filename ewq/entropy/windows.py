@@ -14,9 +14,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ewq.checkpoint.tensor_info import TensorInfo, map_bytes, read_ahead
+from ewq.checkpoint.tensor_values import TORCH_NAMES, as_torch
 from ewq.errors import CheckpointError
-from ewq.tensor_info import TensorInfo, map_bytes, read_ahead
-from ewq.tensor_values import TORCH_NAMES, as_torch
 
 WINDOW_BYTES = 16 * 2**20
 ROW_STEP = 64
@@ -69,7 +69,7 @@ def _values(
     data: NDArray[np.uint8], info: TensorInfo, first_row: int, factors: Factors | None
 ) -> NDArray[np.generic]:
     if info.packed:
-        from ewq.gguf_file import dequantized
+        from ewq.checkpoint.gguf_file import dequantized
 
         return dequantized(data, info.dtype).reshape(-1)
     if info.dtype in SEEN_AS:

@@ -10,18 +10,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ewq.checkpoint.gguf_header import read_header
 from ewq.errors import BackendUnavailable, CheckpointError
 from ewq.gguf.convert import CONVERTED_TYPES
 from ewq.gguf.converter import PACKAGE, VARIABLE, VERSION, find_converter
 from ewq.gguf.export import Base, base_type, build, make_base, scratch_beside
-from ewq.gguf.read import read_header
 from ewq.gguf.recipe import PlanRecipe, Recipe, TypeRecipe, make_recipe
-from ewq.plan import QuantizationPlan
+from ewq.planning.plan import QuantizationPlan
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
-    from ewq.checkpoint import Checkpoint
+    from ewq.checkpoint.opening import Checkpoint
 
 SCHEMA = 1
 """Raised when exports change, so that old files are not taken for new ones."""
@@ -50,8 +50,8 @@ def cached_gguf(
         BackendUnavailable: the ``gguf`` extra is absent.
         EwqError: as :func:`ewq.gguf.export.export_gguf`.
     """
-    from ewq.checkpoint import open_checkpoint
-    from ewq.plan import check_plan
+    from ewq.checkpoint.opening import open_checkpoint
+    from ewq.planning.plan import check_plan
 
     if isinstance(recipe, QuantizationPlan):
         made = make_recipe(None, recipe, types, imatrix)

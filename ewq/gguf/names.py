@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from ewq.checkpoint.gguf_header import GgufHeader
 from ewq.errors import BackendUnavailable, PlanError
-from ewq.gguf.read import GgufHeader
 
 NAMED = 3
 """How many offending names an error shows."""

@@ -66,7 +66,7 @@ def main(path: Path) -> None:
     """The child's work: load, compute two tokens, check that they are numbers."""
     import numpy as np
 
-    from ewq.backends.llama_native import NativeModel, NativeOptions, Tokens
+    from ewq.gguf.llama_native import NativeModel, NativeOptions, Tokens
 
     native = NativeModel(path, NativeOptions(False, 1, 32, 32, 1, 1))
     native.prepare(32)

@@ -12,9 +12,9 @@ import re
 import sys
 from typing import Any
 
-from ewq.backends.llama_native import last_message, llama_library, remember
 from ewq.errors import EwqError, InputError
 from ewq.gguf.imatrix import read_imatrix
+from ewq.gguf.llama_native import last_message, llama_library, remember
 from ewq.gguf.quantize_job import QuantizeJob, exact_pattern
 
 STEP = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")

@@ -11,7 +11,7 @@ from ewq.errors import BackendUnavailable, InputError
 from ewq.precision import Precision
 
 if TYPE_CHECKING:
-    from ewq.plan import QuantizationPlan
+    from ewq.planning.plan import QuantizationPlan
 
 DEFAULT_TYPES: Mapping[Precision, str] = {
     Precision.RAW: "F16",

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ewq.checkpoint.gguf_header import GgufHeader, nominal_bytes, read_header
 from ewq.errors import EwqError
 from ewq.gguf.quantize import Fallback
-from ewq.gguf.read import GgufHeader, nominal_bytes, read_header
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ewq.embedded import fixture_path
+from ewq.checkpoint.embedded import fixture_path
 from ewq.harness.handle import VariantHandle
 from ewq.harness.jobs import JOBS
-from ewq.harness.loading import Loaded, get_ready
+from ewq.harness.loading import Loaded, get_ready, weights_bytes
 from ewq.harness.options import Options
 from ewq.harness.out_of_memory import reported
 from ewq.harness.placement import Placement
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from ewq.data.mmlu import MmluData
     from ewq.data.texts import TextSet
     from ewq.data.windows import Definition
+    from ewq.gating.thresholds import Thresholds
     from ewq.instruments.load_watch import LoadReading
-    from ewq.journal import Journal
-    from ewq.runs import Run
-    from ewq.thresholds import Thresholds
+    from ewq.storage.journal import Journal
+    from ewq.storage.runs import Run
 
 Key = tuple[str, str]
 """``(variant, task)``."""
@@ -107,33 +107,29 @@ class Bench:
 
         self.loads[variant.name] += 1
         device = self.placement.device
+        needed = None
         if isinstance(self.subject, Subject):
             get_ready(variant, self.subject)
-        with reported(f"{variant.name}, loading", device), LoadWatch(device) as watch:
+            needed = partial(weights_bytes, variant, self.subject, self.placement)
+        loading = reported(f"{variant.name}, loading", device, needed)
+        with loading, LoadWatch(device) as watch:
             loaded = self.load(variant, self.subject, self.placement)
         return loaded, watch.reading
 
     def identity(self, task: str) -> dict[str, Any]:
         """What a stored reference result must share with this run to stand in for it."""
-        from ewq.environment import LIBRARIES, code_version
+        from ewq.storage.environment import LIBRARIES, code_version
 
         kind = self.environment.get("gpu") or self.environment.get("cpu")
         return {
             "fingerprint": self.subject.fingerprint,
+            "tokenizer": self.subject.tokenizer_digest,
             "tier": [self.options.tier, repr(self.sizes)],
             "placement": repr(self.placement),
             "machine": kind,
             "libraries": {name: self.environment.get(name) for name in LIBRARIES},
             "code": code_version(),
             "data": self._data_digest(task),
-        }
-
-    def shared_settings(self) -> dict[str, Any]:
-        """Settings every record has, whatever the task."""
-        return {
-            "device": self.placement.device,
-            "dtype": self.placement.dtype,
-            "batch_tokens": self.placement.batch_tokens,
         }
 
     def _data_digest(self, task: str) -> str:

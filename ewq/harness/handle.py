@@ -14,7 +14,7 @@ from ewq.variants import Variant
 if TYPE_CHECKING:
     from ewq.instruments.load_watch import LoadReading
     from ewq.model import LanguageModel
-    from ewq.plan import QuantizationPlan
+    from ewq.planning.plan import QuantizationPlan
 
 Loader = Callable[[Variant], tuple[Loaded, "LoadReading"]]
 

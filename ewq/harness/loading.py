@@ -10,9 +10,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ewq.cache_dir import cache_dir
-from ewq.errors import EwqError
+from ewq.errors import CheckpointError, EwqError
 from ewq.harness.placement import Placement
 from ewq.harness.subject import Subject
+from ewq.planning.formats import format_of
 from ewq.variants import (
     GgufFile,
     GgufPlanned,
@@ -25,7 +26,7 @@ from ewq.variants import (
 
 if TYPE_CHECKING:
     from ewq.model import LanguageModel
-    from ewq.plan import QuantizationPlan
+    from ewq.planning.plan import QuantizationPlan
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,24 @@ def get_ready(variant: Variant, subject: Subject) -> None:
         _gguf_path(variant.recipe, subject)
 
 
+def weights_bytes(variant: Variant, subject: Subject, placement: Placement) -> int:
+    """What a variant's weights take in memory, known without loading them."""
+    recipe = variant.recipe
+    if isinstance(recipe, GgufType | GgufPlanned):
+        return _gguf_path(recipe, subject).stat().st_size
+    if isinstance(recipe, GgufFile):
+        return recipe.path.stat().st_size
+    precisions = {} if isinstance(recipe, Raw) else _plan(recipe, subject).weights
+    value_bytes = 4 if placement.dtype == "float32" else 2
+    return subject.analysis.footprint.loaded_nbytes(precisions, format_of("nf4"), value_bytes)
+
+
+def _plan(recipe: Planned | Uniform, subject: Subject) -> QuantizationPlan:
+    if isinstance(recipe, Planned):
+        return subject.plan(recipe.factor)
+    return subject.uniform_plan(recipe.precision)
+
+
 def _quantizer() -> ModuleType:
     """The quantizer, or one line where bitsandbytes is missing: it is no optional library."""
     try:
@@ -83,15 +102,8 @@ def _raw(_: Raw, subject: Subject, placement: Placement) -> Loaded:
     return Loaded(_transformers(subject, placement))
 
 
-def _uniform(recipe: Uniform, subject: Subject, placement: Placement) -> Loaded:
-    return _quantized(subject.uniform_plan(recipe.precision), subject, placement)
-
-
-def _planned(recipe: Planned, subject: Subject, placement: Placement) -> Loaded:
-    return _quantized(subject.plan(recipe.factor), subject, placement)
-
-
-def _quantized(plan: QuantizationPlan, subject: Subject, placement: Placement) -> Loaded:
+def _quantized(recipe: Planned | Uniform, subject: Subject, placement: Placement) -> Loaded:
+    plan = _plan(recipe, subject)
     config = _quantizer().EwqConfig(plan=plan)
     return Loaded(_transformers(subject, placement, config), plan)
 
@@ -124,7 +136,28 @@ def _gguf_planned(recipe: GgufPlanned, subject: Subject, placement: Placement) -
 
 
 def _gguf_file(recipe: GgufFile, subject: Subject, placement: Placement) -> Loaded:
+    _require_same_shape(recipe.path, subject)
     return Loaded(_llama_cpp(recipe.path, subject, placement))
+
+
+def _require_same_shape(path: Path, subject: Subject) -> None:
+    """A file of another model would be scored on this model's token ids, to no meaning."""
+    from ewq.checkpoint.gguf_header import read_header
+    from ewq.checkpoint.layout import find_layout
+
+    header = read_header(path)
+    prefix = header.architecture
+    keys = (f"{prefix}.block_count", f"{prefix}.embedding_length")
+    theirs = tuple(header.metadata.get(key) for key in keys)
+    config = subject.checkpoint.config
+    config = config.get("text_config") or config
+    width = config.get("hidden_size") or config.get("n_embd")
+    ours = len(find_layout(subject.checkpoint).blocks), width
+    if theirs != ours:
+        raise CheckpointError(
+            f"{path} has {theirs[0]} blocks of width {theirs[1]}, {subject.label} has {ours[0]} of "
+            f"width {ours[1]}: not a file of this model; give its own with --ewq-model"
+        )
 
 
 def _llama_cpp(path: Path, subject: Subject, placement: Placement) -> LanguageModel:
@@ -135,8 +168,8 @@ def _llama_cpp(path: Path, subject: Subject, placement: Placement) -> LanguageMo
 
 _LOADERS: dict[type, Callable[[Any, Subject, Placement], Loaded]] = {
     Raw: _raw,
-    Uniform: _uniform,
-    Planned: _planned,
+    Uniform: _quantized,
+    Planned: _quantized,
     GgufType: _gguf_type,
     GgufPlanned: _gguf_planned,
     GgufFile: _gguf_file,

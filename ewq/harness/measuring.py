@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ewq.errors import EwqError, MeasurementError
-from ewq.gates import judge
+from ewq.gating.gates import judge
 from ewq.harness.handle import VariantHandle
 from ewq.harness.jobs import JOBS, Work
 from ewq.harness.out_of_memory import reported
@@ -45,7 +45,7 @@ def measure(bench: Bench, handle: VariantHandle, task: str, benchmark: Benchmark
         if stored:
             bench.restore_distributions(task, handle)
             bench.references.replayed.add(task)
-        bench.references.remember(task, _as_result(record, bench.shared_settings()))
+        bench.references.remember(task, _as_result(record, bench.placement.settings))
     judged = _judge(bench, record)
     benchmark.extra_info["ewq"] = judged.to_json()
     bench.records[key] = judged
@@ -96,7 +96,7 @@ def _record(bench: Bench, handle: VariantHandle, task: str, work: Work) -> Recor
         variant=handle.name,
         task=task,
         tier=bench.options.tier,
-        settings={**bench.shared_settings(), **_file_settings(handle), **result.settings},
+        settings={**bench.placement.settings, **_file_settings(handle), **result.settings},
         metrics={**result.metrics, **_paired(task, result, reference)},
         items=result.items,
         plan=handle.plan.digest if handle.plan else None,

@@ -15,9 +15,8 @@ from ewq.harness.tiers import Tier, tier_sizes
 from ewq.progress import Progress
 
 if TYPE_CHECKING:
-    from ewq.baseline import Choice
-    from ewq.journal import Journal
-    from ewq.thresholds import Thresholds
+    from ewq.gating.thresholds import Thresholds
+    from ewq.storage.journal import Journal
 
 JOURNAL = "journal.jsonl"
 THRESHOLDS = "thresholds.toml"
@@ -40,7 +39,8 @@ def open_bench(
     Raises:
         EwqError: anything that makes the run pointless; one line that says what to do.
     """
-    from ewq.environment import describe
+    from ewq.gating.baseline import Choice, Wanted, find_baseline
+    from ewq.storage.environment import describe
 
     if ungated and (options.require_baseline or baseline_request):
         raise InputError(f"a baseline was asked for, but {ungated}")
@@ -50,7 +50,15 @@ def open_bench(
     sizes = tier_sizes(options.tier, placement.device)
     environment = describe(placement.device)
     thresholds = _thresholds(options, rootdir)
-    choice = _baseline(baseline_request, storage, subject, environment, selected, rootdir)
+    known = {"tier": options.tier, **placement.settings}
+    wanted = Wanted(
+        subject.fingerprint, environment, tuple(selected), {task: known for _, task in selected}
+    )
+    choice = (
+        find_baseline(baseline_request, storage, wanted, rootdir)
+        if baseline_request
+        else Choice(None)
+    )
     if options.require_baseline and choice.run is None:
         raise InputError(f"no baseline to gate against: {'; '.join(choice.reasons)}")
     journal = _journal(options, subject, placement, sizes, environment, storage)
@@ -72,29 +80,13 @@ def open_bench(
 
 
 def _thresholds(options: Options, rootdir: Path) -> Thresholds:
-    from ewq.thresholds import BUILT_IN, load_thresholds
+    from ewq.gating.thresholds import BUILT_IN, load_thresholds
 
     path = options.thresholds or rootdir / "benchmarks" / THRESHOLDS
     known = [variant.name for variant in options.variants]
     if options.thresholds is None and not path.is_file():
         return BUILT_IN
     return load_thresholds(path, known)
-
-
-def _baseline(
-    request: str,
-    storage: Path,
-    subject: Subject,
-    environment: dict[str, Any],
-    selected: list[Key],
-    rootdir: Path,
-) -> Choice:
-    from ewq.baseline import Choice, Wanted, find_baseline
-
-    if not request:
-        return Choice(None)
-    wanted = Wanted(subject.fingerprint, environment, tuple(selected))
-    return find_baseline(request, storage, wanted, rootdir)
 
 
 def _journal(
@@ -105,11 +97,12 @@ def _journal(
     environment: dict[str, Any],
     storage: Path,
 ) -> Journal:
-    from ewq.environment import LIBRARIES, code_version
-    from ewq.journal import Journal
+    from ewq.storage.environment import LIBRARIES, code_version
+    from ewq.storage.journal import Journal
 
     header = {
         "fingerprint": subject.fingerprint,
+        "tokenizer": subject.tokenizer_digest,
         "tier": options.tier,
         "sizes": repr(sizes),
         "placement": repr(placement),

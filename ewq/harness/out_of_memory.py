@@ -2,60 +2,74 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ewq.errors import MeasurementError
 
+_REQUEST = re.compile(r"tried to allocate (?P<amount>[\d.]+ ?\w*)", re.IGNORECASE)
+
 
 @contextmanager
-def reported(what: str, device: str, needed_bytes: int | None = None) -> Iterator[None]:
+def reported(
+    what: str, device: str, needed_bytes: Callable[[], int] | None = None
+) -> Iterator[None]:
     """Turn running out of memory into one line that names needed and available bytes.
+
+    The frames of the original error are cleared: they would keep its tensors alive.
 
     Args:
         what: the variant and what it was doing.
         device: ``cpu`` or ``cuda:0``.
-        needed_bytes: what the weights will take, where that is known beforehand.
+        needed_bytes: asked, on failure only, what the weights take.
 
     Raises:
         MeasurementError: memory ran out inside the block.
     """
     try:
         yield
-    except MemoryError as error:
-        raise _explained(what, device, needed_bytes, error) from error
-    except RuntimeError as error:
+        return
+    except (MemoryError, RuntimeError) as error:
         if not _ran_out(error):
             raise
-        raise _explained(what, device, needed_bytes, error) from error
+        reason = str(error)
+        # The interpreter chains this error to the one below, and with it all its frames.
+        traceback.clear_frames(error.__traceback__)
+    needed = _needed(reason, needed_bytes() if needed_bytes else None)
+    raise MeasurementError(
+        f"{what}: out of memory on {device}: {needed}; {_available(device)}; "
+        "close other programs, or measure a smaller variant"
+    )
 
 
-def _ran_out(error: RuntimeError) -> bool:
-    """CUDA's own error class, or the CPU allocator's plain one."""
+def _ran_out(error: MemoryError | RuntimeError) -> bool:
+    """Python's own error, CUDA's error class, or the CPU allocator's plain one."""
     torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError):
+        return True
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
     return "not enough memory" in str(error)
 
 
-def _explained(
-    what: str, device: str, needed_bytes: int | None, error: BaseException
-) -> MeasurementError:
-    needed = f"its weights take {needed_bytes:,} bytes" if needed_bytes else str(error)
-    first = needed.splitlines()[0] if needed else "allocation refused"
-    return MeasurementError(
-        f"{what}: out of memory on {device}: {first}; {_available_bytes(device):,} bytes are free; "
-        "close other programs, or measure a smaller variant"
-    )
+def _needed(reason: str, weights_bytes: int | None) -> str:
+    request = _REQUEST.search(reason)
+    asked = f"{request['amount']} more needed" if request else "an unknown amount more needed"
+    return f"{asked} (the weights take {weights_bytes:,} bytes)" if weights_bytes else asked
 
 
-def _available_bytes(device: str) -> int:
+def _available(device: str) -> str:
     if device.startswith("cuda"):
         import torch
 
         torch.cuda.empty_cache()
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
+        free, total = torch.cuda.mem_get_info(device)
+    else:
+        import psutil
 
-    return int(psutil.virtual_memory().available)
+        memory = psutil.virtual_memory()
+        free, total = memory.available, memory.total
+    return f"{free:,} of {total:,} bytes are free"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ewq.errors import BackendUnavailable
+from ewq.measurement import Json
 
 BATCH_TOKENS = 8192
 """Tokens of one batch, equal for all variants: its composition moves half-precision results."""
@@ -21,6 +22,11 @@ class Placement:
     dtype: str
     decode: str = "auto"
     batch_tokens: int = BATCH_TOKENS
+
+    @property
+    def settings(self) -> dict[str, Json]:
+        """Settings every record has, whatever the task."""
+        return {"device": self.device, "dtype": self.dtype, "batch_tokens": self.batch_tokens}
 
 
 def find_placement(device: str, dtype: str, decode: str, config: Mapping[str, Any]) -> Placement:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ewq.dummy import PREFIX, dummy_checkpoint, dummy_label
-from ewq.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
+from ewq.checkpoint.dummy import PREFIX, dummy_checkpoint, dummy_label
+from ewq.checkpoint.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
 from ewq.errors import CheckpointError
 from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
-    from ewq.analysis import Analysis
-    from ewq.checkpoint import Checkpoint
-    from ewq.plan import QuantizationPlan
+    from ewq.checkpoint.opening import Checkpoint
+    from ewq.planning.analysis import Analysis
+    from ewq.planning.plan import QuantizationPlan
     from ewq.precision import Precision
 
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
 TINY_MODEL = "tiny-llama"
 """The fixture model of the smoke tier."""
 
@@ -36,7 +38,7 @@ class Subject:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The opened checkpoint (headers only)."""
-        from ewq.checkpoint import open_checkpoint
+        from ewq.checkpoint.opening import open_checkpoint
 
         return open_checkpoint(self.source)
 
@@ -53,7 +55,7 @@ class Subject:
     @cached_property
     def analysis(self) -> Analysis:
         """Statistics of every weight; cached on disk by fingerprint."""
-        from ewq.analysis import analyze
+        from ewq.planning.analysis import analyze
 
         return analyze(self.checkpoint, progress=self.progress)
 
@@ -72,6 +74,15 @@ class Subject:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{self.label} has no usable tokenizer: {reason}") from error
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """Digest of the tokenizer's files: with another tokenizer nothing measured is the same."""
+        digest = hashlib.sha256()
+        files = {file for pattern in TOKENIZER_FILES for file in self.folder.glob(pattern)}
+        for file in sorted(files):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        return f"sha256:{digest.hexdigest()}"
 
     def plan(self, factor: float) -> QuantizationPlan:
         """The plan of the factor rule."""

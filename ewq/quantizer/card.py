@@ -7,7 +7,7 @@ import re
 from collections import Counter
 
 from ewq import __version__
-from ewq.plan import QuantizationPlan
+from ewq.planning.plan import QuantizationPlan
 from ewq.precision import Precision
 from ewq.quantizer.options import Options
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import nn
 
-from ewq.checkpoint import Checkpoint, open_checkpoint
+from ewq.checkpoint.opening import Checkpoint, open_checkpoint
+from ewq.checkpoint.tensor_info import TensorInfo
 from ewq.errors import CheckpointError, PlanError
-from ewq.plan import NAMED, QuantizationPlan
+from ewq.planning.plan import NAMED, QuantizationPlan
 from ewq.precision import Precision
 from ewq.quantizer.modules import is_linear
-from ewq.tensor_info import TensorInfo
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ewq.errors import InputError
-from ewq.plan import QuantizationPlan, read_plan
+from ewq.planning.plan import QuantizationPlan, read_plan
 from ewq.quantizer.logs import quiet_bitsandbytes
 from ewq.quantizer.options import DEFAULT_BLOCK_SIZE, DEFAULT_INT8_THRESHOLD, Options
 
@@ -34,11 +34,11 @@ class EwqConfig(QuantizationConfigMixin):
     loaded (seconds, cached).
 
     Args:
-        plan: a :class:`~ewq.plan.QuantizationPlan`, its JSON, or the path of a plan file.
+        plan: a :class:`~ewq.planning.plan.QuantizationPlan`, its JSON, or the path of a plan file.
         factor: 4-bit starts below ``mean - factor * std`` of the block entropies.
         target_bpw: bits per weight over the whole model, never exceeded.
         target_size_bytes: bytes of the whole model, never exceeded.
-        scorer: of :data:`ewq.scorers.SCORERS`, for the rules that analyse.
+        scorer: of :data:`ewq.planning.scorers.SCORERS`, for the rules that analyse.
         granularity: ``block`` or ``tensor``, for the rules that analyse.
         quant_type: ``nf4`` or ``fp4``.
         double_quant: quantize the 4-bit scales too; unless given, as the plan counted its sizes.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ewq.checkpoint import Checkpoint, open_checkpoint
+from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.errors import EwqError, InputError
-from ewq.plan import QuantizationPlan, write_plan
+from ewq.planning.plan import QuantizationPlan, write_plan
 from ewq.quantizer.card import CARD, model_card
 from ewq.quantizer.config import EwqConfig
 from ewq.quantizer.memory import memory_footprint

@@ -12,9 +12,9 @@ from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
-from ewq.analysis import analyze
-from ewq.checkpoint import Checkpoint
-from ewq.plan import QuantizationPlan, check_plan
+from ewq.checkpoint.opening import Checkpoint
+from ewq.planning.analysis import analyze
+from ewq.planning.plan import QuantizationPlan, check_plan
 from ewq.precision import Precision
 from ewq.quantizer.checks import check_stored, opened, quantizable
 from ewq.quantizer.config import METHOD, EwqConfig

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from ewq.change import incomparable
-from ewq.pairing import paired_changes
+from ewq.gating.change import incomparable
+from ewq.gating.pairing import paired_changes
 from ewq.record import Record
 from ewq.report.rows import VariantRow, with_error
 

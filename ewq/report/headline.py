@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ewq.doubts import doubt_about
+from ewq.gating.doubts import doubt_about
 from ewq.record import Verdict
 from ewq.report import kinds
 from ewq.report.duels import duels

@@ -11,7 +11,7 @@ from ewq.report.headline import claims
 from ewq.report.sections import SECTIONS
 from ewq.report.sections.quality import fronts
 from ewq.report.subject import Reported, reported
-from ewq.runs import Run
+from ewq.storage.runs import Run
 
 SCHEMA = 1
 

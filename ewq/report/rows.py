@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ewq.gates import overall
+from ewq.gating.gates import overall
 from ewq.measurement import Metric
 from ewq.record import Record, Verdict
 

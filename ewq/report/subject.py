@@ -9,7 +9,7 @@ from functools import cached_property
 from ewq.errors import InputError
 from ewq.record import Record
 from ewq.report.rows import VariantRow, variant_rows
-from ewq.runs import Run
+from ewq.storage.runs import Run
 from ewq.variants import REFERENCE
 
 

@@ -9,7 +9,7 @@ import torch
 from ewq.backends.llama_cpp import LlamaCppOptions, group_by_tokens
 from ewq.backends.llama_cpp import load_llama_cpp as load_any
 from ewq.backends.transformers import load_transformers
-from ewq.embedded import fixture_path
+from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import BackendUnavailable, InputError, MeasurementError
 from tests.gguf.models import require_converter
 
@@ -106,7 +106,7 @@ def test_no_prefix_and_no_suffixes(model, reference, ids):
 
 
 def test_rows_limit_splits_blocks_without_a_seam(file, reference, ids, monkeypatch):
-    from ewq.backends import llama_native
+    from ewq.gguf import llama_native
 
     whole = load_llama_cpp(file, reference.tokenizer)
     monkeypatch.setattr(llama_native, "_OUTPUT_BYTES", 4 * 1024 * 7)

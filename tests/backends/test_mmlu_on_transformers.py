@@ -6,8 +6,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ewq.backends.transformers import load_transformers
+from ewq.checkpoint.embedded import fixture_path
 from ewq.data.mmlu import LETTERS, load_mmlu
-from ewq.embedded import fixture_path
 from ewq.errors import MeasurementError
 from ewq.tasks import mmlu, mmlu_cloze
 from tests.tasks.mmlu_fakes import byte_tokenizer

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from ewq.backends.transformers import load_transformers
-from ewq.embedded import fixture_path
+from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import EwqError, MeasurementError
 from ewq.model import LanguageModel
 from tests.backends.tiny_models import (

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from ewq.cli import main
 from ewq.cli.plan import parse_size
 from ewq.errors import InputError
-from ewq.plan import read_plan
+from ewq.planning.plan import read_plan
 from tests.architectures import build
 
 

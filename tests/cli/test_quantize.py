@@ -9,10 +9,10 @@ import typer
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
+from ewq.checkpoint.embedded import fixture_path
 from ewq.cli.quantize import quantize
-from ewq.embedded import fixture_path
 from ewq.errors import InputError
-from ewq.plan import read_plan
+from ewq.planning.plan import read_plan
 from tests.quantizer.models import load, logits
 
 app = typer.Typer()

@@ -2,10 +2,10 @@ from collections import Counter
 
 import pytest
 
+from ewq.checkpoint.embedded import fixture_path
 from ewq.data import mmlu as module
 from ewq.data.mmlu import MmluData, Question, from_rows, load_mmlu
 from ewq.data.mmlu_subjects import GROUP_OF, GROUPS
-from ewq.embedded import fixture_path
 from ewq.errors import InputError
 
 ROW = '"What, exactly, is 1+1?",1,2,3,"a ""4""",B\n'

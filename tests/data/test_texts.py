@@ -4,8 +4,8 @@ from pathlib import Path
 import datasets
 import pytest
 
+from ewq.checkpoint.embedded import fixture_path
 from ewq.data.texts import Document, load_texts, text_set
-from ewq.embedded import fixture_path
 from ewq.errors import InputError
 
 SHARED = Path(os.environ.get("EWQ_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))

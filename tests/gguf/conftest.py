@@ -1,6 +1,6 @@
 import pytest
 
-from ewq.embedded import fixture_path
+from ewq.checkpoint.embedded import fixture_path
 from tests.gguf.models import require_converter, require_gguf, save_deep
 
 

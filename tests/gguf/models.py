@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from ewq.embedded import fixture_path
+from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import BackendUnavailable
 
 BLOCKS = 12

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
+from ewq.checkpoint import gguf_header
 from ewq.errors import BackendUnavailable
-from ewq.gguf import cached_gguf, read
+from ewq.gguf import cached_gguf
 from ewq.gguf.recipe import make_recipe
 
 
@@ -13,9 +14,9 @@ from ewq.gguf.recipe import make_recipe
 def no_extra(monkeypatch):
     for name in ("gguf", "llama_cpp"):
         monkeypatch.setitem(sys.modules, name, None)
-    read._types.cache_clear()
+    gguf_header._types.cache_clear()
     yield
-    read._types.cache_clear()
+    gguf_header._types.cache_clear()
 
 
 def export(folder):

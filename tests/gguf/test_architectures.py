@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from ewq.analysis import analyze
 from ewq.backends.llama_cpp import LlamaCppOptions, load_llama_cpp
 from ewq.backends.transformers import load_transformers
-from ewq.embedded import fixture_path
+from ewq.checkpoint.embedded import fixture_path
+from ewq.checkpoint.gguf_header import read_header
 from ewq.gguf import export_gguf
 from ewq.gguf.export import make_job
-from ewq.gguf.read import read_header
 from ewq.gguf.recipe import PlanRecipe
+from ewq.planning.analysis import analyze
 from ewq.precision import Precision
 from tests.gguf.models import require_converter, require_gguf
 

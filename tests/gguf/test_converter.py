@@ -1,9 +1,9 @@
 import pytest
 
+from ewq.checkpoint.gguf_header import read_header
 from ewq.errors import BackendUnavailable, CheckpointError, InputError
 from ewq.gguf import converter
 from ewq.gguf.convert import UNKNOWN_TOKENIZER_NOTE, convert_folder
-from ewq.gguf.read import read_header
 from tests.gguf.models import require_converter
 
 

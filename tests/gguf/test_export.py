@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ewq.embedded import fixture_path
+from ewq.checkpoint.embedded import fixture_path
+from ewq.checkpoint.gguf_header import read_header
 from ewq.errors import EwqError, InputError, PlanError
 from ewq.gguf import cached_gguf, export_gguf
 from ewq.gguf import export as export_module
 from ewq.gguf.export import Request, command_for
-from ewq.gguf.read import read_header
 from ewq.gguf.recipe import PlanRecipe, TypeRecipe
 from ewq.precision import Precision
 from tests.gguf.models import BLOCKS, ODD_WIDTH
@@ -27,7 +27,7 @@ assert PRECISIONS[1] != PRECISIONS[10], "blk.1 and blk.10 must be told apart"
 
 @pytest.fixture(scope="module")
 def plan(deep):
-    from ewq.analysis import analyze
+    from ewq.planning.analysis import analyze
 
     base = analyze(deep, cache=False).uniform_plan(RAW)
     block = re.compile(r"layers\.(\d+)\.")
@@ -72,8 +72,8 @@ def test_fallbacks_are_reported_with_their_cost(mixed):
 
 
 def test_the_planner_foresaw_the_size(mixed, plan, deep):
-    from ewq.checkpoint import open_checkpoint
-    from ewq.formats import FORMATS, Stored
+    from ewq.checkpoint.opening import open_checkpoint
+    from ewq.planning.formats import FORMATS, Stored
 
     checkpoint = open_checkpoint(deep)
     foreseen = sum(

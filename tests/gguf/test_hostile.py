@@ -6,9 +6,9 @@ import struct
 import numpy as np
 import pytest
 
+from ewq.checkpoint.gguf_header import read_header
 from ewq.errors import CheckpointError, EwqError, MeasurementError
 from ewq.gguf import probe
-from ewq.gguf.read import read_header
 from tests.gguf.mutations import mutate
 
 FILES = int(os.environ.get("EWQ_FUZZ_FILES", "36"))

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from ewq.checkpoint.gguf_header import GgufHeader, GgufTensor
 from ewq.errors import PlanError
 from ewq.gguf.names import tensors_of_weights
-from ewq.gguf.read import GgufHeader, GgufTensor
 from tests.gguf.models import require_gguf
 
 

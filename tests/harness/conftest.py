@@ -9,7 +9,9 @@ import transformers.modeling_utils  # noqa: F401 (see below)
 from tests.harness.fakes import REPOSITORY, write_project
 
 # Runs inside this process drop what they imported; NumPy and torch cannot be imported twice.
-for name in ("gates", "baseline", "compare", "harness.measuring", "harness.opening", "stats"):
+for name in ("gates", "baseline", "compare"):
+    importlib.import_module(f"ewq.gating.{name}")
+for name in ("harness.measuring", "harness.opening", "stats"):
     importlib.import_module(f"ewq.{name}")
 for name in ("mmlu", "mmlu_cloze", "perplexity", "divergence", "throughput", "memory", "samples"):
     importlib.import_module(f"ewq.tasks.{name}")

@@ -121,6 +121,7 @@ class FakeSubject:
 
     label: str = "fake"
     fingerprint: str = "sha256:fake"
+    tokenizer_digest: str = "sha256:bytes"
     is_dummy: bool = False
     checkpoint: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(config={}))
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)

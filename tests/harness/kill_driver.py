@@ -29,7 +29,7 @@ def warm_up() -> None:
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
-    import ewq.compare
+    import ewq.gating.compare
     import ewq.harness.measuring
     import ewq.harness.opening
     import ewq.harness.summary

@@ -1,4 +1,7 @@
-"""Running out of memory names what was needed and what is free."""
+"""Running out of memory names what was needed and what is free, and holds on to nothing."""
+
+import gc
+import weakref
 
 import pytest
 import torch
@@ -6,28 +9,51 @@ import torch
 from ewq.errors import MeasurementError
 from ewq.harness.out_of_memory import reported
 
+CUDA = "CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total capacity of ..."
+CPU = "DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"
+
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "needed"),
     [
-        MemoryError("refused"),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
-        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+        (MemoryError("refused"), "an unknown amount more needed"),
+        (torch.OutOfMemoryError(CUDA), "20.50 GiB more needed"),
+        (RuntimeError(CPU), "9 bytes more needed"),
     ],
     ids=["python", "cuda", "torch-cpu"],
 )
-def test_it_becomes_one_line_with_free_bytes(error):
-    with pytest.raises(MeasurementError, match=r"fp16: out of memory on cpu: .*[\d,]+ bytes are"):
-        with reported("fp16", "cpu"):
-            raise error
+def test_it_becomes_one_line_with_needed_and_free_bytes(error, needed):
+    line = rf"fp16: out of memory on cpu: {needed}; [\d,]+ of [\d,]+ bytes are free"
+    with pytest.raises(MeasurementError, match=line) as caught, reported("fp16", "cpu"):
+        raise error
+    assert "\n" not in str(caught.value)
 
 
-def test_needed_bytes_are_named_where_they_are_known():
+def test_the_bytes_of_the_weights_are_named_where_they_are_known():
     with pytest.raises(MeasurementError, match="take 16,000 bytes"):
-        with reported("fp16", "cpu", needed_bytes=16_000):
+        with reported("fp16", "cpu", needed_bytes=lambda: 16_000):
             raise MemoryError
+
+
+def test_the_bytes_of_the_weights_are_not_asked_for_unless_memory_runs_out():
+    with reported("fp16", "cpu", needed_bytes=lambda: 1 // 0):
+        pass
 
 
 def test_other_errors_pass_unchanged():
     with pytest.raises(RuntimeError, match="shapes"), reported("fp16", "cpu"):
         raise RuntimeError("shapes do not match")
+
+
+def test_nothing_is_held_by_the_error():
+    held = []
+
+    def fail():
+        tensor = torch.ones(3)
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError(CUDA)
+
+    with pytest.raises(MeasurementError), reported("fp16", "cpu"):
+        fail()
+    gc.collect()
+    assert held[0]() is None

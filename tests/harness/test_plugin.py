@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ewq.embedded import fixture_path
+from ewq.checkpoint.embedded import fixture_path
 from ewq.harness.bench import Bench
 from ewq.harness.tiers import TIERS, tier_sizes
 from ewq.metrics import is_known

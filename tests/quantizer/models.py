@@ -12,11 +12,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ewq import __version__
-from ewq.checkpoint import open_checkpoint
-from ewq.footprint import footprint_of
-from ewq.formats import format_of
-from ewq.layout import find_layout
-from ewq.plan import QuantizationPlan
+from ewq.checkpoint.layout import find_layout
+from ewq.checkpoint.opening import open_checkpoint
+from ewq.planning.footprint import footprint_of
+from ewq.planning.formats import format_of
+from ewq.planning.plan import QuantizationPlan
 from ewq.precision import Precision
 from tests.architectures import build
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ewq.errors import InputError, PlanError
-from ewq.plan import write_plan
+from ewq.planning.plan import write_plan
 from ewq.quantizer import EwqConfig
 from tests.quantizer.models import plan_for, save
 

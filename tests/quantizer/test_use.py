@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ewq.plan import read_plan
+from ewq.planning.plan import read_plan
 from ewq.precision import Precision
 from ewq.quantizer import EwqConfig, memory_footprint
 from ewq.quantizer.dequantize import dequantized_weight

@@ -3,7 +3,7 @@ import pytest
 from ewq.report.formats import FORMATS
 from ewq.report.html import SIZE_LIMIT_BYTES
 from ewq.report.page import make_page
-from ewq.runs import read_run
+from ewq.storage.runs import read_run
 from tests.report.browser import CHROMIUM, open_page
 from tests.report.cases import CASES
 

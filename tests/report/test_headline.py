@@ -8,7 +8,7 @@ from ewq.measurement import Metric
 from ewq.record import Verdict
 from ewq.report.headline import claims
 from ewq.report.subject import Reported, reported
-from ewq.runs import Run, read_run
+from ewq.storage.runs import Run, read_run
 from tests.make_runs import record
 from tests.report.example_runs import write_example
 

@@ -11,7 +11,7 @@ from ewq.errors import InputError
 from ewq.report.document import Plot
 from ewq.report.formats import FORMATS
 from ewq.report.page import make_page
-from ewq.runs import read_run
+from ewq.storage.runs import read_run
 from tests.make_runs import stored_run
 from tests.report.cases import CASES, HOSTILE
 from tests.report.example_runs import VARIANTS, write_example

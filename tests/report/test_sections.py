@@ -11,7 +11,7 @@ from ewq.report.duels import Duel
 from ewq.report.evidence import Contrast
 from ewq.report.sections import blocks, domains, flips, samples
 from ewq.report.subject import Reported, reported
-from ewq.runs import Run, read_run
+from ewq.storage.runs import Run, read_run
 from tests.make_runs import record
 from tests.report.example_runs import write_example
 

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from ewq.report.rows import variant_rows
 from ewq.report.table import columns_for, footnotes, terminal_table
-from ewq.runs import read_run
+from ewq.storage.runs import read_run
 from tests.make_runs import record
 from tests.report.example_runs import VARIANTS, write_example
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ewq.environment import comparable, differences
 from ewq.metrics import is_clocked
 from ewq.record import Record
 from ewq.report import kinds
@@ -16,7 +15,8 @@ from ewq.report.escaping import plot_text
 from ewq.report.rows import ABSENT, GB, with_error
 from ewq.report.sections.quality import INTERVAL
 from ewq.report.subject import Reported
-from ewq.runs import Run
+from ewq.storage.environment import comparable, differences
+from ewq.storage.runs import Run
 
 
 @dataclass(frozen=True)

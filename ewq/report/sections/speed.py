@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ewq.doubts import doubt_about
+from ewq.gating.doubts import doubt_about
 from ewq.report import kinds
 from ewq.report.document import Label, Paragraph, Plot, Section, Table
 from ewq.report.drawing import layout, marks, padded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ewq.gates import PRECEDENCE
+from ewq.gating.gates import PRECEDENCE
 from ewq.record import Verdict
 from ewq.report.document import Bullets, Paragraph, Part, Point, Section
 from ewq.report.subject import Reported

@@ -1,0 +1,1 @@
+"""Checkpoints as they lie on disk: found, opened, described, never built as a model."""

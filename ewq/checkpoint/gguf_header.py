@@ -1,0 +1,274 @@
+"""Reading a GGUF header without trusting it.
+
+Pure Python over a memory map: no count, length or offset in the file is
+believed before it has been compared with the bytes that are there, so a hostile
+file costs neither memory nor time, and native code sees validated files only.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ewq.errors import BackendUnavailable, CheckpointError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MAX_DIMENSIONS = 4
+MAX_NESTING = 4
+MAX_NAME_BYTES = 63
+"""llama.cpp keeps tensor names in 64 bytes with a terminating zero."""
+LEAST_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8
+LEAST_PAIR_BYTES = 8 + 1 + 4 + 1
+KEPT_ITEMS = 64
+"""Longer arrays (vocabularies) are checked and counted, not kept."""
+
+STRING, ARRAY = 8, 9
+SCALARS: Mapping[int, str] = {
+    **{0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"},
+    **{10: "<Q", 11: "<q", 12: "<d"},
+}
+"""GGUF value type -> struct format."""
+
+
+@dataclass(frozen=True)
+class GgufArray:
+    """An array too long to keep."""
+
+    length: int
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor as the header describes it."""
+
+    name: str
+    shape: tuple[int, ...]
+    """ggml order: row length first."""
+    type_name: str
+    """``F16``, ``Q8_0``, ``Q4_K``, ..."""
+    offset: int
+    """Bytes from the start of the data section."""
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """Everything a GGUF file says about itself."""
+
+    path: Path
+    metadata: Mapping[str, Any]
+    tensors: tuple[GgufTensor, ...]
+    data_start: int = 0
+    """Bytes from the start of the file to the data section."""
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name of the architecture, such as ``llama`` or ``gemma3``."""
+        return str(self.metadata["general.architecture"])
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all tensors, padding between them not counted."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def parameters(self) -> int:
+        """Values in all tensors."""
+        return sum(tensor.numel for tensor in self.tensors)
+
+
+def read_header(path: str | Path, needs_architecture: bool = True) -> GgufHeader:
+    """Read and validate the header of a GGUF file.
+
+    Args:
+        path: the file.
+        needs_architecture: whether the file must be a model; an importance matrix is none.
+
+    Raises:
+        CheckpointError: no such file, not GGUF, truncated, or a header that contradicts itself
+            or the file's length; the message says what is wrong and where.
+        BackendUnavailable: the ``gguf`` extra, which knows ggml's types, is absent.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            if size < 24:
+                raise CheckpointError(f"{path}: {size} bytes are too few for a GGUF file")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Reader(path, data, needs_architecture).header()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+@cache
+def _types() -> Mapping[int, tuple[str, int, int]]:
+    """ggml type id -> (name, values per block, bytes per block)."""
+    try:
+        from gguf import GGML_QUANT_SIZES
+    except ImportError as error:
+        raise BackendUnavailable("reading GGUF needs: pip install 'ewq[gguf]'") from error
+    return {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
+
+
+def nominal_bytes(type_name: str, numel: int) -> int:
+    """Bytes that ``numel`` values take in a type, were every row divisible; rounded up."""
+    sizes = {name: (block, block_bytes) for name, block, block_bytes in _types().values()}
+    block, block_bytes = sizes[type_name]
+    return -(-numel * block_bytes // block)
+
+
+class _Reader:
+    """A cursor over the mapped file; every read is checked against the end."""
+
+    def __init__(self, path: Path, data: mmap.mmap, needs_architecture: bool) -> None:
+        self._needs_architecture = needs_architecture
+        self._path = path
+        self._data = data
+        self._at = 0
+
+    def header(self) -> GgufHeader:
+        """The whole header."""
+        if self._take(4) != MAGIC:
+            raise self._bad("is not a GGUF file (no GGUF magic)")
+        version = self._number("<I")
+        if version not in VERSIONS:
+            swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+            why = "big-endian" if swapped in VERSIONS else f"GGUF version {version}"
+            raise self._bad(f"is {why}; this reads little-endian versions {VERSIONS}")
+        tensors = self._count(LEAST_TENSOR_BYTES, "tensors")
+        pairs = self._count(LEAST_PAIR_BYTES, "metadata pairs")
+        metadata = self._metadata(pairs)
+        infos = [self._tensor() for _ in range(tensors)]
+        self._check_names(infos)
+        alignment = self._alignment(metadata)
+        start = -(-self._at // alignment) * alignment
+        self._check_extent(infos, start, alignment)
+        return GgufHeader(self._path, metadata, tuple(infos), start)
+
+    def _bad(self, what: str) -> CheckpointError:
+        return CheckpointError(f"{self._path}: {what}")
+
+    def _take(self, count: int) -> bytes:
+        if count > len(self._data) - self._at:
+            raise self._bad(f"is truncated: {count} bytes wanted at offset {self._at}")
+        self._at += count
+        return self._data[self._at - count : self._at]
+
+    def _number(self, layout: str) -> int:
+        value: int = struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
+        return value
+
+    def _count(self, least_bytes: int, what: str) -> int:
+        count = self._number("<Q")
+        if count * least_bytes > len(self._data) - self._at:
+            raise self._bad(f"claims {count} {what}, more than its bytes can hold")
+        return count
+
+    def _text(self, what: str) -> str:
+        raw = self._take(self._count(1, f"bytes of {what}"))
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise self._bad(f"has a {what} that is not UTF-8 near offset {self._at}") from None
+
+    def _metadata(self, pairs: int) -> dict[str, Any]:
+        metadata: dict[str, Any] = {}
+        for _ in range(pairs):
+            key = self._text("metadata key")
+            if key in metadata:
+                raise self._bad(f"has the metadata key {key!r} twice")
+            metadata[key] = self._value(self._number("<I"), 0)
+        named = isinstance(metadata.get("general.architecture"), str)
+        if self._needs_architecture and not named:
+            raise self._bad("names no general.architecture")
+        if metadata.get("split.count", 0) not in (0, 1):
+            raise self._bad("is one part of a split model; join the parts with llama-gguf-split")
+        return metadata
+
+    def _value(self, kind: int, depth: int) -> Any:  # noqa: ANN401 (any GGUF value)
+        if kind in SCALARS:
+            return self._number(SCALARS[kind])
+        if kind == STRING:
+            # Values may hold any bytes (tokens do); only names must be readable.
+            return self._take(self._count(1, "bytes of text")).decode(errors="replace")
+        if kind == ARRAY and depth < MAX_NESTING:
+            return self._array(depth)
+        raise self._bad(f"has a metadata value of unknown type {kind} near offset {self._at}")
+
+    def _array(self, depth: int) -> Any:  # noqa: ANN401 (any GGUF value)
+        kind = self._number("<I")
+        least = struct.calcsize(SCALARS[kind]) if kind in SCALARS else 8
+        length = self._count(least, "array items")
+        if length <= KEPT_ITEMS:
+            return [self._value(kind, depth + 1) for _ in range(length)]
+        if kind in SCALARS:
+            self._at += length * least
+        else:
+            for _ in range(length):
+                self._value(kind, depth + 1)
+        return GgufArray(length)
+
+    def _alignment(self, metadata: Mapping[str, Any]) -> int:
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+            raise self._bad(f"has general.alignment {alignment!r}, which is no power of two")
+        return alignment
+
+    def _tensor(self) -> GgufTensor:
+        name = self._text("tensor name")
+        if not 0 < len(name.encode()) <= MAX_NAME_BYTES:
+            raise self._bad(f"has a tensor name of {len(name.encode())} bytes")
+        dimensions = self._number("<I")
+        if not 1 <= dimensions <= MAX_DIMENSIONS:
+            raise self._bad(f"gives tensor {name} {dimensions} dimensions")
+        shape = tuple(self._number("<Q") for _ in range(dimensions))
+        if 0 in shape or math.prod(shape) >= 2**62:
+            raise self._bad(f"gives tensor {name} the impossible shape {shape}")
+        type_name, nbytes = self._storage(name, shape, self._number("<I"))
+        return GgufTensor(name, shape, type_name, self._number("<Q"), nbytes)
+
+    def _storage(self, name: str, shape: tuple[int, ...], kind: int) -> tuple[str, int]:
+        if kind not in _types():
+            raise self._bad(f"stores tensor {name} in the unknown type {kind}")
+        type_name, block, block_bytes = _types()[kind]
+        if shape[0] % block:
+            raise self._bad(
+                f"stores tensor {name} as {type_name}, but its rows of {shape[0]} are not "
+                f"a multiple of {block}"
+            )
+        return type_name, math.prod(shape) // block * block_bytes
+
+    def _check_names(self, tensors: list[GgufTensor]) -> None:
+        seen: set[str] = set()
+        for tensor in tensors:
+            if tensor.name in seen:
+                raise self._bad(f"has two tensors named {tensor.name}")
+            seen.add(tensor.name)
+        if not tensors:
+            raise self._bad("holds no tensors")
+
+    def _check_extent(self, tensors: list[GgufTensor], start: int, alignment: int) -> None:
+        """Tensors follow one another, each at the next aligned offset, inside the file."""
+        expected = 0
+        for tensor in tensors:
+            if tensor.offset != expected:
+                raise self._bad(f"places tensor {tensor.name} at {tensor.offset}, not {expected}")
+            end = start + tensor.offset + tensor.nbytes
+            if end > len(self._data):
+                raise self._bad(
+                    f"is truncated: tensor {tensor.name} ends at byte {end} of {len(self._data)}"
+                )
+            expected += -(-tensor.nbytes // alignment) * alignment

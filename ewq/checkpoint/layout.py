@@ -1,0 +1,223 @@
+"""Blocks and quantizable weights of a checkpoint, found from names and config alone.
+
+Names are those of the state dict after transformers has loaded the
+checkpoint, which since version 5 may differ from those in the file: experts
+are stacked, nested models renamed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ewq.checkpoint.families import FAMILY_OF, Family
+from ewq.checkpoint.tensor_info import TensorInfo
+from ewq.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from ewq.checkpoint.opening import Checkpoint
+
+SCALES = (".weight_scale_inv", ".weight_scale", ".input_scale", ".activation_scale")
+"""Companions of FP8 weights: part of the weight's storage, not weights."""
+NAMED = 3
+COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+ANY_COUNT = 2**31
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One quantizable weight of the loaded model."""
+
+    name: str
+    """As in the loaded model's state dict."""
+    sources: tuple[str, ...]
+    """Tensors of the checkpoint that make it up: one, or every expert's."""
+    numel: int
+    in_features: int
+    """Length of one output row: what int8 shares a scale over."""
+    transposed: bool = False
+    """Stored ``[in, out]``."""
+    expert: bool = False
+    """A stacked 3-D parameter rather than a linear module's weight."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder layer."""
+
+    index: int
+    name: str
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every block and every quantizable weight of a checkpoint."""
+
+    blocks: tuple[Block, ...]
+    details: Mapping[str, Weight]
+    """By the weight's name, in block order."""
+    ignored: frozenset[str] = frozenset()
+    """Tensors of layers beyond those of the config, which loading leaves out."""
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of all quantizable weights in block order."""
+        return tuple(self.details)
+
+    def numel(self, block: Block) -> int:
+        """Quantizable weights in a block."""
+        return sum(self.details[name].numel for name in block.weights)
+
+
+def scale_of(checkpoint: Checkpoint, source: str) -> TensorInfo | None:
+    """The tensor of FP8 scales that belongs to a stored weight."""
+    stem = source.removesuffix(".weight")
+    names = (f"{stem}{suffix}" for suffix in SCALES[:2])
+    return next((checkpoint.tensors[name] for name in names if name in checkpoint.tensors), None)
+
+
+def find_layout(checkpoint: Checkpoint) -> Layout:
+    """Find the decoder layers and their linear weights.
+
+    Raises:
+        CheckpointError: an unknown model type, a matrix in a block that no rule
+            explains, or blocks that do not number 0, 1, 2, ...
+    """
+    if checkpoint.is_gguf:
+        return _collect(checkpoint.model, _gguf_weights(checkpoint))
+    family = _family(checkpoint)
+    count = _block_count(checkpoint.config)
+    placed = [item for item in _placed(checkpoint, family) if item.index < count]
+    beyond = frozenset(
+        item.info.name for item in _placed(checkpoint, family) if item.index >= count
+    )
+    layout = _collect(checkpoint.model, _weights(checkpoint.model, family, placed), beyond)
+    if count != ANY_COUNT and len(layout.blocks) != count:
+        raise CheckpointError(
+            f"{checkpoint.model} has {len(layout.blocks)} blocks, but its config says {count}"
+        )
+    return layout
+
+
+def _block_count(config: Mapping[str, Any]) -> int:
+    """Decoder layers according to the config; beyond any number where it does not say."""
+    text = config.get("text_config") or config
+    return next((int(text[key]) for key in COUNT_KEYS if text.get(key) is not None), ANY_COUNT)
+
+
+def _gguf_weights(checkpoint: Checkpoint) -> list[Found]:
+    from ewq.checkpoint.gguf_file import loaded_names
+
+    named = loaded_names(checkpoint.model, checkpoint.architecture, checkpoint.tensors)
+    return [
+        Found(root, index, inner, info, transposed=False, expert=not inner.endswith(".weight"))
+        for root, index, inner, info in named
+    ]
+
+
+def _family(checkpoint: Checkpoint) -> Family:
+    model_type = str(checkpoint.config.get("model_type", "(none)"))
+    if model_type not in FAMILY_OF:
+        raise CheckpointError(
+            f"{checkpoint.model} has model_type {model_type!r}, whose blocks ewq does not know; "
+            f"known: {', '.join(sorted(FAMILY_OF))}"
+        )
+    return FAMILY_OF[model_type]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One stored tensor recognised as (part of) a quantizable weight."""
+
+    root: str
+    index: int
+    inner: str
+    """State-dict name below the block."""
+    info: TensorInfo
+    transposed: bool
+    expert: bool
+
+
+def _placed(checkpoint: Checkpoint, family: Family) -> Iterator[Found]:
+    """Every stored tensor that lies in a block."""
+    roots = "|".join(re.escape(root) for root in family.roots)
+    pattern = re.compile(rf"({roots})(\d+)\.(.+)")
+    for info in checkpoint.tensors.values():
+        match = pattern.fullmatch(info.name)
+        if match is not None:
+            inner, expert = _loaded_name(match[3], info, family)
+            root = family.roots[match[1]]
+            yield Found(root, int(match[2]), inner, info, family.transposed, expert)
+
+
+def _weights(model: str, family: Family, placed: list[Found]) -> list[Found]:
+    """Those that are quantizable; a matrix is one, or known not to be, or an error."""
+    found, unknown = [], []
+    for item in placed:
+        name = item.info.name
+        if name.endswith(SCALES) or len(item.info.shape) not in (2, 3):
+            continue
+        module = item.inner.removesuffix(".weight")
+        if item.expert or module in family.linear:
+            found.append(item)
+        elif module not in family.other:
+            unknown.append(name)
+    if unknown:
+        raise CheckpointError(
+            f"{model} has {len(unknown)} matrices in its blocks that ewq does not know "
+            f"for this model type: {', '.join(unknown[:NAMED])}"
+        )
+    return found
+
+
+def _loaded_name(inner: str, info: TensorInfo, family: Family) -> tuple[str, bool]:
+    """State-dict name of a block's tensor after loading, and whether it holds experts."""
+    for stored, loaded in family.renames.items():
+        if inner == stored or inner.startswith(f"{stored}."):
+            inner = loaded + inner.removeprefix(stored)
+    one_expert = re.fullmatch(r"mlp\.experts\.\d+\.(.+)", inner)
+    if one_expert and one_expert[1] in family.experts:
+        return family.experts[one_expert[1]], True
+    return inner, len(info.shape) == 3 and inner in family.experts.values()
+
+
+def _collect(model: str, found: list[Found], ignored: frozenset[str] = frozenset()) -> Layout:
+    if not found:
+        raise CheckpointError(f"{model} has no decoder blocks that ewq recognises")
+    grouped: dict[tuple[int, str], list[Found]] = {}
+    for item in found:
+        grouped.setdefault((item.index, f"{item.root}{item.index}.{item.inner}"), []).append(item)
+    indices = sorted({index for index, _ in grouped})
+    if indices != list(range(len(indices))):
+        gap = next(want for want, index in enumerate(indices) if want != index)
+        raise CheckpointError(f"{model} has no block {gap}; its blocks number up to {indices[-1]}")
+    details = {
+        name: _weight(name, items)
+        for (_, name), items in sorted(grouped.items(), key=lambda entry: entry[0][0])
+    }
+    root = found[0].root
+    blocks = tuple(
+        Block(index, f"{root}{index}", tuple(_names_of(grouped, index))) for index in indices
+    )
+    return Layout(blocks, details, ignored)
+
+
+def _names_of(grouped: Mapping[tuple[int, str], list[Found]], wanted: int) -> Iterator[str]:
+    return (name for index, name in grouped if index == wanted)
+
+
+def _weight(name: str, items: list[Found]) -> Weight:
+    first = items[0]
+    shape = first.info.shape
+    return Weight(
+        name,
+        tuple(item.info.name for item in items),
+        sum(math.prod(item.info.shape) for item in items),
+        shape[0] if first.transposed else shape[-1],
+        first.transposed,
+        first.expert,
+    )

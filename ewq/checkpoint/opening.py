@@ -1,0 +1,162 @@
+"""A checkpoint on disk: names, shapes and bytes of its tensors, without building the model.
+
+Tensors are memory-mapped one at a time and unmapped with the array that
+shows them, so resident memory never follows the size of the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ewq.checkpoint.fingerprint import fingerprint_of
+from ewq.checkpoint.hub import resolve
+from ewq.checkpoint.safetensors_file import read_header
+from ewq.checkpoint.tensor_info import TensorInfo, map_bytes
+from ewq.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: a Hugging Face folder of safetensors, or one GGUF file."""
+
+    model: str
+    """The model as it was asked for: hub id, folder or file."""
+    path: Path
+    """Local folder, or the ``.gguf`` file."""
+    config: Mapping[str, Any]
+    """``config.json``, or the metadata of a GGUF file."""
+    architecture: str
+    """Class name such as ``LlamaForCausalLM``; for GGUF ``general.architecture``."""
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether this is a GGUF file."""
+        return self.path.suffix == ".gguf"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """``sha256:...`` of names, shapes, config and sampled content (see :mod:`.fingerprint`)."""
+        return fingerprint_of(self.tensors, self.config)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold tensors, in order of name."""
+        return tuple(sorted({info.file for info in self.tensors.values()}))
+
+    def tensor(self, name: str) -> TensorInfo:
+        """Facts about one tensor.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.model} has no tensor {name!r}") from None
+
+    def stored_bytes(self, name: str) -> NDArray[np.uint8]:
+        """The tensor's bytes as stored, memory-mapped: ``[nbytes]`` uint8."""
+        return map_bytes(self.tensor(name))
+
+    def load(self, name: str) -> torch.Tensor:
+        """One tensor in its stored dtype, memory-mapped (GGUF: dequantised to float32).
+
+        Raises:
+            CheckpointError: no such tensor, or a dtype that torch does not have.
+        """
+        from ewq.checkpoint.tensor_values import as_torch
+
+        return as_torch(self.tensor(name))
+
+
+def open_checkpoint(model: str | Path) -> Checkpoint:
+    """Open a hub id, a local folder or a ``.gguf`` file; only headers are read.
+
+    Raises:
+        CheckpointError: not found (or offline and not cached), truncated, a shard missing,
+            or weights only in pickle files.
+    """
+    path = resolve(str(model))
+    if path.suffix == ".gguf":
+        return _open_gguf(str(model), path)
+    config = _read_config(path)
+    architectures = config.get("architectures") or ["unknown"]
+    return Checkpoint(str(model), path, config, str(architectures[0]), _read_tensors(path))
+
+
+def _open_gguf(model: str, path: Path) -> Checkpoint:
+    from ewq.checkpoint.gguf_file import read_gguf
+
+    metadata, tensors = read_gguf(path)
+    return Checkpoint(model, path, metadata, str(metadata["general.architecture"]), tensors)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no config.json; give a Hugging Face model folder")
+    config = _read_json(path)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return config
+
+
+def _read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is any JSON
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+
+
+def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
+    if (folder / INDEX).is_file():
+        return _read_sharded(folder)
+    if (folder / SINGLE).is_file():
+        return read_header(folder / SINGLE)
+    raise CheckpointError(_why_no_weights(folder))
+
+
+def _why_no_weights(folder: Path) -> str:
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return (
+            f"{folder} has its weights only in pickle files ({pickles[0]}), which can run code "
+            "when opened; convert it with save_pretrained to safetensors first"
+        )
+    return f"{folder} has neither {SINGLE} nor {INDEX}"
+
+
+def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
+    index = _read_json(folder / INDEX)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{folder / INDEX} has no weight_map")
+    headers: dict[str, dict[str, TensorInfo]] = {}
+    for shard in sorted({str(name) for name in weight_map.values()}):
+        if Path(shard).name != shard:
+            raise CheckpointError(f"{folder / INDEX} names {shard}, which is outside the folder")
+        if not (folder / shard).is_file():
+            raise CheckpointError(f"{folder / INDEX} names {shard}, which is missing; download it")
+        headers[shard] = read_header(folder / shard)
+    missing = [name for name, shard in weight_map.items() if name not in headers[shard]]
+    if missing:
+        raise CheckpointError(
+            f"{missing[0]} is not in {weight_map[missing[0]]}, where {INDEX} places it "
+            f"({len(missing)} such tensors); the shards belong to different checkpoints"
+        )
+    return {name: headers[shard][name] for name, shard in weight_map.items()}

@@ -1,0 +1,1 @@
+"""Did quality, memory or speed get worse, and how sure can one be?"""

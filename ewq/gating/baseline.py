@@ -1,0 +1,215 @@
+"""Which stored run to compare with: chosen deliberately, never just the latest file."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ewq.errors import InputError
+from ewq.record import Record
+from ewq.storage.environment import comparable
+from ewq.storage.runs import Key, Run, read_run, read_storage, resolve_run
+
+NEWEST = "newest"
+ANCESTOR = "ancestor"
+_REASONS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a baseline must have measured."""
+
+    fingerprint: str
+    environment: Mapping[str, Any]
+    """``machine_info["ewq"]`` of the run that needs the baseline."""
+    selected: tuple[Key, ...]
+    """``(variant, task)`` of everything about to be measured."""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Task -> settings that must be equal, as far as they are known before measuring; the tier
+    is one of them."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The run chosen, or why there is none."""
+
+    run: Run | None
+    reasons: tuple[str, ...] = ()
+    """Without a run: why each candidate was refused. With one: what it does not cover."""
+
+
+def find_baseline(
+    request: str, storage: Path, wanted: Wanted, repository: Path, exclude: Path | None = None
+) -> Choice:
+    """Choose the baseline that ``request`` asks for.
+
+    Args:
+        request: ``newest`` (newest such run), ``ancestor`` (nearest ancestor commit with such a
+            run), or a pinned run: a file, a number in the storage, a commit.
+        storage: pytest-benchmark's storage folder.
+        wanted: what it must have measured.
+        repository: the git repository of the code under test.
+        exclude: a stored run that is not to be compared with itself.
+
+    Raises:
+        InputError: a pinned run does not exist or is damaged.
+    """
+    if request not in (NEWEST, ANCESTOR):
+        pinned = Path(request)
+        run = read_run(pinned) if pinned.is_file() else resolve_run(request, storage, repository)
+        return choose([run], wanted)
+    runs, damaged = read_storage(storage)
+    runs = [run for run in runs if exclude is None or run.path.resolve() != exclude.resolve()]
+    if request == ANCESTOR:
+        return choose_ancestor(runs, wanted, ancestors(repository), damaged)
+    return choose(runs, wanted, damaged)
+
+
+def baseline_of(run: Run, request: str, storage: Path, repository: Path) -> Run:
+    """The baseline of a run that is already stored.
+
+    Raises:
+        InputError: the run measured nothing, or no other run qualifies (with the reasons).
+    """
+    if not run.records:
+        raise InputError(f"run {run.path} measured nothing that could be compared")
+    wanted = Wanted(
+        fingerprint=next(iter(run.records.values())).fingerprint,
+        environment=run.machine,
+        selected=tuple(run.records),
+        settings={record.task: _settings(record) for record in run.records.values()},
+    )
+    choice = find_baseline(request, storage, wanted, repository, exclude=run.path)
+    if choice.run is None:
+        raise InputError(f"no baseline for {run.name}: {'; '.join(choice.reasons)}")
+    return choice.run
+
+
+def choose(runs: Sequence[Run], wanted: Wanted, damaged: Sequence[str] = ()) -> Choice:
+    """The newest run that qualifies; one that covers everything wanted goes before others.
+
+    Args:
+        runs: candidates in any order.
+        wanted: what the baseline must have measured.
+        damaged: sentences on unreadable files, passed on when nothing is found.
+    """
+    refusals = {run.path: unsuitable(run, wanted) for run in runs}
+    fit = [run for run in runs if not refusals[run.path]]
+    if not fit:
+        return Choice(None, _explain(runs, refusals, damaged))
+    best = max(fit, key=lambda run: (_coverage(run, wanted), run.datetime, run.path.name))
+    return Choice(best, tuple(_uncovered(best, wanted)))
+
+
+def choose_ancestor(
+    runs: Sequence[Run], wanted: Wanted, commits: Sequence[str], damaged: Sequence[str] = ()
+) -> Choice:
+    """The qualifying run of the nearest ancestor commit, measured from unchanged files.
+
+    Args:
+        runs: candidates in any order.
+        wanted: what the baseline must have measured.
+        commits: ancestors, nearest first.
+        damaged: sentences on unreadable files.
+    """
+    clean = [run for run in runs if run.commit and not run.dirty]
+    for commit in commits:
+        choice = choose([run for run in clean if run.commit == commit], wanted)
+        if choice.run is not None:
+            return choice
+    related = [run for run in clean if run.commit in set(commits)]
+    if related:
+        return choose(related, wanted, damaged)
+    note = f"none of the {len(runs)} stored runs is of a clean ancestor commit"
+    return Choice(None, (note, *damaged))
+
+
+def unsuitable(run: Run, wanted: Wanted) -> list[str]:
+    """Why a run must not serve as the baseline; empty when it may."""
+    if run.foreign:
+        return ["stored without ewq's plugin"]
+    reasons = _broken(run) + comparable(run.machine, wanted.environment)
+    shared = [run.records[key] for key in wanted.selected if key in run.records]
+    if not shared:
+        return [*reasons, "measured none of what is wanted now"]
+    if any(record.fingerprint != wanted.fingerprint for record in shared):
+        reasons.append("measured another model")
+    for task in sorted({record.task for record in shared}):
+        record = next(record for record in shared if record.task == task)
+        reasons += _other_settings(_settings(record), wanted.settings.get(task, {}), task)
+    return reasons
+
+
+def ancestors(repository: Path, limit: int = 1000) -> list[str]:
+    """Commits before the present state of the files, nearest first.
+
+    The commit checked out is itself an ancestor of files that differ from it.
+
+    Raises:
+        InputError: not a git repository, or one without commits.
+    """
+    try:
+        dirty = _git(repository, "status", "--porcelain", "--untracked-files=no")
+        commits = _git(repository, "rev-list", f"--max-count={limit}", "HEAD")
+    except (OSError, subprocess.SubprocessError) as error:
+        raise InputError(
+            f"cannot look for an ancestor's run: {repository.resolve()} is no git repository "
+            "with commits; pin a run instead"
+        ) from error
+    return commits if dirty else commits[1:]
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    return {**record.settings, "tier": record.tier}
+
+
+def _broken(run: Run) -> list[str]:
+    reasons = []
+    if run.failed or run.lost:
+        names = [*map(str, run.failed), *("/".join(key) for key in run.lost)]
+        reasons.append(f"failed: {', '.join(dict.fromkeys(names))}")
+    elif not run.complete:
+        reasons.append("partial")
+    if run.refused:
+        reasons.append(f"gates failed: {', '.join('/'.join(key) for key in run.refused)}")
+    elif run.exit_status not in (0, None):
+        reasons.append(f"its session ended with exit status {run.exit_status}")
+    return reasons
+
+
+def _other_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any], task: str) -> list[str]:
+    return [
+        f"{task} setting {key} was {stored.get(key)!r}, is {value!r}"
+        for key, value in wanted.items()
+        if stored.get(key) != value
+    ]
+
+
+def _coverage(run: Run, wanted: Wanted) -> int:
+    return sum(key in run.records for key in wanted.selected)
+
+
+def _uncovered(run: Run, wanted: Wanted) -> list[str]:
+    missing = ["/".join(key) for key in wanted.selected if key not in run.records]
+    return [f"the baseline {run.name} does not cover {', '.join(missing)}"] if missing else []
+
+
+def _explain(
+    runs: Sequence[Run], refusals: Mapping[Path, list[str]], damaged: Sequence[str]
+) -> tuple[str, ...]:
+    if not runs:
+        return ("there is no stored run", *damaged)
+    recent = sorted(runs, key=lambda run: run.datetime, reverse=True)
+    shown = [f"{run.name}: {'; '.join(refusals[run.path])}" for run in recent[:_REASONS_SHOWN]]
+    more = [f"and {len(runs) - len(shown)} older runs"] if len(runs) > len(shown) else []
+    return (*shown, *more, *damaged)
+
+
+def _git(repository: Path, *arguments: str) -> list[str]:
+    done = subprocess.run(
+        ["git", *arguments], cwd=repository, check=True, capture_output=True, text=True, timeout=30
+    )
+    return done.stdout.split("\n")[:-1]

@@ -1,0 +1,186 @@
+"""How one metric changed between a stored run and another, and whether that matters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from ewq.gating.doubts import doubt_about
+from ewq.gating.pairing import PairedChange, paired_changes
+from ewq.gating.thresholds import Tolerance
+from ewq.measurement import Metric
+from ewq.record import Record, Verdict
+
+_POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric, before and after."""
+
+    metric: str
+    unit: str
+    before: float | None
+    after: float | None
+    stderr: float | None
+    """Standard error of the difference; ``None`` for exact counts and where it is unknown."""
+    p_value: float | None
+    """Two-sided p of "no change"."""
+    verdict: Verdict | None
+    """``None`` where the metric is shown but not gated."""
+    sentence: str
+
+    @property
+    def delta(self) -> float | None:
+        """``after - before``."""
+        if self.before is None or self.after is None:
+            return None
+        return self.after - self.before
+
+    @property
+    def relative(self) -> float | None:
+        """The difference as a share of the value before; ``None`` from zero."""
+        return self.delta / abs(self.before) if self.delta is not None and self.before else None
+
+
+def incomparable(before: Record, after: Record) -> list[str]:
+    """Why two records must not be compared; empty when they may be."""
+    reasons = []
+    if before.fingerprint != after.fingerprint:
+        reasons.append(
+            f"another model: {before.model} ({_short(before.fingerprint)}) and "
+            f"{after.model} ({_short(after.fingerprint)})"
+        )
+    reasons += [
+        f"setting {key} was {before.settings.get(key)!r}, is {after.settings.get(key)!r}"
+        for key in sorted({*before.settings, *after.settings})
+        if before.settings.get(key) != after.settings.get(key)
+    ]
+    return reasons
+
+
+def changes(
+    before: Record, after: Record, tolerances: Mapping[str, Tolerance]
+) -> tuple[Change, ...]:
+    """Every metric of either record, in the new record's order.
+
+    Args:
+        before: the baseline.
+        after: the same benchmark now; call :func:`incomparable` first.
+        tolerances: metric -> tolerance; a metric without one is shown, not gated.
+    """
+    paired = paired_changes(before, after)
+    names = [*after.metrics, *(name for name in before.metrics if name not in after.metrics)]
+    return tuple(
+        _change(_Case(name, before, after, tolerances.get(name), paired.get(name)))
+        for name in names
+    )
+
+
+@dataclass(frozen=True)
+class _Case:
+    name: str
+    before: Record
+    after: Record
+    tolerance: Tolerance | None
+    paired: PairedChange | None
+
+
+def _change(case: _Case) -> Change:
+    old, new = case.before.metrics.get(case.name), case.after.metrics.get(case.name)
+    if old is None or new is None:
+        return _one_sided(case, old, new)
+    stderr, p_value = _error(old, new, case.paired)
+    verdict, why = _verdict(case, old, new, p_value)
+    return Change(
+        metric=case.name,
+        unit=new.unit,
+        before=old.value,
+        after=new.value,
+        stderr=stderr,
+        p_value=p_value,
+        verdict=verdict,
+        sentence=_sentence(case, old, new, why, _statistic(case, stderr, p_value)),
+    )
+
+
+def _one_sided(case: _Case, old: Metric | None, new: Metric | None) -> Change:
+    """A metric that vanished is a failure where it is gated; a new one has no baseline yet."""
+    present = old or new
+    assert present is not None
+    lost = new is None
+    where = "the baseline has it, this run does not" if lost else "the baseline does not have it"
+    return Change(
+        metric=case.name,
+        unit=present.unit,
+        before=old.value if old else None,
+        after=new.value if new else None,
+        stderr=None,
+        p_value=None,
+        verdict=None if case.tolerance is None else Verdict.FAIL if lost else Verdict.NO_BASELINE,
+        sentence=f"{case.name}: {'missing' if lost else 'new'} metric, {where}",
+    )
+
+
+def _error(
+    old: Metric, new: Metric, paired: PairedChange | None
+) -> tuple[float | None, float | None]:
+    """Standard error of the difference and two-sided p of "no change"."""
+    stderr, p_value = (paired.stderr, paired.p_value) if paired else (None, None)
+    if stderr is None and old.stderr is not None and new.stderr is not None:
+        stderr = math.hypot(old.stderr, new.stderr)
+    if p_value is None and stderr:
+        p_value = 2 * NormalDist().cdf(-abs(new.value - old.value) / stderr)
+    return stderr, p_value
+
+
+def _verdict(
+    case: _Case, old: Metric, new: Metric, p_value: float | None
+) -> tuple[Verdict | None, str]:
+    if case.tolerance is None or new.higher_is_better is None:
+        return None, "not gated"
+    worse = (old.value - new.value) if new.higher_is_better else (new.value - old.value)
+    verdict, why = _size(worse, case.tolerance.allowed(old.value), p_value, case.tolerance.alpha)
+    doubt = doubt_about(case.name, case.after) or doubt_about(case.name, case.before)
+    if doubt and doubt.spoils(verdict):
+        return Verdict.INCONCLUSIVE, f"{why}, but {doubt.reason}"
+    return verdict, why
+
+
+def _size(worse: float, allowed: float, p_value: float | None, alpha: float) -> tuple[Verdict, str]:
+    """Judge a change that is ``worse`` (negative: better) against what is allowed."""
+    if abs(worse) <= allowed:
+        return Verdict.PASS, "within tolerance"
+    # The direction is asked for, so one tail of the two-sided p decides.
+    certain = p_value is None or p_value / 2 < alpha
+    if worse > 0:
+        return (Verdict.FAIL, "worse") if certain else (Verdict.INCONCLUSIVE, "worse, within noise")
+    return (Verdict.IMPROVED, "better") if certain else (Verdict.PASS, "better, within noise")
+
+
+def _statistic(case: _Case, stderr: float | None, p_value: float | None) -> str:
+    if stderr is None:
+        return "exact"
+    detectable = case.paired.detectable if case.paired else None
+    if detectable is None:
+        normal = NormalDist()
+        detectable = (normal.inv_cdf(0.975) + normal.inv_cdf(_POWER)) * stderr
+    kind = "paired" if case.paired else "unpaired"
+    p_text = "" if p_value is None else f", one-sided p {p_value / 2:.2g}"
+    return f"{kind} error {stderr:.3g}{p_text}, detectable {detectable:.3g}"
+
+
+def _sentence(case: _Case, old: Metric, new: Metric, why: str, statistic: str) -> str:
+    delta = new.value - old.value
+    share = f", {delta / abs(old.value):+.2%}" if old.value else ""
+    tolerance = f"tolerance {case.tolerance}; " if case.tolerance else ""
+    return (
+        f"{case.name}: {old.value:.6g} -> {new.value:.6g} {new.unit} ({delta:+.3g}{share}): {why} "
+        f"[{tolerance}{statistic}]"
+    )
+
+
+def _short(fingerprint: str) -> str:
+    return fingerprint[:15]

@@ -1,0 +1,115 @@
+"""Two stored runs against each other: every metric with its change and verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ewq.gating.change import Change, changes, incomparable
+from ewq.gating.gates import overall
+from ewq.gating.thresholds import BUILT_IN, Thresholds, Tolerance
+from ewq.record import Record, Verdict
+from ewq.storage.environment import comparable, differences
+from ewq.storage.runs import Key, Run
+
+EXIT_SAME, EXIT_REGRESSION, EXIT_NOT_COMPARABLE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one benchmark, before and after."""
+
+    variant: str
+    task: str
+    change: Change
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything there is to say about two runs."""
+
+    before: Run
+    after: Run
+    rows: tuple[Row, ...]
+    refusals: tuple[str, ...]
+    """Why something both runs measured could not be compared."""
+    losses: tuple[str, ...]
+    """What the run was to measure and did not, though the baseline has it: a regression."""
+    uncovered: tuple[str, ...]
+    """What only one of the runs measured, because the other was not asked to."""
+    differences: tuple[str, ...]
+    """Driver, library and code versions that differ."""
+
+    @property
+    def regressions(self) -> tuple[Row, ...]:
+        """Rows that got worse beyond tolerance and noise."""
+        return tuple(row for row in self.rows if row.change.verdict is Verdict.FAIL)
+
+    @property
+    def verdict(self) -> Verdict:
+        """One verdict for the whole; refusals count as a missing baseline."""
+        if self.losses:
+            return Verdict.FAIL
+        verdicts = [row.change.verdict for row in self.rows if row.change.verdict is not None]
+        refused = [Verdict.NO_BASELINE] if self.refusals else []
+        return overall([*verdicts, *refused])
+
+    @property
+    def exit_code(self) -> int:
+        """0 no regression, 1 regression, 2 something both measured was not comparable."""
+        if self.regressions or self.losses:
+            return EXIT_REGRESSION
+        gated = any(row.change.verdict is not None for row in self.rows)
+        return EXIT_NOT_COMPARABLE if self.refusals or not gated else EXIT_SAME
+
+
+def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> Comparison:
+    """Compare every benchmark that both runs hold.
+
+    Args:
+        before: the baseline.
+        after: the run in question.
+        thresholds: whose tolerances decide what counts as a regression.
+    """
+    shared = [key for key in after.records if key in before.records]
+    hardware = comparable(before.machine, after.machine)
+    refusals, rows = list(hardware), []
+    for key in shared:
+        old, new = before.records[key], after.records[key]
+        reasons = incomparable(old, new)
+        refusals += [f"{'/'.join(key)}: {reason}" for reason in reasons]
+        tolerances = {} if reasons or hardware else thresholds.tolerances_for(key[1])
+        rows += _rows(key, old, new, tolerances)
+    if not shared:
+        refusals.append("the runs have no benchmark in common")
+    return Comparison(
+        before=before,
+        after=after,
+        rows=tuple(rows),
+        refusals=tuple(refusals),
+        losses=tuple(_losses(before, after)),
+        uncovered=tuple(_uncovered(before, after)),
+        differences=tuple(differences(before.machine, after.machine)),
+    )
+
+
+def _rows(
+    key: Key, before: Record, after: Record, tolerances: Mapping[str, Tolerance]
+) -> list[Row]:
+    return [Row(*key, change) for change in changes(before, after, tolerances)]
+
+
+def _losses(before: Run, after: Run) -> list[str]:
+    return [
+        f"{'/'.join(key)}: selected, but this run has no result; the baseline has one"
+        for key in after.lost
+        if key in before.records
+    ]
+
+
+def _uncovered(before: Run, after: Run) -> list[str]:
+    old = [key for key in before.records if key not in after.records and key not in after.lost]
+    new = [key for key in after.records if key not in before.records]
+    return [f"{'/'.join(key)}: only in the baseline" for key in old] + [
+        f"{'/'.join(key)}: not in the baseline" for key in new
+    ]

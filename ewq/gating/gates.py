@@ -1,0 +1,230 @@
+"""The gate: one record against its limits and its baseline gives one of five verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ewq.gating.change import changes, incomparable
+from ewq.gating.doubts import doubt_about
+from ewq.gating.thresholds import Limit, Test, Tolerance
+from ewq.measurement import Metric
+from ewq.metrics import DEVICE_ALTERNATIVES
+from ewq.record import Record, Verdict
+
+PRECEDENCE = (
+    Verdict.FAIL,
+    Verdict.INCONCLUSIVE,
+    Verdict.NO_BASELINE,
+    Verdict.IMPROVED,
+    Verdict.PASS,
+)
+"""The first verdict that any finding has is the verdict of the whole."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the gate says about one metric."""
+
+    metric: str
+    verdict: Verdict
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the gate says about one record."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    """A sentence for everything but a plain pass; each names metric, values and statistic."""
+    findings: tuple[Finding, ...] = ()
+
+
+def judge(
+    record: Record,
+    limits: Mapping[str, Limit],
+    baseline: Record | None = None,
+    tolerances: Mapping[str, Tolerance] | None = None,
+    *,
+    missing_baseline: Sequence[str] = (),
+) -> Judgement:
+    """Gate one record.
+
+    Args:
+        record: what was measured.
+        limits: metric -> limit, from :meth:`ewq.gating.thresholds.Thresholds.for_`.
+        baseline: the same benchmark in the baseline run, where there is one.
+        tolerances: metric -> tolerance against the baseline.
+        missing_baseline: why there is no baseline although one was asked for.
+    """
+    findings = [_limit_finding(record, metric, limit) for metric, limit in limits.items()]
+    refused = list(missing_baseline)
+    if baseline is not None:
+        refused += incomparable(baseline, record)
+        findings += [] if refused else _baseline_findings(record, baseline, tolerances or {})
+    if refused:
+        findings.append(_no_baseline("; ".join(refused)))
+    elif not findings:
+        asked = "no metric of the baseline is gated" if baseline else "no baseline was asked for"
+        findings.append(_no_baseline(f"no limit applies and {asked}: nothing was gated"))
+    return _conclude(findings)
+
+
+def overall(verdicts: Iterable[Verdict]) -> Verdict:
+    """The verdict of several together, by :data:`PRECEDENCE`; ``no-baseline`` of none."""
+    return min(verdicts, key=PRECEDENCE.index, default=Verdict.NO_BASELINE)
+
+
+def _conclude(findings: Sequence[Finding]) -> Judgement:
+    verdict = overall(finding.verdict for finding in findings)
+    ranked = sorted(findings, key=lambda finding: PRECEDENCE.index(finding.verdict))
+    reasons = tuple(finding.sentence for finding in ranked if finding.verdict is not Verdict.PASS)
+    return Judgement(verdict, reasons, tuple(ranked))
+
+
+def _no_baseline(why: str) -> Finding:
+    return Finding("", Verdict.NO_BASELINE, f"no baseline: {why}")
+
+
+def _baseline_findings(
+    record: Record, baseline: Record, tolerances: Mapping[str, Tolerance]
+) -> list[Finding]:
+    return [
+        Finding(change.metric, change.verdict, f"against the baseline, {change.sentence}")
+        for change in changes(baseline, record, tolerances)
+        # A metric that is merely new is not a missing baseline of the whole benchmark.
+        if change.verdict not in (None, Verdict.NO_BASELINE)
+    ]
+
+
+def _limit_finding(record: Record, name: str, limit: Limit) -> Finding:
+    metric = record.metrics.get(name)
+    if metric is None:
+        return _missing(record, name, limit)
+    verdict, statistic = _TESTS[limit.test](record, name, limit)
+    doubt = doubt_about(name, record)
+    if doubt and doubt.spoils(verdict):
+        verdict, statistic = Verdict.INCONCLUSIVE, f"{statistic}; {doubt.reason}"
+    return Finding(name, verdict, _sentence(record, name, metric, limit, verdict, statistic))
+
+
+def _missing(record: Record, name: str, limit: Limit) -> Finding:
+    other = DEVICE_ALTERNATIVES.get(name)
+    if other in record.metrics:
+        return Finding(name, Verdict.PASS, f"{name} does not apply: this device reports {other}")
+    known = ", ".join(record.metrics) or "none"
+    return Finding(
+        name, Verdict.FAIL, f"{name}: missing metric, gated by {limit}; present: {known}"
+    )
+
+
+def _plain_bound(record: Record, name: str, limit: Limit) -> tuple[Verdict, str]:
+    metric = record.metrics[name]
+    return (Verdict.FAIL if _beyond(metric.value, limit) else Verdict.PASS), _precision(metric)
+
+
+def _noninferiority(record: Record, name: str, limit: Limit) -> tuple[Verdict, str]:
+    """Pass when shown to be inside; fail when outside and different from "no change" at all."""
+    metric = record.metrics[name]
+    if metric.stderr is None:
+        return Verdict.INCONCLUSIVE, "no standard error to test with: too few items"
+    shown, text = _bounds_shown(metric, limit)
+    if shown:
+        return Verdict.PASS, text
+    z = abs(metric.value - _NO_CHANGE.get(name, 0.0)) / metric.stderr if metric.stderr else math.inf
+    certain = 0.5 * math.erfc(z / math.sqrt(2)) < limit.alpha
+    failed = _beyond(metric.value, limit) and certain
+    return (Verdict.FAIL if failed else Verdict.INCONCLUSIVE), text
+
+
+def _bounds_shown(metric: Metric, limit: Limit) -> tuple[bool, str]:
+    from ewq.stats import noninferiority, smallest_detectable_difference
+
+    assert metric.stderr is not None
+    freedom = metric.n - 1 if metric.n > 1 else None
+    sides = [(1.0, limit.min), (-1.0, limit.max)]
+    tests = [
+        noninferiority(sign * metric.value, metric.stderr, -sign * bound, limit.alpha, freedom)
+        for sign, bound in sides
+        if bound is not None
+    ]
+    worst = max(tests, key=lambda test: test.p_value)
+    detectable = smallest_detectable_difference(metric.stderr, df=freedom)
+    text = f"non-inferiority p {worst.p_value:.3g} at alpha {limit.alpha:g}"
+    return all(test.holds for test in tests), f"{text}, detectable {detectable:.3g}, n {metric.n}"
+
+
+def _mcnemar(record: Record, name: str, limit: Limit) -> tuple[Verdict, str]:
+    """Fail when beyond the limit and more questions broke than chance would; exact."""
+    from ewq.stats import mcnemar_exact
+
+    metric, flips = record.metrics[name], record.metrics.get("flips")
+    if flips is None:
+        return Verdict.FAIL, "missing metric flips, which McNemar's test needs"
+    flipped, gained = round(flips.value * flips.n), round(metric.value * metric.n)
+    broken, mended = (flipped - gained) // 2, (flipped + gained) // 2
+    p_value = mcnemar_exact(broken, mended) / 2
+    text = f"McNemar one-sided p {p_value:.3g} at alpha {limit.alpha:g}, {broken} broken and "
+    text += f"{mended} mended of {metric.n}, {_precision(metric)}"
+    if not _beyond(metric.value, limit):
+        return Verdict.PASS, text
+    return (Verdict.FAIL if p_value < limit.alpha else Verdict.INCONCLUSIVE), text
+
+
+_TESTS: dict[Test, Callable[[Record, str, Limit], tuple[Verdict, str]]] = {
+    Test.BOUND: _plain_bound,
+    Test.NONINFERIORITY: _noninferiority,
+    Test.MCNEMAR: _mcnemar,
+}
+
+_NO_CHANGE = {"top1_agreement": 1.0, "decode_ratio": 1.0}
+"""Value of a paired metric for two equal variants, where that is not zero."""
+
+_BEHIND: dict[str, tuple[str, Callable[[float, float], float]]] = {
+    "accuracy_delta": ("accuracy", lambda value, delta: value - delta),
+    "ln_ppl_ratio": ("perplexity", lambda value, ratio: value / math.exp(ratio)),
+    "decode_ratio": ("decode_tokens_per_s", lambda value, ratio: value / ratio if ratio else 0.0),
+}
+"""Paired metric -> the metric it is made of, and how the reference's value follows."""
+
+
+def _beyond(value: float, limit: Limit) -> bool:
+    low, high = limit.min, limit.max
+    return (low is not None and value < low) or (high is not None and value > high)
+
+
+def _precision(metric: Metric) -> str:
+    if metric.stderr is None:
+        return "exact"
+    from ewq.stats import smallest_detectable_difference
+
+    detectable = smallest_detectable_difference(metric.stderr)
+    return f"plain bound, detectable {detectable:.3g}, n {metric.n}"
+
+
+_RELATION = {
+    Verdict.PASS: "is within",
+    Verdict.FAIL: "is beyond",
+    Verdict.INCONCLUSIVE: "cannot be told from",
+}
+
+
+def _sentence(
+    record: Record, name: str, metric: Metric, limit: Limit, verdict: Verdict, statistic: str
+) -> str:
+    error = "" if metric.stderr is None else f" ± {metric.stderr:.2g}"
+    return (
+        f"{name} {metric.value:.6g}{error} {metric.unit} {_RELATION[verdict]} {limit}"
+        f"{_two_values(record, name, metric)} [{statistic}]"
+    )
+
+
+def _two_values(record: Record, name: str, metric: Metric) -> str:
+    """The reference's value and this variant's, behind a paired metric."""
+    base, invert = _BEHIND.get(name, ("", None))
+    now = record.metrics.get(base)
+    if now is None or invert is None:
+        return ""
+    return f" ({base}: reference {invert(now.value, metric.value):.6g}, now {now.value:.6g})"

@@ -1,0 +1,1 @@
+"""From a checkpoint's statistics to the precision of every weight."""

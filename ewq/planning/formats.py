@@ -1,0 +1,139 @@
+"""Bytes of one weight in each target format, scales included.
+
+Counted are packed values and scales. The constant tables that bitsandbytes
+saves beside each 4-bit weight (64 bytes of levels, 1 KiB more with double
+quantization, a line of JSON) are not: they hold nothing about the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ewq.checkpoint.tensor_info import TensorInfo
+from ewq.errors import InputError
+from ewq.precision import Precision
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight as the size rules see it."""
+
+    numel: int
+    in_features: int
+    """Values per output row."""
+    raw_bytes: int
+    """As loaded without quantization."""
+    stacked: bool = False
+    """All experts in one 3-D parameter."""
+
+    @property
+    def rows(self) -> int:
+        """Output rows, over all experts."""
+        return self.numel // self.in_features
+
+
+ByteRule = Callable[[Stored], int]
+
+
+def _raw(weight: Stored) -> int:
+    return weight.raw_bytes
+
+
+def _half(weight: Stored) -> int:
+    return 2 * weight.numel
+
+
+def _nf4(weight: Stored) -> int:
+    """Two values a byte and a float32 absolute maximum for each 64: 4.5 bits."""
+    return _up(weight.numel, 2) + 4 * _up(weight.numel, 64)
+
+
+def _nf4_double(weight: Stored) -> int:
+    """The maxima in 8 bits, in blocks of 256 with a float32 each, and one offset: 4.127 bits."""
+    scales = _up(weight.numel, 64)
+    return _up(weight.numel, 2) + scales + 4 * _up(scales, 256) + 4
+
+
+def _int8(weight: Stored) -> int:
+    """A byte a value and a float32 scale for each output row: ``8 + 32 / in_features`` bits."""
+    return weight.numel + 4 * weight.rows
+
+
+def _q8_0(weight: Stored) -> int:
+    """34 bytes for 32 values: 8.5 bits. Rows that do not divide stay F16."""
+    return weight.numel // 32 * 34 if weight.in_features % 32 == 0 else _half(weight)
+
+
+def _q4_k(weight: Stored) -> int:
+    """144 bytes for 256 values: 4.5 bits.
+
+    llama.cpp stores rows that 256 does not divide as Q5_0 (22 bytes for 32
+    values, 5.5 bits), and as F16 where 32 does not either.
+    """
+    if weight.in_features % 256 == 0:
+        return weight.numel // 256 * 144
+    return weight.numel // 32 * 22 if weight.in_features % 32 == 0 else _half(weight)
+
+
+def _up(value: int, divisor: int) -> int:
+    return -(-value // divisor)
+
+
+def _linear_only(rule: ByteRule) -> ByteRule:
+    """bitsandbytes replaces linear modules; experts stacked into one parameter stay raw."""
+    return lambda weight: weight.raw_bytes if weight.stacked else rule(weight)
+
+
+@dataclass(frozen=True)
+class Format:
+    """Where the plan is going: a byte rule per precision."""
+
+    name: str
+    rules: Mapping[Precision, ByteRule]
+    rest: Callable[[TensorInfo], int]
+    """Bytes of a tensor that is never quantized."""
+
+    def nbytes(self, weight: Stored, precision: Precision) -> int:
+        """Bytes of a weight at a precision."""
+        return self.rules[precision](weight)
+
+
+def _as_stored(info: TensorInfo) -> int:
+    return info.loaded_nbytes
+
+
+def _gguf_rest(info: TensorInfo) -> int:
+    """llama.cpp's converter stores vectors as F32 and matrices as F16."""
+    return (2 if len(info.shape) > 1 else 4) * info.numel
+
+
+def _rules(raw: ByteRule, eight: ByteRule, four: ByteRule) -> Mapping[Precision, ByteRule]:
+    return {Precision.RAW: raw, Precision.EIGHT_BIT: eight, Precision.FOUR_BIT: four}
+
+
+def _bitsandbytes(four: ByteRule) -> Mapping[Precision, ByteRule]:
+    return _rules(_raw, _linear_only(_int8), _linear_only(four))
+
+
+FORMATS: Mapping[str, Format] = {
+    of.name: of
+    for of in (
+        Format("nf4", _bitsandbytes(_nf4), _as_stored),
+        Format("nf4-double", _bitsandbytes(_nf4_double), _as_stored),
+        Format("gguf", _rules(_half, _q8_0, _q4_k), _gguf_rest),
+    )
+}
+"""bitsandbytes without and with double quantization, and GGUF (F16, Q8_0, Q4_K)."""
+DEFAULT_FORMAT = "nf4"
+
+
+def format_of(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in FORMATS:
+        raise InputError(f"no target format {name!r}; there are: {', '.join(FORMATS)}")
+    return FORMATS[name]

@@ -1,0 +1,194 @@
+"""The quantization plan: which precision each weight gets, and what the result will weigh.
+
+A plan is a value: frozen, complete, and bound to one checkpoint by its
+fingerprint. Reading one never needs the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ewq.atomic import write_text
+from ewq.errors import PlanError
+from ewq.measurement import Json
+from ewq.precision import Precision
+
+if TYPE_CHECKING:
+    from ewq.checkpoint.layout import Layout
+    from ewq.checkpoint.opening import Checkpoint
+
+SCHEMA = 1
+VOLATILE = frozenset({"ewq_version", "model"})
+"""Fields that say who made the plan and under which name, not what it does."""
+NAMED = 3
+"""How many offending names an error shows."""
+
+
+def _known(value: float) -> float | None:
+    """NaN, which a plan of the proof of concept has where it says nothing, as JSON's null."""
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class PlanBlock:
+    """One decoder layer as the plan sees it."""
+
+    index: int
+    name: str
+    numel: int
+    """Quantizable weights in the block."""
+    entropy: float
+    """The score: bits for ``histogram``, nats for ``softmax``, else the scorer's own unit."""
+    precision: Precision | None
+    """``None`` where a tensor-wise plan gives the block's weights different precisions."""
+    size_bytes: int = 0
+    """Of the block's quantizable weights in the target format; 0 where the plan does not say."""
+
+    def to_json(self) -> dict[str, Json]:
+        """The block as stored in ``blocks``."""
+        return {
+            "index": self.index,
+            "name": self.name,
+            "numel": self.numel,
+            "entropy": _known(self.entropy),
+            "precision": "mixed" if self.precision is None else self.precision.value,
+            "size_bytes": self.size_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """Precisions for every quantizable weight of one checkpoint (plan file, schema 1)."""
+
+    model: str
+    fingerprint: str
+    architecture: str
+    scorer: str
+    granularity: str
+    """``block`` or ``tensor``."""
+    rule: Mapping[str, Json]
+    """``{"kind": "factor", "factor": 0.65}``, ``{"kind": "target_bpw", ...}``, ``uniform``, ..."""
+    mean: float
+    std: float
+    thresholds: Mapping[str, float]
+    """Least score for ``raw`` and for ``8bit``; empty for rules that have none."""
+    blocks: tuple[PlanBlock, ...]
+    weights: Mapping[str, Precision]
+    bits_per_weight: float
+    """Over all parameters of the model, scales and raw parts included."""
+    size_bytes: int
+    """Bytes of all tensors as stored in the target format."""
+    ewq_version: str = ""
+    target: str = "nf4"
+    """Storage the sizes were counted for; see :mod:`ewq.planning.formats`."""
+
+    def precision_of(self, weight_name: str) -> Precision:
+        """Precision of a weight; anything the plan does not quantize is raw."""
+        return self.weights.get(weight_name, Precision.RAW)
+
+    @property
+    def block_precisions(self) -> tuple[Precision | None, ...]:
+        """Precision per block in order; ``None`` for a block of mixed precisions."""
+        return tuple(block.precision for block in self.blocks)
+
+    @property
+    def digest(self) -> str:
+        """``sha256:...`` of the canonical JSON without who made it and the model's spelling."""
+        stable = {key: value for key, value in self.to_json().items() if key not in VOLATILE}
+        text = json.dumps(stable, sort_keys=True, separators=(",", ":"))
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain JSON types."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "architecture": self.architecture,
+            "scorer": self.scorer,
+            "granularity": self.granularity,
+            "rule": dict(self.rule),
+            "mean": _known(self.mean),
+            "std": _known(self.std),
+            "thresholds": dict(self.thresholds),
+            "target": self.target,
+            "blocks": [block.to_json() for block in self.blocks],
+            "weights": {name: precision.value for name, precision in self.weights.items()},
+            "bits_per_weight": _known(self.bits_per_weight),
+            "size_bytes": self.size_bytes,
+            "ewq_version": self.ewq_version,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], source: str = "plan") -> QuantizationPlan:
+        """Build a plan from its JSON; also reads ``{"plan": {"0": "raw", "1": "4-bit"}}``.
+
+        Raises:
+            PlanError: unknown or missing keys, another schema, an unknown precision.
+        """
+        from ewq.planning.reading import plan_from_json
+
+        return plan_from_json(data, source)
+
+
+def read_plan(path: str | Path) -> QuantizationPlan:
+    """Read a plan file, ewq's own or the proof of concept's.
+
+    Raises:
+        PlanError: no such file, not JSON, or not a plan.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"cannot read the plan {path}: {error}") from error
+    return QuantizationPlan.from_json(data, str(path))
+
+
+def write_plan(plan: QuantizationPlan, path: str | Path) -> Path:
+    """Write a plan; the file is complete afterwards, or as it was before.
+
+    Raises:
+        EwqError: the folder cannot be written, or the disk is full.
+    """
+    return write_text(Path(path), json.dumps(plan.to_json(), indent=1) + "\n")
+
+
+def check_plan(plan: QuantizationPlan, model: Checkpoint | Layout) -> None:
+    """Refuse a plan that does not belong to ``model``.
+
+    A ``Checkpoint`` is checked by fingerprint and by its weights, a ``Layout`` by weights only.
+
+    Raises:
+        PlanError: another fingerprint, weights the plan does not cover, or weights the model lacks.
+    """
+    from ewq.checkpoint.layout import Layout, find_layout
+
+    if isinstance(model, Layout):
+        _check_weights(plan, model.weights)
+        return
+    if not plan.weights:
+        raise PlanError("the plan names blocks but no weights; make it again with `ewq plan`")
+    _check_weights(plan, find_layout(model).weights)
+    if plan.fingerprint != model.fingerprint:
+        raise PlanError(
+            f"the plan was made for {plan.model} ({plan.fingerprint[:19]}…), not for "
+            f"{model.model} ({model.fingerprint[:19]}…); plan this model with `ewq plan`"
+        )
+
+
+def _check_weights(plan: QuantizationPlan, names: Iterable[str]) -> None:
+    wanted, given = dict.fromkeys(names), plan.weights
+    missing = [name for name in wanted if name not in given]
+    unknown = [name for name in given if name not in wanted]
+    for found, what in ((missing, "does not cover"), (unknown, "names, but the model lacks,")):
+        if found:
+            raise PlanError(
+                f"the plan for {plan.model} {what} {len(found)} weights: "
+                f"{', '.join(found[:NAMED])}; it belongs to another model"
+            )

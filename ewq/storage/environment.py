@@ -1,0 +1,163 @@
+"""Where a run was measured: device, driver and library versions (``machine_info["ewq"]``)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ewq import __version__
+from ewq.errors import BackendUnavailable
+from ewq.measurement import Json
+
+LIBRARIES = ("torch", "transformers", "bitsandbytes", "accelerate", "llama-cpp-python")
+DIFFERENCE_KEYS = ("driver", "cuda", "power_limit_w", *LIBRARIES, "ewq", "ewq_commit", "python")
+"""What may differ between comparable runs, but must be said."""
+
+_SAME_VRAM = 0.02
+"""Relative difference of total VRAM within which two cards count as the same kind (ECC, driver)."""
+
+
+def describe(device: str) -> dict[str, Json]:
+    """The environment of a run on ``device`` (``cpu``, ``cuda``, ``cuda:1``).
+
+    Flat, so that stored runs diff well; what is absent is ``None``. Imports torch only for a
+    CUDA device.
+
+    Raises:
+        BackendUnavailable: a CUDA device is asked for and torch does not see it.
+    """
+    return {
+        "device": device,
+        **(_gpu(device) if device.startswith("cuda") else dict.fromkeys(_GPU_KEYS)),
+        **{library: _version(library) for library in LIBRARIES},
+        "ewq": __version__,
+        "ewq_commit": _commit(Path(__file__).parent.parent),
+        "ewq_code": code_version(),
+        "cpu": _cpu_name(),
+        "cores": _usable_cores(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Why figures of two environments must not be compared; empty when they may be.
+
+    Only the hardware that did the work counts: the GPU for a run on one, else CPU and cores.
+    """
+    if _kind(a) != _kind(b):
+        return [f"measured on {_kind(a)} and on {_kind(b)}"]
+    keys = ("gpu",) if _kind(a) == "cuda" else ("cpu", "cores")
+    reasons = [
+        f"another {key}: {a.get(key)} and {b.get(key)}" for key in keys if _differ(a, b, key)
+    ]
+    return reasons or _other_vram(a, b)
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Sentences on drivers, libraries and code that differ, for the reader to weigh."""
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in DIFFERENCE_KEYS if _differ(a, b, key)]
+
+
+def code_version() -> str:
+    """Digest of ewq's own Python sources: equal exactly where the measuring code is equal."""
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+_GPU_KEYS = ("gpu", "driver", "cuda", "vram_bytes", "power_limit_w")
+
+
+def _gpu(device: str) -> dict[str, Json]:
+    """Name and memory through torch, which knows what CUDA_VISIBLE_DEVICES did to the index."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(f"device {device!r} asked for, but torch sees no CUDA device")
+    properties = torch.cuda.get_device_properties(torch.device(device))
+    driver, power_limit_w = _driver_facts(f"GPU-{properties.uuid}")
+    return {
+        "gpu": properties.name,
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "vram_bytes": properties.total_memory,
+        "power_limit_w": power_limit_w,
+    }
+
+
+def _driver_facts(uuid: str) -> tuple[str | None, float | None]:
+    """Driver version and power limit in watts; ``None`` where it does not say (WSL, MIG)."""
+    import pynvml
+
+    driver = power_limit_w = None
+    try:
+        pynvml.nvmlInit()
+        driver = str(pynvml.nvmlSystemGetDriverVersion())
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        power_limit_w = pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000
+    except pynvml.NVMLError:
+        pass
+    return driver, power_limit_w
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit(folder: Path) -> str | None:
+    """Commit of a checkout, ``+dirty`` where files differ; ``None`` for an installed copy."""
+    try:
+        head = _git(folder, "rev-parse", "HEAD")
+        return head + ("+dirty" if _git(folder, "status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, check=True, capture_output=True, text=True, timeout=30
+    )
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str | None:
+    """The processor as the kernel names it; ``platform.processor()`` is empty on most Linuxes."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, None) or platform.processor() or platform.machine() or None
+
+
+def _usable_cores() -> int:
+    """Cores this process may use: a container's share, not the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _kind(environment: Mapping[str, Any]) -> str:
+    return str(environment.get("device", "unknown device")).split(":", maxsplit=1)[0]
+
+
+def _differ(a: Mapping[str, Any], b: Mapping[str, Any], key: str) -> bool:
+    return bool(a.get(key) != b.get(key))
+
+
+def _other_vram(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """A partitioned card has the name of a whole one; its memory tells."""
+    first, second = a.get("vram_bytes"), b.get("vram_bytes")
+    if not first or not second or abs(first - second) <= _SAME_VRAM * max(first, second):
+        return []
+    return [f"another amount of VRAM: {first / 1e9:.1f} GB and {second / 1e9:.1f} GB"]

@@ -1,0 +1,211 @@
+"""Stored runs. The only module that knows how pytest-benchmark writes its JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ewq.errors import EwqError, InputError
+from ewq.record import Record, Verdict
+
+STORAGE = Path(".benchmarks")
+"""Where pytest-benchmark keeps runs unless ``--benchmark-storage`` says otherwise."""
+
+Key = tuple[str, str]
+"""``(variant, task)``"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stored session."""
+
+    path: Path
+    commit: str | None
+    """Full hash; ``None`` outside version control."""
+    dirty: bool
+    """Whether files differed from the commit."""
+    branch: str | None
+    datetime: datetime
+    machine: Mapping[str, Any]
+    """``machine_info["ewq"]``: see :mod:`ewq.storage.environment`; empty in a foreign run."""
+    records: Mapping[Key, Record]
+    complete: bool
+    """Whether everything selected was measured and stored."""
+    selected: tuple[Key, ...] = ()
+    failed: Mapping[str, Any] = field(default_factory=dict)
+    """What was selected and could not be measured, with reasons."""
+    exit_status: int | None = None
+    """pytest's own; ``None`` where it was not stored."""
+    foreign: bool = False
+    """Stored without ewq's plugin."""
+
+    @property
+    def name(self) -> str:
+        """Short name for tables: the storage's number and the commit's first digits."""
+        number = re.match(r"\d{4,}(?=_)", self.path.name)
+        commit = (self.commit or "no commit")[:10] + ("+dirty" if self.dirty else "")
+        return f"{number.group() if number else self.path.stem[:40]} ({commit})"
+
+    @property
+    def refused(self) -> tuple[Key, ...]:
+        """Records whose own gate failed."""
+        return tuple(key for key, record in self.records.items() if record.verdict is Verdict.FAIL)
+
+    @property
+    def lost(self) -> tuple[Key, ...]:
+        """What was selected and has no record."""
+        return tuple(key for key in self.selected if key not in self.records)
+
+
+def read_run(path: Path) -> Run:
+    """Read one stored session.
+
+    Raises:
+        InputError: not there, not JSON (NaN included), not pytest-benchmark's, or a damaged record.
+    """
+    document = _parse(path)
+    try:
+        return _run(path, document)
+    except (EwqError, KeyError, TypeError, ValueError, AttributeError) as error:
+        _damaged(path, error)
+
+
+def stored_runs(storage: Path) -> list[Path]:
+    """Paths of all stored sessions under ``storage``, in order of their names."""
+    files = (path for pattern in ("*.json", "*/*.json") for path in storage.glob(pattern))
+    return sorted(files, key=lambda path: (path.name, path))
+
+
+def read_storage(storage: Path) -> tuple[list[Run], list[str]]:
+    """All readable runs, newest first, and a sentence for each file that is not readable."""
+    runs, damaged = [], []
+    for path in stored_runs(storage):
+        try:
+            runs.append(read_run(path))
+        except InputError as error:
+            damaged.append(str(error))
+    runs.sort(key=lambda run: (run.datetime, run.path.name), reverse=True)
+    return runs, damaged
+
+
+def resolve_run(text: str, storage: Path = STORAGE, repository: Path = Path()) -> Run:
+    """The run that a person means.
+
+    Args:
+        text: a file; a number in the storage (``0007``, ``7``); a commit, branch or tag.
+        storage: pytest-benchmark's storage folder.
+        repository: where branches and tags are looked up.
+
+    Raises:
+        InputError: no such run; the message says where was looked.
+    """
+    if Path(text).is_file():
+        return read_run(Path(text))
+    if text.isdigit() and len(text) <= 6:
+        numbered = [p for p in stored_runs(storage) if re.match(rf"0*{int(text)}_", p.name)]
+        if numbered:
+            return read_run(numbered[-1])
+    runs, damaged = read_storage(storage)
+    commit = _commit(text, repository) or text
+    found = [run for run in runs if len(commit) >= 4 and (run.commit or "").startswith(commit)]
+    # A finished run of clean files stands for its commit better than a later partial one.
+    found.sort(key=lambda run: (run.complete, not run.dirty), reverse=True)
+    if not found:
+        unreadable = f" ({len(damaged)} unreadable)" if damaged else ""
+        raise InputError(
+            f"no stored run {text!r}: not a file, and neither a number nor a commit among the "
+            f"{len(runs)} runs in {storage}{unreadable}"
+        )
+    return found[0]
+
+
+def newest_run(storage: Path = STORAGE) -> Run:
+    """The latest stored run.
+
+    Raises:
+        InputError: the storage holds none, or its newest file is damaged.
+    """
+    runs, damaged = read_storage(storage)
+    if not runs:
+        raise InputError(
+            "; ".join([f"no stored run in {storage}: run with --benchmark-autosave", *damaged])
+        )
+    return runs[0]
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except OSError as error:
+        raise InputError(f"cannot read run {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        _damaged(path, error)
+    if not isinstance(document, dict) or not isinstance(document.get("benchmarks"), list):
+        raise InputError(f"{path} is not a run stored by pytest-benchmark: it has no benchmarks")
+    return document
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _damaged(path: Path, error: Exception) -> NoReturn:
+    raise InputError(f"run {path} is damaged: {error}; delete it or store it again") from error
+
+
+def _run(path: Path, document: Mapping[str, Any]) -> Run:
+    session: Mapping[str, Any] = document.get("ewq") or {}
+    commit: Mapping[str, Any] = document.get("commit_info") or {}
+    records = _records(document["benchmarks"])
+    selected = tuple((variant, task) for variant, task in session.get("selected", ()))
+    covered = bool(records) and all(key in records for key in selected)
+    return Run(
+        path=path,
+        commit=_known_commit(commit.get("id")),
+        dirty=bool(commit.get("dirty")),
+        branch=commit.get("branch"),
+        datetime=_moment(document.get("datetime")),
+        machine=(document.get("machine_info") or {}).get("ewq") or {},
+        records=records,
+        complete=bool(session.get("complete")) and covered,
+        selected=selected,
+        failed=dict(session.get("failed") or {}),
+        exit_status=session.get("exit_status"),
+        foreign=not session,
+    )
+
+
+def _records(benchmarks: list[Mapping[str, Any]]) -> dict[Key, Record]:
+    stored = (benchmark["extra_info"].get("ewq") for benchmark in benchmarks)
+    records = (Record.from_json(data) for data in stored if data is not None)
+    return {record.key: record for record in records}
+
+
+def _known_commit(text: object) -> str | None:
+    return text if isinstance(text, str) and re.fullmatch(r"[0-9a-f]{7,40}", text) else None
+
+
+def _moment(text: object) -> datetime:
+    """The time of storing; runs of unknown age count as the oldest."""
+    if not isinstance(text, str):
+        return datetime.min.replace(tzinfo=UTC)
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _commit(text: str, repository: Path) -> str | None:
+    """The full hash that git knows ``text`` by, or ``None``."""
+    command = ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{text}^{{commit}}"]
+    try:
+        done = subprocess.run(
+            command, cwd=repository, check=True, capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip().splitlines()[-1]

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from ewq.checkpoint.families import FAMILY_OF
+from ewq.checkpoint.layout import find_layout
+from ewq.checkpoint.opening import open_checkpoint
+from ewq.errors import CheckpointError
+from ewq.planning.footprint import footprint_of
+from tests.architectures import ARCHITECTURES, build, linear_weights
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("shards", ["single file", "sharded"])
+def test_recognises_what_transformers_calls_linear(name: str, shards: str, tmp_path: Path):
+    model = build(name)
+    model.save_pretrained(tmp_path, max_shard_size="10GB" if shards == "single file" else "40KB")
+    assert (tmp_path / "model.safetensors").exists() == (shards == "single file")
+
+    layout = find_layout(open_checkpoint(tmp_path))
+
+    expected = linear_weights(model)
+    assert set(layout.weights) == set(expected)
+    assert {weight: layout.details[weight].numel for weight in expected} == {
+        weight: tensor.numel() for weight, tensor in expected.items()
+    }
+
+
+def test_every_known_model_type_is_tested():
+    tested = {getattr(transformers, of).model_type for of, _ in ARCHITECTURES.values()}
+
+    assert tested == set(FAMILY_OF)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_blocks_are_the_decoder_layers_in_order(name: str, tmp_path: Path):
+    model = build(name)
+    model.save_pretrained(tmp_path)
+
+    blocks = find_layout(open_checkpoint(tmp_path)).blocks
+
+    assert [block.index for block in blocks] == [0, 1]
+    for block in blocks:
+        assert isinstance(model.get_submodule(block.name), torch.nn.Module)
+        assert all(weight.startswith(f"{block.name}.") for weight in block.weights)
+
+
+def saved(name: str, folder: Path) -> Path:
+    build(name).save_pretrained(folder)
+    return folder / "model.safetensors"
+
+
+def test_a_checkpoint_of_the_bare_model_gets_the_names_of_the_whole(tmp_path: Path):
+    path = saved("gpt2", tmp_path)
+    tensors = {name.removeprefix("transformer."): of for name, of in load_file(path).items()}
+    save_file(tensors, path)
+
+    weights = find_layout(open_checkpoint(tmp_path)).weights
+
+    assert weights[0].startswith("transformer.h.0.")
+
+
+def test_unknown_model_type_is_refused_by_name(tmp_path: Path):
+    saved("llama", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "mamba9"}))
+
+    with pytest.raises(CheckpointError, match=r"mamba9.*known: .*llama"):
+        find_layout(open_checkpoint(tmp_path))
+
+
+def test_a_matrix_that_no_rule_explains_is_refused(tmp_path: Path):
+    path = saved("llama", tmp_path)
+    extra = {"model.layers.0.self_attn.z_proj.weight": torch.zeros(4, 4)}
+    save_file({**load_file(path), **extra}, path)
+
+    with pytest.raises(CheckpointError, match=r"1 matrices.*z_proj"):
+        find_layout(open_checkpoint(tmp_path))
+
+
+def test_a_missing_block_is_refused(tmp_path: Path):
+    path = saved("llama", tmp_path)
+    kept = {name: of for name, of in load_file(path).items() if ".layers.0." not in name}
+    save_file(kept, path)
+
+    with pytest.raises(CheckpointError, match="no block 0"):
+        find_layout(open_checkpoint(tmp_path))
+
+
+def test_missing_last_blocks_are_refused(tmp_path: Path):
+    path = saved("llama", tmp_path)
+    kept = {name: of for name, of in load_file(path).items() if ".layers.1." not in name}
+    save_file(kept, path)
+
+    with pytest.raises(CheckpointError, match="has 1 blocks, but its config says 2"):
+        find_layout(open_checkpoint(tmp_path))
+
+
+def test_layers_beyond_those_of_the_config_are_not_part_of_the_model(tmp_path: Path):
+    """DeepSeek-V3 ships a layer for multi-token prediction that is not loaded."""
+    path = saved("llama", tmp_path)
+    one = footprint_of(open_checkpoint(tmp_path), find_layout(open_checkpoint(tmp_path)))
+    extra = {
+        "model.layers.2.eh_proj.weight": torch.zeros(8, 8),
+        "model.layers.2.mlp.up_proj.weight": torch.zeros(8, 8),
+    }
+    save_file({**load_file(path), **extra}, path)
+    checkpoint = open_checkpoint(tmp_path)
+
+    layout = find_layout(checkpoint)
+
+    assert len(layout.blocks) == 2
+    assert footprint_of(checkpoint, layout).numel == one.numel
+
+
+def test_a_file_without_blocks_is_refused(tmp_path: Path):
+    path = saved("llama", tmp_path)
+    save_file({"lm_head.weight": torch.zeros(4, 4)}, path)
+
+    with pytest.raises(CheckpointError, match="no decoder blocks"):
+        find_layout(open_checkpoint(tmp_path))
+
+
+def test_experts_already_stacked_in_the_file_are_one_weight(tmp_path: Path):
+    path = saved("mixtral", tmp_path)
+    stacked = {
+        f"model.layers.{index}.mlp.experts.{part}": torch.zeros(4, 64, 32)
+        for index in range(2)
+        for part in ("gate_up_proj", "down_proj")
+    }
+    kept = {name: of for name, of in load_file(path).items() if ".experts." not in name}
+    save_file({**kept, **stacked}, path)
+
+    details = find_layout(open_checkpoint(tmp_path)).details
+
+    weight = details["model.layers.1.mlp.experts.gate_up_proj"]
+    assert (weight.expert, weight.numel, weight.sources) == (True, 4 * 64 * 32, (weight.name,))

@@ -1,0 +1,307 @@
+"""Every verdict, and every way to reach it."""
+
+import math
+
+import pytest
+
+from ewq.gating.gates import judge, overall
+from ewq.gating.thresholds import DEFAULT_TOLERANCES, Limit, Test, Tolerance
+from ewq.record import Verdict
+from tests.make_runs import answers, metric, mmlu, record
+
+P, F, Q, N, U = (
+    Verdict.PASS,
+    Verdict.FAIL,
+    Verdict.INCONCLUSIVE,
+    Verdict.NO_BASELINE,
+    Verdict.IMPROVED,
+)
+NONINFERIOR = Limit(min=-0.01, test=Test.NONINFERIORITY)
+NO_WORSE_PPL = Limit(max=0.02, test=Test.NONINFERIORITY)
+MCNEMAR = Limit(min=-0.005, test=Test.MCNEMAR, alpha=0.01)
+NOISY = ("decode is noisy: coefficient of variation 12 %",)
+THROTTLED = ("clocks were throttled by heat",)
+CHANCE = ("accuracy 0.26 is at chance level",)
+
+
+def delta(value, stderr=0.002, n=14042):
+    return {"accuracy_delta": metric(value, stderr=stderr, n=n)}
+
+
+def paired(value, flips, n=14042):
+    return delta(value, n=n) | {"flips": metric(flips, better=False, n=n)}
+
+
+def ppl(value, stderr=0.002, n=5000):
+    return {"ln_ppl_ratio": metric(value, stderr=stderr, n=n, better=False, unit="nats")}
+
+
+# limits, metrics, notes, verdict
+LIMITS = {
+    "bound: inside": ({"accuracy": Limit(min=0.6)}, {"accuracy": metric(0.6)}, (), P),
+    "bound: below": ({"accuracy": Limit(min=0.6)}, {"accuracy": metric(0.59)}, (), F),
+    "bound: above": ({"kld_mean": Limit(max=0.1)}, {"kld_mean": metric(0.11)}, (), F),
+    "bound: between two": ({"accuracy": Limit(0.2, 0.9)}, {"accuracy": metric(0.5)}, (), P),
+    "non-inferiority: shown": ({"accuracy_delta": NONINFERIOR}, delta(-0.001), (), P),
+    "non-inferiority: planted drop": ({"accuracy_delta": NONINFERIOR}, delta(-0.05), (), F),
+    "non-inferiority: too few questions": (
+        {"accuracy_delta": NONINFERIOR},
+        delta(-0.005, stderr=0.02, n=60),
+        (),
+        Q,
+    ),
+    "non-inferiority: beyond, but not even different from zero": (
+        {"accuracy_delta": NONINFERIOR},
+        delta(-0.02, stderr=0.02, n=60),
+        (),
+        Q,
+    ),
+    "non-inferiority: a clear gain": ({"accuracy_delta": NONINFERIOR}, delta(0.03), (), P),
+    "non-inferiority: exact equality": ({"accuracy_delta": NONINFERIOR}, delta(0.0, 0.0), (), P),
+    "non-inferiority: exact excess": ({"accuracy_delta": NONINFERIOR}, delta(-0.02, 0.0), (), F),
+    "non-inferiority: no error known": (
+        {"accuracy_delta": NONINFERIOR},
+        delta(0.0, stderr=None),
+        (),
+        Q,
+    ),
+    "upper non-inferiority: shown": ({"ln_ppl_ratio": NO_WORSE_PPL}, ppl(0.01), (), P),
+    "upper non-inferiority: planted rise": ({"ln_ppl_ratio": NO_WORSE_PPL}, ppl(0.05), (), F),
+    "upper non-inferiority: a gain": ({"ln_ppl_ratio": NO_WORSE_PPL}, ppl(-0.05), (), P),
+    "McNemar: lopsided flips": ({"accuracy_delta": MCNEMAR}, paired(-0.01, 0.03), (), F),
+    "McNemar: small drop": ({"accuracy_delta": MCNEMAR}, paired(-0.004, 0.01), (), P),
+    "McNemar: few flips": ({"accuracy_delta": MCNEMAR}, paired(-0.02, 0.06, n=100), (), Q),
+    "McNemar: flips missing": ({"accuracy_delta": MCNEMAR}, delta(-0.02), (), F),
+    "missing metric": ({"accuracy": Limit(min=0)}, {"flips": metric(0.0)}, (), F),
+    "metric of the other device": (
+        {"vram_peak_bytes": Limit(max=1)},
+        {"ram_peak_bytes": metric(5.0)},
+        (),
+        P,
+    ),
+    "chance level takes a pass": ({"accuracy_delta": NONINFERIOR}, delta(0.0), CHANCE, Q),
+    "chance level leaves a failure": ({"accuracy_delta": NONINFERIOR}, delta(-0.4), CHANCE, F),
+    "chance level leaves other metrics": (
+        {"kld_mean": Limit(max=1)},
+        {"kld_mean": metric(0.1)},
+        CHANCE,
+        P,
+    ),
+    "noise takes a pass": (
+        {"decode_ratio": Limit(min=0.9)},
+        {"decode_ratio": metric(1.0)},
+        NOISY,
+        Q,
+    ),
+    "throttling takes a failure": (
+        {"decode_ratio": Limit(min=0.9)},
+        {"decode_ratio": metric(0.5)},
+        THROTTLED,
+        Q,
+    ),
+    "noise leaves counts": (
+        {"weights_bytes": Limit(max=1)},
+        {"weights_bytes": metric(2.0)},
+        NOISY,
+        F,
+    ),
+    "one failure among passes": (
+        {"accuracy": Limit(min=0.6), "accuracy_delta": NONINFERIOR},
+        {"accuracy": metric(0.7)} | delta(-0.05),
+        (),
+        F,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("limits", "metrics", "notes", "expected"), LIMITS.values(), ids=LIMITS.keys()
+)
+def test_limits(limits, metrics, notes, expected):
+    judgement = judge(record(metrics=metrics, notes=notes), limits)
+
+    assert judgement.verdict is expected, judgement
+    assert bool(judgement.reasons) == (expected is not P)
+
+
+def test_a_failure_carries_both_values_tolerance_statistic_and_what_could_be_detected():
+    metrics = delta(-0.05) | {"accuracy": metric(0.65, stderr=0.004, n=14042)}
+    (reason,) = judge(record(metrics=metrics), {"accuracy_delta": NONINFERIOR}).reasons
+
+    assert "accuracy_delta -0.05 ± 0.002 fraction is beyond min -0.01" in reason
+    assert "accuracy: reference 0.7, now 0.65" in reason
+    assert "non-inferiority p 1 at alpha 0.05" in reason
+    assert "detectable 0.0056" in reason
+    assert "n 14042" in reason
+
+
+def test_a_perplexity_failure_names_both_perplexities():
+    metrics = ppl(math.log(2)) | {"perplexity": metric(20.0, stderr=0.5, better=False)}
+    (reason,) = judge(record(metrics=metrics), {"ln_ppl_ratio": NO_WORSE_PPL}).reasons
+
+    assert "perplexity: reference 10, now 20" in reason
+
+
+def test_mcnemar_counts_the_questions_that_broke():
+    (reason,) = judge(record(metrics=paired(-0.1, 0.2, n=100)), {"accuracy_delta": MCNEMAR}).reasons
+
+    # 15 broken and 5 mended: P(Bin(20, 1/2) <= 5) = 0.0207 one-sided.
+    assert "15 broken and 5 mended of 100" in reason
+    assert "p 0.0207" in reason
+
+
+def test_a_missing_metric_says_what_is_present():
+    (reason,) = judge(record(metrics={"flips": metric(0)}), {"accuracy": Limit(min=0)}).reasons
+
+    assert reason == "accuracy: missing metric, gated by min 0; present: flips"
+
+
+def test_nothing_to_gate_by_is_no_baseline_and_says_so():
+    judgement = judge(record(), {})
+
+    assert judgement.verdict is N
+    assert "nothing was gated" in judgement.reasons[0]
+
+
+def test_a_baseline_with_nothing_to_gate_says_so():
+    judgement = judge(record("samples"), {}, record("samples"), {})
+
+    assert judgement.verdict is N
+    assert "no metric of the baseline is gated" in judgement.reasons[0]
+
+
+def speed(value, stderr=0.5):
+    return {"decode_tokens_per_s": metric(value, stderr=stderr, n=5, unit="tokens/s")}
+
+
+def size(value):
+    return {"weights_bytes": metric(value, n=1, better=False, unit="bytes")}
+
+
+def divergence(value, stderr=0.001):
+    return {"kld_mean": metric(value, stderr=stderr, n=5000, better=False, unit="nats")}
+
+
+# task, metrics before, metrics after, notes after, verdict
+BASELINES = {
+    "the same": ("throughput", speed(100), speed(100), (), P),
+    "slower decode": ("throughput", speed(100), speed(80), (), F),
+    "slower within tolerance": ("throughput", speed(100), speed(92), (), P),
+    "slower within noise": ("throughput", speed(100, 20), speed(80, 20), (), Q),
+    "slower while throttled": ("throughput", speed(100), speed(80), THROTTLED, Q),
+    "faster": ("throughput", speed(100), speed(120), (), U),
+    "faster within noise": ("throughput", speed(100, 20), speed(120, 20), (), P),
+    "more memory": ("memory", size(1000), size(1010), (), F),
+    "memory within tolerance": ("memory", size(1000), size(1004), (), P),
+    "less memory": ("memory", size(1000), size(900), (), U),
+    "further from the reference": ("divergence", divergence(0.02), divergence(0.03), (), F),
+    "nearer to the reference": ("divergence", divergence(0.03), divergence(0.02), (), U),
+    "a gated metric is gone": ("memory", size(1000), {"load_s": metric(1.0)}, (), F),
+    "a new metric": ("memory", size(1000), size(1000) | {"ram_peak_bytes": metric(1)}, (), P),
+    "a metric without direction": (
+        "mmlu",
+        {"answered_A": metric(0.2, better=None)},
+        {"answered_A": metric(0.9, better=None)},
+        (),
+        N,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "before", "after", "notes", "expected"), BASELINES.values(), ids=BASELINES.keys()
+)
+def test_baseline(task, before, after, notes, expected):
+    judgement = judge(
+        record(task, metrics=after, notes=notes),
+        {},
+        record(task, metrics=before),
+        DEFAULT_TOLERANCES[task],
+    )
+
+    assert judgement.verdict is expected, judgement
+
+
+def test_broken_answers_are_found_by_pairing_where_independent_errors_would_see_nothing():
+    before, after = mmlu(answers(140, 60)), mmlu(answers(128, 72))
+    independent = judge(
+        record(metrics=after.metrics),
+        {},
+        record(metrics=before.metrics),
+        DEFAULT_TOLERANCES["mmlu"],
+    )
+    paired_up = judge(after, {}, before, DEFAULT_TOLERANCES["mmlu"])
+
+    assert independent.verdict is Q
+    assert paired_up.verdict is F
+    assert "accuracy: 0.7 -> 0.64 fraction (-0.06, -8.57%): worse" in paired_up.reasons[0]
+    assert "one-sided p 0.00024" in paired_up.reasons[0]
+
+
+def test_a_rise_in_perplexity_is_found_window_by_window():
+    windows = [["law", 300.0 + i, 100, 400, i] for i in range(12)]
+    worse = [
+        [d, nll * 1.01 + 0.1 * (i % 3), t, b, k] for i, (d, nll, t, b, k) in enumerate(windows)
+    ]
+    values = {"perplexity": metric(20.0, stderr=3.0, better=False, unit="ratio")}
+    risen = {"perplexity": metric(20.7, stderr=3.0, better=False, unit="ratio")}
+    judgement = judge(
+        record("perplexity", metrics=risen, items=worse),
+        {},
+        record("perplexity", metrics=values, items=windows),
+        DEFAULT_TOLERANCES["perplexity"],
+    )
+
+    assert judgement.verdict is F
+    assert "paired error" in judgement.reasons[0]
+
+
+def test_other_settings_are_no_baseline_and_never_a_regression():
+    before = record(metrics={"accuracy": metric(0.9, stderr=0.001)}, settings={"shots": 0})
+    judgement = judge(record(), {}, before, DEFAULT_TOLERANCES["mmlu"])
+
+    assert judgement.verdict is N
+    assert "setting shots was 0, is 5" in judgement.reasons[0]
+
+
+def test_another_model_is_no_baseline():
+    judgement = judge(record(), {}, record(fingerprint="sha256:2"), DEFAULT_TOLERANCES["mmlu"])
+
+    assert judgement.verdict is N
+    assert "another model" in judgement.reasons[0]
+
+
+def test_a_baseline_asked_for_and_missing_shows_even_when_the_limits_pass():
+    judgement = judge(
+        record(), {"accuracy": Limit(min=0)}, missing_baseline=["there is no stored run"]
+    )
+
+    assert judgement.verdict is N
+    assert judgement.reasons == ("no baseline: there is no stored run",)
+
+
+def test_a_broken_limit_outweighs_an_improvement():
+    judgement = judge(
+        record("memory", metrics=size(900)),
+        {"weights_bytes": Limit(max=800)},
+        record("memory", metrics=size(1000)),
+        {"weights_bytes": Tolerance(relative=0.01)},
+    )
+
+    assert judgement.verdict is F
+    assert [finding.verdict for finding in judgement.findings] == [F, U]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        ((P, U, N, Q, F), F),
+        ((P, U, N, Q), Q),
+        ((P, U, N), N),
+        ((P, U), U),
+        ((P,), P),
+        ((), N),
+    ],
+)
+def test_the_gravest_verdict_is_the_verdict_of_the_whole(verdicts, expected):
+    assert overall(verdicts) is expected

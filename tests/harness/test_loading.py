@@ -1,0 +1,70 @@
+"""From a recipe to a loaded model, on a tiny checkpoint."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ewq.errors import CheckpointError, EwqError
+from ewq.harness.loading import get_ready, load_variant, weights_bytes
+from ewq.harness.placement import Placement
+from ewq.harness.subject import Subject
+from ewq.variants import find_variant
+
+TINY = Path(__file__).parent.parent.parent / "fixtures" / "tiny-llama"
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return Subject("tiny", str(TINY))
+
+
+@pytest.mark.parametrize("name", ["ewq-0.65", "bnb-int8", "bnb-nf4"])
+def test_missing_bitsandbytes_is_one_line_that_says_what_to_do(name, subject, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(EwqError, match="pip install bitsandbytes") as caught:
+        get_ready(find_variant(name), subject)
+    assert "\n" not in str(caught.value)
+
+
+def test_fp16_needs_no_bitsandbytes(subject, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    get_ready(find_variant("fp16"), subject)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["fp16", "ewq-0.65", "bnb-int8", "bnb-nf4"])
+def test_bytes_of_the_weights_are_foretold(name, dtype, subject):
+    placement = Placement("cpu", dtype)
+    foretold = weights_bytes(find_variant(name), subject, placement)
+    loaded = load_variant(find_variant(name), subject, placement)
+    try:
+        held = sum(_held_bytes(one) for one in loaded.model._model.parameters())
+    finally:
+        loaded.model.close()
+    assert foretold == pytest.approx(held, rel=0.01)
+
+
+def _held_bytes(parameter) -> int:
+    """Of the values and of the scales that bitsandbytes keeps beside them."""
+    state = getattr(parameter, "quant_state", None)
+    scales = state.absmax if state is not None else getattr(parameter, "SCB", None)
+    return parameter.nbytes + (0 if scales is None else scales.nbytes)
+
+
+def test_bytes_of_a_gguf_are_those_of_its_file(subject):
+    pytest.importorskip("llama_cpp")
+    placement = Placement("cpu", "float32")
+    eight = weights_bytes(find_variant("gguf-q8_0"), subject, placement)
+    assert 0 < eight < weights_bytes(find_variant("gguf-f16"), subject, placement)
+
+
+def test_a_gguf_of_another_model_is_refused(subject):
+    pytest.importorskip("llama_cpp")
+    from ewq.cache_dir import cache_dir
+    from ewq.gguf import cached_gguf
+
+    other = cached_gguf(TINY.parent / "tiny-qwen3", "F16", cache_dir("gguf"))
+    variant = find_variant(str(other))
+    with pytest.raises(CheckpointError, match="not a file of this model"):
+        load_variant(variant, subject, Placement("cpu", "float32"))

@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ewq.checkpoint.layout import find_layout
+from ewq.checkpoint.opening import open_checkpoint
+from ewq.errors import BackendUnavailable, CheckpointError, InputError, PlanError
+from ewq.planning.analysis import Analysis, analyze
+from ewq.planning.plan import check_plan
+from ewq.precision import Precision
+from tests.architectures import build, linear_weights
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("EWQ_CACHE", str(folder))
+    return folder
+
+
+def saved(folder: Path, name: str = "llama", dtype: torch.dtype = torch.bfloat16) -> Path:
+    build(name, dtype).save_pretrained(folder)
+    return folder
+
+
+def analysed(folder: Path, name: str = "llama", dtype: torch.dtype = torch.bfloat16) -> Analysis:
+    return analyze(saved(folder, name, dtype), cache=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "qwen3-moe", "phi3"])
+def test_statistics_are_those_of_the_loaded_weights(name: str, dtype: torch.dtype, tmp_path: Path):
+    expected = linear_weights(build(name, dtype))
+
+    statistics = analysed(tmp_path, name, dtype).statistics
+
+    assert set(statistics) == set(expected)
+    for weight, tensor in expected.items():
+        wide = tensor.detach().double().reshape(-1)
+        counts, _ = np.histogram(tensor.float().detach().numpy(), bins=256)
+        shares = counts[counts > 0] / counts.sum()
+        found = statistics[weight]
+        assert found.numel == tensor.numel()
+        assert found.variance == pytest.approx(float(wide.var(unbiased=False)), rel=1e-9)
+        assert found.histogram_entropy == pytest.approx(
+            -np.sum(shares * np.log2(shares)), abs=1e-12
+        )
+        assert found.softmax_entropy == pytest.approx(
+            float(torch.distributions.Categorical(logits=wide).entropy()), abs=1e-9
+        )
+
+
+def test_a_conv1d_weight_is_rounded_along_its_outputs(tmp_path: Path):
+    model = build("gpt2", torch.float32)
+    name = "transformer.h.0.mlp.c_fc.weight"
+    wide = model.get_parameter(name).detach().double().T
+    step = wide.abs().amax(1, keepdim=True) / 127
+    error = float(((wide / step).round() * step - wide).norm() / wide.norm())
+
+    assert analysed(tmp_path, "gpt2", torch.float32).statistics[name].int8_error == pytest.approx(
+        error, rel=1e-4
+    )
+
+
+def test_a_block_entropy_is_the_weighted_mean_of_its_weights(tmp_path: Path):
+    analysis = analysed(tmp_path)
+    plan = analysis.plan(0.65)
+
+    for block, planned in zip(analysis.layout.blocks, plan.blocks, strict=True):
+        entropies = [analysis.statistics[name].histogram_entropy for name in block.weights]
+        numels = [analysis.statistics[name].numel for name in block.weights]
+        assert planned.entropy == pytest.approx(np.average(entropies, weights=numels), abs=1e-12)
+        assert planned.numel == sum(numels)
+    entropies = [block.entropy for block in plan.blocks]
+    assert plan.mean == pytest.approx(np.mean(entropies), abs=1e-12)
+    assert plan.std == pytest.approx(np.std(entropies), abs=1e-12)
+    assert plan.thresholds["8bit"] == pytest.approx(plan.mean - 0.65 * plan.std, abs=1e-12)
+
+
+def test_a_plan_covers_its_own_model(tmp_path: Path):
+    analysis = analysed(tmp_path)
+
+    for granularity in ("block", "tensor"):
+        check_plan(analysis.plan(granularity=granularity), open_checkpoint(tmp_path))
+
+
+def test_tensor_plans_are_reported_by_block(tmp_path: Path):
+    analysis = analysed(tmp_path)
+
+    plan = analysis.plan(0.1, granularity="tensor")
+
+    scores = [of.histogram_entropy for of in analysis.statistics.values()]
+    assert plan.mean == pytest.approx(np.mean(scores))
+    assert plan.block_precisions == (None, None)
+    assert plan.blocks[0].entropy == pytest.approx(analysis.plan().blocks[0].entropy)
+    raw = [name for name, of in plan.weights.items() if of is Precision.RAW]
+    assert min(analysis.statistics[name].histogram_entropy for name in raw) >= plan.mean
+
+
+@pytest.mark.parametrize("target", ["nf4", "nf4-double", "gguf"])
+@pytest.mark.parametrize("granularity", ["block", "tensor"])
+def test_a_budget_is_met_from_below(granularity: str, target: str, tmp_path: Path):
+    analysis = analysed(tmp_path)
+    low = analysis.uniform_plan(Precision.FOUR_BIT, target=target)
+    high = analysis.uniform_plan(Precision.RAW, target=target)
+
+    for share in (0.0, 0.3, 0.7, 1.0):
+        wanted = int(low.size_bytes + share * (high.size_bytes - low.size_bytes))
+        plan = analysis.plan(target_size_bytes=wanted, target=target, granularity=granularity)
+        assert low.size_bytes <= plan.size_bytes <= wanted
+        by_bits = analysis.plan(
+            target_bpw=plan.bits_per_weight + 1e-9, target=target, granularity=granularity
+        )
+        assert by_bits.weights == plan.weights
+    with pytest.raises(PlanError, match=f"{low.size_bytes} to {high.size_bytes} bytes"):
+        analysis.plan(target_size_bytes=low.size_bytes - 1, target=target)
+
+
+def test_block_sizes_and_the_rest_add_up(tmp_path: Path):
+    analysis = analysed(tmp_path)
+    plan = analysis.plan(target_bpw=11)
+    rest = sum(info.nbytes for info in analysis.footprint.rest)
+
+    assert sum(block.size_bytes for block in plan.blocks) + rest == plan.size_bytes
+    assert plan.bits_per_weight == 8 * plan.size_bytes / analysis.footprint.numel
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "mixtral", "gemma3-multimodal"])
+def test_a_raw_plan_weighs_what_the_model_weighs(name: str, tmp_path: Path):
+    model = build(name, torch.bfloat16)
+    analysis = analysed(tmp_path, name)
+
+    raw = analysis.uniform_plan(Precision.RAW)
+
+    assert raw.size_bytes == sum(of.nbytes for of in model.parameters())
+    assert analysis.footprint.numel == sum(of.numel() for of in model.parameters())
+    assert raw.bits_per_weight == 16.0
+
+
+def test_a_tied_head_that_was_saved_twice_counts_once(tmp_path: Path):
+    saved(tmp_path, "llama-tied")
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    one = analyze(tmp_path, cache=False).uniform_plan(Precision.RAW)
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, path)
+
+    other = analyze(tmp_path, cache=False).uniform_plan(Precision.RAW)
+
+    assert one.size_bytes == other.size_bytes
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_nan_or_infinity_names_the_tensor(value: float, dtype: torch.dtype, tmp_path: Path):
+    path = saved(tmp_path, dtype=dtype) / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = value
+    save_file(tensors, path)
+
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight of .* NaN"):
+        analyze(tmp_path, cache=False)
+
+
+def test_one_bad_expert_is_named_itself(tmp_path: Path):
+    path = saved(tmp_path, "mixtral") / "model.safetensors"
+    tensors = load_file(path)
+    guilty = next(name for name in tensors if ".experts.2.w1" in name)
+    tensors[guilty][0, 0] = float("inf")
+    save_file(tensors, path)
+
+    with pytest.raises(CheckpointError, match=guilty.replace(".", r"\.")):
+        analyze(tmp_path, cache=False)
+
+
+def test_integers_are_not_weights(tmp_path: Path):
+    path = saved(tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(64, 32, dtype=torch.uint8)
+    save_file(tensors, path)
+
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight is stored as U8"):
+        analyze(tmp_path, cache=False)
+
+
+FP8_SCALES = {
+    "one for the tensor": ((), (1, 1)),
+    "one per row": ((64, 1), (1, 1)),
+    "tiles": ((3, 2), (24, 16)),
+}
+
+
+@pytest.mark.parametrize("kind", FP8_SCALES)
+def test_fp8_is_measured_with_its_scales(kind: str, tmp_path: Path):
+    shape, tile = FP8_SCALES[kind]
+    path = saved(tmp_path) / "model.safetensors"
+    name = "model.layers.0.mlp.up_proj.weight"
+    values = torch.randn(64, 32).to(torch.float8_e4m3fn)
+    scale = torch.rand(shape) + 0.5
+    save_file({**load_file(path), name: values, f"{name}_scale_inv": scale}, path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": tile}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    whole = scale
+    if kind == "tiles":
+        whole = scale.repeat_interleave(24, 0)[:64].repeat_interleave(16, 1)
+    expected = (values.float() * whole).double()
+
+    analysis = analyze(tmp_path, cache=False)
+
+    assert analysis.statistics[name].variance == pytest.approx(
+        float(expected.var(unbiased=False)), rel=1e-6
+    )
+    stored = analysis.footprint.weights[name]
+    assert stored.raw_bytes == 64 * 32 + scale.nbytes
+
+
+def test_an_fp8_scale_of_the_wrong_shape_is_refused(tmp_path: Path):
+    path = saved(tmp_path) / "model.safetensors"
+    name = "model.layers.0.mlp.up_proj.weight"
+    values = torch.randn(64, 32).to(torch.float8_e4m3fn)
+    save_file({**load_file(path), name: values, f"{name}_scale_inv": torch.ones(5, 5)}, path)
+
+    with pytest.raises(CheckpointError, match="does not fit"):
+        analyze(tmp_path, cache=False)
+
+
+class Recorder:
+    """A progress sink that remembers, and can interrupt."""
+
+    def __init__(self, interrupt_after: int | None = None) -> None:
+        self.total = self.done = self.calls = 0
+        self.finished = False
+        self._interrupt_after = interrupt_after
+        self._lock = threading.Lock()
+
+    def start(self, label: str, total: int, unit: str) -> None:
+        self.total, self.unit = total, unit
+
+    def advance(self, amount: int) -> None:
+        with self._lock:
+            self.done += amount
+            self.calls += 1
+            if self.calls == self._interrupt_after:
+                raise KeyboardInterrupt
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def test_progress_counts_the_bytes_of_all_weights(tmp_path: Path):
+    recorder = Recorder()
+    analysis = analyze(saved(tmp_path), cache=False, progress=recorder)
+
+    numel = sum(of.numel for of in analysis.statistics.values())
+    assert (recorder.done, recorder.total, recorder.unit) == (2 * numel, 2 * numel, "bytes")
+    assert recorder.finished
+
+
+def test_an_interrupted_analysis_leaves_nothing_and_can_be_repeated(
+    tmp_path: Path, own_cache: Path
+):
+    recorder = Recorder(interrupt_after=3)
+    threads = threading.active_count()
+
+    with pytest.raises(KeyboardInterrupt):
+        analyze(saved(tmp_path), progress=recorder)
+
+    assert recorder.finished
+    assert not [path for path in own_cache.rglob("*") if path.is_file()]
+    assert threading.active_count() == threads
+    assert analyze(tmp_path).plan(0.65).weights
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_number_of_workers_changes_nothing(workers: int, tmp_path: Path):
+    saved(tmp_path, "mixtral")
+
+    assert (
+        analyze(tmp_path, cache=False, workers=workers).statistics
+        == analyze(tmp_path, cache=False).statistics
+    )
+
+
+def test_counting_on_a_torch_device_gives_the_same_plan(tmp_path: Path):
+    saved(tmp_path)
+
+    on_device = analyze(tmp_path, cache=False, device="cpu").plan(0.65)
+
+    assert on_device.weights == analyze(tmp_path, cache=False).plan(0.65).weights
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    with pytest.raises(BackendUnavailable, match="cannot count on 'cuda'"):
+        analyze(saved(tmp_path), cache=False, device="cuda")
+
+
+def test_plans_are_refused_for_bad_requests(tmp_path: Path):
+    analysis = analysed(tmp_path)
+
+    with pytest.raises(PlanError, match="give one of"):
+        analysis.plan(0.65, target_bpw=8)
+    with pytest.raises(PlanError, match="granularity is 'row'"):
+        analysis.plan(granularity="row")
+    with pytest.raises(InputError, match="no scorer"):
+        analysis.plan(scorer="vibes")
+
+
+def test_controls_and_entropies_share_one_analysis(tmp_path: Path):
+    analysis = analysed(tmp_path)
+
+    def plan(scorer: str, seed: int = 0):
+        return analysis.plan(target_bpw=11, scorer=scorer, seed=seed).block_precisions
+
+    assert plan("first") == plan("last")[::-1]
+    assert {plan("random", seed) for seed in range(20)} == {plan("first"), plan("last")}
+    assert plan("histogram") == plan("reverse")[::-1]
+
+
+def test_layout_and_statistics_have_the_same_order(tmp_path: Path):
+    analysis = analysed(tmp_path, "qwen3-moe")
+
+    assert tuple(analysis.statistics) == find_layout(open_checkpoint(tmp_path)).weights
