@@ -22,7 +22,8 @@ QUANTIZE = "            result.update(operation.convert({name: value}, model=mod
 SCALED = """\
             if isinstance(module_of(model, name), {kind}):
                 factor = {factor}
-                value = [factor * each for each in value] if isinstance(value, list) else factor * value
+                several = isinstance(value, list)
+                value = [factor * each for each in value] if several else factor * value
 """
 DEFECTS = {
     "NF4 scales 2 % too large": SCALED.format(kind="Linear4bit", factor=1.02),
@@ -85,14 +86,14 @@ def main():
         for _ in range(options.repeats):
             status, output = smoke(storage, *select, "--benchmark-compare", checkout=checkout)
             code, worse = compare(first, stored(storage)[-1])
-            repeats.append({"exit": status, "said": said(output), "compare": code, "worse": worse})
+            seen = {"exit": status, "said": said(output), "compare": code, "worse": worse}
+            repeats.append(seen)
         for name, lines in DEFECTS.items():
             plant(checkout, name, lines)
             status, output = smoke(storage, *select, "--benchmark-compare", checkout=checkout)
             code, worse = compare(first, stored(storage)[-1])
-            defects.append({
-                "defect": name, "exit": status, "said": said(output), "compare": code, "worse": worse,
-            })  # fmt: skip
+            seen = {"exit": status, "said": said(output), "compare": code, "worse": worse}
+            defects.append({"defect": name, **seen})
     false = [each for each in repeats if each["exit"] or each["compare"]]
     missed = [each["defect"] for each in defects if not (each["exit"] and each["compare"])]
     json.dump({

@@ -35,6 +35,10 @@ SEED = 20250307
 _SHARES = {"": 0.5, "_p10": 0.1, "_p90": 0.9}
 # Coefficient of variation above which a median is not to be trusted.
 _NOISY = 0.05
+# Below this a round is decided by the operating system's scheduler, however alike the rounds of
+# one run look: tiny models repeat within 1 % in a run and differ by half between runs. A GPU
+# keeps its own time.
+_SHORTEST_S = {"cpu": 0.05, "cuda": 0.002}
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class Rounds:
             settings=self.protocol.settings(),
             metrics=metrics,
             items={_name(size): _columns(samples) for size, samples in self._samples.items()},
-            notes=(*self._noise_notes(), *self._clock_notes(after)),
+            notes=(*self._noise_notes(), *self._short_notes(), *self._clock_notes(after)),
             side={"clocks": {"before": _json(self._before), "after": _json(after)}},
         )
 
@@ -138,16 +142,25 @@ class Rounds:
             self._unknown_clocks = str(error)
             return None
 
-    def _variations(self) -> Iterator[tuple[str, float]]:
+    def _times_s(self) -> Iterator[tuple[str, list[float]]]:
         for size, samples in self._samples.items():
-            yield f"prefill at batch size {size}", _variation([s.first_token_s for s in samples])
-            yield f"decode at batch size {size}", _variation([s.decode_s for s in samples])
+            yield f"prefill at batch size {size}", [each.first_token_s for each in samples]
+            yield f"decode at batch size {size}", [each.decode_s for each in samples]
 
     def _noise_notes(self) -> list[str]:
         return [
-            f"noisy: times of {work} vary by {cv:.0%} (more than {_NOISY:.0%})"
-            for work, cv in self._variations()
-            if cv > _NOISY
+            f"noisy: times of {work} vary by {_variation(times_s):.0%} (more than {_NOISY:.0%})"
+            for work, times_s in self._times_s()
+            if _variation(times_s) > _NOISY
+        ]
+
+    def _short_notes(self) -> list[str]:
+        shortest_s = _SHORTEST_S["cpu" if self._model.info.device == "cpu" else "cuda"]
+        return [
+            f"too noisy to gate: a round's {work} takes {1000 * statistics.median(times_s):.2g} ms "
+            f"(less than {1000 * shortest_s:.0f} ms)"
+            for work, times_s in self._times_s()
+            if statistics.median(times_s) < shortest_s
         ]
 
     def _clock_notes(self, after: ClockState | None) -> list[str]:

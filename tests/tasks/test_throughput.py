@@ -89,6 +89,13 @@ def test_times_that_vary_are_measured_again_and_then_called_noisy():
     assert note.startswith("noisy: times of prefill at batch size 1 vary by ")
 
 
+def test_rounds_too_short_for_a_processor_are_called_so_and_not_repeated():
+    model = TimedModel(first_token_s=(0.005,), step_s=(0.25,))
+    (note,) = throughput.run(model, Protocol(10, 2, (1,), 0, 4)).notes
+    assert note.startswith("too noisy to gate: a round's prefill at batch size 1 takes 5 ms")
+    assert len(model.events) == 4 * 2
+
+
 def test_steady_times_after_a_noisy_start_are_not_noisy():
     model = TimedModel(first_token_s=(1.0, 2.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0))
     assert throughput.run(model, Protocol(10, 2, (1,), 0, 4)).notes == ()
