@@ -62,12 +62,12 @@ def bits_per_weight(row: VariantRow) -> str:
 
 
 def tokens_per_s(row: VariantRow) -> str:
-    """Decode speed at batch size 1 with its standard error."""
+    """Decode speed at batch size 1 with its standard error, to three digits."""
     metric = row.metric("throughput", "decode_tokens_per_s")
     if metric is None:
         return ABSENT
-    error = "" if metric.stderr is None else f" ±{metric.stderr:.2g}"
-    return f"{metric.value:.4g}{error}"
+    decimals = max(0, 2 - math.floor(math.log10(metric.value))) if metric.value > 0 else 0
+    return with_error(metric.value, metric.stderr, decimals)
 
 
 def mmlu_percent(row: VariantRow) -> str:
