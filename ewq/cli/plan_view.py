@@ -33,11 +33,21 @@ def plan_lines(plan: QuantizationPlan, numel: int) -> Iterator[str]:
         f"{plan.model} ({plan.architecture}): {rule_text(plan)}, scorer {plan.scorer}, "
         f"by {plan.granularity}"
     )
-    yield f"  {strip(plan)}   {LEGEND}"
+    yield f"  {strip(plan)}"
+    yield f"  {LEGEND}"
     for precision in Precision:
         share = f"{blocks[precision]:3d} blocks, {counts[precision]:4d} weights"
         yield f"  {precision.value:>4}: {share}"
+    yield f"  {_scores_text(plan)}"
     yield (
         f"  {plan.size_bytes / 1e9:.3f} GB as {plan.target}, {plan.bits_per_weight:.3f} bits per "
         f"weight over {numel / 1e6:.1f} million parameters"
     )
+
+
+def _scores_text(plan: QuantizationPlan) -> str:
+    """Where the scores lie, and where the factor rule draws its lines."""
+    units = "blocks" if plan.granularity == "block" else "weights"
+    spread = f"scores of {units}: mean {plan.mean:.4g}, std {plan.std:.3g}"
+    lines = [f"{precision} from {least:.4g}" for precision, least in plan.thresholds.items()]
+    return "; ".join([spread, *lines])

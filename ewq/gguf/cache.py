@@ -81,7 +81,7 @@ def _base(
     """Quantizing starts from a converted file that is kept as well: all recipes share it."""
     plain = isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES
     if plain or checkpoint.is_gguf:
-        return make_base(checkpoint, recipe, work)
+        return make_base(checkpoint, recipe, work, progress=progress)
     converted = TypeRecipe(base_type(checkpoint))
     return Base(_find_or_make(checkpoint, converted, cache_dir, progress))
 

@@ -87,7 +87,7 @@ def carry_out(request: Request, progress: Progress = NO_PROGRESS) -> ExportRepor
     """:func:`export_gguf` for a request that is a value already."""
     checkpoint = _open(request.model, request.recipe)
     with scratch_beside(request.out) as work:
-        base = make_base(checkpoint, request.recipe, work, request.converter)
+        base = make_base(checkpoint, request.recipe, work, request.converter, progress)
         return build(base, request.recipe, request.out, work, progress)
 
 
@@ -134,14 +134,18 @@ def _converted_type(checkpoint: Checkpoint, recipe: Recipe) -> str:
 
 
 def make_base(
-    checkpoint: Checkpoint, recipe: Recipe, work: Path, converter: Path | None = None
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    work: Path,
+    converter: Path | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> Base:
     """The file to start from: the model itself if it is GGUF, else a conversion in ``work``."""
     if checkpoint.is_gguf:
         return Base(checkpoint.path)
     name = _converted_type(checkpoint, recipe)
     path = work / "base.gguf"
-    return Base(path, convert_folder(checkpoint.path, path, name, converter))
+    return Base(path, convert_folder(checkpoint.path, path, name, converter, progress))
 
 
 def build(base: Base, recipe: Recipe, out: Path, work: Path, progress: Progress) -> ExportReport:

@@ -112,8 +112,12 @@ class Bench:
             get_ready(variant, self.subject)
             needed = partial(weights_bytes, variant, self.subject, self.placement)
         loading = reported(f"{variant.name}, loading", device, needed)
-        with loading, LoadWatch(device) as watch:
-            loaded = self.load(variant, self.subject, self.placement)
+        self.progress.start(f"loading {variant.name}", 1, "model")
+        try:
+            with loading, LoadWatch(device) as watch:
+                loaded = self.load(variant, self.subject, self.placement)
+        finally:
+            self.progress.finish()
         return loaded, watch.reading
 
     def identity(self, task: str) -> dict[str, Any]:

@@ -54,19 +54,26 @@ def run(
     base = unpack_logprobs(str(first.side["logprobs"]))
     metrics = {
         **_changes("repeat", base, unpack_logprobs(str(again.side["logprobs"]))),
-        **_changes("regrouped", base, _one_by_one(model, sample, shots)),
+        **_changes("regrouped", base, _one_by_one(model, sample, shots, progress)),
     }
     moved = metrics["logprob_change/repeat"].value
     notes = () if moved == 0 else (f"the same run twice differs by up to {moved:.2g} nats",)
     return TaskResult(TASK, first.settings, metrics, first.items, notes)
 
 
-def _one_by_one(model: LanguageModel, data: MmluData, shots: int) -> Logprobs:
+def _one_by_one(model: LanguageModel, data: MmluData, shots: int, progress: Progress) -> Logprobs:
     import numpy as np
 
-    return np.concatenate(
-        [score_subject(model, q.subject, [q], data.dev[q.subject][:shots]) for q in data.test]
-    )
+    progress.start("MMLU, one at a time", len(data.test), "questions")
+    letters = []
+    try:
+        for question in data.test:
+            preamble = data.dev[question.subject][:shots]
+            letters.append(score_subject(model, question.subject, [question], preamble))
+            progress.advance(1)
+    finally:
+        progress.finish()
+    return np.concatenate(letters)
 
 
 def _changes(name: str, base: Logprobs, other: Logprobs) -> dict[str, Metric]:

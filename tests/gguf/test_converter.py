@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from ewq.checkpoint.gguf_header import read_header
@@ -61,3 +63,24 @@ def test_tokenizer_and_context_travel(tiny_file):
     assert metadata["llama.context_length"] == 2048
     assert metadata["tokenizer.ggml.tokens"].length == 1024
     assert metadata["tokenizer.ggml.bos_token_id"] == 0
+
+
+def test_the_converters_own_bar_becomes_progress(tmp_path):
+    require_converter()
+    told = []
+
+    class Told:
+        def start(self, label, total, unit):
+            told.append((label, total, unit))
+
+        def advance(self, amount):
+            told.append(amount)
+
+        def finish(self):
+            told.append("finished")
+
+    model = Path(__file__).parent.parent.parent / "fixtures" / "tiny-llama"
+    convert_folder(model, tmp_path / "out.gguf", "F16", progress=Told())
+    assert told[0] == ("converting to GGUF", 100, "%")
+    assert sum(told[1:-1]) == 100
+    assert told[-1] == "finished"
