@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+THRESHOLDS = Path("benchmarks/thresholds.toml")
+
 
 class Format(StrEnum):
     """How the comparison is written."""
@@ -33,7 +35,10 @@ def compare(
         Path | None, typer.Option("-o", "--output", help="A file instead of standard output.")
     ] = None,
     thresholds: Annotated[
-        Path | None, typer.Option(help="Thresholds file whose tolerances apply.")
+        Path | None,
+        typer.Option(
+            help=f"Thresholds file whose tolerances apply (default: {THRESHOLDS} where it exists)."
+        ),
     ] = None,
     storage: Annotated[Path, typer.Option(help="pytest-benchmark's storage folder.")] = Path(
         ".benchmarks"
@@ -51,6 +56,9 @@ def compare(
         before = baseline_of(after, baseline, storage, Path())
     else:
         before = resolve_run(baseline, storage)
+    if thresholds is None and THRESHOLDS.is_file():
+        # What pytest applies by itself: both must judge alike.
+        thresholds = THRESHOLDS
     variants = {variant for run in (before, after) for variant, _ in run.records}
     limits = load_thresholds(thresholds, variants) if thresholds else BUILT_IN
     comparison = compare_runs(before, after, limits)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ewq.errors import InputError
+from ewq.gating.gates import lost_in_doubt
 from ewq.record import Record
 from ewq.storage.environment import comparable
 from ewq.storage.runs import Key, Run, read_run, read_storage, resolve_run
@@ -27,9 +29,10 @@ class Wanted:
     """``machine_info["ewq"]`` of the run that needs the baseline."""
     selected: tuple[Key, ...]
     """``(variant, task)`` of everything about to be measured."""
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Task -> settings that must be equal, as far as they are known before measuring; the tier
-    is one of them."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the whole run, all known before anything is measured: tier, placement, data."""
+    records: Mapping[Key, Record] = field(default_factory=dict)
+    """What has been measured already, where the run is over: compared setting by setting."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def baseline_of(run: Run, request: str, storage: Path, repository: Path) -> Run:
         fingerprint=next(iter(run.records.values())).fingerprint,
         environment=run.machine,
         selected=tuple(run.records),
-        settings={record.task: _settings(record) for record in run.records.values()},
+        settings=run.settings,
+        records=run.records,
     )
     choice = find_baseline(request, storage, wanted, repository, exclude=run.path)
     if choice.run is None:
@@ -96,11 +100,22 @@ def choose(runs: Sequence[Run], wanted: Wanted, damaged: Sequence[str] = ()) -> 
         wanted: what the baseline must have measured.
         damaged: sentences on unreadable files, passed on when nothing is found.
     """
+    return _choose(runs, wanted, damaged, lambda _: 0)
+
+
+def _choose(
+    runs: Sequence[Run], wanted: Wanted, damaged: Sequence[str], nearness: Callable[[Run], int]
+) -> Choice:
+    """The best that qualifies: by coverage, then nearness, then age."""
     refusals = {run.path: unsuitable(run, wanted) for run in runs}
     fit = [run for run in runs if not refusals[run.path]]
     if not fit:
         return Choice(None, _explain(runs, refusals, damaged))
-    best = max(fit, key=lambda run: (_coverage(run, wanted), run.datetime, run.path.name))
+
+    def rank(run: Run) -> tuple[int, int, datetime, str]:
+        return (_coverage(run, wanted), nearness(run), run.datetime, run.path.name)
+
+    best = max(fit, key=rank)
     return Choice(best, tuple(_uncovered(best, wanted)))
 
 
@@ -109,22 +124,20 @@ def choose_ancestor(
 ) -> Choice:
     """The qualifying run of the nearest ancestor commit, measured from unchanged files.
 
+    One that covers everything wanted goes before a nearer one that does not.
+
     Args:
         runs: candidates in any order.
         wanted: what the baseline must have measured.
         commits: ancestors, nearest first.
         damaged: sentences on unreadable files.
     """
-    clean = [run for run in runs if run.commit and not run.dirty]
-    for commit in commits:
-        choice = choose([run for run in clean if run.commit == commit], wanted)
-        if choice.run is not None:
-            return choice
-    related = [run for run in clean if run.commit in set(commits)]
-    if related:
-        return choose(related, wanted, damaged)
-    note = f"none of the {len(runs)} stored runs is of a clean ancestor commit"
-    return Choice(None, (note, *damaged))
+    distances = {commit: distance for distance, commit in enumerate(commits)}
+    related = [run for run in runs if not run.dirty and run.commit in distances]
+    if not related:
+        note = f"none of the {len(runs)} stored runs is of a clean ancestor commit"
+        return Choice(None, (note, *damaged))
+    return _choose(related, wanted, damaged, lambda run: -distances[run.commit or ""])
 
 
 def unsuitable(run: Run, wanted: Wanted) -> list[str]:
@@ -132,15 +145,18 @@ def unsuitable(run: Run, wanted: Wanted) -> list[str]:
     if run.foreign:
         return ["stored without ewq's plugin"]
     reasons = _broken(run) + comparable(run.machine, wanted.environment)
-    shared = [run.records[key] for key in wanted.selected if key in run.records]
+    shared = [key for key in wanted.selected if key in run.records]
     if not shared:
         return [*reasons, "measured none of what is wanted now"]
-    if any(record.fingerprint != wanted.fingerprint for record in shared):
+    if any(run.records[key].fingerprint != wanted.fingerprint for key in shared):
         reasons.append("measured another model")
-    for task in sorted({record.task for record in shared}):
-        record = next(record for record in shared if record.task == task)
-        reasons += _other_settings(_settings(record), wanted.settings.get(task, {}), task)
-    return reasons
+    reasons += _other_settings(run.settings, wanted.settings)
+    for key in shared:
+        if key in wanted.records:
+            theirs, ours = run.records[key].settings, wanted.records[key].settings
+            reasons += [f"{key[1]}: {reason}" for reason in _other_settings(theirs, ours)]
+    # Variants of one engine differ from the candidate's in the same way: once is enough.
+    return list(dict.fromkeys(reasons))
 
 
 def ancestors(repository: Path, limit: int = 1000) -> list[str]:
@@ -162,10 +178,6 @@ def ancestors(repository: Path, limit: int = 1000) -> list[str]:
     return commits if dirty else commits[1:]
 
 
-def _settings(record: Record) -> dict[str, Any]:
-    return {**record.settings, "tier": record.tier}
-
-
 def _broken(run: Run) -> list[str]:
     reasons = []
     if run.failed or run.lost:
@@ -175,16 +187,21 @@ def _broken(run: Run) -> list[str]:
         reasons.append("partial")
     if run.refused:
         reasons.append(f"gates failed: {', '.join('/'.join(key) for key in run.refused)}")
+    doubtful = ["/".join(key) for key, record in run.records.items() if lost_in_doubt(record)]
+    if doubtful:
+        # Else a slowdown would be waved through as noise once and be the norm from then on.
+        reasons.append(f"perhaps worse than its own baseline: {', '.join(doubtful)}")
     elif run.exit_status not in (0, None):
         reasons.append(f"its session ended with exit status {run.exit_status}")
     return reasons
 
 
-def _other_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any], task: str) -> list[str]:
+def _other_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Differences in what both know: runs stored by an older ewq know less."""
     return [
-        f"{task} setting {key} was {stored.get(key)!r}, is {value!r}"
+        f"setting {key} was {stored[key]!r}, is {value!r}"
         for key, value in wanted.items()
-        if stored.get(key) != value
+        if key in stored and stored[key] != value
     ]
 
 

@@ -39,6 +39,8 @@ class Comparison:
     """What only one of the runs measured, because the other was not asked to."""
     differences: tuple[str, ...]
     """Driver, library and code versions that differ."""
+    foreign: bool = False
+    """Whether the runs come from different hardware: nothing is a regression then."""
 
     @property
     def regressions(self) -> tuple[Row, ...]:
@@ -48,7 +50,7 @@ class Comparison:
     @property
     def verdict(self) -> Verdict:
         """One verdict for the whole; refusals count as a missing baseline."""
-        if self.losses:
+        if self.losses and not self.foreign:
             return Verdict.FAIL
         verdicts = [row.change.verdict for row in self.rows if row.change.verdict is not None]
         refused = [Verdict.NO_BASELINE] if self.refusals else []
@@ -57,6 +59,8 @@ class Comparison:
     @property
     def exit_code(self) -> int:
         """0 no regression, 1 regression, 2 something both measured was not comparable."""
+        if self.foreign:
+            return EXIT_NOT_COMPARABLE
         if self.regressions or self.losses:
             return EXIT_REGRESSION
         gated = any(row.change.verdict is not None for row in self.rows)
@@ -90,6 +94,7 @@ def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> 
         losses=tuple(_losses(before, after)),
         uncovered=tuple(_uncovered(before, after)),
         differences=tuple(differences(before.machine, after.machine)),
+        foreign=bool(hardware),
     )
 
 

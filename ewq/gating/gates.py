@@ -21,6 +21,7 @@ PRECEDENCE = (
     Verdict.PASS,
 )
 """The first verdict that any finding has is the verdict of the whole."""
+AGAINST_BASELINE = "against the baseline, "
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ def judge(
     return _conclude(findings)
 
 
+def lost_in_doubt(record: Record) -> bool:
+    """Whether a stored record got worse than its baseline by more than is allowed, in doubt."""
+    return record.verdict is Verdict.INCONCLUSIVE and any(
+        reason.startswith(AGAINST_BASELINE) and ": worse" in reason for reason in record.reasons
+    )
+
+
 def overall(verdicts: Iterable[Verdict]) -> Verdict:
     """The verdict of several together, by :data:`PRECEDENCE`; ``no-baseline`` of none."""
     return min(verdicts, key=PRECEDENCE.index, default=Verdict.NO_BASELINE)
@@ -92,7 +100,7 @@ def _baseline_findings(
     record: Record, baseline: Record, tolerances: Mapping[str, Tolerance]
 ) -> list[Finding]:
     return [
-        Finding(change.metric, change.verdict, f"against the baseline, {change.sentence}")
+        Finding(change.metric, change.verdict, AGAINST_BASELINE + change.sentence)
         for change in changes(baseline, record, tolerances)
         # A metric that is merely new is not a missing baseline of the whole benchmark.
         if change.verdict not in (None, Verdict.NO_BASELINE)

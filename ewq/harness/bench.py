@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ewq.checkpoint.embedded import fixture_path
+from ewq.harness.data import RunData
 from ewq.harness.handle import VariantHandle
 from ewq.harness.jobs import JOBS
 from ewq.harness.loading import Loaded, get_ready, weights_bytes
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 Key = tuple[str, str]
 """``(variant, task)``."""
 LoadVariant = Callable[[Variant, Subject, Placement], Loaded]
-MMLU_SEED = 1234
 
 
 @dataclass
@@ -46,6 +45,7 @@ class Bench:
     subject: Subject
     placement: Placement
     sizes: Tier
+    data: RunData
     environment: Mapping[str, Any]
     thresholds: Thresholds
     baseline: Run | None
@@ -69,34 +69,20 @@ class Bench:
         for key, times in self.journal.crashes.items():
             self.past_crashes[key[0]] += times
 
-    @cached_property
+    @property
     def mmlu(self) -> MmluData:
         """The questions of this tier."""
-        from ewq.data.mmlu import load_mmlu
+        return self.data.mmlu
 
-        data = load_mmlu(self.options.mmlu or self._default_data("mmlu"))
-        wanted = self.sizes.mmlu_questions
-        if wanted is None or wanted >= len(data.test):
-            return data
-        return data.subset(wanted, MMLU_SEED)
-
-    @cached_property
+    @property
     def texts(self) -> TextSet:
         """The texts to score; tasks take as many tokens per domain as the tier allows."""
-        from ewq.data.texts import load_texts
-
-        return load_texts(self.options.texts or self._default_data("texts"))
-
-    def _default_data(self, name: str) -> str | Path:
-        """The published data set in the full tier, else what ewq carries with it."""
-        return "hub" if self.options.tier == "full" else fixture_path(name)
+        return self.data.texts
 
     @property
     def definition(self) -> Definition:
-        """WikiText-2 as the quantization papers score it, other texts document by document."""
-        from ewq.data.windows import DEFINITIONS
-
-        return DEFINITIONS["papers" if self.texts.domains == ("wikitext2",) else "disjoint"]
+        """How perplexity cuts the texts into windows."""
+        return self.data.definition
 
     def handle(self, variant: Variant) -> VariantHandle:
         """A handle that loads ``variant`` on first use; loads are counted."""
@@ -133,13 +119,13 @@ class Bench:
             "machine": kind,
             "libraries": {name: self.environment.get(name) for name in LIBRARIES},
             "code": code_version(),
-            "data": self._data_digest(task),
+            "data": self.data.digest(task),
         }
 
-    def _data_digest(self, task: str) -> str:
-        if task.startswith("mmlu"):
-            return self.mmlu.digest
-        return self.texts.digest if task in ("perplexity", "divergence") else ""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What two runs must share as a whole to be compared."""
+        return run_settings(self.options, self.placement, self.data, self.selected)
 
     def prepare_references(self) -> None:
         """Measure or recall the reference for tasks that pair with it but do not select it."""
@@ -162,6 +148,18 @@ class Bench:
         """End the run: delete temporary reference data, close the journal."""
         self.references.close()
         self.journal.close()
+
+
+def run_settings(
+    options: Options, placement: Placement, data: RunData, selected: Sequence[Key]
+) -> dict[str, Any]:
+    """What two runs must share as a whole, as it is known before anything is measured."""
+    return {
+        "tier": options.tier,
+        "sizes": json.loads(json.dumps(asdict(data.sizes))),
+        **asdict(placement),
+        **{f"{task} data": digest for task, digest in data.digests(t for _, t in selected).items()},
+    }
 
 
 def _pairs(task: str) -> bool:

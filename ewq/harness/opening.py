@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ewq.errors import InputError
-from ewq.harness.bench import Bench, Key, LoadVariant
+from ewq.harness.bench import Bench, Key, LoadVariant, run_settings
+from ewq.harness.data import RunData
 from ewq.harness.options import Options
 from ewq.harness.placement import Placement, find_placement
 from ewq.harness.session import PREVIOUS_JOURNAL
@@ -39,7 +40,7 @@ def open_bench(
     Raises:
         EwqError: anything that makes the run pointless; one line that says what to do.
     """
-    from ewq.gating.baseline import Choice, Wanted, find_baseline
+    from ewq.gating.baseline import NEWEST, Choice, Wanted, find_baseline
     from ewq.storage.environment import describe
 
     if ungated and (options.require_baseline or baseline_request):
@@ -50,15 +51,12 @@ def open_bench(
     sizes = tier_sizes(options.tier, placement.device)
     environment = describe(placement.device)
     thresholds = _thresholds(options, rootdir)
-    known = {"tier": options.tier, **placement.settings}
-    wanted = Wanted(
-        subject.fingerprint, environment, tuple(selected), {task: known for _, task in selected}
-    )
-    choice = (
-        find_baseline(baseline_request, storage, wanted, rootdir)
-        if baseline_request
-        else Choice(None)
-    )
+    data = RunData(options, sizes)
+    choice = Choice(None)
+    if request := baseline_request or (NEWEST if options.require_baseline else ""):
+        settings = run_settings(options, placement, data, selected)
+        wanted = Wanted(subject.fingerprint, environment, tuple(selected), settings)
+        choice = find_baseline(request, storage, wanted, rootdir)
     if options.require_baseline and choice.run is None:
         raise InputError(f"no baseline to gate against: {'; '.join(choice.reasons)}")
     journal = _journal(options, subject, placement, sizes, environment, storage)
@@ -67,6 +65,7 @@ def open_bench(
         subject=subject,
         placement=placement,
         sizes=sizes,
+        data=data,
         environment=environment,
         thresholds=thresholds,
         baseline=choice.run,

@@ -54,6 +54,7 @@ class HarnessSession:
             "failed": {"/".join(key): reason for key, reason in failures.items()},
             "verdicts": {"/".join(key): record.verdict for key, record in records.items()},
             "loads": dict(bench.loads) if bench else {},
+            "settings": bench.settings if bench else {},
             "exit_status": int(self.tests_failed > 0),
         }
 

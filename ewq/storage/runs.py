@@ -44,6 +44,8 @@ class Run:
     """pytest's own; ``None`` where it was not stored."""
     foreign: bool = False
     """Stored without ewq's plugin."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the whole run: tier, placement, data."""
 
     @property
     def name(self) -> str:
@@ -178,6 +180,7 @@ def _run(path: Path, document: Mapping[str, Any]) -> Run:
         failed=dict(session.get("failed") or {}),
         exit_status=session.get("exit_status"),
         foreign=not session,
+        settings=dict(session.get("settings") or {}),
     )
 
 

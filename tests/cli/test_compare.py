@@ -88,3 +88,13 @@ def test_an_unknown_run_is_an_input_error(run):
 
     assert isinstance(result.exception, InputError)
     assert result.exception.exit_code == 2
+
+
+def test_the_projects_own_thresholds_apply_as_they_do_in_pytest(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    file = tmp_path / "benchmarks" / "thresholds.toml"
+    file.write_text("[tolerance.memory]\nweights_bytes = { relative = 0.5 }\n")
+    assert run("1", "3").exit_code == 0
+    file.unlink()
+    assert run("1", "3").exit_code == 1

@@ -10,6 +10,7 @@ from ewq.gating.baseline import (
     NEWEST,
     Wanted,
     ancestors,
+    baseline_of,
     choose,
     choose_ancestor,
     find_baseline,
@@ -22,10 +23,17 @@ FP16 = record(variant="fp16")
 EWQ = record(variant="ewq-0.65")
 MEMORY = record("memory", "ewq-0.65")
 SELECTED = (EWQ.key, FP16.key)
-WANTED = Wanted(EWQ.fingerprint, GPU, SELECTED, {"mmlu": {"shots": 5, "tier": EWQ.tier}})
+OF_RUN = {"tier": "smoke", "mmlu data": "sha256:d"}
+WANTED = Wanted(EWQ.fingerprint, GPU, SELECTED, OF_RUN, {EWQ.key: EWQ})
 FOREIGN_MODEL = record(fingerprint="sha256:" + "2" * 64)
 OTHER_SETTINGS = record(settings={"shots": 0, "data": "sha256:d"})
-OTHER_TIER = record(tier="quick")
+OTHER_TIER = {"settings": OF_RUN | {"tier": "quick"}}
+OTHER_DATA = {"settings": OF_RUN | {"mmlu data": "sha256:e"}}
+DOUBTFUL = record(
+    verdict=Verdict.INCONCLUSIVE,
+    reasons=("against the baseline, decode_tokens_per_s: 60 -> 20 tokens/s: worse, but noisy",),
+)
+LLAMA_CPP = record(variant="gguf-ewq-0.65", settings={"shots": 5, "batch_tokens": 512})
 FAILED = record(verdict=Verdict.FAIL)
 MISSING = {"selected": [["ewq-0.65", "mmlu"], ["ewq-0.5", "mmlu"]]}
 KILLED = {"complete": False}
@@ -75,13 +83,21 @@ CASES = {
     "a newer run without a single benchmark": ([FULL, {"records": []}], 1, ""),
     "a newer run of another model": ([FULL, {"records": [FOREIGN_MODEL]}], 1, ""),
     "only a run of another model": ([{"records": [FOREIGN_MODEL]}], None, "another model"),
-    "a newer run of another tier": ([FULL, {"records": [OTHER_TIER]}], 1, ""),
-    "only a run of another tier": ([{"records": [OTHER_TIER]}], None, "tier was 'quick'"),
+    "a newer run of another tier": ([FULL, FULL | {"session": OTHER_TIER}], 1, ""),
+    "only a run of another tier": ([FULL | {"session": OTHER_TIER}], None, "tier was 'quick'"),
+    "a newer run on other data": ([FULL, FULL | {"session": OTHER_DATA}], 1, ""),
+    "a newer run that is perhaps worse": ([FULL, {"records": [FP16, DOUBTFUL]}], 1, ""),
+    "only a run that is perhaps worse": (
+        [{"records": [FP16, DOUBTFUL]}],
+        None,
+        "perhaps worse than its own baseline: ewq-0.65/mmlu",
+    ),
+    "engines that batch differently": ([{"records": [FP16, EWQ, LLAMA_CPP]}], 1, ""),
     "a newer run with other settings": ([FULL, {"records": [OTHER_SETTINGS]}], 1, ""),
     "only a run with other settings": (
         [{"records": [OTHER_SETTINGS]}],
         None,
-        "mmlu setting shots was 0, is 5",
+        "mmlu: setting shots was 0, is 5",
     ),
     "a newer run on another GPU": ([FULL, FULL | {"machine": GPU | {"gpu": "L4"}}], 1, ""),
     "only a run on another GPU": ([FULL | {"machine": GPU | {"gpu": "L4"}}], None, "another gpu"),
@@ -126,6 +142,7 @@ HEAD_FULL, PARENT_FULL, OLDEST_FULL, SIDE_FULL = (
 ANCESTOR_CASES = {
     "nearest, though measured earlier": ([HEAD_FULL, PARENT_FULL], 1, ""),
     "newest of the nearest commit": ([HEAD_FULL, HEAD_FULL, PARENT_FULL], 2, ""),
+    "the nearest covers less": ([PARENT_FULL, HEAD_FULL | {"records": [EWQ]}], 1, ""),
     "the nearest is partial": ([PARENT_FULL, HEAD_FULL | {"session": KILLED}], 1, ""),
     "the nearest was measured from changed files": (
         [PARENT_FULL, HEAD_FULL | {"dirty": True}],
@@ -204,6 +221,17 @@ def test_requests_find_their_run_in_the_storage(repository, tmp_path):
     assert path_of("0001") == of_parent
     assert path_of(parent[:8]) == of_parent
     assert path_of("HEAD") == of_head
+
+
+@pytest.mark.parametrize("request_", [NEWEST, ANCESTOR])
+def test_a_stored_run_of_two_engines_finds_its_baseline(request_, repository, tmp_path):
+    storage = tmp_path / "runs"
+    head, parent, _ = git(repository, "rev-list", "HEAD").split()
+    records = [EWQ, LLAMA_CPP]
+    before = stored_run(storage, records, number=1, day=1, commit=parent)
+    after = stored_run(storage, records, number=2, day=2, commit=head)
+
+    assert baseline_of(read_run(after), request_, storage, repository).path == before
 
 
 def test_a_pinned_run_that_is_unsuitable_is_not_taken(tmp_path):

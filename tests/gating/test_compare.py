@@ -94,6 +94,13 @@ CASES = {
     ),
     "a selection of what was measured before": (SPEED_AND_SIZE, [speed(100)], {}, 0, Verdict.PASS),
     "selected and lost": (SPEED_AND_SIZE, [speed(100)], {"session": LOST}, 1, Verdict.FAIL),
+    "selected and lost, on another GPU": (
+        SPEED_AND_SIZE,
+        [speed(100)],
+        {"session": LOST, "machine": GPU | {"gpu": "L4"}},
+        2,
+        Verdict.NO_BASELINE,
+    ),
     "a gated metric is gone": (
         [size(1000)],
         [record("memory", metrics={"load_s": metric(1)})],
