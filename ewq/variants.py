@@ -7,7 +7,7 @@ parameter ids (``test_mmlu[ewq-0.65]``): renaming one loses its history.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,12 @@ REFERENCE = "fp16"
 """The variant that every paired figure is measured against."""
 
 _FACTOR_VARIANT = re.compile(r"(gguf-)?ewq-(\d+(?:\.\d+)?)")
+_PLAN_VARIANT = re.compile(r"(gguf-)?ewq-(?=.*[A-Za-z])[\w.+-]+")
+"""Plans given as files; the letter keeps a mistyped factor from being taken for one."""
+_GGUF_PLAN = "gguf:"
+
+PlanSource = float | Path
+"""Where a plan comes from: the factor rule at this factor, or a plan file."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,9 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan by the factor rule, with bitsandbytes."""
+    """A plan, with bitsandbytes."""
 
-    factor: float
+    plan: PlanSource
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,9 @@ class GgufType:
 
 @dataclass(frozen=True)
 class GgufPlanned:
-    """A plan by the factor rule, as a mixed GGUF."""
+    """A plan, as a mixed GGUF."""
 
-    factor: float
+    plan: PlanSource
 
 
 @dataclass(frozen=True)
@@ -70,14 +76,8 @@ class Variant:
     name: str
     recipe: Recipe
 
-    @property
-    def engine(self) -> str:
-        """``transformers`` or ``llama.cpp``."""
-        gguf = isinstance(self.recipe, GgufType | GgufPlanned | GgufFile)
-        return "llama.cpp" if gguf else "transformers"
 
-
-_FIXED: dict[str, Recipe] = {
+FIXED: Mapping[str, Recipe] = {
     REFERENCE: Raw(),
     "bnb-int8": Uniform(Precision.EIGHT_BIT),
     "bnb-nf4": Uniform(Precision.FOUR_BIT),
@@ -85,13 +85,14 @@ _FIXED: dict[str, Recipe] = {
     "gguf-q8_0": GgufType("Q8_0"),
     "gguf-q4_k_m": GgufType("Q4_K_M"),
 }
+"""The variants whose names are theirs alone; plans and files are named by what they are."""
 _DEFAULT_GGUF_FACTOR = "0.65"
 
 
 def default_names(factors: Sequence[str]) -> tuple[str, ...]:
     """The variants of a run that names none: reference, EWQ, controls, GGUF."""
     planned = [f"ewq-{factor}" for factor in factors]
-    gguf = [name for name in _FIXED if name.startswith("gguf-")]
+    gguf = [name for name in FIXED if name.startswith("gguf-")]
     return (REFERENCE, *planned, "bnb-int8", "bnb-nf4", *gguf, f"gguf-ewq-{_DEFAULT_GGUF_FACTOR}")
 
 
@@ -107,24 +108,56 @@ def parse_factor(text: str) -> str:
 
 
 def find_variant(name: str) -> Variant:
-    """The variant called ``name``, or the GGUF file at that path.
+    """The variant called ``name``, or the GGUF or plan file at that path.
+
+    ``plans/6bpw.json`` is the variant ``ewq-6bpw``; ``gguf:plans/6bpw.json`` is the same plan as
+    a GGUF, ``gguf-ewq-6bpw``. Both match ``-k ewq``.
 
     Raises:
         InputError: no such variant; the message lists those there are.
     """
-    if name in _FIXED:
-        return Variant(name, _FIXED[name])
+    if name in FIXED:
+        return Variant(name, FIXED[name])
     if match := _FACTOR_VARIANT.fullmatch(name):
         recipe = GgufPlanned if match[1] else Planned
         factor = parse_factor(match[2])
         return Variant(f"{match[1] or ''}ewq-{factor}", recipe(float(factor)))
     if name.endswith(".gguf"):
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise InputError(f"variant {name!r}: no such file")
-        return Variant(path.name, GgufFile(path.resolve()))
-    known = ", ".join([*_FIXED, "ewq-FACTOR", "gguf-ewq-FACTOR", "FILE.gguf"])
-    raise InputError(f"unknown variant {name!r}; known: {known}")
+        path = _existing_file(name, name)
+        return Variant(path.name, GgufFile(path))
+    if name.endswith(".json"):
+        return _plan_variant(name)
+    known = [*FIXED, "ewq-FACTOR", "gguf-ewq-FACTOR", "FILE.gguf", "PLAN.json", "gguf:PLAN.json"]
+    raise InputError(f"unknown variant {name!r}; known: {', '.join(known)}")
+
+
+def _plan_variant(name: str) -> Variant:
+    path = _existing_file(name, name.removeprefix(_GGUF_PLAN))
+    prefix, recipe = ("gguf-", GgufPlanned) if name.startswith(_GGUF_PLAN) else ("", Planned)
+    variant = Variant(f"{prefix}ewq-{path.stem.removeprefix('ewq-')}", recipe(path))
+    if not _PLAN_VARIANT.fullmatch(variant.name):
+        raise InputError(
+            f"variant {name!r}: a plan file gives its variant its name; rename it to letters, "
+            "digits, dots and dashes, at least one letter among them"
+        )
+    return variant
+
+
+def _existing_file(name: str, path: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise InputError(f"variant {name!r}: no such file")
+    return found.resolve()
+
+
+def is_plan_name(name: str) -> bool:
+    """Whether a variant of this name was made by a plan: by a factor or from a file."""
+    return bool(_FACTOR_VARIANT.fullmatch(name) or _PLAN_VARIANT.fullmatch(name))
+
+
+def engine_of(name: str) -> str:
+    """``transformers`` or ``llama.cpp``, from a stored variant's name alone."""
+    return "llama.cpp" if name.startswith("gguf-") or name.endswith(".gguf") else "transformers"
 
 
 def in_run_order(variants: Sequence[Variant]) -> tuple[Variant, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ewq.errors import InputError
 from ewq.metrics import TASK_METRICS, is_known, is_paired
-from ewq.variants import REFERENCE, find_variant
+from ewq.variants import REFERENCE, find_variant, is_plan_name
 
 DEFAULT_ALPHA = 0.05
 
@@ -198,7 +198,7 @@ class _Reader:
                 raise self._error(f"{place}.{name}".lstrip("."), f"unknown; known: {_list(known)}")
 
     def require_variant(self, variant: str, known: Collection[str]) -> None:
-        if variant in known:
+        if variant in known or is_plan_name(variant):
             return
         try:
             find_variant(variant)

@@ -74,7 +74,7 @@ def weights_bytes(variant: Variant, subject: Subject, placement: Placement) -> i
 
 def _plan(recipe: Planned | Uniform, subject: Subject) -> QuantizationPlan:
     if isinstance(recipe, Planned):
-        return subject.plan(recipe.factor)
+        return subject.plan(recipe.plan)
     return subject.uniform_plan(recipe.precision)
 
 
@@ -94,7 +94,7 @@ def _gguf_path(recipe: GgufType | GgufPlanned, subject: Subject) -> Path:
     """The exported file, made on first use."""
     from ewq.gguf import cached_gguf
 
-    what = recipe.type_name if isinstance(recipe, GgufType) else subject.plan(recipe.factor)
+    what = recipe.type_name if isinstance(recipe, GgufType) else subject.plan(recipe.plan)
     return cached_gguf(subject.folder, what, cache_dir("gguf"), progress=subject.progress)
 
 
@@ -132,7 +132,7 @@ def _gguf_type(recipe: GgufType, subject: Subject, placement: Placement) -> Load
 
 def _gguf_planned(recipe: GgufPlanned, subject: Subject, placement: Placement) -> Loaded:
     path = _gguf_path(recipe, subject)
-    return Loaded(_llama_cpp(path, subject, placement), subject.plan(recipe.factor))
+    return Loaded(_llama_cpp(path, subject, placement), subject.plan(recipe.plan))
 
 
 def _gguf_file(recipe: GgufFile, subject: Subject, placement: Placement) -> Loaded:

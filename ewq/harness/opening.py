@@ -14,6 +14,7 @@ from ewq.harness.session import PREVIOUS_JOURNAL
 from ewq.harness.subject import Subject
 from ewq.harness.tiers import Tier, tier_sizes
 from ewq.progress import Progress
+from ewq.variants import GgufPlanned, Planned
 
 if TYPE_CHECKING:
     from ewq.gating.thresholds import Thresholds
@@ -49,6 +50,7 @@ def open_bench(
         options.device, options.dtype, options.decode, subject.checkpoint.config
     )
     sizes = tier_sizes(options.tier, placement.device)
+    _check_plan_files(options, subject)
     environment = describe(placement.device)
     thresholds = _thresholds(options, rootdir)
     data = RunData(options, sizes)
@@ -76,6 +78,13 @@ def open_bench(
         selected=tuple(selected),
         ungated=ungated,
     )
+
+
+def _check_plan_files(options: Options, subject: Subject) -> None:
+    for variant in options.variants:
+        recipe = variant.recipe
+        if isinstance(recipe, Planned | GgufPlanned) and isinstance(recipe.plan, Path):
+            subject.plan(recipe.plan)
 
 
 def _thresholds(options: Options, rootdir: Path) -> Thresholds:

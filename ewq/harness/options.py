@@ -19,7 +19,7 @@ _DTYPES = ("auto", "float32", "float16", "bfloat16")
 _VALUES: tuple[tuple[str, str, str, str], ...] = (
     ("model", "", "MODEL", "hub id or local folder (default: the embedded SmolLM2-135M)"),
     ("factors", "1.0,0.8,0.65,0.5", "X,Y", "factors of the default EWQ variants"),
-    ("variants", "", "A,B", "variants to measure, by name or .gguf path (default: all)"),
+    ("variants", "", "A,B", "variants by name, .gguf path or plan file (default: all)"),
     ("device", "auto", "DEVICE", "cpu, cuda, cuda:1 (default: cuda when there is one)"),
     ("dtype", "auto", "DTYPE", "auto, float32, float16 or bfloat16 (auto: float32 on a CPU)"),
     ("tier", "quick", "TIER", "smoke, quick or full"),
@@ -137,5 +137,5 @@ def _without_repeats(variants: list[Variant]) -> tuple[Variant, ...]:
     for name in {variant.name for variant in variants}:
         recipes = {variant.recipe for variant in variants if variant.name == name}
         if len(recipes) > 1:
-            raise InputError(f"two different files are both called {name}; rename one")
+            raise InputError(f"two different variants are both called {name}; rename a file")
     return in_run_order(list({variant.name: variant for variant in variants}.values()))

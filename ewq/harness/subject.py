@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ewq.checkpoint.dummy import PREFIX, dummy_checkpoint, dummy_label
 from ewq.checkpoint.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
 from ewq.errors import CheckpointError
+from ewq.planning.plan import check_plan, read_plan
 from ewq.progress import NO_PROGRESS, Progress
+from ewq.variants import PlanSource
 
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint
@@ -84,9 +86,17 @@ class Subject:
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
         return f"sha256:{digest.hexdigest()}"
 
-    def plan(self, factor: float) -> QuantizationPlan:
-        """The plan of the factor rule."""
-        return self.analysis.plan(factor=factor)
+    def plan(self, source: PlanSource) -> QuantizationPlan:
+        """The plan of the factor rule, or the one in a file.
+
+        Raises:
+            PlanError: the file cannot be read, or its plan is another checkpoint's.
+        """
+        if not isinstance(source, Path):
+            return self.analysis.plan(factor=source)
+        plan = read_plan(source)
+        check_plan(plan, self.checkpoint)
+        return plan
 
     def uniform_plan(self, precision: Precision) -> QuantizationPlan:
         """Every block at one precision."""

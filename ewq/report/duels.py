@@ -9,7 +9,7 @@ from ewq.report.evidence import Contrast, contrast, weights_bytes
 from ewq.report.kinds import kind_of
 from ewq.report.rows import VariantRow, with_error
 from ewq.stats import ALPHA
-from ewq.variants import find_variant
+from ewq.variants import engine_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def duels(rows: Sequence[VariantRow]) -> list[Duel]:
         for plan in rows
         if kind_of(plan.variant).planned
         for control in rows
-        if kind_of(control.variant).control and _engine(control) == _engine(plan)
+        if kind_of(control.variant).control
+        and engine_of(control.variant) == engine_of(plan.variant)
     ]
     found = []
     for plan, control in pairs:
@@ -81,7 +82,3 @@ def duels(rows: Sequence[VariantRow]) -> list[Duel]:
             duel = Duel(plan.variant, control.variant, share, difference, ALPHA / len(pairs))
             found.append(duel)
     return found
-
-
-def _engine(row: VariantRow) -> str:
-    return find_variant(row.variant).engine

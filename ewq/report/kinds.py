@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ewq.errors import InputError
 from ewq.precision import Precision
-from ewq.variants import GgufPlanned, GgufType, Planned, Raw, Uniform, find_variant
+from ewq.variants import FIXED, GgufType, Raw, Uniform, engine_of, is_plan_name
 
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
 VERMILLION, PURPLE, YELLOW, GREY = "#D55E00", "#CC79A7", "#F0E442", "#8A8F98"
@@ -41,9 +40,7 @@ KINDS = (REFERENCE, PLANNED, UNIFORM, GGUF_PLANNED, GGUF_UNIFORM, OTHER)
 
 _OF_RECIPE: dict[type, Kind] = {
     Raw: REFERENCE,
-    Planned: PLANNED,
     Uniform: UNIFORM,
-    GgufPlanned: GGUF_PLANNED,
     GgufType: GGUF_UNIFORM,
 }
 _UNQUANTIZED_GGUF = "gguf-f16"
@@ -64,10 +61,6 @@ def kind_of(variant: str) -> Kind:
     """The kind of a stored variant; names this version does not know are ``OTHER``."""
     if variant == _UNQUANTIZED_GGUF:
         return REFERENCE
-    if variant.endswith(".gguf"):
-        return OTHER
-    try:
-        recipe = find_variant(variant).recipe
-    except InputError:
-        return OTHER
-    return _OF_RECIPE.get(type(recipe), OTHER)
+    if is_plan_name(variant):
+        return GGUF_PLANNED if engine_of(variant) == "llama.cpp" else PLANNED
+    return _OF_RECIPE[type(FIXED[variant])] if variant in FIXED else OTHER

@@ -1,14 +1,16 @@
 """From a recipe to a loaded model, on a tiny checkpoint."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from ewq.errors import CheckpointError, EwqError
+from ewq.errors import CheckpointError, EwqError, PlanError
 from ewq.harness.loading import get_ready, load_variant, weights_bytes
 from ewq.harness.placement import Placement
 from ewq.harness.subject import Subject
+from ewq.planning.plan import write_plan
 from ewq.variants import find_variant
 
 TINY = Path(__file__).parent.parent.parent / "fixtures" / "tiny-llama"
@@ -68,3 +70,29 @@ def test_a_gguf_of_another_model_is_refused(subject):
     variant = find_variant(str(other))
     with pytest.raises(CheckpointError, match="not a file of this model"):
         load_variant(variant, subject, Placement("cpu", "float32"))
+
+
+@pytest.mark.parametrize("engine", ["", "gguf:"])
+def test_a_plan_file_is_loaded_as_it_says(engine, subject, tmp_path):
+    if engine:
+        pytest.importorskip("llama_cpp")
+    plan = subject.analysis.plan(target_bpw=20)
+    path = write_plan(plan, tmp_path / "twenty.json")
+    loaded = load_variant(find_variant(f"{engine}{path}"), subject, Placement("cpu", "float32"))
+    loaded.model.close()
+    assert loaded.plan is not None
+    assert loaded.plan.digest == plan.digest != subject.plan(0.65).digest
+
+
+def test_a_plan_file_of_another_model_is_refused(tmp_path):
+    other = Subject("other", str(TINY.parent / "tiny-qwen3"))
+    path = write_plan(other.plan(0.65), tmp_path / "foreign.json")
+    with pytest.raises(PlanError, match="belongs to another model"):
+        Subject("tiny", str(TINY)).plan(path)
+
+
+def test_a_plan_file_that_is_none_is_refused(tmp_path, subject):
+    path = tmp_path / "broken.json"
+    path.write_text(json.dumps({"schema": 7}))
+    with pytest.raises(PlanError, match="schema 7"):
+        subject.plan(path)

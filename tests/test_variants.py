@@ -1,0 +1,102 @@
+"""Names of variants: what they stand for, and which are refused."""
+
+from pathlib import Path
+
+import pytest
+
+from ewq.errors import InputError
+from ewq.report.kinds import GGUF_PLANNED, GGUF_UNIFORM, OTHER, PLANNED, REFERENCE, UNIFORM, kind_of
+from ewq.variants import (
+    GgufFile,
+    GgufPlanned,
+    GgufType,
+    Planned,
+    default_names,
+    engine_of,
+    find_variant,
+    in_run_order,
+)
+
+
+@pytest.fixture
+def plan_file(tmp_path) -> Path:
+    path = tmp_path / "6bpw.json"
+    path.write_text("{}")
+    return path
+
+
+def test_factors_are_spelled_one_way():
+    assert find_variant("ewq-1") == find_variant("ewq-1.0")
+    assert find_variant("gguf-ewq-0.650").name == "gguf-ewq-0.65"
+    assert find_variant("ewq-0.5").recipe == Planned(0.5)
+
+
+def test_every_default_name_is_a_variant_of_that_name():
+    names = default_names(["1.0", "0.65"])
+    assert [find_variant(name).name for name in names] == list(names)
+
+
+def test_the_reference_comes_first_and_the_rest_as_given():
+    variants = [find_variant(name) for name in ("bnb-nf4", "fp16", "ewq-1.0")]
+    assert [v.name for v in in_run_order(variants)] == ["fp16", "bnb-nf4", "ewq-1.0"]
+
+
+def test_a_plan_file_is_a_variant_in_both_engines(plan_file):
+    plain, gguf = find_variant(str(plan_file)), find_variant(f"gguf:{plan_file}")
+    assert (plain.name, plain.recipe) == ("ewq-6bpw", Planned(plan_file))
+    assert (gguf.name, gguf.recipe) == ("gguf-ewq-6bpw", GgufPlanned(plan_file))
+
+
+def test_a_plan_file_may_be_called_ewq_itself(tmp_path):
+    (tmp_path / "ewq-small.json").write_text("{}")
+    assert find_variant(str(tmp_path / "ewq-small.json")).name == "ewq-small"
+
+
+@pytest.mark.parametrize("stem", ["0.65", "two words", "a[1]", "ewq-1.0"])
+def test_a_plan_file_whose_name_cannot_be_a_variants_is_refused(tmp_path, stem):
+    (tmp_path / f"{stem}.json").write_text("{}")
+    with pytest.raises(InputError, match="rename it"):
+        find_variant(str(tmp_path / f"{stem}.json"))
+
+
+@pytest.mark.parametrize("name", ["absent.gguf", "absent.json", "gguf:absent.json"])
+def test_a_missing_file_is_named(name):
+    with pytest.raises(InputError, match=f"{name}.*no such file"):
+        find_variant(name)
+
+
+@pytest.mark.parametrize("name", ["fp17", "ewq-", "ewq-x", "ewq-0,65", "gguf-q9", "FP16", ""])
+def test_an_unknown_name_lists_the_known_ones(name):
+    with pytest.raises(InputError, match=r"known: fp16, .*ewq-FACTOR, .*PLAN\.json"):
+        find_variant(name)
+
+
+def test_a_gguf_file_is_named_by_its_file(tmp_path):
+    (tmp_path / "other.gguf").write_bytes(b"")
+    variant = find_variant(str(tmp_path / "other.gguf"))
+    assert variant.name == "other.gguf"
+    assert isinstance(variant.recipe, GgufFile)
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "kind"),
+    [
+        ("fp16", "transformers", REFERENCE),
+        ("gguf-f16", "llama.cpp", REFERENCE),
+        ("ewq-0.65", "transformers", PLANNED),
+        ("ewq-6bpw", "transformers", PLANNED),
+        ("gguf-ewq-0.65", "llama.cpp", GGUF_PLANNED),
+        ("gguf-ewq-6bpw", "llama.cpp", GGUF_PLANNED),
+        ("bnb-nf4", "transformers", UNIFORM),
+        ("gguf-q4_k_m", "llama.cpp", GGUF_UNIFORM),
+        ("other.gguf", "llama.cpp", OTHER),
+        ("of-a-later-version", "transformers", OTHER),
+    ],
+)
+def test_engine_and_kind_of_a_stored_name_need_no_file(name, engine, kind):
+    assert engine_of(name) == engine
+    assert kind_of(name) is kind
+
+
+def test_gguf_types_keep_llama_cpps_spelling():
+    assert find_variant("gguf-q4_k_m").recipe == GgufType("Q4_K_M")
