@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ewq.harness.data import RunData
-from ewq.harness.handle import VariantHandle
+from ewq.harness.handle import VariantHandle, set_libraries_aside
 from ewq.harness.jobs import JOBS
 from ewq.harness.loading import Loaded, get_ready, weights_bytes
 from ewq.harness.options import Options
@@ -91,12 +92,14 @@ class Bench:
     def _load_watched(self, variant: Variant) -> tuple[Loaded, LoadReading]:
         from ewq.instruments.load_watch import LoadWatch
 
-        self.loads[variant.name] += 1
         device = self.placement.device
         needed = None
         if isinstance(self.subject, Subject):
             get_ready(variant, self.subject)
             needed = partial(weights_bytes, variant, self.subject, self.placement)
+        if not self.loads:
+            set_libraries_aside()
+        self.loads[variant.name] += 1
         loading = reported(f"{variant.name}, loading", device, needed)
         self.progress.start(f"loading {variant.name}", 1, "model")
         try:
@@ -145,9 +148,10 @@ class Bench:
             self.references.distributions(handle)
 
     def close(self) -> None:
-        """End the run: delete temporary reference data, close the journal."""
+        """End the run: delete temporary reference data, close the journal, collect as before."""
         self.references.close()
         self.journal.close()
+        gc.unfreeze()
 
 
 def run_settings(

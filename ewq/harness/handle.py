@@ -95,6 +95,17 @@ def forget_last_exception() -> None:
             delattr(sys, name)
 
 
+def set_libraries_aside() -> None:
+    """Keep what is imported out of later collections: a million objects that live to the end.
+
+    Called once, before the first model: what a model leaves behind must stay collectable.
+    ``gc.unfreeze`` undoes it.
+    """
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
+
+
 def collect_garbage() -> None:
     """Collect cycles and hand cached GPU memory back to the driver."""
     gc.collect()
