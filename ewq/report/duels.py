@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ewq.report.draws import CHANCE, scorer_of
 from ewq.report.evidence import Contrast, contrast, weights_bytes
 from ewq.report.kinds import kind_of
 from ewq.report.rows import VariantRow, with_error
@@ -69,7 +70,7 @@ def duels(rows: Sequence[VariantRow]) -> list[Duel]:
     pairs = [
         (plan, control)
         for plan in rows
-        if kind_of(plan.variant).planned
+        if kind_of(plan.variant).planned and scorer_of(plan) != CHANCE
         for control in rows
         if kind_of(control.variant).control
         and engine_of(control.variant) == engine_of(plan.variant)

@@ -12,6 +12,7 @@ from ewq.report.document import Section
 from ewq.report.sections import (
     answers,
     blocks,
+    chance,
     domains,
     flips,
     history,
@@ -32,6 +33,7 @@ SECTIONS: tuple[Callable[[Reported], Section | None], ...] = (
     speed.section,
     domains.section,
     blocks.section,
+    chance.section,
     flips.section,
     samples.section,
     history.section,
