@@ -108,15 +108,14 @@ class Bench:
 
     def identity(self, task: str) -> dict[str, Any]:
         """What a stored reference result must share with this run to stand in for it."""
-        from ewq.storage.environment import LIBRARIES, code_version
+        from ewq.storage.environment import LIBRARIES, code_version, hardware
 
-        kind = self.environment.get("gpu") or self.environment.get("cpu")
         return {
             "fingerprint": self.subject.fingerprint,
             "tokenizer": self.subject.tokenizer_digest,
             "tier": [self.options.tier, repr(self.sizes)],
             "placement": repr(self.placement),
-            "machine": kind,
+            "machine": hardware(self.environment),
             "libraries": {name: self.environment.get(name) for name in LIBRARIES},
             "code": code_version(),
             "data": self.data.digest(task),
