@@ -124,7 +124,7 @@ class Bench:
     @property
     def settings(self) -> dict[str, Any]:
         """What two runs must share as a whole to be compared."""
-        return run_settings(self.options, self.placement, self.data, self.selected)
+        return run_settings(self.options, self.subject, self.placement, self.data, self.selected)
 
     def prepare_references(self) -> None:
         """Measure or recall the reference for tasks that pair with it but do not select it."""
@@ -150,11 +150,16 @@ class Bench:
 
 
 def run_settings(
-    options: Options, placement: Placement, data: RunData, selected: Sequence[Key]
+    options: Options,
+    subject: Subject,
+    placement: Placement,
+    data: RunData,
+    selected: Sequence[Key],
 ) -> dict[str, Any]:
     """What two runs must share as a whole, as it is known before anything is measured."""
     return {
         "tier": options.tier,
+        "tokenizer": subject.tokenizer_digest,
         "sizes": json.loads(json.dumps(asdict(data.sizes))),
         **asdict(placement),
         **{f"{task} data": digest for task, digest in data.digests(t for _, t in selected).items()},

@@ -57,7 +57,7 @@ def open_bench(
     data = RunData(options, sizes)
     choice = Choice(None)
     if request := baseline_request or (NEWEST if options.require_baseline else ""):
-        settings = run_settings(options, placement, data, selected)
+        settings = run_settings(options, subject, placement, data, selected)
         wanted = Wanted(subject.fingerprint, environment, tuple(selected), settings)
         choice = find_baseline(request, storage, wanted, rootdir)
     if options.require_baseline and choice.run is None:
@@ -133,8 +133,7 @@ def _require_same_data(journal: Journal, data: RunData) -> None:
         InputError: a measurement to be taken over was made on other data.
     """
     for (variant, task), payload in journal.completed.items():
-        before = payload["record"]["settings"].get("data")
-        now = data.digest(task) if before else before
+        before, now = payload["data"], data.digest(task)
         if now != before:
             journal.close()
             raise InputError(

@@ -41,9 +41,7 @@ class Journal:
         self._end = 0
 
     @classmethod
-    def create(
-        cls, path: Path, header: Mapping[str, Any], previous: Path | None = None
-    ) -> Journal:
+    def create(cls, path: Path, header: Mapping[str, Any], previous: Path | None = None) -> Journal:
         """Start a new journal; one left over from an earlier run is replaced.
 
         Args:
@@ -69,7 +67,8 @@ class Journal:
     @classmethod
     def unkept(cls, header: Mapping[str, Any]) -> Journal:
         """A journal that vanishes with the process, for a run that stores nothing."""
-        journal = cls(Path(os.devnull), tempfile.TemporaryFile(buffering=0))
+        stream = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with the journal
+        journal = cls(Path(os.devnull), stream)
         journal._begin(header)
         return journal
 

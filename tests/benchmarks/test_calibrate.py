@@ -2,6 +2,7 @@ import math
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,15 +45,36 @@ def test_the_most_variable_variant_sets_the_tolerance(repeats):
 
     # sd 4 of a mean of 100: 3 * sqrt(2) * 4 % = 17.0 %, in two digits 17 %.
     assert math.isclose(3 * math.sqrt(2) * 0.04, 0.1697, abs_tol=1e-4)
-    assert "| throughput | decode_tokens_per_s | fp16 | 100 | 4 | 4.000% | 8 | relative 0.17 |" in (
-        done.stdout
-    )
+    row = "| throughput | decode_tokens_per_s | fp16 | 3 | 100 | 4 | 4.000% | 8 | relative 0.17 |"
+    assert row in done.stdout
 
 
 def test_what_repeats_exactly_keeps_the_built_in_tolerance(repeats):
-    assert "| mmlu | accuracy | fp16 | 0.5 | 0 | 0.000% | 0 | absolute 0.005 |" in (
+    assert "| mmlu | accuracy | fp16 | 3 | 0.5 | 0 | 0.000% | 0 | absolute 0.005 |" in (
         calibrate(*repeats).stdout
     )
+
+
+def test_what_a_run_itself_calls_noisy_does_not_widen_the_tolerance(repeats, tmp_path):
+    noisy = throughput("fp16", 10)
+    noisy = replace(noisy, notes=("noisy: times of decode vary by 40% (more than 5%)",))
+    records = [noisy, throughput("ewq-0.5", 50), record("mmlu", "fp16", {"accuracy": metric(0.5)})]
+    done = calibrate(*repeats, stored_run(tmp_path, records, number=9))
+
+    assert "| decode_tokens_per_s | fp16 | 3 | 100 | 4 |" in done.stdout
+
+
+def test_one_command_measures_and_writes_the_page(tmp_path):
+    page = tmp_path / "calibration.md"
+    select = ("--tier", "smoke", "--variants", "fp16,bnb-nf4", "--repeats", "3")
+    done = calibrate(*select, "-o", page)
+
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert "2 processes gave" in text
+    assert "equal to the last bit" in text
+    assert "| bnb-nf4 | perplexity | ln_ppl_ratio |" in text
+    assert "| memory | weights_bytes | relative 0.005 | 0.50% | holds |" in text
 
 
 def test_the_tables_are_valid_thresholds(repeats):
