@@ -218,9 +218,9 @@ def test_a_comment_fits_where_twelve_variants_fail_at_everything(compare):
 
 
 def test_a_comment_of_lists_alone_is_cut_at_a_line_and_says_so(huge):
-    text = to_markdown(huge, 300)
+    text = to_markdown(huge, 220)
 
-    assert len(text.encode()) < 300
+    assert len(text.encode()) < 220
     assert text.endswith("The rest does not fit a comment; `--format json` or `html` has it all.\n")
 
 
