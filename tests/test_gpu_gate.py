@@ -137,8 +137,8 @@ def test_the_benchmarks_are_run_and_the_comment_made_as_documented(gate):
     measured, searched, commented = gate.calls.read_text().splitlines()
 
     assert measured.startswith("-m pytest benchmarks/ -k ewq --benchmark-autosave")
-    assert "--ewq-baseline ancestor" in measured
-    assert "--ewq-model org/model --ewq-require-baseline --ewq-resume" in measured
+    assert "--ewq-baseline=ancestor" in measured
+    assert "--ewq-model=org/model --ewq-require-baseline --ewq-resume" in measured
     assert searched.startswith("gh api --paginate repos/org/project/issues/17/comments --jq ")
     assert commented.rstrip() == (
         "gh api --silent --method POST repos/org/project/issues/17/comments "

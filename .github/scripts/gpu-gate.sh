@@ -28,9 +28,11 @@ newest_stored() {
 
 measure() {
   local before after status=0
+  # With "=": before it knows our options, pytest takes a path after a space for one to test,
+  # and looks for its configuration there.
   local options=(benchmarks/ -k "${EWQ_SELECT:-ewq}" --benchmark-autosave
-    --benchmark-storage "$storage" --ewq-baseline "$baseline" --junitxml "$out/junit.xml")
-  if [[ -n ${EWQ_MODEL:-} ]]; then options+=(--ewq-model "$EWQ_MODEL"); fi
+    "--benchmark-storage=$storage" "--ewq-baseline=$baseline" "--junitxml=$out/junit.xml")
+  if [[ -n ${EWQ_MODEL:-} ]]; then options+=("--ewq-model=$EWQ_MODEL"); fi
   if [[ ${EWQ_REQUIRE_BASELINE:-} == true ]]; then options+=(--ewq-require-baseline); fi
   if [[ ${EWQ_RESUME:-} == true ]]; then options+=(--ewq-resume); fi
   rm -f "$out/run.json" "$out/run.path" "$out/measure.status"

@@ -104,9 +104,11 @@ def test_limits_of_the_thresholds_file_fail_without_any_baseline(bench, project,
     (project.path / "benchmarks" / "thresholds.toml").write_text(
         "[default.divergence]\nkld_mean = {max = 0.001}\nrms_delta_p = {max = 1.0}\n"
     )
-    bench(*TWO, "-k", "divergence", *SAVE).assert_outcomes(passed=1, failed=1)
+    result = bench(*TWO, "-k", "divergence", *SAVE)
 
+    result.assert_outcomes(passed=1, failed=1)
     record = records(project)[EWQ, "divergence"]
+    result.stdout.fnmatch_lines(["gates: 1 pass, 1 fail, by *benchmarks?thresholds.toml"])
     assert record["verdict"] == "fail"
     assert "kld_mean" in record["reasons"][0]
     assert "is beyond max 0.001" in record["reasons"][0]
