@@ -68,8 +68,12 @@ def compare(before, after, checkout):
 
 def repeat(checkout, storage, select):
     """One more run against the newest baseline and against the first run, and what was said."""
+    before = stored(storage)
     status, output = smoke(storage, *select, "--benchmark-compare", checkout=checkout)
-    first, *_, last = stored(storage)
+    first, last = before[0], stored(storage)[-1]
+    if status not in (0, 1) or last == before[-1]:
+        # Neither an alarm nor its absence: something ended the run itself.
+        sys.exit(f"a run ended with exit status {status} and says nothing:\n{output[-3000:]}")
     code, worse = compare(first, last, checkout)
     verdicts = Counter(json.loads(last.read_text())["ewq"]["verdicts"].values())
     return {"exit": status, "said": said(output), "compare": code, "worse": worse,
