@@ -1,3 +1,4 @@
+import importlib
 import math
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ewq.storage.runs import read_run
 from tests.make_runs import GPU, metric, record, stored_run
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "calibrate.py"
@@ -64,17 +66,41 @@ def test_what_a_run_itself_calls_noisy_does_not_widen_the_tolerance(repeats, tmp
     assert "| decode_tokens_per_s | fp16 | 3 | 100 | 4 |" in done.stdout
 
 
-def test_one_command_measures_and_writes_the_page(tmp_path):
-    page = tmp_path / "calibration.md"
-    select = ("--tier", "smoke", "--variants", "fp16,bnb-nf4", "--repeats", "3")
-    done = calibrate(*select, "-o", page)
+@pytest.fixture
+def page(repeats, tmp_path, monkeypatch):
+    """The page of three speed runs and of quality runs with these values of one variant."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    report = importlib.import_module("calibration.report")
 
-    assert done.returncode == 0, done.stderr
-    text = page.read_text()
-    assert "2 processes gave" in text
-    assert "equal to the last bit" in text
-    assert "| bnb-nf4 | perplexity | ln_ppl_ratio |" in text
-    assert "| memory | weights_bytes | relative 0.005 | 0.50% | holds |" in text
+    def write(*values):
+        quality = [
+            read_run(stored_run(tmp_path / "quality", [perplexity(value)], number=number))
+            for number, value in enumerate(values)
+        ]
+        return report.document([read_run(path) for path in repeats], quality, 600.0, "command")
+
+    return write
+
+
+def perplexity(ln_ratio):
+    metrics = {"ln_ppl_ratio": metric(ln_ratio, stderr=0.01, n=900, better=False, unit="nats")}
+    return record("perplexity", "bnb-nf4", metrics)
+
+
+def test_the_page_shows_equality_errors_and_what_is_too_tight(page):
+    text = page(0.2, 0.2)
+
+    assert "2 processes gave 1 metrics and the items of 1 measurements equal" in text
+    # The shipped limit of 0.35 is (0.35 - 0.2) / 0.01 errors away.
+    assert "| bnb-nf4 | perplexity | ln_ppl_ratio | 0.2 | 0.01 | 900 | max 0.35 | 15.0 |" in text
+    assert "| throughput | decode_tokens_per_s | relative 0.17 | 10.00% | **too tight** |" in text
+    assert "| mmlu | accuracy | absolute 0.005 | 0.005 | holds |" in text
+
+
+def test_the_page_names_what_moved(page):
+    text = page(0.2, 0.2000001)
+
+    assert "2 processes gave different values of:\n\n- bnb-nf4/perplexity: ln_ppl_ratio" in text
 
 
 def test_the_tables_are_valid_thresholds(repeats):
