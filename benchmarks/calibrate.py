@@ -1,153 +1,106 @@
 """Tolerances from measured variance: what repeated runs of the same code differ by.
 
-    for i in $(seq 10); do pytest benchmarks/ --benchmark-autosave; done
-    python benchmarks/calibrate.py .benchmarks/*/*.json [--toml]
+    python benchmarks/calibrate.py                      measure, write docs/results/calibration.md
+    python benchmarks/calibrate.py RUN RUN ... [--toml] only the table of runs stored already
 
-Prints a Markdown table, a row per task and metric: the variant that varies most, its mean, the
-standard deviation over runs, the largest difference of any two runs, and a tolerance of three
-standard deviations of a difference, ``3 sqrt(2) sd``, relative to the mean; or, with ``--toml``,
-the ``[tolerance.TASK]`` tables. A tolerance is never proposed below the built-in one.
+Quality on one device repeats to the last bit, so two runs show that it does; clocks and memory
+do not, and are measured in ten processes of their own. Run it alone on the machine: some fifteen
+minutes on two cores for the embedded model. A tolerance is three standard deviations of a
+difference, ``3 sqrt(2) sd``, never below the built-in one.
 """
 
 import argparse
-import math
+import os
+import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import tempfile
+import time
 from pathlib import Path
-from statistics import fmean, stdev
 
-from ewq.errors import EwqError, InputError
-from ewq.gating.change import incomparable
-from ewq.gating.thresholds import DEFAULT_TOLERANCES
-from ewq.storage.environment import comparable
-from ewq.storage.runs import Run, read_run
+from calibration.report import ROOT, document
+from calibration.spread import ADVISED_RUNS, spreads, to_table, to_toml
 
-FEWEST_RUNS = 3
-ADVISED_RUNS = 10
-SPREADS = 3.0
-"""Standard deviations of a difference: a false alarm of chance in some 700 comparisons."""
+from ewq.errors import EwqError
+from ewq.storage.runs import Run, read_run, stored_runs
 
-
-@dataclass(frozen=True)
-class Spread:
-    """How much one metric of one variant varies over repeated runs."""
-
-    task: str
-    metric: str
-    variant: str
-    mean: float
-    sd: float
-    largest: float
-    """Largest difference between two runs."""
-
-    @property
-    def relative(self) -> float:
-        """Standard deviation as a share of the mean."""
-        return self.sd / abs(self.mean) if self.mean else (math.inf if self.sd else 0.0)
-
-    @property
-    def tolerance(self) -> tuple[str, float]:
-        """``relative`` or ``absolute``, as the built-in tolerance has it, and its size."""
-        built_in = DEFAULT_TOLERANCES.get(self.task, {}).get(self.metric)
-        spread = SPREADS * math.sqrt(2) * self.sd
-        if built_in is not None and built_in.relative is None:
-            return "absolute", max(_rounded_up(spread), built_in.absolute or 0.0)
-        floor = (built_in.relative or 0.0) if built_in else 0.0
-        return "relative", max(_rounded_up(spread / abs(self.mean)) if self.mean else 0.0, floor)
+RESULTS = ROOT / "docs" / "results" / "calibration.md"
+QUALITY_RUNS = 2
+QUALITY = "(perplexity or divergence or mmlu_cloze)"
+SPEED = "(throughput or memory)"
 
 
-def spreads(runs: Sequence[Run]) -> list[Spread]:
-    """The spread of every gated metric: of its most variable variant, by task.
+def measure(storage: Path, selection: str, options: argparse.Namespace) -> Run:
+    """One run in a process of its own.
 
     Raises:
-        InputError: fewer than three runs, or runs of different things.
+        EwqError: nothing was stored.
     """
-    if len(runs) < FEWEST_RUNS:
-        raise InputError(f"{len(runs)} runs tell nothing about variance: store {ADVISED_RUNS}")
-    _require_repeats(runs)
-    found: dict[tuple[str, str], Spread] = {}
-    for spread in _all_spreads(runs):
-        key = (spread.task, spread.metric)
-        if key not in found or spread.relative > found[key].relative:
-            found[key] = spread
-    return sorted(found.values(), key=lambda spread: (spread.task, spread.metric))
+    command = [sys.executable, "-m", "pytest", "benchmarks/", "-q", "-k", selection]
+    command += [f"--benchmark-storage={storage}", "--benchmark-autosave"]
+    command += ["--ewq-variants", options.variants, "--ewq-tier", options.tier]
+    command += ["--ewq-model", options.model] if options.model else []
+    before = set(stored_runs(storage))
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    stored = [path for path in stored_runs(storage) if path not in before]
+    # A limit that fails is no obstacle: the limits are what is being calibrated.
+    if not stored or not read_run(stored[0]).complete:
+        raise EwqError(f"a run could not be completed:\n{done.stdout[-3000:]}{done.stderr[-2000:]}")
+    return read_run(stored[0])
 
 
-def to_table(found: Iterable[Spread], runs: int) -> str:
-    """Markdown for docs/."""
-    lines = [
-        f"Variance over {runs} runs of the same code.",
-        "",
-        "| task | metric | most variable | mean | sd | sd / mean | largest change | tolerance |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for each in found:
-        kind, size = each.tolerance
-        lines.append(
-            f"| {each.task} | {each.metric} | {each.variant} | {each.mean:.6g} | {each.sd:.3g} "
-            f"| {each.relative:.3%} | {each.largest:.3g} | {kind} {size:g} |"
-        )
-    return "\n".join(lines) + "\n"
+def calibrate(options: argparse.Namespace) -> None:
+    """Measure everything and write the page."""
+    begin_s = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        # First, since it also fills the caches of analyses and GGUF files.
+        quality = _repeated(Path(folder) / "quality", QUALITY, QUALITY_RUNS, options)
+        speed = _repeated(Path(folder) / "speed", SPEED, options.repeats, options)
+        command = " ".join(["python benchmarks/calibrate.py", *sys.argv[1:]])
+        text = document(speed, quality, time.monotonic() - begin_s, command)
+    options.output.write_text(text, encoding="utf-8")
+    tight = text.count("**too tight**")
+    sys.stdout.write(f"{options.output}: {tight} tolerances of thresholds.toml are too tight\n")
 
 
-def to_toml(found: Iterable[Spread]) -> str:
-    """``[tolerance.TASK]`` tables to paste into thresholds.toml."""
-    lines: list[str] = []
-    task = None
-    for each in found:
-        if each.task != task:
-            task = each.task
-            lines += ["", f"[tolerance.{task}]"]
-        kind, size = each.tolerance
-        lines.append(f"{each.metric} = {{ {kind} = {size:g} }}")
-    return "\n".join(lines).lstrip() + "\n"
+def _repeated(storage: Path, selection: str, times: int, options: argparse.Namespace) -> list[Run]:
+    runs = []
+    for number in range(1, times + 1):
+        begin_s = time.monotonic()
+        runs.append(measure(storage, selection, options))
+        sys.stderr.write(f"{storage.name} {number}/{times}: {time.monotonic() - begin_s:.0f} s\n")
+    return runs
 
 
-def _all_spreads(runs: Sequence[Run]) -> Iterable[Spread]:
-    for variant, task in runs[0].records:
-        records = [run.records[variant, task] for run in runs]
-        for metric in DEFAULT_TOLERANCES.get(task, {}):
-            if all(metric in record.metrics for record in records):
-                values = [record.metrics[metric].value for record in records]
-                largest = max(values) - min(values)
-                yield Spread(task, metric, variant, fmean(values), stdev(values), largest)
-
-
-def _require_repeats(runs: Sequence[Run]) -> None:
-    first = runs[0]
-    for run in runs:
-        reasons = comparable(first.machine, run.machine)
-        if run.machine.get("ewq_code") != first.machine.get("ewq_code"):
-            reasons.append("measured by other code")
-        if run.records.keys() != first.records.keys():
-            reasons.append("measured other benchmarks")
-        else:
-            for key, record in run.records.items():
-                reasons += incomparable(first.records[key], record)
-        if reasons:
-            raise InputError(f"{run.path} is no repetition of {first.path}: {'; '.join(reasons)}")
-
-
-def _rounded_up(value: float) -> float:
-    """Two significant digits, never below ``value``."""
-    if value == 0.0:
-        return 0.0
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return math.ceil(value / unit - 1e-9) * unit
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", type=Path, help="stored runs of the same code")
+    parser.add_argument("--toml", action="store_true", help="tables for thresholds.toml")
+    parser.add_argument("--repeats", type=int, default=ADVISED_RUNS)
+    parser.add_argument("--variants", default="fp16,ewq-0.65,gguf-q4_k_m")
+    parser.add_argument("--model", default="", help="as --ewq-model (default: the embedded one)")
+    parser.add_argument("--tier", default="quick")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS)
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Read the runs named on the command line and print the proposal."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="stored runs of the same code")
-    parser.add_argument("--toml", action="store_true", help="tables for thresholds.toml")
-    arguments = parser.parse_args()
+    """Calibrate, or read the runs named on the command line and print the proposal."""
+    options = _options()
     try:
-        found = spreads([read_run(path) for path in arguments.runs])
+        if not options.runs:
+            calibrate(options)
+            return
+        found = spreads([read_run(path) for path in options.runs])
     except EwqError as error:
         sys.exit(f"calibrate: {error}")
-    text = to_toml(found) if arguments.toml else to_table(found, len(arguments.runs))
+    text = to_toml(found) if options.toml else to_table(found, len(options.runs))
     sys.stdout.write(text)
 
 

@@ -96,10 +96,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     session_of(session.config).selected = keys
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    """One line on what is measured."""
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """One line on what is measured, and one where nothing will be gated."""
     options = session_of(config).options
-    return f"ewq: model {options.model or '(embedded)'}, tier {options.tier}"
+    ungated = why_ungated(config)
+    model = f"ewq: model {options.model or '(embedded)'}, tier {options.tier}"
+    return [model, f"ewq: {ungated}"] if ungated else [model]
 
 
 @pytest.fixture(scope="session")
@@ -285,6 +287,17 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.C
         from ewq.harness.summary import write_summary
 
         write_summary(terminalreporter, state, storage_folder(config))
+    elif _measured_elsewhere(terminalreporter):
+        terminalreporter.write_line(f"ewq: gates: {why_ungated(config)}", yellow=True)
+
+
+def _measured_elsewhere(reporter: TerminalReporter) -> bool:
+    """Whether xdist's workers ran benchmarks of ours: what they know stays with them."""
+    reports = (
+        report for outcome in ("passed", "failed") for report in reporter.getreports(outcome)
+    )
+    properties = (each for report in reports for each in report.user_properties)
+    return any(name == "ewq_verdict" for name, _ in properties)
 
 
 def _is_benchmark(definition: Any) -> bool:  # noqa: ANN401 - pytest internals

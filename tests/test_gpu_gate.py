@@ -27,7 +27,9 @@ fi
 exec "$REAL_PYTHON" "$@"
 """
 GH = """#!/usr/bin/env bash
-echo "gh $*" >> "$CALLS"
+echo "gh $*" | tr '\\n' ' ' | tr -s ' ' >> "$CALLS"
+echo >> "$CALLS"
+if [[ "$*" == *--paginate* ]]; then printf '%s' "${COMMENTS:-}"; fi
 """
 
 
@@ -48,6 +50,7 @@ class Gate:
             "EWQ_OUT": str(self.out),
             "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
             "PULL_REQUEST": "17",
+            "GITHUB_REPOSITORY": "org/project",
         }
         (folder / "bin").mkdir()
         for name, text in (("python", PYTHON), ("gh", GH)):
@@ -131,13 +134,26 @@ def test_the_benchmarks_are_run_and_the_comment_made_as_documented(gate):
     gate.store_base(1000)
     gate.will_measure(1000)
     gate.job(EWQ_MODEL="org/model", EWQ_RESUME="true", EWQ_REQUIRE_BASELINE="true")
-    measured, commented = gate.calls.read_text().splitlines()
+    measured, searched, commented = gate.calls.read_text().splitlines()
 
     assert measured.startswith("-m pytest benchmarks/ -k ewq --benchmark-autosave")
-    assert "--ewq-baseline ancestor" in measured
-    assert "--ewq-model org/model --ewq-require-baseline --ewq-resume" in measured
-    assert commented == (
-        f"gh pr comment 17 --body-file {gate.out}/comment.md --edit-last --create-if-none"
+    assert "--ewq-baseline=ancestor" in measured
+    assert "--ewq-model=org/model --ewq-require-baseline --ewq-resume" in measured
+    assert searched.startswith("gh api --paginate repos/org/project/issues/17/comments --jq ")
+    assert commented.rstrip() == (
+        "gh api --silent --method POST repos/org/project/issues/17/comments "
+        f"--field body=@{gate.out}/comment.md"
+    )
+
+
+def test_an_earlier_comment_of_the_gate_is_renewed(gate):
+    gate.store_base(1000)
+    gate.will_measure(1000)
+    gate.job(COMMENTS="4\n71\n")
+
+    assert gate.calls.read_text().splitlines()[-1].rstrip() == (
+        "gh api --silent --method PATCH repos/org/project/issues/comments/71 "
+        f"--field body=@{gate.out}/comment.md"
     )
 
 
@@ -217,7 +233,21 @@ def test_workflows_use_existing_scripts_and_no_event_text_in_shell(path):
 
 
 def test_the_gate_never_runs_code_of_forks_on_the_own_machine():
-    (job,) = yaml.safe_load((WORKFLOWS / "gpu-gate.yml").read_text())["jobs"].values()
+    gate = yaml.safe_load((WORKFLOWS / "gpu-gate.yml").read_text())["jobs"]["gate"]
 
-    assert "head.repo.full_name == github.repository" in job["if"]
-    assert "self-hosted" in job["runs-on"]
+    assert "head.repo.full_name == github.repository" in gate["if"]
+    assert "self-hosted" in gate["runs-on"]
+
+
+def test_no_token_may_write_where_the_code_under_test_runs():
+    workflow = yaml.safe_load((WORKFLOWS / "gpu-gate.yml").read_text())
+    jobs = workflow["jobs"]
+    writing = {name for name, job in jobs.items() if "write" in job.get("permissions", {}).values()}
+
+    assert workflow["permissions"] == {"contents": "read"}
+    assert writing == {"comment"}
+    assert "self-hosted" not in jobs["comment"]["runs-on"]
+    assert jobs["comment"]["steps"][0]["with"]["ref"] == (
+        "${{ github.event.pull_request.base.sha }}"
+    )
+    assert "github.token" not in str(jobs["gate"])

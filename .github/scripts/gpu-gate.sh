@@ -3,7 +3,8 @@
 #
 #   gpu-gate.sh measure   run the benchmarks, store the run; a failed gate does not stop the job
 #   gpu-gate.sh compare   compare the run with its baseline as Markdown, JSON and HTML
-#   gpu-gate.sh comment   put the Markdown under the pull request (needs gh and PULL_REQUEST)
+#   gpu-gate.sh comment   put the Markdown under the pull request, or renew it there (needs gh,
+#                         PULL_REQUEST and GITHUB_REPOSITORY)
 #   gpu-gate.sh verdict   exit 0, or 1 with a line that says why
 #
 # Environment: EWQ_STORAGE  pytest-benchmark's storage folder
@@ -27,12 +28,14 @@ newest_stored() {
 
 measure() {
   local before after status=0
+  # With "=": before it knows our options, pytest takes a path after a space for one to test,
+  # and looks for its configuration there.
   local options=(benchmarks/ -k "${EWQ_SELECT:-ewq}" --benchmark-autosave
-    --benchmark-storage "$storage" --ewq-baseline "$baseline" --junitxml "$out/junit.xml")
-  if [[ -n ${EWQ_MODEL:-} ]]; then options+=(--ewq-model "$EWQ_MODEL"); fi
+    "--benchmark-storage=$storage" "--ewq-baseline=$baseline" "--junitxml=$out/junit.xml")
+  if [[ -n ${EWQ_MODEL:-} ]]; then options+=("--ewq-model=$EWQ_MODEL"); fi
   if [[ ${EWQ_REQUIRE_BASELINE:-} == true ]]; then options+=(--ewq-require-baseline); fi
   if [[ ${EWQ_RESUME:-} == true ]]; then options+=(--ewq-resume); fi
-  rm -f "$out/run.json" "$out/run.path"
+  rm -f "$out/run.json" "$out/run.path" "$out/measure.status"
   before=$(newest_stored)
   python -m pytest "${options[@]}" || status=$?
   echo "$status" > "$out/measure.status"
@@ -80,8 +83,17 @@ write_excuse() {
   } > "$out/comment.md"
 }
 
+# One comment a pull request, known by its heading: other workflows write as the same bot.
 comment() {
-  gh pr comment "$PULL_REQUEST" --body-file "$out/comment.md" --edit-last --create-if-none
+  local comments="repos/$GITHUB_REPOSITORY/issues/$PULL_REQUEST/comments" id
+  id=$(gh api --paginate "$comments" --jq '.[] | select(.user.type == "Bot")
+    | select(.body | startswith("### ewq: ")) | .id' | tail -n 1)
+  if [[ -n $id ]]; then
+    gh api --silent --method PATCH "repos/$GITHUB_REPOSITORY/issues/comments/$id" \
+      --field "body=@$out/comment.md"
+  else
+    gh api --silent --method POST "$comments" --field "body=@$out/comment.md"
+  fi
 }
 
 verdict() {

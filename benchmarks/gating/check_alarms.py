@@ -1,22 +1,22 @@
 """Do the gates catch a planted defect, and nothing where there is none?
 
-    python benchmarks/gating/check_alarms.py [--repeats 20] [--variants fp16,ewq-0.65,...]
+    python benchmarks/gating/check_alarms.py [--repeats 20] [--variants A,B] [--docs] [--json FILE]
 
 In a scratch clone of the last commit: runs the smoke tier, repeats it ``--repeats`` times with
 ``--benchmark-compare`` (no alarm may sound), then once for each defect, planted in a commit of its
-own, which both ``--benchmark-compare`` and ``ewq compare`` must catch. Prints one JSON document;
-the exit status is 1 where an alarm was false or missing.
+own, which both ``--benchmark-compare`` and ``ewq compare`` must catch. Prints one line; the exit
+status is 1 where an alarm was false or missing.
 """
 
-import argparse
 import json
 import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
-from runs import ROOT, smoke, stored
+from runs import ROOT, conclude, environment, parser, smoke, stored
 
 QUANTIZE = "            result.update(operation.convert({name: value}, model=model, **kwargs))\n"
 SCALED = """\
@@ -50,18 +50,40 @@ def plant(checkout, name, lines):
         "commit", "-qam", name)  # fmt: skip
 
 
-def compare(before, after):
-    """Exit status of ``ewq compare`` and the metrics that it calls worse."""
+def compare(before, after, checkout):
+    """Exit status of ``ewq compare`` and what it calls worse: ``variant/task/metric`` -> how."""
     command = [sys.executable, "-m", "ewq", "compare", str(before), str(after), "--format", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, alarms(done.stdout)
+    done = subprocess.run(
+        command, cwd=checkout, env=environment(checkout), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if not done.stdout:
+        sys.exit(done.stderr)
+    rows = json.loads(done.stdout)["rows"]
+    return done.returncode, {
+        f"{each['variant']}/{each['task']}/{each['metric']}": each["sentence"]
+        for each in rows if each["verdict"] == "fail"
+    }  # fmt: skip
 
 
-def alarms(document):
-    """``variant/task/metric`` of every change judged a failure."""
-    changes = json.loads(document)["rows"]
-    return [f"{each['variant']}/{each['task']}/{each['metric']}" for each in changes
-            if each["verdict"] == "fail"]  # fmt: skip
+def repeat(checkout, storage, select):
+    """One more run against the newest baseline and against the first run, and what was said."""
+    before = stored(storage)
+    status, output = smoke(storage, *select, "--benchmark-compare", checkout=checkout)
+    first, last = before[0], stored(storage)[-1]
+    if status not in (0, 1) or last == before[-1]:
+        # Neither an alarm nor its absence: something ended the run itself.
+        sys.exit(f"a run ended with exit status {status} and says nothing:\n{output[-3000:]}")
+    code, worse = compare(first, last, checkout)
+    verdicts = Counter(json.loads(last.read_text())["ewq"]["verdicts"].values())
+    return {"exit": status, "said": said(output), "compare": code, "worse": worse,
+            "verdicts": dict(verdicts)}  # fmt: skip
+
+
+def said(output):
+    """The lines in which the run says what failed."""
+    lines = [line for line in output.splitlines() if re.search(r"^(FAILED|E  .*baseline)", line)]
+    return [re.sub(r"\x1b\[[0-9;]*m", "", line)[:300] for line in lines]
 
 
 def caught(seen, variant):
@@ -72,46 +94,57 @@ def caught(seen, variant):
     return bool(in_pytest and in_compare and seen["exit"] == 1 and seen["compare"] == 1)
 
 
-def said(output):
-    """The lines in which the run says what failed."""
-    lines = [line for line in output.splitlines() if re.search(r"^(FAILED|E  .*baseline)", line)]
-    return [re.sub(r"\x1b\[[0-9;]*m", "", line)[:300] for line in lines]
+def try_out(folder, options):
+    """What the repetitions and the runs with a defect said."""
+    checkout, storage = folder / "clone", folder / "storage"
+    select = ("--ewq-variants", options.variants)
+    git(ROOT, "clone", "-q", str(ROOT), str(checkout))
+    git(checkout, "branch", "sound")
+    status, output = smoke(storage, *select, checkout=checkout)
+    if status:
+        sys.exit(output)
+    repeats = [repeat(checkout, storage, select) for _ in range(options.repeats)]
+    defects = []
+    for name, (variant, lines) in DEFECTS.items():
+        plant(checkout, name, lines)
+        seen = repeat(checkout, storage, select)
+        defects.append({"defect": name, "caught": caught(seen, variant), **seen})
+    return repeats, defects
+
+
+def report(options, repeats, defects):
+    false = [each for each in repeats if each["exit"] or each["compare"]]
+    missed = [each for each in defects if not each["caught"]]
+    counts = sum((Counter(each["verdicts"]) for each in repeats), Counter())
+    lines = [
+        f"{len(repeats)} repetitions gave {len(false)} false alarms, and "
+        f"{len(defects) - len(missed)} of {len(defects)} planted defects were caught by both "
+        "`pytest --benchmark-compare` and `ewq compare`",
+        f"Variants: {options.variants.replace(',', ', ')}. Verdicts of all repetitions: "
+        + ", ".join(f"{number} {verdict}" for verdict, number in counts.items()) + ".",
+        "",
+        "| defect | caught | metric | as `ewq compare` tells it |",
+        "| --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for each in defects:
+        for metric, sentence in (each["worse"] or {"none": ""}).items():
+            told = sentence.split(" [", 1)[0].replace("|", "\\|")
+            yes = "yes" if each["caught"] else "no"
+            lines.append(f"| {each['defect']} | {yes} | {metric} | {told} |")
+    lines += ["", "False alarms:", ""] if false else []
+    lines += [f"- {'; '.join(each['said']) or list(each['worse'])}" for each in false]
+    seen = {"variants": options.variants, "repeats": repeats, "defects": defects}
+    conclude(options, "Planted defects and repetitions", not false and not missed, lines, seen)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--variants", default="fp16,ewq-0.65,bnb-int8,bnb-nf4,gguf-q8_0")
-    options = parser.parse_args()
-    select = ("--ewq-variants", options.variants)
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--repeats", type=int, default=20)
+    options.add_argument("--variants", default="fp16,ewq-0.65,bnb-int8,bnb-nf4,gguf-q8_0")
+    options = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        checkout, storage = Path(folder) / "clone", Path(folder) / "storage"
-        git(ROOT, "clone", "-q", str(ROOT), str(checkout))
-        git(checkout, "branch", "sound")
-        status, output = smoke(storage, *select, checkout=checkout)
-        if status:
-            sys.exit(output)
-        first = stored(storage)[0]
-        repeats, defects = [], []
-        for _ in range(options.repeats):
-            status, output = smoke(storage, *select, "--benchmark-compare", checkout=checkout)
-            code, worse = compare(first, stored(storage)[-1])
-            seen = {"exit": status, "said": said(output), "compare": code, "worse": worse}
-            repeats.append(seen)
-        for name, (variant, lines) in DEFECTS.items():
-            plant(checkout, name, lines)
-            status, output = smoke(storage, *select, "--benchmark-compare", checkout=checkout)
-            code, worse = compare(first, stored(storage)[-1])
-            seen = {"exit": status, "said": said(output), "compare": code, "worse": worse}
-            defects.append({"defect": name, "caught": caught(seen, variant), **seen})
-    false = [each for each in repeats if each["exit"] or each["compare"]]
-    missed = [each["defect"] for each in defects if not each["caught"]]
-    json.dump({
-        "variants": options.variants, "repeats": len(repeats), "false_alarms": len(false),
-        "false": false, "defects": defects, "missed": missed,
-    }, sys.stdout, indent=1)  # fmt: skip
-    sys.stdout.write("\n")
-    sys.exit(bool(false or missed))
+        repeats, defects = try_out(Path(folder), options)
+    report(options, repeats, defects)
 
 
 if __name__ == "__main__":

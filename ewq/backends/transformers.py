@@ -8,6 +8,7 @@ from typing import Any
 from ewq.backends.decoders import AUTO
 from ewq.backends.padding import Padding
 from ewq.backends.transformers_model import TransformersModel
+from ewq.conversion_errors import told
 from ewq.errors import CheckpointError, InputError
 
 __all__ = ["TransformersModel", "load_transformers"]
@@ -84,9 +85,10 @@ def _load(
     where, file = _locate(source)
     try:
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(where, **file)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where, output_loading_info=True, **file, **options
-        )
+        with told():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                where, output_loading_info=True, **file, **options
+            )
         _require_all_weights(source, loaded[1])
         return loaded[0], tokenizer
     except (OSError, ValueError) as error:

@@ -150,7 +150,9 @@ def unsuitable(run: Run, wanted: Wanted) -> list[str]:
         return [*reasons, "measured none of what is wanted now"]
     if any(run.records[key].fingerprint != wanted.fingerprint for key in shared):
         reasons.append("measured another model")
-    reasons += _other_settings(run.settings, wanted.settings)
+    # Each record knows its tier, also those of runs that kept no settings.
+    tiers = {"tier": run.records[shared[0]].tier}
+    reasons += _other_settings({**tiers, **run.settings}, wanted.settings)
     for key in shared:
         if key in wanted.records:
             theirs, ours = run.records[key].settings, wanted.records[key].settings

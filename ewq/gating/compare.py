@@ -77,12 +77,13 @@ def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> 
     """
     shared = [key for key in after.records if key in before.records]
     hardware = comparable(before.machine, after.machine)
-    refusals, rows = list(hardware), []
+    refusals, rows = [*hardware, *_other_tokenizer(before, after)], []
+    whole = bool(refusals)
     for key in shared:
         old, new = before.records[key], after.records[key]
         reasons = incomparable(old, new)
         refusals += [f"{'/'.join(key)}: {reason}" for reason in reasons]
-        tolerances = {} if reasons or hardware else thresholds.tolerances_for(key[1])
+        tolerances = {} if reasons or whole else thresholds.tolerances_for(key[1])
         rows += _rows(key, old, new, tolerances)
     if not shared:
         refusals.append("the runs have no benchmark in common")
@@ -96,6 +97,12 @@ def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> 
         differences=tuple(differences(before.machine, after.machine)),
         foreign=bool(hardware),
     )
+
+
+def _other_tokenizer(before: Run, after: Run) -> list[str]:
+    """The checkpoint's fingerprint says nothing of its tokenizer; older runs do not know theirs."""
+    digests = [run.settings.get("tokenizer") for run in (before, after)]
+    return ["measured with another tokenizer"] if all(digests) and digests[0] != digests[1] else []
 
 
 def _rows(

@@ -46,7 +46,14 @@ def to_markdown(comparison: Comparison, limit: int = COMMENT_LIMIT) -> str:
         excess = (len(text.encode()) - limit) // 200
         kept = max(0, kept - max(1, excess))
         text = _markdown(comparison, rows, kept)
-    return text
+    return text if len(text.encode()) < limit else _cut(text, limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    """The lists alone may be too long: whole lines from the top, and a line that says so."""
+    note = "\n\nThe rest does not fit a comment; `--format json` or `html` has it all.\n"
+    room = limit - len(note.encode()) - 1
+    return text.encode()[:room].decode(errors="ignore").rpartition("\n")[0] + note
 
 
 def to_json(comparison: Comparison) -> str:

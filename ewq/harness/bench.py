@@ -111,15 +111,14 @@ class Bench:
 
     def identity(self, task: str) -> dict[str, Any]:
         """What a stored reference result must share with this run to stand in for it."""
-        from ewq.storage.environment import LIBRARIES, code_version
+        from ewq.storage.environment import LIBRARIES, code_version, hardware
 
-        kind = self.environment.get("gpu") or self.environment.get("cpu")
         return {
             "fingerprint": self.subject.fingerprint,
             "tokenizer": self.subject.tokenizer_digest,
             "tier": [self.options.tier, repr(self.sizes)],
             "placement": repr(self.placement),
-            "machine": kind,
+            "machine": hardware(self.environment),
             "libraries": {name: self.environment.get(name) for name in LIBRARIES},
             "code": code_version(),
             "data": self.data.digest(task),
@@ -128,7 +127,7 @@ class Bench:
     @property
     def settings(self) -> dict[str, Any]:
         """What two runs must share as a whole to be compared."""
-        return run_settings(self.options, self.placement, self.data, self.selected)
+        return run_settings(self.options, self.subject, self.placement, self.data, self.selected)
 
     def prepare_references(self) -> None:
         """Measure or recall the reference for tasks that pair with it but do not select it."""
@@ -155,11 +154,16 @@ class Bench:
 
 
 def run_settings(
-    options: Options, placement: Placement, data: RunData, selected: Sequence[Key]
+    options: Options,
+    subject: Subject,
+    placement: Placement,
+    data: RunData,
+    selected: Sequence[Key],
 ) -> dict[str, Any]:
     """What two runs must share as a whole, as it is known before anything is measured."""
     return {
         "tier": options.tier,
+        "tokenizer": subject.tokenizer_digest,
         "sizes": json.loads(json.dumps(asdict(data.sizes))),
         **asdict(placement),
         **{f"{task} data": digest for task, digest in data.digests(t for _, t in selected).items()},

@@ -65,7 +65,8 @@ class VariantHandle:
     def close(self) -> None:
         """Free the model, even where a traceback still refers to it."""
         self._closed = True
-        loaded, self._loaded = self._loaded, None
+        # A failure's traceback holds what had been loaded before it.
+        loaded, self._loaded, self._failure = self._loaded, None, None
         if loaded is not None:
             loaded.model.close()
         del loaded

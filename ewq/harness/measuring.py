@@ -25,8 +25,8 @@ class JournalLost(EwqError):
     """Results can no longer be kept: going on would only lose more."""
 
 
-CRASHES_TOLERATED = 1
-"""A process that died once may have been killed; the second time it is the variant's doing."""
+CRASHES_TOLERATED = 2
+"""A process may have been killed, and the resumed one too; the third time the variant did it."""
 
 
 def measure(bench: Bench, handle: VariantHandle, task: str, benchmark: BenchmarkFixture) -> Record:
@@ -65,7 +65,11 @@ def _fresh(bench: Bench, handle: VariantHandle, task: str, benchmark: BenchmarkF
         reason = str(error) or type(error).__name__
         _kept(lambda: bench.journal.failed(key, reason))
         raise
-    payload = {"record": record.to_json(), "durations_s": _durations(benchmark)}
+    payload = {
+        "record": record.to_json(),
+        "durations_s": _durations(benchmark),
+        "data": bench.data.digest(task),
+    }
     _kept(lambda: bench.journal.finished(key, payload))
     return record
 

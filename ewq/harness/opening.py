@@ -43,9 +43,12 @@ def open_bench(
     """
     from ewq.gating.baseline import NEWEST, Choice, Wanted, find_baseline
     from ewq.storage.environment import describe
+    from ewq.storage.journal import Journal
 
     if ungated and (options.require_baseline or baseline_request):
         raise InputError(f"a baseline was asked for, but {ungated}")
+    if ungated and options.resume:
+        raise InputError(f"there is nothing to go on with: {ungated}")
     placement = find_placement(
         options.device, options.dtype, options.decode, subject.checkpoint.config
     )
@@ -56,12 +59,14 @@ def open_bench(
     data = RunData(options, sizes)
     choice = Choice(None)
     if request := baseline_request or (NEWEST if options.require_baseline else ""):
-        settings = run_settings(options, placement, data, selected)
+        settings = run_settings(options, subject, placement, data, selected)
         wanted = Wanted(subject.fingerprint, environment, tuple(selected), settings)
         choice = find_baseline(request, storage, wanted, rootdir)
     if options.require_baseline and choice.run is None:
         raise InputError(f"no baseline to gate against: {'; '.join(choice.reasons)}")
-    journal = _journal(options, subject, placement, sizes, environment, storage)
+    header = _header(options, subject, placement, sizes, environment)
+    journal = Journal.unkept(header) if ungated else _journal(options, header, storage)
+    _require_same_data(journal, data)
     return Bench(
         options=options,
         subject=subject,
@@ -97,32 +102,50 @@ def _thresholds(options: Options, rootdir: Path) -> Thresholds:
     return load_thresholds(path, known)
 
 
-def _journal(
+def _header(
     options: Options,
     subject: Subject,
     placement: Placement,
     sizes: Tier,
     environment: dict[str, Any],
-    storage: Path,
-) -> Journal:
-    from ewq.storage.environment import LIBRARIES, code_version
-    from ewq.storage.journal import Journal
+) -> dict[str, Any]:
+    """What must be the same for an interrupted run to be resumed."""
+    from ewq.storage.environment import LIBRARIES, code_version, hardware
 
-    header = {
+    return {
         "fingerprint": subject.fingerprint,
         "tokenizer": subject.tokenizer_digest,
         "tier": options.tier,
         "sizes": repr(sizes),
         "placement": repr(placement),
         "data": [options.mmlu, options.texts],
-        "machine": environment.get("gpu") or environment.get("cpu"),
+        "machine": hardware(environment),
         "libraries": {name: environment.get(name) for name in LIBRARIES},
         "code": code_version(),
     }
+
+
+def _journal(options: Options, header: dict[str, Any], storage: Path) -> Journal:
+    from ewq.storage.journal import Journal
+
     path = storage / JOURNAL
     if options.resume:
         return Journal.resume(path, header)
-    if path.is_file():
-        # An interrupted run's measurements stay until the next run, whatever is asked for now.
-        path.replace(storage / PREVIOUS_JOURNAL)
-    return Journal.create(path, header)
+    # An interrupted run's measurements stay until the next run, whatever is asked for now.
+    return Journal.create(path, header, storage / PREVIOUS_JOURNAL)
+
+
+def _require_same_data(journal: Journal, data: RunData) -> None:
+    """Files of the same name may hold other questions or texts than before the interruption.
+
+    Raises:
+        InputError: a measurement to be taken over was made on other data.
+    """
+    for (variant, task), payload in journal.completed.items():
+        before, now = payload["data"], data.digest(task)
+        if now != before:
+            journal.close()
+            raise InputError(
+                f"cannot resume {journal.path}: {variant}/{task} was measured on other data "
+                f"({before}, now {now}); run without resuming"
+            )

@@ -37,12 +37,20 @@ def reported(
             raise
         reason = str(error)
         # The interpreter chains this error to the one below, and with it all its frames.
-        traceback.clear_frames(error.__traceback__)
+        for each in _chain(error):
+            traceback.clear_frames(each.__traceback__)
     needed = _needed(reason, needed_bytes() if needed_bytes else None)
     raise MeasurementError(
         f"{what}: out of memory on {device}: {needed}; {_available(device)}; "
         "close other programs, or measure a smaller variant"
     )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that led to it: a retry with less memory may have failed before."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _ran_out(error: MemoryError | RuntimeError) -> bool:

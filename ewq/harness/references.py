@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ewq.cache_dir import cache_dir
 from ewq.errors import EwqError
 from ewq.harness.jobs import JOBS
+from ewq.harness.out_of_memory import reported
 from ewq.measurement import Metric, TaskResult
 from ewq.variants import REFERENCE, find_variant
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 MEASURED_FOR_PAIRING = "the reference was measured for this comparison only"
 BEFORE_INTERRUPTION = "noisy ratio: the reference's speed is from before an interruption"
 STORED = "paired with a stored result of the reference"
+MISSING = "not paired with the reference, which could not be measured"
 
 
 class References:
@@ -60,7 +62,11 @@ class References:
         return (origin,) if origin else ()
 
     def prepare(self, tasks: Iterable[str]) -> None:
-        """Get the reference's results for ``tasks``, which this run does not measure openly."""
+        """Get the reference's results for ``tasks``, which this run does not measure openly.
+
+        A reference that cannot be measured (FP16 may not fit where a plan does) takes the paired
+        figures away, not the others; records say so.
+        """
         missing = [task for task in tasks if not self._recall(task)]
         if missing:
             self._measure(missing)
@@ -74,7 +80,8 @@ class References:
         if self._distributions is None and handle.name == REFERENCE:
             self._record(handle)
         if self._distributions is None:
-            raise EwqError("no reference distributions: the reference failed earlier in this run")
+            why = self._origin.get("divergence", "the reference failed earlier in this run")
+            raise EwqError(f"no reference distributions: {why}")
         return self._distributions
 
     def close(self) -> None:
@@ -97,16 +104,23 @@ class References:
         handle = self._bench.handle(find_variant(REFERENCE))
         try:
             for task in tasks:
-                if task == "divergence":
-                    self._record(handle)
-                    continue
-                work = JOBS[task].prepare(self._bench, handle)
-                for _ in range(work.warmup_rounds + work.rounds):
-                    work.once()
-                self.remember(task, work.result())
-                self._origin[task] = MEASURED_FOR_PAIRING
+                try:
+                    with reported(f"{REFERENCE}, {task}", self._bench.placement.device):
+                        self._measure_one(task, handle)
+                except EwqError as error:
+                    self._origin[task] = f"{MISSING}: {error}"
         finally:
             handle.close()
+
+    def _measure_one(self, task: str, handle: VariantHandle) -> None:
+        if task == "divergence":
+            self._record(handle)
+            return
+        work = JOBS[task].prepare(self._bench, handle)
+        for _ in range(work.warmup_rounds + work.rounds):
+            work.once()
+        self.remember(task, work.result())
+        self._origin[task] = MEASURED_FOR_PAIRING
 
     def _recall(self, task: str) -> bool:
         path = self._path(task)

@@ -18,7 +18,7 @@ TASK_MARK = "task"
 PREVIOUS_JOURNAL = "journal.previous.jsonl"
 
 
-@dataclass
+@dataclass(eq=False)
 class HarnessSession:
     """One per pytest run, registered with the plugin manager."""
 

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from ewq.planning.plan import QuantizationPlan
     from ewq.precision import Precision
 
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
+TOKENIZER_FILES = (
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("*.model", "*.tiktoken", "tekken.json"),
+)
 TINY_MODEL = "tiny-llama"
 """The fixture model of the smoke tier."""
 

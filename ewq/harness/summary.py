@@ -47,7 +47,8 @@ def _gates(state: HarnessSession) -> list[str]:
     records = list(state.bench.records.values())
     counted = {verdict: sum(r.verdict is verdict for r in records) for verdict in Verdict}
     counts = ", ".join(f"{number} {verdict}" for verdict, number in counted.items() if number)
-    lines = [f"gates: {state.bench.ungated or counts}"]
+    gated = f"{counts}, by {state.bench.thresholds.source}"
+    lines = [f"gates: {state.bench.ungated or gated}"]
     for verdict in (Verdict.FAIL, Verdict.IMPROVED):
         lines += [
             f"  {verdict}: {record.variant} {record.task}: {_brief(record.reasons[0])}"

@@ -15,6 +15,7 @@ from transformers.integrations.bitsandbytes import (
     Bnb8bitQuantize,
 )
 
+from ewq.conversion_errors import noted
 from ewq.quantizer.stored import in_shape
 
 QUANTIZED = (Linear4bit, Linear8bitLt)
@@ -43,6 +44,7 @@ class EwqQuantize(ConversionOps):
     def __init__(self, hf_quantizer: Any) -> None:  # noqa: ANN401 - the quantizer makes these
         self.hf_quantizer = hf_quantizer
 
+    @noted
     def convert(  # type: ignore[override]
         self, input_dict: Tensors, model: nn.Module | None = None, **kwargs: object
     ) -> Tensors:

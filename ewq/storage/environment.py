@@ -60,6 +60,13 @@ def comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return reasons or _other_vram(a, b)
 
 
+def hardware(environment: Mapping[str, Any]) -> dict[str, Json]:
+    """The device that did the work: equal in two environments that are the same machine."""
+    on_gpu = _kind(environment) == "cuda"
+    keys = ("device", "gpu", "vram_bytes") if on_gpu else ("device", "cpu", "cores")
+    return {key: environment.get(key) for key in keys}
+
+
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Sentences on drivers, libraries and code that differ, for the reader to weigh."""
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in DIFFERENCE_KEYS if _differ(a, b, key)]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,8 +41,13 @@ class Journal:
         self._end = 0
 
     @classmethod
-    def create(cls, path: Path, header: Mapping[str, Any]) -> Journal:
+    def create(cls, path: Path, header: Mapping[str, Any], previous: Path | None = None) -> Journal:
         """Start a new journal; one left over from an earlier run is replaced.
+
+        Args:
+            path: the journal's file.
+            header: what is going to be measured.
+            previous: where the replaced journal's lines go; they are lost where this is ``None``.
 
         Raises:
             EwqError: the file cannot be written, or another run is writing it.
@@ -50,16 +57,27 @@ class Journal:
         except OSError as error:
             raise EwqError(f"cannot make {path.parent}: {error.strerror}") from error
         journal = cls(path, _open_locked(path))
-        journal._truncate(0)
-        journal._append({"kind": "header", "schema": SCHEMA, "header": dict(header)})
+        if previous is not None and path.stat().st_size:
+            # Copied, not renamed: the lock lies on this very file, and must stay on it.
+            _copy(path, previous)
+        journal._begin(header)
         _sync_folder(path.parent)
+        return journal
+
+    @classmethod
+    def unkept(cls, header: Mapping[str, Any]) -> Journal:
+        """A journal that vanishes with the process, for a run that stores nothing."""
+        stream = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with the journal
+        journal = cls(Path(os.devnull), stream)
+        journal._begin(header)
         return journal
 
     @classmethod
     def resume(cls, path: Path, header: Mapping[str, Any]) -> Journal:
         """Go on with an interrupted run.
 
-        A last line that is torn (power loss, full disk) counts as never written.
+        A last line that is torn (power loss, full disk) counts as never written; a journal
+        without a whole line was killed before it measured anything, and starts afresh.
 
         Raises:
             InputError: there is no journal, it is damaged, or it measured something else; the
@@ -70,8 +88,13 @@ class Journal:
             raise InputError(f"nothing to resume: {path} does not exist; run without resuming")
         journal = cls(path, _open_locked(path))
         try:
+            if b"\n" not in path.read_bytes():
+                journal._begin(header)
+                return journal
             lines = journal._read_lines()
             _check_header(path, lines, header)
+            # A torn last line is cut off the file, so the next line starts clean.
+            journal._truncate(journal._end)
             for entry in lines[1:]:
                 journal._replay(entry)
         except EwqError:
@@ -106,6 +129,10 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _begin(self, header: Mapping[str, Any]) -> None:
+        self._truncate(0)
+        self._append({"kind": "header", "schema": SCHEMA, "header": dict(header)})
+
     def _write(self, kind: str, key: Key, **extra: object) -> None:
         entry = {"kind": kind, "key": list(key), **extra}
         self._append(entry)
@@ -131,7 +158,7 @@ class Journal:
         self._end = size
 
     def _read_lines(self) -> list[dict[str, Any]]:
-        """All whole lines; a torn last one is cut off the file, so the next line starts clean."""
+        """All whole lines, up to a torn last one."""
         self._stream.seek(0)
         raw = self._stream.read().split(b"\n")[:-1]
         entries: list[dict[str, Any]] = []
@@ -142,7 +169,6 @@ class Journal:
             if entry is not None:
                 entries.append(entry)
                 self._end += len(line) + 1
-        self._truncate(self._end)
         return entries
 
     def _replay(self, entry: Mapping[str, Any]) -> None:
@@ -218,6 +244,15 @@ def _open_locked(path: Path) -> IO[bytes]:
         stream.close()
         raise EwqError(f"{path} is in use by another run: wait for it, or end it") from error
     return stream
+
+
+def _copy(path: Path, to: Path) -> None:
+    try:
+        shutil.copyfile(path, to)
+    except OSError as error:
+        raise EwqError(
+            f"cannot keep the earlier run's journal as {to}: {error.strerror}"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

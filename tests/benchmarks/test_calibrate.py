@@ -1,11 +1,14 @@
+import importlib
 import math
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ewq.storage.runs import read_run
 from tests.make_runs import GPU, metric, record, stored_run
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "calibrate.py"
@@ -44,15 +47,60 @@ def test_the_most_variable_variant_sets_the_tolerance(repeats):
 
     # sd 4 of a mean of 100: 3 * sqrt(2) * 4 % = 17.0 %, in two digits 17 %.
     assert math.isclose(3 * math.sqrt(2) * 0.04, 0.1697, abs_tol=1e-4)
-    assert "| throughput | decode_tokens_per_s | fp16 | 100 | 4 | 4.000% | 8 | relative 0.17 |" in (
-        done.stdout
-    )
+    row = "| throughput | decode_tokens_per_s | fp16 | 3 | 100 | 4 | 4.000% | 8 | relative 0.17 |"
+    assert row in done.stdout
 
 
 def test_what_repeats_exactly_keeps_the_built_in_tolerance(repeats):
-    assert "| mmlu | accuracy | fp16 | 0.5 | 0 | 0.000% | 0 | absolute 0.005 |" in (
+    assert "| mmlu | accuracy | fp16 | 3 | 0.5 | 0 | 0.000% | 0 | absolute 0.005 |" in (
         calibrate(*repeats).stdout
     )
+
+
+def test_what_a_run_itself_calls_noisy_does_not_widen_the_tolerance(repeats, tmp_path):
+    noisy = throughput("fp16", 10)
+    noisy = replace(noisy, notes=("noisy: times of decode vary by 40% (more than 5%)",))
+    records = [noisy, throughput("ewq-0.5", 50), record("mmlu", "fp16", {"accuracy": metric(0.5)})]
+    done = calibrate(*repeats, stored_run(tmp_path, records, number=9))
+
+    assert "| decode_tokens_per_s | fp16 | 3 | 100 | 4 |" in done.stdout
+
+
+@pytest.fixture
+def page(repeats, tmp_path, monkeypatch):
+    """The page of three speed runs and of quality runs with these values of one variant."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    report = importlib.import_module("calibration.report")
+
+    def write(*values):
+        quality = [
+            read_run(stored_run(tmp_path / "quality", [perplexity(value)], number=number))
+            for number, value in enumerate(values)
+        ]
+        return report.document([read_run(path) for path in repeats], quality, 600.0, "command")
+
+    return write
+
+
+def perplexity(ln_ratio):
+    metrics = {"ln_ppl_ratio": metric(ln_ratio, stderr=0.01, n=900, better=False, unit="nats")}
+    return record("perplexity", "bnb-nf4", metrics)
+
+
+def test_the_page_shows_equality_errors_and_what_is_too_tight(page):
+    text = page(0.2, 0.2)
+
+    assert "2 processes gave 1 metrics and the items of 1 measurements equal" in text
+    # The shipped limit of 0.35 is (0.35 - 0.2) / 0.01 errors away.
+    assert "| bnb-nf4 | perplexity | ln_ppl_ratio | 0.2 | 0.01 | 900 | max 0.35 | 15.0 |" in text
+    assert "| throughput | decode_tokens_per_s | relative 0.17 | 10.00% | **too tight** |" in text
+    assert "| mmlu | accuracy | absolute 0.005 | 0.005 | holds |" in text
+
+
+def test_the_page_names_what_moved(page):
+    text = page(0.2, 0.2000001)
+
+    assert "2 processes gave different values of:\n\n- bnb-nf4/perplexity: ln_ppl_ratio" in text
 
 
 def test_the_tables_are_valid_thresholds(repeats):

@@ -1,6 +1,7 @@
 """Which run becomes the baseline: a table of cases."""
 
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -23,11 +24,12 @@ FP16 = record(variant="fp16")
 EWQ = record(variant="ewq-0.65")
 MEMORY = record("memory", "ewq-0.65")
 SELECTED = (EWQ.key, FP16.key)
-OF_RUN = {"tier": "smoke", "mmlu data": "sha256:d"}
+OF_RUN = {"tier": "smoke", "mmlu data": "sha256:d", "tokenizer": "sha256:t"}
 WANTED = Wanted(EWQ.fingerprint, GPU, SELECTED, OF_RUN, {EWQ.key: EWQ})
 FOREIGN_MODEL = record(fingerprint="sha256:" + "2" * 64)
 OTHER_SETTINGS = record(settings={"shots": 0, "data": "sha256:d"})
 OTHER_TIER = {"settings": OF_RUN | {"tier": "quick"}}
+OTHER_TOKENIZER = {"settings": OF_RUN | {"tokenizer": "sha256:u"}}
 OTHER_DATA = {"settings": OF_RUN | {"mmlu data": "sha256:e"}}
 DOUBTFUL = record(
     verdict=Verdict.INCONCLUSIVE,
@@ -85,6 +87,16 @@ CASES = {
     "only a run of another model": ([{"records": [FOREIGN_MODEL]}], None, "another model"),
     "a newer run of another tier": ([FULL, FULL | {"session": OTHER_TIER}], 1, ""),
     "only a run of another tier": ([FULL | {"session": OTHER_TIER}], None, "tier was 'quick'"),
+    "only a run of another tier that kept no settings": (
+        [{"records": [replace(FP16, tier="quick"), replace(EWQ, tier="quick")]}],
+        None,
+        "tier was 'quick'",
+    ),
+    "only a run with another tokenizer": (
+        [FULL | {"session": OTHER_TOKENIZER}],
+        None,
+        "setting tokenizer was 'sha256:u'",
+    ),
     "a newer run on other data": ([FULL, FULL | {"session": OTHER_DATA}], 1, ""),
     "a newer run that is perhaps worse": ([FULL, {"records": [FP16, DOUBTFUL]}], 1, ""),
     "only a run that is perhaps worse": (

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -188,6 +189,48 @@ def test_a_comment_always_fits_and_keeps_what_matters(huge):
 @pytest.mark.parametrize("limit", [1500, 3000, 10_000])
 def test_any_limit_is_kept(huge, limit):
     assert len(to_markdown(huge, limit).encode()) < limit
+
+
+def test_a_comment_fits_where_twelve_variants_fail_at_everything(compare):
+    tasks = ("perplexity", "throughput", "memory", "divergence")
+    names = [f"variant_of_a_long_name_{number}_" + "é_" * 40 for number in range(12)]
+    metrics = {"weights_bytes": 1000, "bits_per_weight": 1000}
+
+    def run(factor, seed):
+        figures = {
+            name: metric(value * factor, n=1, better=False, unit="bytes")
+            for name, value in metrics.items()
+        }
+        settings = {f"key_{number}_" + "_" * 60: seed for number in range(9)}
+        return [
+            record(task, name, figures, settings=settings if task == "divergence" else {})
+            for task in tasks
+            for name in names
+        ]
+
+    comparison = compare(run(1, 1), run(2, 2))
+    text = to_markdown(comparison)
+
+    assert len(comparison.regressions) == 24
+    assert len(text.encode()) < COMMENT_LIMIT
+    assert text.startswith("### ewq: regression (fail)")
+    assert "**Changes**" in text
+
+
+def test_a_comment_of_lists_alone_is_cut_at_a_line_and_says_so(huge):
+    text = to_markdown(huge, 220)
+
+    assert len(text.encode()) < 220
+    assert text.endswith("The rest does not fit a comment; `--format json` or `html` has it all.\n")
+
+
+def test_another_tokenizer_is_not_comparable(compare):
+    comparison = compare([size(1000)], [size(2000)], session={"settings": {"tokenizer": "b"}})
+    assert comparison.exit_code == 1  # a run that does not know its tokenizer
+
+    both = compare_runs(replace(comparison.before, settings={"tokenizer": "a"}), comparison.after)
+    assert both.exit_code == 2
+    assert both.refusals == ("measured with another tokenizer",)
 
 
 def test_names_cannot_break_the_table_or_call_anybody(compare):

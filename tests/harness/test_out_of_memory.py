@@ -6,8 +6,13 @@ import weakref
 import pytest
 import torch
 
+from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import MeasurementError
+from ewq.harness.loading import load_variant
 from ewq.harness.out_of_memory import reported
+from ewq.harness.placement import Placement
+from ewq.harness.subject import Subject
+from ewq.variants import find_variant
 
 CUDA = "CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total capacity of ..."
 CPU = "DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"
@@ -57,3 +62,39 @@ def test_nothing_is_held_by_the_error():
         fail()
     gc.collect()
     assert held[0]() is None
+
+
+def test_nothing_is_held_by_an_earlier_attempt_that_failed_too():
+    held = []
+
+    def fail():
+        tensor = torch.ones(3)
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError(CUDA)
+
+    def retry():
+        try:
+            fail()
+        except torch.OutOfMemoryError:
+            fail()
+
+    with pytest.raises(MeasurementError) as caught, reported("fp16", "cpu"):
+        retry()
+    gc.collect()
+    assert [each() for each in held] == [None, None]
+    assert caught.value is not None
+
+
+@pytest.mark.parametrize("name", ["bnb-nf4", "bnb-int8", "ewq-0.65"])
+def test_running_out_while_quantizing_is_told_through_transformers(name, monkeypatch):
+    """transformers catches the error and raises another that does not name it."""
+    from ewq.quantizer import ops
+
+    def run_out(*_, **__):
+        raise torch.OutOfMemoryError(CUDA)
+
+    for operation in ops.QUANTIZE.values():
+        monkeypatch.setattr(operation, "convert", run_out)
+    subject = Subject("tiny", str(fixture_path("tiny-llama")))
+    with pytest.raises(MeasurementError, match=r"20\.50 GiB more needed"), reported(name, "cpu"):
+        load_variant(find_variant(name), subject, Placement("cpu", "float32"))

@@ -125,6 +125,17 @@ def test_without_the_reference_selected_it_is_measured_once_and_marked(bench, pr
     assert any("reference was measured" in note for note in perplexity["notes"])
 
 
+def test_a_reference_that_does_not_load_takes_away_only_the_paired_figures(bench, project):
+    set_behaviour(project.path, fp16={"error": "needs 90 GB, 24 GB are free"})
+    result = bench(*TWO, "-k", "ewq", "--benchmark-autosave")
+    result.assert_outcomes(passed=TASKS - 1, failed=1)
+    result.stdout.fnmatch_lines(["*no reference distributions*needs 90 GB, 24 GB are free*"])
+    assert loads(project).count("fp16") == 1
+    perplexity = records(project)["ewq-0.5", "perplexity"]
+    assert "ln_ppl_ratio" not in perplexity["metrics"]
+    assert any("needs 90 GB" in note for note in perplexity["notes"])
+
+
 def test_a_stored_reference_is_used_again(bench, project):
     bench(*TWO).assert_outcomes(passed=2 * TASKS + 1)
     result = bench(*TWO, "-k", "ewq-0 and perplexity", "--benchmark-autosave")

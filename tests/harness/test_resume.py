@@ -84,12 +84,12 @@ def test_a_native_crash_leaves_the_results_of_the_others(bench, project, signal)
     select = ("-k", "memory")
     variants = ("--ewq-variants", "fp16,ewq-0.5,ewq-1.0", "--benchmark-autosave")
     set_behaviour(project.path, **{"ewq-0.5": {"kill": signal}})
-    for attempt in ((), ("--ewq-resume",)):
+    for attempt in ((), ("--ewq-resume",), ("--ewq-resume",)):
         assert bench(*variants, *select, *attempt, subprocess=True).ret < 0
     result = bench(*variants, *select, "--ewq-resume")
 
     result.assert_outcomes(passed=2, failed=1)
-    result.stdout.fnmatch_lines(["*ewq-0.5 took the whole process down 2 times*"])
+    result.stdout.fnmatch_lines(["*ewq-0.5 took the whole process down 3 times*"])
     run = json.loads(run_files(project)[-1].read_text())
     assert {each["params"]["variant"] for each in run["benchmarks"]} == {"fp16", "ewq-1.0"}
     assert run["ewq"]["complete"] is False
@@ -105,6 +105,48 @@ def test_resuming_after_the_failure_is_mended_measures_only_what_failed(bench, p
 
     assert (project.path / "loads.txt").read_text().split().count("ewq-0.5") == 1
     assert json.loads(run_files(project)[-1].read_text())["ewq"]["complete"] is True
+
+
+def test_resuming_on_other_texts_is_refused_before_any_load(bench, project):
+    texts = project.mkdir("texts")
+    (texts / "essay.txt").write_text("The old bridge over the river was closed. " * 40)
+    select = ("--ewq-variants", "fp16", "-k", "perplexity", "--ewq-texts", "texts")
+    bench(*select).assert_outcomes(passed=1)
+    (project.path / "loads.txt").unlink()
+    (texts / "essay.txt").write_text("A new bridge over the river was opened. " * 40)
+    result = bench(*select, "--ewq-resume")
+
+    assert result.ret == 4
+    result.stdout.fnmatch_lines(["*cannot resume*fp16/perplexity was measured on other data*"])
+    assert not (project.path / "loads.txt").exists()
+
+
+@pytest.mark.parametrize("changed", ["cpu", "cores"])
+def test_resuming_on_another_machine_is_refused(bench, project, changed):
+    bench("--ewq-variants", "fp16", "-k", "memory").assert_outcomes(passed=1)
+    journal = project.path / ".benchmarks" / "journal.jsonl"
+    header, *lines = journal.read_text().splitlines(keepends=True)
+    entry = json.loads(header)
+    entry["header"]["machine"][changed] = "another"
+    journal.write_text(json.dumps(entry) + "\n" + "".join(lines))
+    result = bench("--ewq-variants", "fp16", "-k", "memory", "--ewq-resume")
+
+    assert result.ret == 4
+    result.stdout.fnmatch_lines([f"*cannot resume*machine was *'{changed}': 'another'*"])
+
+
+def test_a_second_run_in_the_same_storage_is_refused_and_spoils_nothing(bench, project):
+    from ewq.storage.journal import Journal
+
+    journal = project.path / ".benchmarks" / "journal.jsonl"
+    with Journal.create(journal, {}) as first:
+        first.finished(("fp16", "memory"), {})
+        before = journal.read_bytes()
+        result = bench("--ewq-variants", "fp16", "-k", "memory", subprocess=True)
+        assert journal.read_bytes() == before
+
+    assert result.ret == 3
+    result.stdout.fnmatch_lines(["*journal.jsonl is in use by another run*"])
 
 
 @pytest.mark.parametrize(

@@ -104,9 +104,11 @@ def test_limits_of_the_thresholds_file_fail_without_any_baseline(bench, project,
     (project.path / "benchmarks" / "thresholds.toml").write_text(
         "[default.divergence]\nkld_mean = {max = 0.001}\nrms_delta_p = {max = 1.0}\n"
     )
-    bench(*TWO, "-k", "divergence", *SAVE).assert_outcomes(passed=1, failed=1)
+    result = bench(*TWO, "-k", "divergence", *SAVE)
 
+    result.assert_outcomes(passed=1, failed=1)
     record = records(project)[EWQ, "divergence"]
+    result.stdout.fnmatch_lines(["gates: 1 fail, 1 no-baseline, by *benchmarks?thresholds.toml"])
     assert record["verdict"] == "fail"
     assert "kld_mean" in record["reasons"][0]
     assert "is beyond max 0.001" in record["reasons"][0]
@@ -216,10 +218,27 @@ def test_trap_13_history_survives_a_renamed_file(bench, project, plant):
 
 
 def test_trap_16_a_disabled_benchmark_says_that_nothing_is_stored(bench, project):
-    result = bench(*TWO, *QUICK, *SAVE, "--benchmark-disable")
+    result = bench(*TWO, *QUICK, *SAVE, "--benchmark-disable", "--junitxml=junit.xml")
 
     result.assert_outcomes(passed=4)
     assert not run_files(project)
+    told = "benchmarks are disabled: nothing is stored and nothing was gated"
+    result.stdout.fnmatch_lines([f"ewq: {told}", f"gates: {told}"])
+    report = ElementTree.parse(project.path / "junit.xml")
+    verdicts = [each for each in report.iter("property") if each.get("name") == "ewq_verdict"]
+    assert {each.get("value") for each in verdicts} == {"no-baseline"}
+
+
+def test_trap_16_a_disabled_run_leaves_the_journal_of_an_interrupted_one_alone(bench, project):
+    bench(*TWO, "-k", "fp16 and memory")
+    journal = project.path / ".benchmarks" / "journal.jsonl"
+    before = journal.read_bytes()
+    bench(*TWO, *MEMORY, "--benchmark-disable").assert_outcomes(passed=2)
+    refused = bench(*TWO, *MEMORY, "--benchmark-disable", "--ewq-resume")
+
+    assert journal.read_bytes() == before
+    assert refused.ret == 4
+    refused.stdout.fnmatch_lines(["*nothing to go on with: benchmarks are disabled*"])
 
 
 def test_trap_15_gates_under_xdist_are_not_silently_green(bench, project, plant):
@@ -229,6 +248,10 @@ def test_trap_15_gates_under_xdist_are_not_silently_green(bench, project, plant)
     plant(weights_bytes=1_100_000)
     result = bench(*TWO, *MEMORY, *AGAINST_NEWEST, "-n", "1", subprocess=True)
     assert result.ret != 0
+
+    ungated = bench(*TWO, *MEMORY, "-n", "2", *TOLD_NOT_RAISED, subprocess=True)
+    ungated.assert_outcomes(passed=2)
+    ungated.stdout.fnmatch_lines(["*gates: *disabled under xdist*nothing was gated*"])
 
 
 def test_traps_10_and_17_junit_shows_the_failed_test_and_ewq_compare_exits_1(bench, project, plant):

@@ -110,6 +110,7 @@ def test_a_file_that_is_no_journal_is_refused(path):
 
     with pytest.raises(InputError, match="not a journal"):
         Journal.resume(path, HEADER)
+    assert path.read_text() == '{"benchmarks": []}\n'
 
 
 def test_cut_off_at_any_byte_only_the_line_being_written_is_lost(path):
@@ -119,8 +120,7 @@ def test_cut_off_at_any_byte_only_the_line_being_written_is_lost(path):
             journal.started(key)
             journal.finished(key, {"value": key[0]})
     whole = path.read_bytes()
-    header_end = whole.index(b"\n") + 1
-    for size in range(header_end, len(whole) + 1):
+    for size in range(len(whole) + 1):
         path.write_bytes(whole[:size])
         with Journal.resume(path, HEADER) as journal:
             whole_lines = whole[:size].rpartition(b"\n")[0]
@@ -160,6 +160,37 @@ def test_two_runs_cannot_write_one_journal(path):
                 opening(path, HEADER)
     with Journal.resume(path, HEADER) as journal:
         assert journal.completed.keys() == {A}
+
+
+def test_a_second_run_neither_moves_nor_empties_a_journal_in_use(path, tmp_path):
+    previous = tmp_path / "previous.jsonl"
+    with Journal.create(path, HEADER, previous) as journal:
+        journal.started(A)
+        with pytest.raises(EwqError, match="in use by another run"):
+            Journal.create(path, HEADER, previous)
+        journal.finished(A, {})
+
+    assert not previous.exists()
+    assert entries(path, "finished") == [A]
+
+
+def test_the_journal_that_a_new_one_replaces_is_kept(path, tmp_path):
+    previous = tmp_path / "previous.jsonl"
+    with Journal.create(path, HEADER, previous) as journal:
+        journal.finished(A, {})
+    Journal.create(path, HEADER, previous).close()
+
+    assert entries(previous, "finished") == [A]
+    assert entries(path, "finished") == []
+
+
+def test_a_journal_that_is_not_kept_leaves_no_file(path):
+    with Journal.unkept(HEADER) as journal:
+        journal.started(A)
+        journal.finished(A, {"value": 1})
+
+    assert journal.completed == {A: {"value": 1}}
+    assert not path.parent.exists()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), object()])
