@@ -32,3 +32,19 @@ def write_text(path: Path, text: str) -> Path:
     finally:
         Path(name).unlink(missing_ok=True)
     return path
+
+
+def sync_file(path: Path) -> None:
+    """Make a file that another library wrote survive a power loss."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new file's name itself survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ewq.atomic import sync_file
 from ewq.harness.options import Options
 
 if TYPE_CHECKING:
@@ -33,10 +34,20 @@ class HarnessSession:
     def retire_journal(self, config: pytest.Config) -> None:
         """After a complete run was stored there is nothing to resume."""
         session = getattr(config, "_benchmarksession", None)
-        stored = session and (session.save or session.autosave or session.json)
-        if self.bench is not None and stored and self.storage_json["complete"]:
+        kept = session and (session.save or session.autosave or session.json)
+        stored = self.stored_file(storage_folder(config))
+        if self.bench is not None and kept and stored and self.storage_json["complete"]:
+            sync_file(stored)
             path = self.bench.journal.path
             path.replace(path.with_name(PREVIOUS_JOURNAL))
+
+    def stored_file(self, storage: Path) -> Path | None:
+        """Where this session was stored; ``None`` where it was not."""
+        if self.json_path:
+            return Path(self.json_path)
+        files = sorted(storage.glob("*/[0-9]*.json"), key=lambda path: path.stat().st_mtime_ns)
+        fresh = [path for path in files if path.stat().st_mtime > self.started_s]
+        return fresh[-1] if fresh else None
 
     @property
     def storage_json(self) -> dict[str, Any]:

@@ -82,10 +82,5 @@ def _skips(state: HarnessSession) -> list[str]:
 
 
 def _where(state: HarnessSession, storage: Path) -> str:
-    files = sorted(storage.glob("*/[0-9]*.json"), key=lambda path: path.stat().st_mtime_ns)
-    fresh = [path for path in files if path.stat().st_mtime > state.started_s]
-    if named := state.json_path:
-        return f"saved: {named}"
-    if fresh:
-        return f"saved: {fresh[-1]}"
-    return "not saved: add --benchmark-autosave to keep this run"
+    stored = state.stored_file(storage)
+    return f"saved: {stored}" if stored else "not saved: add --benchmark-autosave to keep this run"

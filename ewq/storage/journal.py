@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from ewq.atomic import sync_folder
 from ewq.errors import EwqError, InputError
 
 SCHEMA = 1
@@ -61,7 +62,7 @@ class Journal:
             # Copied, not renamed: the lock lies on this very file, and must stay on it.
             _copy(path, previous)
         journal._begin(header)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         return journal
 
     @classmethod
@@ -253,12 +254,3 @@ def _copy(path: Path, to: Path) -> None:
         raise EwqError(
             f"cannot keep the earlier run's journal as {to}: {error.strerror}"
         ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new file's name itself survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
