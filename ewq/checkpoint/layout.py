@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ewq.checkpoint.families import FAMILY_OF, Family
 from ewq.checkpoint.tensor_info import TensorInfo
@@ -90,7 +90,7 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     if checkpoint.is_gguf:
         return _collect(checkpoint.model, _gguf_weights(checkpoint))
     family = _family(checkpoint)
-    count = _block_count(checkpoint.config)
+    count = _block_count(checkpoint)
     placed = [item for item in _placed(checkpoint, family) if item.index < count]
     beyond = frozenset(
         item.info.name for item in _placed(checkpoint, family) if item.index >= count
@@ -103,10 +103,20 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     return layout
 
 
-def _block_count(config: Mapping[str, Any]) -> int:
+def _block_count(checkpoint: Checkpoint) -> int:
     """Decoder layers according to the config; beyond any number where it does not say."""
-    text = config.get("text_config") or config
-    return next((int(text[key]) for key in COUNT_KEYS if text.get(key) is not None), ANY_COUNT)
+    text = checkpoint.config.get("text_config") or checkpoint.config
+    if not isinstance(text, Mapping):
+        raise CheckpointError(f"{checkpoint.model}: text_config in its config.json is no object")
+    for key in COUNT_KEYS:
+        count = text.get(key)
+        if isinstance(count, int):
+            return count
+        if count is not None:
+            raise CheckpointError(
+                f"{checkpoint.model}: {key} in its config.json is {count!r}, not a number"
+            )
+    return ANY_COUNT
 
 
 def _gguf_weights(checkpoint: Checkpoint) -> list[Found]:

@@ -95,8 +95,14 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     if path.suffix == ".gguf":
         return _open_gguf(str(model), path)
     config = _read_config(path)
+    return Checkpoint(str(model), path, config, _architecture(config, path), _read_tensors(path))
+
+
+def _architecture(config: Mapping[str, Any], folder: Path) -> str:
     architectures = config.get("architectures") or ["unknown"]
-    return Checkpoint(str(model), path, config, str(architectures[0]), _read_tensors(path))
+    if not isinstance(architectures, list):
+        raise CheckpointError(f"architectures in {folder / 'config.json'} is not a list of names")
+    return str(architectures[0])
 
 
 def _open_gguf(model: str, path: Path) -> Checkpoint:

@@ -11,7 +11,7 @@ import typer
 from ewq.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ewq.planning.diff import Move, PlanDiff
 
@@ -37,15 +37,16 @@ def diff(
 
 
 def diff_lines(found: PlanDiff) -> Iterator[str]:
-    """A strip per plan, then the blocks that move."""
-    from ewq.cli.plan_view import LEGEND, rule_text, strip
+    """A strip per plan, then their sizes, then the blocks that move."""
+    from ewq.cli.plan_view import legend, rule_text, strip_lines
 
-    width = max(len(label) for label in found.labels)
+    labels = _short(found.labels)
+    yield from strip_lines(labels, found.plans)
+    yield f"{'':<{max(len(label) for label in labels)}}  {legend()}"
     for label, plan, delta in zip(found.labels, found.plans, found.size_deltas_bytes, strict=True):
         size = f"{plan.size_bytes / 1e9:.3f} GB" if plan.size_bytes else "size unknown"
         change = f" ({delta / 1e6:+.1f} MB)" if delta else ""
-        yield f"{label:<{width}}  {strip(plan)}  {rule_text(plan)}, {size}{change}"
-    yield f"{'':<{width}}  {LEGEND}"
+        yield f"{label}: {rule_text(plan)}, {size}{change}"
     moves = (*found.moves, *found.weight_moves)
     if not moves:
         yield "no block changes precision"
@@ -53,6 +54,12 @@ def diff_lines(found: PlanDiff) -> Iterator[str]:
     yield f"{len(found.moves)} of {len(found.plans[0].blocks)} blocks change precision:"
     for move in moves:
         yield f"  {_move_line(move)}"
+
+
+def _short(labels: Sequence[str]) -> Sequence[str]:
+    """File names without their folders, where that tells them apart: strips need the room."""
+    names = [Path(label).name for label in labels]
+    return names if len(set(names)) == len(names) else labels
 
 
 def _move_line(move: Move) -> str:

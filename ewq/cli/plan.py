@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,23 +41,31 @@ def plan(
     out: Annotated[
         str | None, typer.Option("-o", "--out", help="PLAN.json, or a folder with a final /.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random scorer.")] = 0,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(help="Of the random scorer; repeatable, one plan per seed (default 0)."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads (default: all processors).")] = None,
     device: Annotated[str | None, typer.Option(help="cuda counts on the GPU.")] = None,
     cache: Annotated[bool, typer.Option(help="Use and keep the analysis cache.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Decide which blocks stay raw and which take 8 or 4 bits; one plan per factor."""
+    """Decide which blocks stay raw and which take 8 or 4 bits; one plan per factor and seed."""
     from ewq.cli.progress import terminal_progress
-    from ewq.planning.analysis import analyze
+    from ewq.planning.analysis import analyze, check_choices
 
     size_bytes = None if target_size is None else parse_size(target_size)
     if factor and (target_bpw is not None or size_bytes is not None):
         raise InputError("give --factor or a target, not both")
     if target_bpw is not None and size_bytes is not None:
         raise InputError("give --target-bpw or --target-size, not both")
-    factors: list[float | None] = list(factor) if factor else [None]
-    paths = _paths(out, factors)
+    if seed and scorer != "random":
+        raise InputError(f"--seed is for --scorer random; {scorer} is not drawn")
+    check_choices(scorer, granularity, target)
+    factors: list[float | None] = [*factor] if factor else [None]
+    seeds: list[int | None] = [*seed] if seed else [None]
+    drafts = list(product(factors, seeds))
+    paths = _paths(out, drafts)
     analysis = analyze(
         model, cache=cache, progress=terminal_progress(), workers=workers, device=device
     )
@@ -68,9 +77,9 @@ def plan(
             scorer=scorer,
             granularity=granularity,
             target=target,
-            seed=seed,
+            seed=drawn or 0,
         )
-        for one in factors
+        for one, drawn in drafts
     ]
     _deliver(analysis, plans, paths, as_json)
 
@@ -95,16 +104,29 @@ def parse_size(text: str) -> int:
     return size_bytes
 
 
-def _paths(out: str | None, factors: list[float | None]) -> list[Path | None]:
-    """Where each plan goes; a folder gets one file per factor."""
+Draft = tuple[float | None, int | None]
+"""Factor and seed of one plan, where they are given."""
+
+
+def _paths(out: str | None, drafts: list[Draft]) -> list[Path | None]:
+    """Where each plan goes; a folder gets one file per factor and seed."""
     if out is None:
-        return [None] * len(factors)
+        return [None] * len(drafts)
     if out.endswith("/") or Path(out).is_dir():
-        names = ["plan" if factor is None else f"plan-{factor:g}" for factor in factors]
-        return [Path(out) / f"{name}.json" for name in names]
-    if len(factors) > 1:
-        raise InputError(f"{len(factors)} plans do not fit into one file; give a folder: -o {out}/")
+        paths = [Path(out) / f"{_name(*draft)}.json" for draft in drafts]
+        if len(set(paths)) < len(paths):
+            raise InputError("two of the plans would go into the same file; give each value once")
+        return list(paths)
+    if len(drafts) > 1:
+        raise InputError(f"{len(drafts)} plans do not fit into one file; give a folder: -o {out}/")
     return [Path(out)]
+
+
+def _name(factor: float | None, seed: int | None) -> str:
+    """``plan``, ``plan-0.65``, ``plan-random-1``."""
+    by_factor = "" if factor is None else f"-{factor:g}"
+    by_seed = "" if seed is None else f"-random-{seed}"
+    return f"plan{by_factor}{by_seed}"
 
 
 def _deliver(

@@ -1,28 +1,72 @@
-"""A plan in a few lines of text."""
+"""Plans in a few lines of text."""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
+from ewq.measurement import Json
 from ewq.planning.plan import QuantizationPlan
 from ewq.precision import Precision
 
-MARKS = {Precision.RAW: "█", Precision.EIGHT_BIT: "▄", Precision.FOUR_BIT: "▁", None: "?"}
+Marks = Mapping[Precision | None, str]
+MARKS: Marks = {
+    Precision.RAW: "█",
+    Precision.EIGHT_BIT: "▄",
+    Precision.FOUR_BIT: "▁",
+    None: "?",
+}
 """The taller, the more bits; ``?`` is a block whose weights differ."""
-LEGEND = "█ raw  ▄ 8bit  ▁ 4bit"
+ASCII_MARKS: Marks = {
+    Precision.RAW: "#",
+    Precision.EIGHT_BIT: "=",
+    Precision.FOUR_BIT: "_",
+    None: "?",
+}
+"""For output that cannot carry the others."""
+COLUMNS = 80
+
+
+def _marks() -> Marks:
+    try:
+        "".join(MARKS.values()).encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return ASCII_MARKS
+    return MARKS
+
+
+def legend() -> str:
+    """What the marks of a strip mean."""
+    return "  ".join(f"{mark} {of.value}" for of, mark in _marks().items() if of is not None)
 
 
 def strip(plan: QuantizationPlan) -> str:
     """One mark per block, first block first."""
-    return "".join(MARKS[precision] for precision in plan.block_precisions)
+    marks = _marks()
+    return "".join(marks[precision] for precision in plan.block_precisions)
+
+
+def strip_lines(labels: Sequence[str], plans: Sequence[QuantizationPlan]) -> Iterator[str]:
+    """The strips of plans one below the other, labelled; folded alike where they are too long."""
+    width = max(len(label) for label in labels)
+    strips = [strip(plan) for plan in plans]
+    rows = -(-len(strips[0]) // max(16, COLUMNS - width - 2)) or 1
+    step = -(-len(strips[0]) // rows) or 1
+    for start in range(0, len(strips[0]), step):
+        for label, marks in zip(labels, strips, strict=True):
+            yield f"{label:<{width}}  {marks[start : start + step]}"
 
 
 def rule_text(plan: QuantizationPlan) -> str:
-    """The rule in a few words: ``factor 0.65``, ``target_bpw 8``, ``uniform 4bit``."""
-    kind = str(plan.rule.get("kind", "?"))
-    values = [str(value) for key, value in plan.rule.items() if key != "kind"]
-    return " ".join([kind, *values])
+    """The rule in a few words: ``factor 0.65``, ``target_size 9.000 GB seed 1``."""
+    return " ".join(_rule_words(key, value) for key, value in plan.rule.items())
+
+
+def _rule_words(key: str, value: Json) -> str:
+    if key == "target_size_bytes" and isinstance(value, int):
+        return f"{value / 1e9:.3f} GB"
+    return f"seed {value}" if key == "seed" else str(value)
 
 
 def plan_lines(plan: QuantizationPlan, numel: int) -> Iterator[str]:
@@ -33,8 +77,8 @@ def plan_lines(plan: QuantizationPlan, numel: int) -> Iterator[str]:
         f"{plan.model} ({plan.architecture}): {rule_text(plan)}, scorer {plan.scorer}, "
         f"by {plan.granularity}"
     )
-    yield f"  {strip(plan)}"
-    yield f"  {LEGEND}"
+    yield from strip_lines([""], [plan])
+    yield f"  {legend()}"
     for precision in Precision:
         share = f"{blocks[precision]:3d} blocks, {counts[precision]:4d} weights"
         yield f"  {precision.value:>4}: {share}"

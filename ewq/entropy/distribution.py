@@ -65,14 +65,30 @@ def from_counts(values: NDArray[np.float32], counts: NDArray[np.int64]) -> Distr
     )
 
 
+class UnmeasurableError(ValueError):
+    """Finite values of which a statistic cannot be taken; the message completes a sentence."""
+
+
 def bin_edges(minimum: float, maximum: float, dtype: np.dtype[Any]) -> NDArray[np.floating[Any]]:
     """NumPy's 257 edges between the extremes of data of ``dtype``, in that dtype.
 
-    In float64 where the range itself is too wide for the dtype.
+    Where it has no 256 bins between them (neighbouring or denormal values, a range beyond its
+    largest number) they are made in float64. One value alone is always in one bin.
+
+    Raises:
+        UnmeasurableError: float64 has none either.
     """
-    wide = np.float64(maximum) - np.float64(minimum) > np.finfo(dtype).max
-    extremes = np.array([minimum, maximum], np.float64 if wide else dtype)
-    return np.histogram_bin_edges(extremes, bins=HISTOGRAM_BINS)
+    if minimum == maximum:
+        minimum = maximum = 0.0
+    for kind in (dtype, np.dtype(np.float64)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            possible = np.isfinite(kind.type(maximum) - kind.type(minimum))
+        try:
+            if possible:
+                return np.histogram_bin_edges(np.array([minimum, maximum], kind), HISTOGRAM_BINS)
+        except ValueError:  # NumPy: "Cannot create 256 finite-sized bins"
+            continue
+    raise UnmeasurableError("has values that float64 cannot put into 256 bins")
 
 
 def histogram_of(values: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from ewq.entropy import kernels
 from ewq.entropy.chunks import Piece, chunk_length, chunks
 from ewq.entropy.distribution import (
     Distribution,
+    UnmeasurableError,
     bin_edges,
     from_counts,
     shannon_bits,
@@ -101,6 +102,7 @@ def measure_floats(pieces: Callable[[], Iterable[Piece]]) -> WeightStatistics:
 
     Raises:
         NotFiniteError: a value is NaN or infinite.
+        UnmeasurableError: a float64 value beyond float32, or no 256 bins between the values.
     """
     extents = [kernels.extent(chunk) for piece in pieces() for chunk in chunks(piece)]
     if not all(extent[4] for extent in extents):
@@ -108,6 +110,8 @@ def measure_floats(pieces: Callable[[], Iterable[Piece]]) -> WeightStatistics:
     numel = sum(piece.values.size for piece in pieces())
     minimum = min(extent[0] for extent in extents)
     maximum = max(extent[1] for extent in extents)
+    if max(-float(minimum), float(maximum)) > float(np.finfo(np.float32).max):
+        raise UnmeasurableError("has values beyond float32, which no quantized format can hold")
     mean = math.fsum(extent[2] for extent in extents) / numel
     edges = bin_edges(minimum, maximum, next(iter(pieces())).values.dtype)
     histogram = np.zeros(HISTOGRAM_BINS, np.int64)

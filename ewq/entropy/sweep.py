@@ -13,6 +13,7 @@ from ewq.checkpoint.layout import Layout, Weight, scale_of
 from ewq.checkpoint.opening import Checkpoint
 from ewq.entropy.chunks import Piece
 from ewq.entropy.device import check_device, measure_patterns_on
+from ewq.entropy.distribution import UnmeasurableError
 from ewq.entropy.measure import NotFiniteError, measure_floats, measure_patterns
 from ewq.entropy.statistics import WeightStatistics
 from ewq.entropy.windows import Scaling, windows
@@ -35,7 +36,7 @@ def sweep(
     """Statistics of every weight, by name in block order.
 
     Raises:
-        CheckpointError: a weight holds NaN or infinity, or is not stored as floating point.
+        CheckpointError: a weight is empty, holds NaN or infinity, or is not floating point.
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers is {workers}; it takes at least one")
@@ -44,7 +45,7 @@ def sweep(
     jobs = _Jobs(checkpoint, progress, device)
     weights = list(layout.details.values())
     progress.start("analyse", sum(jobs.nbytes(weight) for weight in weights), "bytes")
-    executor = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)))
+    executor = ThreadPoolExecutor(workers or _processors())
     try:
         return dict(zip(layout.weights, executor.map(jobs.run, weights), strict=True))
     finally:
@@ -52,6 +53,11 @@ def sweep(
         jobs.stop.set()
         executor.shutdown(cancel_futures=True)
         progress.finish()
+
+
+def _processors() -> int:
+    """Processors this process may use; not every system can tell them from those there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class StoppedError(Exception):
@@ -73,10 +79,16 @@ class _Jobs:
         dtype = dtypes.pop()
         if dtypes:
             raise CheckpointError(f"{weight.name} mixes {dtype} with {', '.join(dtypes)}")
+        if not weight.numel:
+            raise CheckpointError(f"{weight.name} of {self._checkpoint.model} has no values at all")
         try:
             statistics = self._measure(weight, dtype)
         except NotFiniteError:
             raise CheckpointError(self._name_not_finite(weight)) from None
+        except UnmeasurableError as error:
+            raise CheckpointError(
+                f"{weight.name} of {self._checkpoint.model} {error}; no plan can be made"
+            ) from None
         self._progress.advance(self.nbytes(weight))
         return statistics
 

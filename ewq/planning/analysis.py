@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ewq.planning.footprint import Footprint, footprint_of
 from ewq.planning.formats import DEFAULT_FORMAT, Format, format_of
 from ewq.planning.plan import PlanBlock, QuantizationPlan
 from ewq.planning.rules import Spread, by_thresholds, factor_thresholds, spread
-from ewq.planning.scorers import DEFAULT_SCORER, Unit, score_units
+from ewq.planning.scorers import DEFAULT_SCORER, Unit, check_scorer, score_units
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
 
@@ -69,6 +70,10 @@ class Analysis:
             raise PlanError("give one of factor, target bits per weight and target size")
         drafting = self._drafting(scorer, granularity, target, seed)
         if target_bpw is not None:
+            if not math.isfinite(target_bpw):
+                raise PlanError(
+                    f"target bits per weight is {target_bpw}; give a number such as 6.5"
+                )
             budget = int(target_bpw * self.footprint.numel / 8)
             return drafting.within(budget, {"kind": "target_bpw", "target_bpw": target_bpw})
         if target_size_bytes is not None:
@@ -92,14 +97,25 @@ class Analysis:
         return Unit(tuple(self.statistics[name] for name in names))
 
     def _drafting(self, scorer: str, granularity: str, target: str, seed: int) -> _Drafting:
-        if granularity not in GRANULARITIES:
-            raise PlanError(
-                f"granularity is {granularity!r}; there are: {', '.join(GRANULARITIES)}"
-            )
+        check_choices(scorer, granularity, target)
         blocks = tuple(block.weights for block in self.layout.blocks)
         members = blocks if granularity == "block" else tuple((n,) for n in self.layout.weights)
         scores = score_units(scorer, [self.unit(names) for names in members], seed)
-        return _Drafting(self, scorer, granularity, format_of(target), members, scores)
+        drawn = {"seed": seed} if scorer == "random" else {}
+        return _Drafting(self, scorer, granularity, format_of(target), members, scores, drawn)
+
+
+def check_choices(scorer: str, granularity: str, target: str) -> None:
+    """Make sure that there are such a scorer, granularity and target, before anything is measured.
+
+    Raises:
+        PlanError: no such granularity.
+        InputError: no such scorer or target.
+    """
+    check_scorer(scorer)
+    format_of(target)
+    if granularity not in GRANULARITIES:
+        raise PlanError(f"granularity is {granularity!r}; there are: {', '.join(GRANULARITIES)}")
 
 
 @dataclass(frozen=True)
@@ -113,6 +129,8 @@ class _Drafting:
     members: Sequence[tuple[str, ...]]
     """Weights of each unit."""
     scores: Sequence[float]
+    drawn: Mapping[str, Json]
+    """What a random scorer was seeded with; it belongs to the rule."""
 
     @property
     def spread(self) -> Spread:
@@ -156,7 +174,7 @@ class _Drafting:
             architecture=of.architecture,
             scorer=self.scorer,
             granularity=self.granularity,
-            rule=rule,
+            rule={**rule, **self.drawn},
             mean=self.spread.mean,
             std=self.spread.std,
             thresholds=thresholds,

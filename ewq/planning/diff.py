@@ -114,6 +114,12 @@ def _check_same_model(
             f"{first_label} has {len(first.blocks)} blocks and {label} has {len(plan.blocks)}: "
             "they are plans of different models"
         )
+    for one, other in zip(first.blocks, plan.blocks, strict=True):
+        if one.index != other.index:
+            raise PlanError(
+                f"{first_label} has block {one.index} where {label} has block {other.index}: "
+                "they are plans of different models"
+            )
     if first.fingerprint and plan.fingerprint and first.fingerprint != plan.fingerprint:
         raise PlanError(
             f"{first_label} is a plan of {first.model} ({first.fingerprint[:19]}…) and {label} "

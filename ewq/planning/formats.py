@@ -7,6 +7,7 @@ quantization, a line of JSON) are not: they hold nothing about the weight.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -103,9 +104,22 @@ def _as_stored(info: TensorInfo) -> int:
     return info.loaded_nbytes
 
 
+F32_IN_GGUF = re.compile(
+    r".*\.(mlp|block_sparse_moe)\.(gate|router|router\.layer)\.weight"
+    r"|.*\.ffn_gate_inp\.weight|(.*\.)?wpe\.weight|position_embd\.weight"
+    r"|.*\.(conv|conv1d)\.weight"
+)
+"""Routers, learned positions and short convolutions: matrices that llama.cpp never narrows."""
+
+
 def _gguf_rest(info: TensorInfo) -> int:
-    """llama.cpp's converter stores vectors as F32 and matrices as F16."""
-    return (2 if len(info.shape) > 1 else 4) * info.numel
+    """llama.cpp's converter stores matrices as F16, and as F32 vectors and what is no weight."""
+    half = (
+        len(info.shape) > 1
+        and info.name.endswith(".weight")
+        and not F32_IN_GGUF.fullmatch(info.name)
+    )
+    return (2 if half else 4) * info.numel
 
 
 def _rules(raw: ByteRule, eight: ByteRule, four: ByteRule) -> Mapping[Precision, ByteRule]:

@@ -57,7 +57,7 @@ def plan_from_json(data: Any, source: str) -> QuantizationPlan:  # noqa: ANN401 
     _check_keys(data, KEYS, OPTIONAL, source)
     try:
         return _from_schema_1(data, source)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise PlanError(f"{source} is damaged: {error}") from error
 
 
@@ -123,9 +123,10 @@ def _from_poc(data: Mapping[str, Any], source: str) -> QuantizationPlan:
     """
     blocks = []
     for key, value in data["plan"].items():
-        if not str(key).isdigit() or value not in POC_PRECISIONS:
+        precision = POC_PRECISIONS.get(str(value))
+        if not str(key).isdecimal() or precision is None:
             raise PlanError(f"{source}: block {key!r} has precision {value!r}, which is unknown")
-        blocks.append(PlanBlock(int(key), f"block {key}", 0, math.nan, POC_PRECISIONS[value]))
+        blocks.append(PlanBlock(int(key), f"block {int(key)}", 0, math.nan, precision))
     blocks.sort(key=lambda block: block.index)
     return QuantizationPlan(
         model=str(data.get("model_id", data.get("model", "(unknown)"))),

@@ -73,12 +73,21 @@ SCORERS: Mapping[str, Score] = {
 """``reverse`` is the default turned round; ``first`` and ``last`` keep the ends precise."""
 
 
+def check_scorer(name: str) -> None:
+    """Make sure there is such a scorer.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in SCORERS:
+        raise InputError(f"no scorer {name!r}; there are: {', '.join(SCORERS)}")
+
+
 def score_units(name: str, units: Sequence[Unit], seed: int = 0) -> list[float]:
     """Scores of all units, in order.
 
     Raises:
         InputError: no such scorer.
     """
-    if name not in SCORERS:
-        raise InputError(f"no scorer {name!r}; there are: {', '.join(SCORERS)}")
+    check_scorer(name)
     return SCORERS[name](units, seed)

@@ -147,6 +147,10 @@ def broken_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
 
+def architectures_no_list(folder: Path) -> None:
+    (folder / "config.json").write_text('{"architectures": {"a": 1}}')
+
+
 DAMAGE = {
     truncate: r"model\.safetensors is truncated: it holds \d+ bytes of \d+; download it again",
     cut_header: r"is truncated or not safetensors; download it again",
@@ -162,6 +166,7 @@ DAMAGE = {
     only_pickle: r"only in pickle files \(pytorch_model\.bin\).*save_pretrained",
     no_weights: r"has neither model\.safetensors nor",
     no_config: r"has no config\.json",
+    architectures_no_list: r"architectures in .*config\.json is not a list",
     broken_config: r"cannot read .*config\.json",
 }
 

@@ -102,6 +102,23 @@ def test_missing_last_blocks_are_refused(tmp_path: Path):
         find_layout(open_checkpoint(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"num_hidden_layers": "two"}, "num_hidden_layers in its config.json is 'two'"),
+        ({"text_config": [1]}, "text_config in its config.json is no object"),
+    ],
+    ids=["count", "text"],
+)
+def test_a_config_that_makes_no_sense_is_refused(entry: dict, message: str, tmp_path: Path):
+    build("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **entry}))
+
+    with pytest.raises(CheckpointError, match=message):
+        find_layout(open_checkpoint(tmp_path))
+
+
 def test_layers_beyond_those_of_the_config_are_not_part_of_the_model(tmp_path: Path):
     """DeepSeek-V3 ships a layer for multi-token prediction that is not loaded."""
     path = saved("llama", tmp_path)

@@ -83,6 +83,17 @@ def test_several_factors_share_one_analysis_and_one_document(ewq, model: str, tm
     assert written == ["plan-0.5.json", "plan-1.json"]
 
 
+def test_several_seeds_are_several_draws_of_one_size(ewq, model: str, tmp_path: Path):
+    drawing = ("--scorer", "random", "--target-bpw", "12", "--seed", "1", "--seed", "2")
+    said = ewq("plan", model, *drawing, "--json", "-o", f"{tmp_path}/draws/")
+
+    documents = json.loads(said.out)
+    assert [document["rule"]["seed"] for document in documents] == [1, 2]
+    assert len({document["size_bytes"] for document in documents}) == 1
+    written = sorted(path.name for path in (tmp_path / "draws").iterdir())
+    assert written == ["plan-random-1.json", "plan-random-2.json"]
+
+
 @pytest.mark.parametrize("option", [("--target-bpw", "12"), ("--target-size", "41KB")])
 def test_a_budget_is_not_exceeded(ewq, model: str, option: tuple[str, str]):
     said = ewq("plan", model, *option, "--json")
@@ -102,6 +113,9 @@ REFUSED = {
     "format": (("--for", "awq"), "no target format 'awq'; there are: nf4"),
     "factor": (("--factor", "-1"), "factor is -1.0; it must be"),
     "two plans, one file": (("--factor", "1", "--factor", "2", "-o", "x.json"), "give a folder"),
+    "bits not a number": (("--target-bpw", "nan"), "target bits per weight is nan"),
+    "a seed for no draw": (("--seed", "1"), "--seed is for --scorer random"),
+    "the same plan twice": (("--factor", "1", "--factor", "1.0", "-o", "x/"), "the same file"),
     "device": (("--device", "abacus"), "cannot count on 'abacus'"),
     "workers": (("--workers", "0", "--no-cache"), "workers is 0; it takes at least one"),
 }
@@ -169,6 +183,40 @@ def test_diff_draws_a_strip_per_plan_and_lists_moves(ewq, model: str, tmp_path: 
     assert strips[0] == strips[1][::-1] != strips[1]
     assert "2 of 2 blocks change precision:" in said.out
     assert "model.layers.0: raw -> " in said.out
+
+
+def test_strips_stay_whole_in_80_columns(ewq, tmp_path: Path):
+    paths = [tmp_path / f"{name}-with-a-rather-long-name.json" for name in ("one", "another")]
+    for path in paths:
+        path.write_text(json.dumps({"plan": {str(index): "4-bit" for index in range(126)}}))
+
+    lines = ewq("diff", *map(str, paths)).out.splitlines()
+
+    strips = [line for line in lines if "▁▁" in line]
+    assert len(strips) == 6
+    assert max(map(len, strips)) <= 80
+    assert sum(line.count("▁") for line in strips) == 2 * 126
+
+
+def test_output_that_is_ascii_gets_ascii_marks(model: str):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+
+    done = subprocess.run(command("plan", model), capture_output=True, env=environment)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"# raw  = 8bit  _ 4bit" in done.stdout
+
+
+def test_a_choice_that_does_not_exist_is_refused_before_anything_is_measured(
+    ewq, model: str, monkeypatch: pytest.MonkeyPatch
+):
+    def measured(*_: object, **__: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("ewq.planning.analysis.analyze", measured)
+
+    assert ewq("plan", model, "--scorer", "luck").code == 2
+    assert ewq("plan", model, "--for", "awq").code == 2
 
 
 def test_the_proof_of_concepts_plan_round_trips_through_diff(ewq, tmp_path: Path):

@@ -89,6 +89,29 @@ def test_two_values_have_binary_entropy(dtype: str, share: float):
     assert found.sparsity == 1 - share
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_a_constant_too_large_for_bins_around_it_has_no_information(dtype: str):
+    """NumPy refuses to make bins from ``c - 1/2`` to ``c + 1/2`` here."""
+    found = measured(torch.full((8, 64), 2.0**126), dtype)
+
+    assert (found.histogram_entropy, found.variance, found.mean) == (0.0, 0.0, 2.0**126)
+
+
+EXTREMES = {
+    "neighbours": (1.0, 1.0 + 2**-23),
+    "denormals": (0.0, 2.0**-149),
+    "the whole range": (-3.4e38, 3.4e38),
+}
+
+
+@pytest.mark.parametrize("case", EXTREMES)
+def test_values_that_float32_has_no_bins_for_are_binned_in_float64(case: str):
+    low, high = EXTREMES[case]
+    found = measured(torch.tensor([low, high, high, high]).repeat(32), "F32")
+
+    assert found.histogram_entropy == pytest.approx(-0.75 * math.log2(0.75) + 0.5, abs=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ["F32", "F64"])
 def test_a_uniform_weight_fills_all_bins_equally(dtype: str):
     found = measured(torch.arange(256 * 64, dtype=torch.float64) / 2**14, dtype)

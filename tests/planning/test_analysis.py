@@ -168,6 +168,26 @@ def test_nan_or_infinity_names_the_tensor(value: float, dtype: torch.dtype, tmp_
         analyze(tmp_path, cache=False)
 
 
+UNMEASURABLE = {
+    "empty": (torch.zeros(0, 32), "has no values at all"),
+    "neighbours": (
+        torch.tensor([1.0, 1.0 + 2**-52], dtype=torch.float64).repeat(4, 16),
+        "256 bins",
+    ),
+    "huge": (torch.full((4, 32), 1e300, dtype=torch.float64), "beyond float32"),
+}
+
+
+@pytest.mark.parametrize("case", UNMEASURABLE)
+def test_a_weight_without_an_entropy_is_named(case: str, tmp_path: Path):
+    tensor, message = UNMEASURABLE[case]
+    path = saved(tmp_path) / "model.safetensors"
+    save_file({**load_file(path), "model.layers.1.mlp.up_proj.weight": tensor}, path)
+
+    with pytest.raises(CheckpointError, match=rf"1\.mlp\.up_proj\.weight of .*{message}"):
+        analyze(tmp_path, cache=False)
+
+
 def test_one_bad_expert_is_named_itself(tmp_path: Path):
     path = saved(tmp_path, "mixtral") / "model.safetensors"
     tensors = load_file(path)
@@ -312,6 +332,9 @@ def test_plans_are_refused_for_bad_requests(tmp_path: Path):
         analysis.plan(granularity="row")
     with pytest.raises(InputError, match="no scorer"):
         analysis.plan(scorer="vibes")
+    for bits in (float("nan"), float("inf")):
+        with pytest.raises(PlanError, match=f"bits per weight is {bits}"):
+            analysis.plan(target_bpw=bits)
 
 
 def test_controls_and_entropies_share_one_analysis(tmp_path: Path):
@@ -329,3 +352,11 @@ def test_layout_and_statistics_have_the_same_order(tmp_path: Path):
     analysis = analysed(tmp_path, "qwen3-moe")
 
     assert tuple(analysis.statistics) == find_layout(open_checkpoint(tmp_path)).weights
+
+
+def test_a_random_plan_says_what_it_was_drawn_with(tmp_path: Path):
+    analysis = analysed(tmp_path)
+
+    drawn, scored = analysis.plan(scorer="random", seed=3), analysis.plan()
+
+    assert (drawn.rule["seed"], "seed" in scored.rule) == (3, False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from ewq.checkpoint.tensor_info import TensorInfo
 from ewq.errors import InputError
 from ewq.planning.formats import FORMATS, Stored, format_of
 from ewq.precision import Precision
@@ -87,3 +90,21 @@ def test_rows_that_no_block_divides_stay_f16():
 def test_an_unknown_target_is_refused():
     with pytest.raises(InputError, match=r"no target format 'awq'; there are: nf4"):
         format_of("awq")
+
+
+IN_GGUF = {
+    "model.embed_tokens.weight": 2,
+    "lm_head.weight": 2,
+    "model.layers.0.mlp.gate.weight": 4,
+    "model.layers.0.block_sparse_moe.router.layer.weight": 4,
+    "model.layers.0.mlp.experts.e_score_correction_bias": 4,
+    "transformer.wpe.weight": 4,
+    "blk.0.ffn_gate_inp.weight": 4,
+}
+
+
+@pytest.mark.parametrize("name", IN_GGUF)
+def test_gguf_keeps_routers_and_learned_positions_wide(name: str, tmp_path: Path):
+    info = TensorInfo(name, "BF16", (4, 32), 256, tmp_path, 0)
+
+    assert FORMATS["gguf"].rest(info) == IN_GGUF[name] * 128

@@ -83,6 +83,7 @@ DAMAGED = {
     "precision": (changed(weights={"a": "3bit"}), r"weight a has precision '3bit'; there are: raw"),
     "blocks": (changed(blocks=[{"index": 0}]), r"a block lacks keys: entropy, name, numel"),
     "blocks a number": (changed(blocks=7), r"is damaged"),
+    "size beyond any number": (changed(size_bytes=float("inf")), r"is damaged"),
     "mean null": (changed(mean=None), r"is damaged"),
     "weights a list": (changed(weights=[]), r"is damaged"),
     "a list": (lambda data: [data], r"holds no JSON object"),
@@ -123,7 +124,12 @@ def test_the_proof_of_concepts_plan_is_read_in_block_order(tmp_path: Path):
     assert json.loads(json.dumps(plan.to_json(), allow_nan=False))["mean"] is None
 
 
-@pytest.mark.parametrize("entry", [{"0": "2-bit"}, {"zero": "raw"}], ids=["precision", "index"])
+UNKNOWN_ENTRIES = [{"0": "2-bit"}, {"zero": "raw"}, {"0": ["raw"]}, {"²": "raw"}]
+
+
+@pytest.mark.parametrize(
+    "entry", UNKNOWN_ENTRIES, ids=["precision", "index", "list", "superscript"]
+)
 def test_an_unknown_entry_of_a_poc_plan_is_refused(entry: dict[str, str], tmp_path: Path):
     path = tmp_path / "plan.json"
     path.write_text(json.dumps({"plan": entry}))

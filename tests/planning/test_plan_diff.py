@@ -78,6 +78,11 @@ def test_a_poc_plan_is_compared_with_one_of_ours(analysis: Analysis):
     assert [move.name for move in found.moves] == ["model.layers.1"]
 
 
+def test_plans_that_name_different_blocks_are_refused():
+    with pytest.raises(PlanError, match="a has block 1 where b has block 2"):
+        diff_plans({"a": poc(b0="raw", b1="raw"), "b": poc(b0="raw", b2="raw")})
+
+
 def test_plans_of_different_models_are_refused(analysis: Analysis, tmp_path: Path):
     plan = analysis.plan()
     with pytest.raises(PlanError, match=r"a has 2 blocks and b has 1: .*different models"):
