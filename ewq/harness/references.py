@@ -147,7 +147,7 @@ def _to_json(result: TaskResult) -> dict[str, Any]:
 
 
 def _from_json(data: dict[str, Any]) -> TaskResult:
-    metrics = {name: Metric(**value) for name, value in data["metrics"].items()}
+    metrics = {name: Metric.from_json(value) for name, value in data["metrics"].items()}
     return TaskResult(
         data["task"], data["settings"], metrics, data["items"], tuple(data["notes"]), data["side"]
     )
