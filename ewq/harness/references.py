@@ -40,7 +40,6 @@ class References:
         self.replayed: set[str] = set()
         """Tasks whose reference was measured before the run was interrupted."""
         self._distributions: Any = None
-        self._folder = tempfile.TemporaryDirectory(prefix="ewq-reference-")
 
     def remember(self, task: str, result: TaskResult) -> None:
         """Keep the reference's own result, for this run and for later ones."""
@@ -79,8 +78,9 @@ class References:
 
     def close(self) -> None:
         """Delete recorded distributions."""
+        if self._distributions is not None:
+            self._distributions.close()
         self._distributions = None
-        self._folder.cleanup()
 
     def _record(self, handle: VariantHandle) -> None:
         from ewq.tasks import divergence
@@ -88,7 +88,7 @@ class References:
         self._distributions = divergence.record_reference(
             handle.model,
             self._bench.texts,
-            Path(self._folder.name) / "reference.f32",
+            cache_dir("reference-logprobs"),
             max_tokens_per_domain=self._bench.sizes.divergence_tokens,
             progress=self._bench.progress,
         )
