@@ -84,7 +84,7 @@ class Record:
         if data.get("schema") != SCHEMA:
             raise InputError(f"record has schema {data.get('schema')!r}; this ewq reads {SCHEMA}")
         try:
-            metrics = {key: Metric(**value) for key, value in data["metrics"].items()}
+            metrics = {key: Metric.from_json(value) for key, value in data["metrics"].items()}
             return cls(
                 model=data["model"],
                 fingerprint=data["fingerprint"],

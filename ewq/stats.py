@@ -28,6 +28,9 @@ ALPHA = 0.05
 POWER = 0.8
 BOOTSTRAP_RESAMPLES = 2000
 BOOTSTRAP_SEED = 20250307
+FEWEST_CLUSTERS = 4
+"""With fewer documents or subjects there is no error to be had from them; their items stand in."""
+_FEWEST_TO_BOOTSTRAP = 20
 # Resampled indices held at once by the bootstrap: 16 MB of int64.
 _BOOTSTRAP_BATCH_ELEMENTS = 2_000_000
 
@@ -49,6 +52,11 @@ class RatioEstimate:
     """``None`` where there is one cluster only: nothing to estimate an error from."""
     clusters: int
 
+    @property
+    def freedom(self) -> int | None:
+        """Degrees of freedom of ``stderr``; ``None`` where there is none."""
+        return None if self.stderr is None else self.clusters - 1
+
 
 @dataclass(frozen=True)
 class PairedAccuracy:
@@ -58,6 +66,8 @@ class PairedAccuracy:
     """``(n10 - n01) / n``: negative when the variant is worse."""
     stderr: float
     """Clustered standard error of ``delta``; never under one answer's worth, ``1 / n``."""
+    freedom: int
+    """Degrees of freedom of ``stderr``: clusters - 1."""
     flips: float
     """Share of questions whose correctness changed either way, ``(n01 + n10) / n``."""
     n01: int
@@ -65,9 +75,8 @@ class PairedAccuracy:
     n10: int
     """Questions that were wrong and became right."""
     mcnemar_p: float
-    low: float
-    high: float
-    """95 % bounds of ``delta`` by the clustered percentile bootstrap."""
+    interval: Interval
+    """95 % bounds of ``delta``; see :func:`paired_interval`."""
     smallest_detectable: float
     """True difference that this comparison would have found with 80 % power at 5 %."""
     n: int
@@ -79,10 +88,11 @@ class PairedRatio:
 
     ln_ratio: float
     stderr: float | None
-    low: float
-    high: float
+    interval: Interval | None
+    """95 % bounds; see :func:`paired_interval`. ``None`` where there is no error."""
     smallest_detectable: float | None
-    clusters: int
+    freedom: int | None
+    """Degrees of freedom of ``stderr``: clusters - 1; ``None`` where there is none."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,8 @@ def paired_accuracy(
     Args:
         base_correct: right (1) or wrong (0) for each question, reference, ``[n]``.
         new_correct: the same questions in the same order, variant, ``[n]``.
-        clusters: a label per question (its subject); ``None`` treats questions as independent.
+        clusters: a label per question (its subject); ``None``, or fewer than
+            :data:`FEWEST_CLUSTERS`, treats questions as independent.
 
     Raises:
         MeasurementError: the lengths differ or there is no question.
@@ -125,21 +136,22 @@ def paired_accuracy(
     difference = new - base
     n = len(difference)
     n01, n10 = int(np.sum(difference < 0)), int(np.sum(difference > 0))
-    questions = np.ones(n)
-    estimate = clustered_ratio(difference, questions, clusters)
+    labels = None if clusters is None else clusters_of(clusters)
+    estimate = clustered_ratio(difference, np.ones(n), labels)
     # n equal answers do not prove that the next one is equal too.
     stderr = max(estimate.stderr or 0.0, 1.0 / n)
-    interval = bootstrap_clustered(difference, questions, clusters)
+    freedom = max(1, estimate.clusters - 1)
+    detectable = smallest_detectable_difference(stderr, df=freedom)
     return PairedAccuracy(
         delta=estimate.value,
         stderr=stderr,
+        freedom=freedom,
         flips=(n01 + n10) / n,
         n01=n01,
         n10=n10,
         mcnemar_p=mcnemar_exact(n01, n10),
-        low=interval.low,
-        high=interval.high,
-        smallest_detectable=max(smallest_detectable_difference(stderr), _fewest_flips() / n),
+        interval=paired_interval(difference, np.ones(n), labels, least_stderr=1.0 / n),
+        smallest_detectable=max(detectable, fewest_flips() / n),
         n=n,
     )
 
@@ -160,20 +172,20 @@ def paired_ratio(
     """
     before, after = _pair(base, new)
     estimate = clustered_ratio(after - before, tokens, clusters)
-    interval = bootstrap_clustered(after - before, tokens, clusters)
-    detectable = (
-        None
-        if estimate.stderr is None
-        else smallest_detectable_difference(estimate.stderr, df=estimate.clusters - 1)
-    )
+    if estimate.stderr is None:
+        return PairedRatio(estimate.value, None, None, None, None)
     return PairedRatio(
         ln_ratio=estimate.value,
         stderr=estimate.stderr,
-        low=interval.low,
-        high=interval.high,
-        smallest_detectable=detectable,
-        clusters=estimate.clusters,
+        interval=paired_interval(after - before, tokens, clusters),
+        smallest_detectable=smallest_detectable_difference(estimate.stderr, df=estimate.freedom),
+        freedom=estimate.freedom,
     )
+
+
+def clusters_of(labels: Sequence[Hashable]) -> Sequence[Hashable] | None:
+    """The labels as clusters; ``None``, each item by itself, where there are too few of them."""
+    return labels if len(set(labels)) >= FEWEST_CLUSTERS else None
 
 
 def clustered_ratio(
@@ -237,6 +249,24 @@ def bootstrap_clustered(
         rng=np.random.default_rng(seed),
     )
     return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
+
+
+def paired_interval(
+    totals: ArrayLike, sizes: ArrayLike, clusters: Clusters = None, *, least_stderr: float = 0.0
+) -> Interval:
+    """95 % bounds of ``sum(totals) / sum(sizes)`` that hold for few clusters too.
+
+    By the clustered bootstrap from twenty clusters on; with fewer, or where no
+    item differs, by Student's t over the standard error, which is taken to be
+    ``least_stderr`` at least. Other arguments and errors are those of
+    :func:`clustered_ratio`.
+    """
+    estimate = clustered_ratio(totals, sizes, clusters)
+    if estimate.clusters >= _FEWEST_TO_BOOTSTRAP and estimate.stderr:
+        return bootstrap_clustered(totals, sizes, clusters)
+    stderr = max(estimate.stderr or 0.0, least_stderr)
+    half = _quantile(1 - ALPHA / 2, max(1, estimate.clusters - 1)) * stderr
+    return Interval(estimate.value - half, estimate.value + half)
 
 
 def noninferiority(
@@ -317,7 +347,7 @@ def _ratio_of_sums(numerators: Array, denominators: Array, axis: int = -1) -> Ar
     return np.asarray(numerators.sum(axis=axis) / denominators.sum(axis=axis))
 
 
-def _fewest_flips() -> int:
+def fewest_flips() -> int:
     """Flips, all one way, below which the exact McNemar test can never reject at ``ALPHA``."""
     return math.ceil(math.log2(2 / ALPHA))
 

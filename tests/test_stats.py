@@ -11,6 +11,7 @@ from ewq.stats import (
     mcnemar_exact,
     noninferiority,
     paired_accuracy,
+    paired_interval,
     paired_ratio,
     pooled_stderr,
     smallest_detectable_difference,
@@ -64,7 +65,28 @@ def test_paired_accuracy_counts_flips_both_ways():
     assert result.mcnemar_p == 1.0
     # sd of (0, -1, -1, 1, 0, 0, 0, 0) over sqrt(8)
     assert result.stderr == pytest.approx(scipy.stats.sem([0, -1, -1, 1, 0, 0, 0, 0]))
-    assert result.low < result.delta < result.high
+    assert result.interval.low < result.delta < result.interval.high
+
+
+@pytest.mark.parametrize("subjects", [1, 3])
+def test_questions_of_too_few_subjects_stand_for_themselves(subjects):
+    """One subject has no spread between subjects; its questions still have one among them."""
+    base = np.array([1] * 10 + [0] * 5 + [1, 0] * 60)
+    new = np.array([0] * 10 + [1] * 5 + [1, 0] * 60)
+    labels = [i % subjects for i in range(len(base))]
+    result = paired_accuracy(base, new, labels)
+    assert result.stderr == pytest.approx(scipy.stats.sem(new - base))
+    assert result.freedom == len(base) - 1
+    assert result.interval.low < result.delta < result.interval.high
+
+
+def test_few_subjects_are_fewer_degrees_of_freedom():
+    rng = np.random.default_rng(14)
+    base, new = rng.random(200) < 0.6, rng.random(200) < 0.6
+    result = paired_accuracy(base, new, [i % 5 for i in range(200)])
+    assert result.freedom == 4
+    expected = (scipy.stats.t.ppf(0.975, 4) + scipy.stats.t.ppf(0.8, 4)) * result.stderr
+    assert result.smallest_detectable == pytest.approx(max(expected, 6 / 200))
 
 
 def test_equal_answers_leave_room_for_a_difference():
@@ -142,6 +164,23 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
     assert 0.89 < hits / trials < 0.99
 
 
+@pytest.mark.parametrize("groups", [2, 4, 8, 40])
+def test_paired_interval_covers_the_truth_with_few_clusters_too(groups):
+    rng = np.random.default_rng(groups)
+    trials, hits = 400, 0
+    clusters = list(np.repeat(range(groups), 4))
+    for _ in range(trials):
+        values = np.repeat(rng.normal(size=groups), 4) + rng.normal(size=4 * groups)
+        interval = paired_interval(values, np.ones(4 * groups), clusters)
+        hits += interval.low <= 0 <= interval.high
+    assert within_binomial_noise(hits, trials, 0.95)
+
+
+def test_where_no_item_differs_the_interval_has_the_least_width():
+    same = paired_interval(np.zeros(50), np.ones(50), least_stderr=0.02)
+    assert same.high == -same.low == pytest.approx(0.02 * scipy.stats.t.ppf(0.975, 49))
+
+
 def test_ln_ratio_is_the_paired_t_test_where_items_are_equally_long():
     rng = np.random.default_rng(7)
     base = rng.normal(300, 30, size=25)
@@ -150,7 +189,7 @@ def test_ln_ratio_is_the_paired_t_test_where_items_are_equally_long():
     statistic = scipy.stats.ttest_rel(new, base).statistic
     assert result.ln_ratio == pytest.approx((new.sum() - base.sum()) / 2500)
     assert result.ln_ratio / result.stderr == pytest.approx(statistic)
-    assert result.low < result.ln_ratio < result.high
+    assert result.interval.low < result.ln_ratio < result.interval.high
 
 
 def test_pairing_is_far_tighter_than_two_separate_errors():

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-SHAREABLE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
-"""Cache layers that grow by concatenation, so that a shallow copy never writes to its source."""
+SHAREABLE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
+"""Cache layers that grow by concatenation, so that a shallow copy never writes to its source.
+
+A ``DummyLayer`` stands for a layer that attends to an earlier one's keys and holds none itself.
+"""
 
 
 def new_cache(config: Any) -> Any:  # noqa: ANN401 (transformers is untyped)
@@ -29,7 +32,7 @@ def fork(cache: Any, rows: int) -> Any:  # noqa: ANN401 (transformers is untyped
     forked = copy.copy(cache)
     forked.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in forked.layers:
-        if layer.is_initialized:
+        if layer.keys is not None:
             layer.keys = layer.keys.expand(rows, -1, -1, -1)
             layer.values = layer.values.expand(rows, -1, -1, -1)
     return forked

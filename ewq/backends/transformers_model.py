@@ -259,7 +259,7 @@ def describe(
 ) -> ModelInfo:
     """Facts about a loaded transformers model; see :func:`stored_bytes` for the dtype."""
     config = model.config.get_text_config()
-    limit = context_length or getattr(config, "max_position_embeddings", None)
+    limit = context_length or _context_length(config)
     if limit is None:
         raise InputError("the config states no context length; give context_length")
     weights = stored_bytes(model, checkpoint_dtype)
@@ -273,3 +273,19 @@ def describe(
         weights_bytes=weights,
         bits_per_weight=8 * weights / parameter_count(model),
     )
+
+
+def _context_length(config: Any) -> int | None:  # noqa: ANN401 (transformers is untyped)
+    """The longest sequence over which positions mean the same, however it is fed.
+
+    ``longrope`` (Phi) turns to other frequencies for the whole sequence once it is longer than
+    the original context: one fed in pieces, or in a batch with a longer one, would differ.
+    """
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return limit
+    original: int | None = rope.get("original_max_position_embeddings") or getattr(
+        config, "original_max_position_embeddings", None
+    )
+    return original or limit

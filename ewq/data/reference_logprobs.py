@@ -4,17 +4,20 @@ llama.cpp keeps them in 16 bits, which alone makes a model diverge from itself
 by 5e-4 nats. Here a token costs ``4 * vocabulary`` bytes of disk and nothing
 of memory: 100,000 tokens of a 152k vocabulary are 61 GB on disk, and never
 more than one block of rows in memory.
+
+The file has no name. Whatever ends the process, a full disk or a kill too, the
+operating system takes its space back at once.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -32,9 +35,9 @@ _SPARE_BYTES = 256 * 1024**2
 
 @dataclass(frozen=True)
 class Reference:
-    """Stored log-probabilities of one model on one text set."""
+    """Stored log-probabilities of one model on one text set; to be closed."""
 
-    path: Path
+    file: IO[bytes]
     tokens: int
     vocab_size: int
     settings: Mapping[str, Json]
@@ -52,42 +55,67 @@ class Reference:
         The file is mapped for the copy only, so its pages never pile up in the process.
         """
         rows[...] = np.memmap(
-            self.path,
+            self.file,
             dtype=np.float32,
             mode="r",
             offset=begin * self.vocab_size * _ITEM_BYTES,
             shape=rows.shape,
         )
 
-    def delete(self) -> None:
-        """Remove the files; doing so twice is harmless."""
-        for path in (self.path, _sidecar(self.path)):
-            path.unlink(missing_ok=True)
+    def close(self) -> None:
+        """Give the disk space back; doing so twice is harmless."""
+        self.file.close()
 
 
 class ReferenceWriter:
-    """Writes rows one block after another; the reference exists once all rows are there."""
+    """Writes rows one block after another; the reference exists once all rows are there.
+
+    Args:
+        folder: a folder on a disk, made where absent. ``/tmp`` is memory on many systems.
+        tokens: rows there will be.
+        vocab_size: width of a row.
+        settings: what a variant must share.
+
+    Raises:
+        InputError: the folder cannot be written, or has no room for all rows.
+    """
 
     def __init__(
-        self, path: Path, tokens: int, vocab_size: int, settings: Mapping[str, Json]
+        self, folder: Path, tokens: int, vocab_size: int, settings: Mapping[str, Json]
     ) -> None:
-        require_disk_space(path.parent, tokens, vocab_size)
-        self.reference = Reference(path, tokens, vocab_size, dict(settings))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            require_disk_space(folder, tokens, vocab_size)
+            # Unbuffered: a block is large, and nothing is left to be flushed to a full disk.
+            file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - kept open
+        except OSError as error:
+            raise InputError(
+                f"cannot write reference log-probabilities to {folder}: {error.strerror}; "
+                "set EWQ_CACHE to a folder with space"
+            ) from error
+        self.reference = Reference(file, tokens, vocab_size, dict(settings))
+        self._folder = folder
         self._written = 0
-        _sidecar(path).unlink(missing_ok=True)
-        self._file = path.open("wb")
 
     def append(self, rows: NDArray[np.float32]) -> None:
         """Add rows ``[n, vocab_size]``.
 
         Raises:
-            MeasurementError: another width than the vocabulary's.
+            MeasurementError: another width than the vocabulary's, or the disk is full.
         """
         if rows.shape[1:] != (self.reference.vocab_size,):
             raise MeasurementError(
                 f"rows are {rows.shape[1:]} wide, the vocabulary has {self.reference.vocab_size}"
             )
-        self._file.write(np.ascontiguousarray(rows, dtype=np.float32).data)
+        left = memoryview(np.ascontiguousarray(rows, dtype=np.float32)).cast("B")
+        try:
+            while left:
+                left = left[self.reference.file.write(left) :]
+        except OSError as error:
+            raise MeasurementError(
+                f"reference log-probabilities stop at {self._written} of {self.reference.tokens} "
+                f"tokens, {self._folder}: {error.strerror}; set EWQ_CACHE to a folder with space"
+            ) from error
         self._written += len(rows)
 
     def __enter__(self) -> ReferenceWriter:
@@ -99,16 +127,14 @@ class ReferenceWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        if error is not None:
-            self.reference.delete()
+        whole = self._written == self.reference.tokens
+        if error is None and whole:
             return
-        if self._written != self.reference.tokens:
-            self.reference.delete()
+        self.reference.close()
+        if error is None:
             raise MeasurementError(
                 f"reference has {self._written} rows instead of {self.reference.tokens}"
             )
-        _write_sidecar(self.reference)
 
 
 def require_disk_space(folder: Path, tokens: int, vocab_size: int) -> None:
@@ -117,7 +143,6 @@ def require_disk_space(folder: Path, tokens: int, vocab_size: int) -> None:
     Raises:
         InputError: it cannot; the message says how many tokens would fit.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     needed = tokens * vocab_size * _ITEM_BYTES
     free = shutil.disk_usage(folder).free
     if needed + _SPARE_BYTES > free:
@@ -125,35 +150,5 @@ def require_disk_space(folder: Path, tokens: int, vocab_size: int) -> None:
         raise InputError(
             f"reference log-probabilities of {tokens} tokens need {needed / 1e9:.1f} GB, "
             f"{folder} has {free / 1e9:.1f} GB free: score at most {fitting} tokens "
-            "or choose another folder"
+            "or set EWQ_CACHE to a folder with more"
         )
-
-
-def open_reference(path: Path) -> Reference:
-    """A reference written earlier.
-
-    Raises:
-        InputError: there is none, or its writing was interrupted.
-    """
-    try:
-        data = json.loads(_sidecar(path).read_text())
-        reference = Reference(path, data["tokens"], data["vocab_size"], data["settings"])
-        complete = path.stat().st_size == reference.tokens * reference.vocab_size * _ITEM_BYTES
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"no complete reference log-probabilities at {path}") from error
-    if not complete:
-        raise InputError(f"reference log-probabilities at {path} are incomplete; delete them")
-    return reference
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _write_sidecar(reference: Reference) -> None:
-    data = {
-        "tokens": reference.tokens,
-        "vocab_size": reference.vocab_size,
-        "settings": dict(reference.settings),
-    }
-    _sidecar(reference.path).write_text(json.dumps(data))

@@ -131,6 +131,16 @@ def definition_named(name: str, window: int | None = None, stride: int | None = 
     return known
 
 
+def fit_notes(wanted: Definition, context_length: int) -> tuple[str, ...]:
+    """A sentence where a window had to be cut to the model's context."""
+    if wanted.fit(context_length) == wanted:
+        return ()
+    return (
+        f"the model's context of {context_length} tokens is shorter than the {wanted.window} of "
+        f"the {wanted.name} definition: not comparable with published figures",
+    )
+
+
 def bos_token(tokenizer: Any) -> int | None:  # noqa: ANN401  (a transformers tokenizer)
     """The beginning-of-text token this tokenizer puts before a text, if it does."""
     added = tokenizer.encode("a", add_special_tokens=True)

@@ -141,17 +141,31 @@ def _noninferiority(record: Record, name: str, limit: Limit) -> tuple[Verdict, s
     shown, text = _bounds_shown(metric, limit)
     if shown:
         return Verdict.PASS, text
-    z = abs(metric.value - _NO_CHANGE.get(name, 0.0)) / metric.stderr if metric.stderr else math.inf
-    certain = 0.5 * math.erfc(z / math.sqrt(2)) < limit.alpha
-    failed = _beyond(metric.value, limit) and certain
+    failed = _beyond(metric.value, limit) and _changed(name, metric, limit)
     return (Verdict.FAIL if failed else Verdict.INCONCLUSIVE), text
+
+
+def _changed(name: str, metric: Metric, limit: Limit) -> bool:
+    """Whether the metric is certainly not what two equal variants have."""
+    from ewq.stats import noninferiority
+
+    assert metric.stderr is not None
+    distance = abs(metric.value - _NO_CHANGE.get(name, 0.0))
+    return noninferiority(distance, metric.stderr, 0.0, limit.alpha, _freedom(metric)).holds
+
+
+def _freedom(metric: Metric) -> int | None:
+    """Degrees of freedom of the error; ``None`` for the normal distribution."""
+    if metric.freedom is not None:
+        return metric.freedom
+    return metric.n - 1 if metric.n > 1 else None
 
 
 def _bounds_shown(metric: Metric, limit: Limit) -> tuple[bool, str]:
     from ewq.stats import noninferiority, smallest_detectable_difference
 
     assert metric.stderr is not None
-    freedom = metric.n - 1 if metric.n > 1 else None
+    freedom = _freedom(metric)
     sides = [(1.0, limit.min), (-1.0, limit.max)]
     tests = [
         noninferiority(sign * metric.value, metric.stderr, -sign * bound, limit.alpha, freedom)
@@ -208,7 +222,7 @@ def _precision(metric: Metric) -> str:
         return "exact"
     from ewq.stats import smallest_detectable_difference
 
-    detectable = smallest_detectable_difference(metric.stderr)
+    detectable = smallest_detectable_difference(metric.stderr, df=_freedom(metric))
     return f"plain bound, detectable {detectable:.3g}, n {metric.n}"
 
 

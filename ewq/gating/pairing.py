@@ -81,8 +81,7 @@ def _difference(
     old: Rows, new: Rows, *, column: int, size_column: int, document_column: int
 ) -> PairedChange:
     """How sure the change of a mean per token is; windows of one document belong together."""
-    from ewq.stats import clustered_ratio, smallest_detectable_difference
-    from ewq.tasks.perplexity import clusters_of
+    from ewq.stats import clustered_ratio, clusters_of, smallest_detectable_difference
 
     estimate = clustered_ratio(
         [after[column] - before[column] for before, after in zip(old, new, strict=True)],

@@ -42,7 +42,6 @@ class References:
         self.replayed: set[str] = set()
         """Tasks whose reference was measured before the run was interrupted."""
         self._distributions: Any = None
-        self._folder = tempfile.TemporaryDirectory(prefix="ewq-reference-")
 
     def remember(self, task: str, result: TaskResult) -> None:
         """Keep the reference's own result, for this run and for later ones."""
@@ -86,8 +85,9 @@ class References:
 
     def close(self) -> None:
         """Delete recorded distributions."""
+        if self._distributions is not None:
+            self._distributions.close()
         self._distributions = None
-        self._folder.cleanup()
 
     def _record(self, handle: VariantHandle) -> None:
         from ewq.tasks import divergence
@@ -95,7 +95,7 @@ class References:
         self._distributions = divergence.record_reference(
             handle.model,
             self._bench.texts,
-            Path(self._folder.name) / "reference.f32",
+            cache_dir("reference-logprobs"),
             max_tokens_per_domain=self._bench.sizes.divergence_tokens,
             progress=self._bench.progress,
         )
@@ -161,7 +161,7 @@ def _to_json(result: TaskResult) -> dict[str, Any]:
 
 
 def _from_json(data: dict[str, Any]) -> TaskResult:
-    metrics = {name: Metric(**value) for name, value in data["metrics"].items()}
+    metrics = {name: Metric.from_json(value) for name, value in data["metrics"].items()}
     return TaskResult(
         data["task"], data["settings"], metrics, data["items"], tuple(data["notes"]), data["side"]
     )

@@ -38,6 +38,8 @@ class Loss:
     """Degrees of freedom of ``stderr``; ``None`` for the normal distribution."""
     words: str
     """The change in the unit and with the sign that people know."""
+    least: float = 0.0
+    """What no error, however small, makes detectable: six flips one way."""
 
     def standing(self, margin: float, alpha: float) -> Standing:
         """Test the loss against ``margin``, once from each side."""
@@ -52,7 +54,8 @@ class Loss:
         """The loss that this comparison would have found with 80 % power at 5 %."""
         from ewq.stats import smallest_detectable_difference
 
-        return smallest_detectable_difference(self.stderr, df=self.freedom)
+        detectable = smallest_detectable_difference(self.stderr, df=self.freedom)
+        return max(detectable, self.least)
 
 
 def perplexity_loss(row: VariantRow) -> Loss | None:
@@ -62,7 +65,7 @@ def perplexity_loss(row: VariantRow) -> Loss | None:
         return None
     percent, error = 100 * math.expm1(metric.value), 100 * math.exp(metric.value) * metric.stderr
     words = f"perplexity {with_error(percent, error, 2, signed=True)} %"
-    freedom = _text_freedom(row.records["perplexity"])
+    freedom = metric.freedom or _text_freedom(row.records["perplexity"])
     return Loss("perplexity", metric.value, metric.stderr, freedom, words)
 
 
@@ -71,6 +74,8 @@ def mmlu_loss(row: VariantRow) -> Loss | None:
 
     ``None`` where unmeasured, or where both forms are at chance level and prove nothing.
     """
+    from ewq.stats import fewest_flips
+
     asked = [task for task in MMLU_TASKS if row.metric(task, "accuracy_delta")]
     task = next((task for task in asked if not at_chance(row, task)), None)
     metric = row.metric(task, "accuracy_delta") if task else None
@@ -78,9 +83,8 @@ def mmlu_loss(row: VariantRow) -> Loss | None:
         return None
     name = MMLU_TASKS[task]
     words = f"{name} {with_error(100 * metric.value, 100 * metric.stderr, 1, signed=True)} points"
-    subjects = row.records[task].settings.get("subjects")
-    count = len(subjects) if isinstance(subjects, list) else 0
-    return Loss(name, -metric.value, metric.stderr, count - 1 if count > 2 else None, words)
+    freedom = metric.freedom or _subject_freedom(row.records[task])
+    return Loss(name, -metric.value, metric.stderr, freedom, words, fewest_flips() / metric.n)
 
 
 MMLU_TASKS = {"mmlu": "MMLU", "mmlu_cloze": "MMLU (cloze)"}
@@ -137,9 +141,19 @@ def weights_bytes(row: VariantRow) -> float | None:
 LOSSES: tuple[Callable[[VariantRow], Loss | None], ...] = (perplexity_loss, mmlu_loss)
 
 
+def _subject_freedom(record: Record) -> int | None:
+    """Subjects minus one, for records from before metrics carried their degrees of freedom."""
+    subjects = record.settings.get("subjects")
+    count = len(subjects) if isinstance(subjects, list) else 0
+    return count - 1 if count > 2 else None
+
+
 def _text_freedom(record: Record) -> int | None:
-    """Clusters minus one, as the error was computed; ``None`` where no items are stored."""
-    from ewq.tasks.perplexity import clusters_of
+    """Clusters minus one, for records from before metrics carried their degrees of freedom.
+
+    ``None`` where no items are stored.
+    """
+    from ewq.stats import clusters_of
 
     if not isinstance(record.items, list) or not record.items:
         return None

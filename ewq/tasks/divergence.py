@@ -18,13 +18,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ewq.data.reference_logprobs import Reference, ReferenceWriter
-from ewq.data.windows import DEFINITIONS, Definition, Window, bos_token, make_windows
+from ewq.data.windows import (
+    DEFINITIONS,
+    Definition,
+    Window,
+    bos_token,
+    fit_notes,
+    make_windows,
+)
 from ewq.errors import MeasurementError
 from ewq.measurement import Json, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.quantiles import quantile
-from ewq.stats import clustered_ratio
-from ewq.tasks.perplexity import clusters_of
+from ewq.stats import clustered_ratio, clusters_of
 
 if TYPE_CHECKING:
     import torch
@@ -57,23 +63,25 @@ class _Tokens:
 def record_reference(
     model: LanguageModel,
     texts: TextSet,
-    path: Path,
+    folder: Path,
     definition: Definition = DEFAULT_DEFINITION,
     *,
     max_tokens_per_domain: int | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> Reference:
-    """Store the reference's log-probabilities of every scored token at ``path``.
+    """Store the reference's log-probabilities of every scored token in a file in ``folder``.
+
+    The file has no name there and goes when the reference is closed or the process ends.
 
     Raises:
         InputError: the disk has no room for ``4 * tokens * vocabulary`` bytes.
-        MeasurementError: texts too short for a window.
+        MeasurementError: texts too short for a window, or the disk filled up meanwhile.
     """
     settings, windows = _protocol(model, texts, definition, max_tokens_per_domain)
     tokens = sum(window.scored for window in windows)
     progress.start("reference log-probabilities", tokens, "tokens")
     try:
-        with ReferenceWriter(path, tokens, model.info.vocab_size, settings) as writer:
+        with ReferenceWriter(folder, tokens, model.info.vocab_size, settings) as writer:
             for window in windows:
                 for block in model.logprobs(window.ids, window.start):
                     writer.append(block.to("cpu").numpy())
@@ -112,6 +120,7 @@ def run(
         settings=settings,
         metrics=_metrics(whole, clusters),
         items=[_row(*each) for each in zip(windows, per_window, strict=True)],
+        notes=fit_notes(definition, model.info.context_length),
         side={
             "delta_p_percentiles": _percentiles(whole.delta_p, _DELTA_P_PERCENTILES),
             "kld_max": float(whole.kld.max()),
@@ -261,7 +270,9 @@ def _metrics(tokens: _Tokens, clusters: list[Hashable]) -> dict[str, Metric]:
 
 def _mean(values: Array, clusters: list[Hashable], unit: str, higher_is_better: bool) -> Metric:
     estimate = clustered_ratio(values, np.ones_like(values), clusters)
-    return Metric(estimate.value, unit, higher_is_better, len(values), estimate.stderr)
+    return Metric(
+        estimate.value, unit, higher_is_better, len(values), estimate.stderr, estimate.freedom
+    )
 
 
 def _root_mean_square(values: Array, clusters: list[Hashable]) -> Metric:
@@ -269,7 +280,7 @@ def _root_mean_square(values: Array, clusters: list[Hashable]) -> Metric:
     square = _mean(values**2, clusters, "fraction", False)
     root = math.sqrt(square.value)
     stderr = None if square.stderr is None else square.stderr / (2 * root) if root else 0.0
-    return Metric(root, "fraction", False, len(values), stderr)
+    return Metric(root, "fraction", False, len(values), stderr, square.freedom)
 
 
 def _kld_percentiles(kld: Array) -> dict[str, Metric]:

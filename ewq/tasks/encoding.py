@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ewq.errors import InputError
+
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:  # noqa: ANN401
     """Token ids as a user of the tokenizer gets them: with BOS where it adds one by itself.
@@ -31,6 +33,10 @@ def encode_pairs(
 
     Returns:
         Context ids and continuation ids, pair by pair.
+
+    Raises:
+        InputError: the tokenizer puts an end-of-text token after every text, so that nothing
+            continues a context.
     """
     stripped = [context.rstrip() for context in contexts]
     moved = [
@@ -38,6 +44,12 @@ def encode_pairs(
         for context, short, continuation in zip(contexts, stripped, continuations, strict=True)
     ]
     heads = encode(tokenizer, stripped)
+    eos = getattr(tokenizer, "eos_token_id", None)
+    if eos is not None and heads and heads[0][-1:] == [eos]:
+        raise InputError(
+            "the tokenizer ends every text with its end-of-text token; "
+            "switch that off (add_eos_token) to score continuations"
+        )
     whole = encode(tokenizer, [a + b for a, b in zip(stripped, moved, strict=True)])
     return heads, [ids[len(head) :] for ids, head in zip(whole, heads, strict=True)]
 

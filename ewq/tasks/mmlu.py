@@ -57,11 +57,13 @@ def run(
     require_questions(data, shots)
     progress.start("MMLU", len(data.test), "questions")
     parts = []
-    for subject, questions in data.by_subject():
-        examples = data.dev.get(subject, ())[:shots]
-        parts.append(score_subject(model, subject, questions, examples))
-        progress.advance(len(questions))
-    progress.finish()
+    try:
+        for subject, questions in data.by_subject():
+            examples = data.dev.get(subject, ())[:shots]
+            parts.append(score_subject(model, subject, questions, examples))
+            progress.advance(len(questions))
+    finally:
+        progress.finish()
     logprobs = np.concatenate(parts)
     require_finite(logprobs, "MMLU")
     items = pack_items(logprobs.argmax(axis=1).tolist(), data)
@@ -132,7 +134,13 @@ def _letter_tokens(tokenizer: Any, context: str) -> list[int]:  # noqa: ANN401
                 f"the tokenizer makes {len(tail)} tokens of the answer letter {letter!r}; "
                 f"letter scoring needs one: use mmlu_cloze for this model"
             )
-    return [tail[0] for tail in tails]
+    letters = [tail[0] for tail in tails]
+    if len(set(letters)) < len(letters):
+        raise InputError(
+            f"the tokenizer makes tokens {letters} of the answer letters A to D: it cannot tell "
+            "them apart; use mmlu_cloze for this model"
+        )
+    return letters
 
 
 def _check_lengths(model: LanguageModel, subject: str, ids: Sequence[Sequence[int]]) -> None:

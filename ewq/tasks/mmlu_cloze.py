@@ -50,10 +50,12 @@ def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRES
     require_questions(data, 0)
     progress.start("MMLU (cloze)", len(data.test), "questions")
     rows = []
-    for number, question in enumerate(data.test, start=1):
-        rows.append(score_question(model, question, number))
-        progress.advance(1)
-    progress.finish()
+    try:
+        for number, question in enumerate(data.test, start=1):
+            rows.append(score_question(model, question, number))
+            progress.advance(1)
+    finally:
+        progress.finish()
     sums = np.stack(rows)
     require_finite(sums, "MMLU (cloze)")
     lengths = np.array([[max(len(c), 1) for c in q.choices] for q in data.test])

@@ -107,10 +107,15 @@ def pair_answers(result: TaskResult, reference: TaskResult) -> dict[str, Metric]
     paired = stats.paired_accuracy(_correct(reference), _correct(result), clusters)
     flips = math.sqrt(max(paired.flips * (1 - paired.flips), 1 / paired.n) / paired.n)
     return {
-        "accuracy_delta": Metric(paired.delta, "fraction", True, paired.n, paired.stderr),
+        "accuracy_delta": _delta(paired),
         "flips": Metric(paired.flips, "fraction", False, paired.n, flips),
         "mcnemar_p": Metric(paired.mcnemar_p, "p", None, paired.n),
     }
+
+
+def _delta(paired: stats.PairedAccuracy) -> Metric:
+    bounds = (paired.interval.low, paired.interval.high)
+    return Metric(paired.delta, "fraction", True, paired.n, paired.stderr, paired.freedom, bounds)
 
 
 def require_finite(logprobs: NDArray[np.float32], what: str) -> None:

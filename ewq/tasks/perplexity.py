@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from ewq.data.windows import Definition, Window, bos_token, make_windows
+from ewq.data.windows import Definition, Window, bos_token, fit_notes, make_windows
 from ewq.errors import MeasurementError
 from ewq.measurement import Json, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress
-from ewq.stats import RatioEstimate, clustered_ratio, paired_ratio
+from ewq.stats import RatioEstimate, clustered_ratio, clusters_of, paired_ratio
 
 if TYPE_CHECKING:
     from ewq.data.texts import TextSet
     from ewq.model import LanguageModel
 
 TASK = "perplexity"
-# Documents are the independent unit where there are enough of them to estimate
-# an error from; below that, their windows stand in.
-_FEWEST_DOCUMENTS = 4
 # Windows with a common prefix (BOS) are handed over together; the model batches them.
 _WINDOWS_PER_CALL = 16
 
@@ -76,7 +73,7 @@ def run(
         },
         metrics=_metrics(items),
         items=[item.row() for item in items],
-        notes=_notes(definition, fitted),
+        notes=fit_notes(definition, model.info.context_length),
     )
 
 
@@ -97,11 +94,6 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     for domain in dict.fromkeys(item.domain for item in base):
         metrics[f"ln_ppl_ratio/{domain}"] = _ln_ratio(_within(new, domain), _within(base, domain))
     return metrics
-
-
-def clusters_of(documents: Sequence[Hashable]) -> Sequence[Hashable] | None:
-    """Cluster labels for windows of these documents; ``None`` where documents are too few."""
-    return documents if len(set(documents)) >= _FEWEST_DOCUMENTS else None
 
 
 def _score(
@@ -146,19 +138,14 @@ def _metrics(items: Sequence[_Item]) -> dict[str, Metric]:
 
 def _figures(items: Sequence[_Item]) -> tuple[Metric, Metric]:
     """Perplexity with the delta method's error, and bits per byte."""
-    per_token = _ratio(items, [item.tokens for item in items])
+    nats = _ratio(items, [item.tokens for item in items])
     per_byte = _ratio(items, [item.bytes for item in items])
-    perplexity = math.exp(per_token.value)
+    perplexity, bits = math.exp(nats.value), per_byte.value / math.log(2)
     scored = sum(item.tokens for item in items)
+    errors = _scaled(nats.stderr, perplexity), _scaled(per_byte.stderr, 1 / math.log(2))
     return (
-        Metric(perplexity, "ratio", False, scored, _scaled(per_token.stderr, perplexity)),
-        Metric(
-            per_byte.value / math.log(2),
-            "bits",
-            False,
-            scored,
-            _scaled(per_byte.stderr, 1 / math.log(2)),
-        ),
+        Metric(perplexity, "ratio", False, scored, errors[0], nats.freedom),
+        Metric(bits, "bits", False, scored, errors[1], per_byte.freedom),
     )
 
 
@@ -175,7 +162,8 @@ def _ln_ratio(new: Sequence[_Item], base: Sequence[_Item]) -> Metric:
         tokens,
         clusters_of([item.document for item in base]),
     )
-    return Metric(ratio.ln_ratio, "nats", False, sum(tokens), ratio.stderr)
+    bounds = ratio.interval and (ratio.interval.low, ratio.interval.high)
+    return Metric(ratio.ln_ratio, "nats", False, sum(tokens), ratio.stderr, ratio.freedom, bounds)
 
 
 def _scaled(stderr: float | None, factor: float) -> float | None:
@@ -194,12 +182,3 @@ def _first_difference(result: TaskResult, reference: TaskResult) -> str:
     keys = sorted({*result.settings, *reference.settings})
     key = next(k for k in keys if result.settings.get(k) != reference.settings.get(k))
     return f"{key} is {result.settings.get(key)!r} here, {reference.settings.get(key)!r} there"
-
-
-def _notes(wanted: Definition, fitted: Definition) -> tuple[str, ...]:
-    if fitted == wanted:
-        return ()
-    return (
-        f"the model's context of {fitted.window} tokens is shorter than the {wanted.window} of "
-        f"the {wanted.name} definition: not comparable with published figures",
-    )

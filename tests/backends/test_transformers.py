@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    Phi3Config,
+    Phi3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -20,6 +22,8 @@ from ewq.backends.weight_bytes import parameter_count, stored_bytes
 from ewq.errors import CheckpointError, InputError
 from tests.backends.tiny_models import (
     ARCHITECTURES,
+    SLIDING,
+    VOCABULARY,
     NoTokenizer,
     expected_tokens,
     naive_logprobs,
@@ -66,6 +70,31 @@ def test_batching_padding_and_prefix_sharing_change_no_answer(
         np.testing.assert_allclose(values, expected_tokens(folder, prefix, suffix), atol=TOLERANCE)
 
 
+@pytest.fixture(scope="module", params=sorted(SLIDING))
+def sliding(request, tmp_path_factory):
+    return save_tiny(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.mark.parametrize("length", [2, 8, 9, 10, 30])
+def test_a_shared_prefix_may_end_anywhere_in_an_attention_window(
+    sliding, prompts, length, monkeypatch
+):
+    """The cache of a sliding layer keeps the last 7 tokens of the prefix, and knows how many."""
+    model = load(sliding)
+    assert model._share_prefix
+    prefix, suffixes = (prompts[0] * 2)[:length], prompts[1][:20]
+    expected = np.stack([naive_logprobs(sliding, prefix + s)[-1, [3, 4, 5, 6]] for s in suffixes])
+    for _ in range(2):  # the first call's rows must leave no trace
+        scored = model.last_logprobs(prefix, suffixes, [3, 4, 5, 6])
+        np.testing.assert_allclose(scored, expected, atol=TOLERANCE)
+    monkeypatch.setattr(backend, "LOGIT_BLOCK_BYTES", 4 * model.info.vocab_size * 5)
+    ids = prefix + prompts[0]
+    blocks = torch.cat(list(model.logprobs(ids, length))).numpy()
+    np.testing.assert_allclose(
+        blocks, naive_logprobs(sliding, ids)[length - 1 : -1], atol=TOLERANCE
+    )
+
+
 @pytest.mark.parametrize("rows", [1, 7])
 def test_small_logit_blocks_change_no_answer(folder, prompts, monkeypatch, rows):
     model = load(folder)
@@ -91,6 +120,37 @@ def test_recurrent_caches_are_not_shared_but_scored_all_the_same(llama, prompts,
     )
     [scored] = model.last_logprobs(ids, [[5, 6]], [3, 4])
     np.testing.assert_allclose(scored, naive_logprobs(llama, [*ids, 5, 6])[-1, [3, 4]], atol=1e-4)
+
+
+def test_frequencies_that_change_with_the_length_limit_the_context(tmp_path, prompts):
+    """Phi's longrope: beyond the original context, a sequence fed in pieces would differ."""
+    torch.manual_seed(7)
+    Phi3ForCausalLM(
+        Phi3Config(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            original_max_position_embeddings=64,
+            pad_token_id=0,
+            initializer_range=0.3,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0] * 4,
+                "long_factor": [2.0, 3.0, 4.0, 5.0],
+                "original_max_position_embeddings": 64,
+            },
+        )
+    ).save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert model.info.context_length == 64
+    prefix, suffixes = prompts
+    scored = model.last_logprobs(prefix, suffixes, [3, 4])
+    expected = [naive_logprobs(tmp_path, prefix + s)[-1, [3, 4]] for s in suffixes]
+    np.testing.assert_allclose(scored, expected, atol=TOLERANCE)
 
 
 def test_the_prefix_is_computed_once(llama, prompts, monkeypatch):

@@ -7,11 +7,15 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
+    Gemma3nForCausalLM,
+    Gemma3nTextConfig,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
 )
 
 VOCABULARY = 96
@@ -51,17 +55,58 @@ def gemma3():
     return Gemma3ForCausalLM(config)
 
 
+def gemma3n():
+    """As gemma3, and the last two layers attend to the keys of the two before them."""
+    config = Gemma3nTextConfig(
+        vocab_size=VOCABULARY,
+        vocab_size_per_layer_input=VOCABULARY,
+        hidden_size=32,
+        hidden_size_per_layer_input=8,
+        intermediate_size=[48] * 4,
+        activation_sparsity_pattern=[0.0] * 4,
+        laurel_rank=4,
+        num_hidden_layers=4,
+        num_kv_shared_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=CONTEXT,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        initializer_range=0.3,
+    )
+    return Gemma3nForCausalLM(config)
+
+
+def mistral():
+    """A sliding window in every layer."""
+    config = MistralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        sliding_window=8,
+        initializer_range=0.3,
+    )
+    return MistralForCausalLM(config)
+
+
 def gpt2():
     config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=CONTEXT)
     return GPT2LMHeadModel(config)
 
 
 ARCHITECTURES = {"llama": llama, "gemma3": gemma3, "gpt2": gpt2}
+SLIDING = {"gemma3": gemma3, "gemma3n": gemma3n, "mistral": mistral}
+"""Attention windows of 8 tokens."""
 
 
 def save_tiny(architecture, folder):
     torch.manual_seed(7)
-    ARCHITECTURES[architecture]().save_pretrained(folder)
+    (ARCHITECTURES | SLIDING)[architecture]().save_pretrained(folder)
     return folder
 
 

@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
+from scipy.stats import sem
 
 from ewq.gating.gates import judge, overall
 from ewq.gating.thresholds import DEFAULT_TOLERANCES, Limit, Test, Tolerance
+from ewq.measurement import Metric
 from ewq.record import Verdict
 from tests.make_runs import answers, metric, mmlu, record
 
@@ -305,3 +308,28 @@ def test_a_broken_limit_outweighs_an_improvement():
 )
 def test_the_gravest_verdict_is_the_verdict_of_the_whole(verdicts, expected):
     assert overall(verdicts) is expected
+
+
+@pytest.mark.parametrize("documents", [2, 4, 12])
+def test_a_loss_at_the_limit_passes_as_often_as_alpha_says(documents):
+    """Thousands of tokens of a few documents are a few independent observations."""
+    rng = np.random.default_rng(documents)
+    trials, passed = 600, 0
+    limits = {"ln_ppl_ratio": NO_WORSE_PPL}
+    for _ in range(trials):
+        losses = rng.normal(0.02, 0.01, size=documents)
+        change = Metric(
+            float(losses.mean()), "nats", False, 9000, float(sem(losses)), documents - 1
+        )
+        judged = judge(record("perplexity", metrics={"ln_ppl_ratio": change}), limits)
+        passed += judged.verdict is Verdict.PASS
+    assert abs(passed / trials - 0.05) < 4 * math.sqrt(0.05 * 0.95 / trials)
+
+
+@pytest.mark.parametrize(("freedom", "verdict"), [(None, F), (2, Q)])
+def test_few_documents_do_not_make_a_failure_certain(freedom, verdict):
+    change = Metric(0.05, "nats", False, 9000, 0.02, freedom)
+    judged = judge(
+        record("perplexity", metrics={"ln_ppl_ratio": change}), {"ln_ppl_ratio": NO_WORSE_PPL}
+    )
+    assert judged.verdict is verdict

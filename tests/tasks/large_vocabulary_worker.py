@@ -5,6 +5,7 @@ above the process's memory before each phase, in bytes, as JSON.
 """
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -49,16 +50,16 @@ def main(tokens, folder):
     release_free_memory()
     before = memory.used_bytes()
     with memory.watch() as watch:
-        reference = divergence.record_reference(model, texts, folder / "ref", definition)
+        reference = divergence.record_reference(model, texts, folder, definition)
     peaks["record"] = watch.peak_bytes - before
-    peaks["reference_bytes"] = reference.path.stat().st_size
+    peaks["reference_bytes"] = os.fstat(reference.file.fileno()).st_size
     release_free_memory()
     before = memory.used_bytes()
     with memory.watch() as watch:
         result = divergence.run(model, texts, reference, definition)
     peaks["compare"] = watch.peak_bytes - before
     peaks["kld_mean"] = result.metrics["kld_mean"].value
-    reference.delete()
+    reference.close()
     sys.stdout.write(json.dumps(peaks))
 
 

@@ -2,12 +2,12 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ewq.data.reference_logprobs import open_reference
 from ewq.data.texts import Document, text_set
 from ewq.data.windows import definition_named, make_windows
 from ewq.errors import MeasurementError
@@ -26,7 +26,12 @@ DEFINITION = definition_named("disjoint", 16)
 
 @pytest.fixture
 def reference(tmp_path):
-    return divergence.record_reference(NumpyModel(), TEXTS, tmp_path / "ref", DEFINITION)
+    with closing(record(NumpyModel(), tmp_path)) as recorded:
+        yield recorded
+
+
+def record(model, folder, texts=TEXTS, definition=DEFINITION):
+    return divergence.record_reference(model, texts, folder, definition)
 
 
 def naive(base, new):
@@ -75,8 +80,8 @@ def test_divergence_agrees_with_a_naive_loop(reference):
 
 def test_divergence_is_from_the_reference_not_towards_it(reference, tmp_path):
     forward = divergence.run(NumpyModel(noise=0.8), TEXTS, reference, DEFINITION)
-    noisy = divergence.record_reference(NumpyModel(noise=0.8), TEXTS, tmp_path / "n", DEFINITION)
-    backward = divergence.run(NumpyModel(), TEXTS, noisy, DEFINITION)
+    with closing(record(NumpyModel(noise=0.8), tmp_path)) as noisy:
+        backward = divergence.run(NumpyModel(), TEXTS, noisy, DEFINITION)
     values = [result.metrics["kld_mean"].value for result in (forward, backward)]
     assert abs(values[0] - values[1]) > 1e-4
     p, q = NumpyModel(), NumpyModel(noise=0.8)
@@ -102,7 +107,7 @@ def test_items_add_up_to_the_metrics(reference):
     assert sum(row[3] for row in result.items) / tokens == result.metrics["top1_agreement"].value
 
 
-def test_a_token_the_reference_excludes_adds_nothing(reference):
+def test_a_token_the_reference_excludes_adds_nothing(reference, tmp_path):
     class Excluding(NumpyModel):
         def logprobs(self, ids, start):
             for block in super().logprobs(ids, start):
@@ -110,9 +115,8 @@ def test_a_token_the_reference_excludes_adds_nothing(reference):
                 yield block
 
     before = divergence.run(NumpyModel(), TEXTS, reference, DEFINITION).metrics["kld_mean"]
-    path = reference.path.with_name("excluding")
-    excluding = divergence.record_reference(Excluding(), TEXTS, path, DEFINITION)
-    after = divergence.run(Excluding(), TEXTS, excluding, DEFINITION).metrics["kld_mean"]
+    with closing(record(Excluding(), tmp_path)) as excluding:
+        after = divergence.run(Excluding(), TEXTS, excluding, DEFINITION).metrics["kld_mean"]
     assert (before.value, after.value) == pytest.approx((0.0, 0.0), abs=1e-6)
 
 
@@ -153,9 +157,21 @@ def test_another_reference_is_an_error(reference, model, texts, definition, mess
         divergence.run(model, texts, reference, definition)
 
 
-def test_a_reopened_reference_serves_as_well(reference):
-    again = divergence.run(NumpyModel(), TEXTS, open_reference(reference.path), DEFINITION)
-    assert again.metrics["kld_mean"].value == pytest.approx(0.0, abs=1e-6)
+def test_a_short_context_is_a_smaller_window_and_said(tmp_path):
+    small = NumpyModel(context_length=16)
+    with closing(record(small, tmp_path, definition=divergence.DEFAULT_DEFINITION)) as recorded:
+        result = divergence.run(small, TEXTS, recorded)
+    assert result.settings["window"] == 16
+    assert "context of 16 tokens is shorter than the 512" in result.notes[0]
+
+
+def test_errors_know_how_many_documents_they_rest_on(tmp_path):
+    documents = [Document("d", str(i), letter * 60) for i, letter in enumerate("abcdef")]
+    texts = text_set(documents)
+    with closing(record(NumpyModel(), tmp_path, texts)) as recorded:
+        metrics = divergence.run(NumpyModel(noise=0.2), texts, recorded, DEFINITION).metrics
+    for name in ("kld_mean", "top1_agreement", "rms_delta_p", "ln_ppl_ratio"):
+        assert metrics[name].freedom == 5
 
 
 def test_reference_of_a_large_vocabulary_is_bounded_by_disk_not_memory():

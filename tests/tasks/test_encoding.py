@@ -1,5 +1,7 @@
 import pytest
+from tokenizers import processors
 
+from ewq.errors import InputError
 from ewq.tasks.encoding import common_prefix, encode, encode_pairs
 from tests.tasks.mmlu_fakes import BOS, byte_tokenizer
 
@@ -25,6 +27,17 @@ def test_trailing_spaces_belong_to_the_continuation():
 def test_a_written_bos_is_not_doubled():
     tokenizer = byte_tokenizer(bos=True)
     assert encode(tokenizer, [f"{BOS}Answer"]) == encode(tokenizer, ["Answer"])
+
+
+def test_a_tokenizer_that_ends_every_text_is_an_error():
+    """Its end-of-text token would be scored as the continuation, the same one for every answer."""
+    tokenizer = byte_tokenizer(bos=True)
+    tokenizer.eos_token = BOS
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {BOS}", special_tokens=[(BOS, 0)]
+    )
+    with pytest.raises(InputError, match="ends every text"):
+        encode_pairs(tokenizer, ["Answer:"], [" A"])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from ewq.data.mmlu import LETTERS, MmluData, Question
 from ewq.errors import InputError, MeasurementError
@@ -120,6 +122,15 @@ def test_a_letter_of_two_tokens_is_an_error():
     with pytest.raises(InputError, match="2 tokens of the answer letter 'A'"):
         mmlu.run(model, make_data())
     assert not model.asked
+
+
+def test_letters_that_are_the_same_token_are_an_error():
+    """Four equal columns would be read as the answer A, always."""
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "is": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    model = HashModel(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>"))
+    with pytest.raises(InputError, match="cannot tell them apart"):
+        mmlu.run(model, make_data())
 
 
 def test_too_few_examples_are_an_error(model):
