@@ -24,7 +24,7 @@ from ewq.harness.session import (
     task_of,
     why_ungated,
 )
-from ewq.variants import find_variant
+from ewq.variants import REFERENCE, find_variant
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -72,12 +72,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep each variant's tests together whatever else orders them, so that it loads once."""
-    order: dict[str, int] = {}
+    order = {each.name: n for n, each in enumerate(session_of(config).options.variants)}
     for item in items:
         if key := key_of(item):
             order.setdefault(key[0], len(order))
-    if "fp16" in order:
-        order["fp16"] = -1
+    order[REFERENCE] = -1
     slots = [index for index, item in enumerate(items) if key_of(item)]
 
     def place(item: pytest.Item) -> tuple[int, bool]:

@@ -160,6 +160,21 @@ def engine_of(name: str) -> str:
     return "llama.cpp" if name.startswith("gguf-") or name.endswith(".gguf") else "transformers"
 
 
+_TABLE = (REFERENCE, "ewq", *(name for name in _FIXED if name != REFERENCE), "gguf-ewq")
+"""Names, or their beginnings before a factor, in the order of tables."""
+
+
+def table_place(name: str) -> tuple[int, float]:
+    """A sort key for tables, whatever order variants were measured in.
+
+    The reference, EWQ from the largest factor to the smallest, its controls, GGUF; then files and
+    names that this version does not know, which a stable sort leaves as they came.
+    """
+    if match := _FACTOR_VARIANT.fullmatch(name):
+        return (_TABLE.index(f"{match[1] or ''}ewq"), -float(match[2]))
+    return (_TABLE.index(name) if name in _TABLE else len(_TABLE), 0.0)
+
+
 def in_run_order(variants: Sequence[Variant]) -> tuple[Variant, ...]:
     """The reference first, since the others are paired with it; otherwise as given."""
     return tuple(sorted(variants, key=lambda variant: variant.name != REFERENCE))

@@ -19,6 +19,7 @@ from ewq.cli.plan import plan
 from ewq.cli.quantize import quantize
 from ewq.cli.report import report
 from ewq.errors import EwqError
+from ewq.report.escaping import terminal_line
 
 app = typer.Typer(
     name="ewq",
@@ -47,5 +48,5 @@ def main() -> None:
     try:
         app()
     except EwqError as error:
-        print(f"ewq: {error}", file=sys.stderr)
+        print(terminal_line(f"ewq: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)

@@ -25,6 +25,7 @@ def diff(
     """Compare plans block by block; the proof of concept's plans are read too."""
     from ewq.planning.diff import diff_plans
     from ewq.planning.plan import read_plan
+    from ewq.report.escaping import terminal_line
 
     if len(set(plans)) != len(plans):
         raise InputError("the same plan file is given twice")
@@ -33,7 +34,7 @@ def diff(
         print(json.dumps(found.to_json(), indent=1))
         return
     for line in diff_lines(found):
-        print(line)
+        print(terminal_line(line))
 
 
 def diff_lines(found: PlanDiff) -> Iterator[str]:

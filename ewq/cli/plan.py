@@ -134,6 +134,7 @@ def _deliver(
 ) -> None:
     from ewq.cli.plan_view import plan_lines
     from ewq.planning.plan import write_plan
+    from ewq.report.escaping import terminal_line
 
     for one, path in zip(plans, paths, strict=True):
         if path is not None:
@@ -144,6 +145,6 @@ def _deliver(
         return
     for one, path in zip(plans, paths, strict=True):
         for line in plan_lines(one, analysis.footprint.numel):
-            print(line)
+            print(terminal_line(line))
         if path is not None:
             print(f"written to {path}")

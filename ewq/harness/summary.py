@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ewq.record import Record, Verdict
+from ewq.report.escaping import terminal_line
 from ewq.report.rows import VariantRow, variant_rows
 from ewq.report.table import footnotes, terminal_table
 
@@ -23,12 +24,12 @@ def write_summary(reporter: TerminalReporter, state: HarnessSession, storage: Pa
     bench = state.bench
     assert bench is not None
     rows = variant_rows(bench.records.values())
-    reporter.section(f"ewq: {bench.subject.label}")
+    reporter.section(f"ewq: {terminal_line(bench.subject.label)}")
     placement = bench.placement
     reporter.write_line(f"tier {bench.options.tier}, {placement.device}, {placement.dtype} compute")
     reporter.write(_drawn(rows, max(NARROWEST, reporter._tw.fullwidth), reporter.hasmarkup))
     for line in [*footnotes(rows), *_gates(state), *_skips(state)]:
-        reporter.write_line(line)
+        reporter.write_line(terminal_line(line))
     reporter.write_line(_where(state, storage))
 
 

@@ -28,6 +28,8 @@ class Point:
     """What the line is about, between lead and text; stands out too."""
     open_question: bool = False
     """Whether the line says that something is not decided."""
+    bad: bool = False
+    """Whether the line says that something failed."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Table:
     words: frozenset[str] = frozenset()
     """Headings whose column is read, not compared: aligned left; the first column always is."""
     title: str = ""
+    folded: bool = False
+    """Whether readers open it by its title; what few need, but nobody may miss."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,11 @@ def printable(text: str) -> str:
     return _INVALID.sub("�", text.replace("\r\n", "\n"))
 
 
+def terminal_line(text: str) -> str:
+    """One line for a terminal, without escape sequences of its own."""
+    return printable(text).replace("\n", " ")
+
+
 def html_text(text: str) -> str:
     """For HTML text and quoted attributes."""
     return escape(printable(text))

@@ -17,6 +17,9 @@ from ewq.gating.pairing import paired_changes
 from ewq.record import Record
 from ewq.report.rows import VariantRow, with_error
 
+INTERVAL = 1.96
+"""Standard errors on each side of a 95 % interval."""
+
 
 class Standing(Enum):
     """Where a loss lies with respect to a margin."""
@@ -40,6 +43,16 @@ class Loss:
     """The change in the unit and with the sign that people know."""
     least: float = 0.0
     """What no error, however small, makes detectable: six flips one way."""
+
+    @property
+    def rank(self) -> int:
+        """How sensitive the measure is; the lowest rank decides."""
+        return 0 if self.measure == "perplexity" else 1
+
+    @property
+    def told_from_zero(self) -> bool:
+        """Whether the change is told from none at two-sided 5 %."""
+        return abs(self.value) > INTERVAL * self.stderr
 
     def standing(self, margin: float, alpha: float) -> Standing:
         """Test the loss against ``margin``, once from each side."""

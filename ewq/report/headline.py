@@ -6,25 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ewq.gating.doubts import doubt_about
-from ewq.record import Verdict
 from ewq.report import kinds
-from ewq.report.duels import duels
+from ewq.report.claim import Claim, failed_gates
+from ewq.report.contests import fastest, plan_or_uniform
 from ewq.report.evidence import Loss, Standing, mmlu_loss, perplexity_loss, weights_bytes
 from ewq.report.kinds import kind_of
-from ewq.report.rows import GB, VariantRow
+from ewq.report.rows import VariantRow
 from ewq.report.subject import Reported
 from ewq.stats import ALPHA
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The answer to one need."""
-
-    need: str
-    variant: str | None
-    """The variant to take; ``None`` where the run does not decide."""
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -51,7 +40,7 @@ def claims(subject: Reported) -> list[Claim]:
     near, small = (_within(subject, need) for need in NEEDS)
     if near and small and near.variant and near.variant == small.variant:
         small = None  # the wider margin finds nothing smaller
-    found = [near, small, _smallest(subject), _fastest(subject), _plans_against_controls(subject)]
+    found = [near, small, _smallest(subject), fastest(subject), plan_or_uniform(subject)]
     return [claim for claim in found if claim is not None]
 
 
@@ -82,20 +71,27 @@ def _within(subject: Reported, need: Need) -> Claim | None:
     serving = [case for case in cases if case.serves]
     if not serving:
         undecided = _undecided(cases, math.inf)
-        return Claim(need.name, None, f"no variant is shown to stay within {limit}.{undecided}")
+        shown = "is shown to stay" if undecided else "stays"
+        text = f"no variant {shown} within {limit}.{undecided}"
+        return Claim(need.name, None, text, decided=not undecided)
     best = min(serving, key=lambda case: case.size_bytes)
     said = "; ".join(_told(*pair, need) for pair in zip(best.losses, best.standings, strict=True))
-    sentence = (
-        f"{best.row.variant}, {_size(best, subject)}, is the smallest that is shown to stay within "
-        f"{limit}: {said}.{_chance(best.row)}{_gate(best.row)}{_undecided(cases, best.size_bytes)}"
-    )
-    return Claim(need.name, best.row.variant, sentence)
+    head = f"{best.row.variant} ({_size(best, subject)}) is the smallest shown to stay within"
+    doubts = f"{_chance(best.row)}{failed_gates(best.row)}{_undecided(cases, best.size_bytes)}"
+    return Claim(need.name, best.row.variant, f"{head} {limit}. Measured: {said}.{doubts}")
+
+
+def _hedged(loss: Loss) -> str:
+    return loss.words if loss.told_from_zero else f"{loss.words} (may be chance)"
 
 
 def _cases(rows: Sequence[VariantRow], need: Need) -> list[_Case]:
     quantized = [row for row in rows if kind_of(row.variant) is not kinds.REFERENCE]
     measured = [(row, weights_bytes(row), _losses(row)) for row in quantized]
-    usable = [(row, size, losses) for row, size, losses in measured if size and losses]
+    told = [(row, size, losses) for row, size, losses in measured if size and losses]
+    # One need has one limit: variants without the most sensitive measure cannot be judged by it.
+    judge = min((losses[0].rank for _, _, losses in told), default=0)
+    usable = [(row, size, losses) for row, size, losses in told if losses[0].rank == judge]
     alpha = ALPHA / max(1, len(usable))
     return [
         _Case(
@@ -119,25 +115,25 @@ def _margin(loss: Loss, need: Need) -> float:
 def _limit(case: _Case, need: Need) -> str:
     if case.losses[0].measure == "perplexity":
         return f"{100 * need.perplexity_margin:g} % of FP16's perplexity"
-    points = 100 * need.mmlu_margin
-    return f"{points:g} point{'s' * (points != 1)} of FP16's MMLU"
+    return f"{_points(need)} of FP16's MMLU"
 
 
 def _told(loss: Loss, standing: Standing, need: Need) -> str:
     if standing is Standing.WITHIN:
         return loss.words
     return (
-        f"{loss.words}, which decides nothing at a margin of {100 * need.mmlu_margin:g}: only a "
-        f"loss of {100 * loss.detectable():.1f} would have been found"
+        f"{loss.words}, with too few questions to show a loss of {_points(need)} (only one of "
+        f"{100 * loss.detectable():.1f} would have been found)"
     )
+
+
+def _points(need: Need) -> str:
+    points = 100 * need.mmlu_margin
+    return f"{points:g} point{'s' * (points != 1)}"
 
 
 def _chance(row: VariantRow) -> str:
     return " MMLU by letters is at chance level and says nothing." if row.at_chance else ""
-
-
-def _gate(row: VariantRow) -> str:
-    return " Its gates fail all the same: see Verdicts." if row.verdict is Verdict.FAIL else ""
 
 
 def _undecided(cases: Sequence[_Case], below_bytes: float) -> str:
@@ -153,7 +149,11 @@ def _undecided(cases: Sequence[_Case], below_bytes: float) -> str:
 def _size(case: _Case, subject: Reported) -> str:
     whole = subject.reference and weights_bytes(subject.reference)
     share = f", {100 * (1 - case.size_bytes / whole):.0f} % smaller than FP16" if whole else ""
-    return f"{case.size_bytes / GB:.3g} GB{share}"
+    return f"{_sized(case.size_bytes, subject)}{share}"
+
+
+def _sized(size_bytes: float, subject: Reported) -> str:
+    return f"{subject.unit.text(size_bytes)} {subject.unit.name}"
 
 
 def _smallest(subject: Reported) -> Claim | None:
@@ -162,57 +162,8 @@ def _smallest(subject: Reported) -> Claim | None:
     if len(sized) < 2:
         return None
     size, row = min(sized, key=lambda pair: pair[0])
-    losses = "; ".join(loss.words for loss in _losses(row))
-    costs = f"against FP16, {losses}" if losses else "its loss was not measured"
-    sentence = f"{row.variant}, {size / GB:.3g} GB: {costs}.{_chance(row)}{_gate(row)}"
+    losses = " and ".join(_hedged(loss) for loss in _losses(row))
+    costs = f"Measured against FP16: {losses}" if losses else "What it loses was not measured"
+    head = f"{row.variant} is the smallest, {_sized(size, subject)}"
+    sentence = f"{head}. {costs}.{_chance(row)}{failed_gates(row)}"
     return Claim("Memory above all", row.variant, sentence)
-
-
-def _fastest(subject: Reported) -> Claim | None:
-    from ewq.stats import noninferiority
-
-    need, name = "Speed above all", "decode_tokens_per_s"
-    timed = [(m, row) for row in subject.rows if (m := row.metric("throughput", name))]
-    timed.sort(key=lambda pair: -pair[0].value)
-    if len(timed) < 2:
-        return None
-    (best, row), others = timed[0], timed[1:]
-    doubts = [d.reason for _, r in timed[:2] if (d := doubt_about(name, r.records["throughput"]))]
-    if doubts:
-        return Claim(need, None, f"the clocks cannot be trusted: {doubts[0]}.")
-    alpha = ALPHA / len(others)
-    tied = []
-    for metric, rival in others:
-        error = math.hypot(best.stderr or 0.0, metric.stderr or 0.0)
-        freedom = max(1, min(best.n, metric.n) - 1)
-        if not noninferiority(best.value - metric.value, error, 0.0, alpha, freedom).holds:
-            tied.append(rival.variant)
-    speed = f"{best.value:.4g} ± {best.stderr or 0.0:.2g} tokens/s at batch size 1"
-    if tied:
-        text = f"{row.variant} ({speed}) is not certainly faster than "
-        return Claim(need, None, text + ", ".join(tied) + ".")
-    runner, second = others[0]
-    ahead = best.value / runner.value
-    text = f"{row.variant} decodes {speed}, {ahead:.2f} times {second.variant}, the next."
-    return Claim(need, row.variant, text + _gate(row))
-
-
-def _plans_against_controls(subject: Reported) -> Claim | None:
-    """Whether planning paid: EWQ's variants against uniform ones of the same engine."""
-    fought = duels(subject.rows)
-    if not fought:
-        return None
-    won = [duel for duel in fought if duel.won]
-    lost = [duel for duel in fought if duel.lost]
-    parts = [
-        *(f"{d.plan} is smaller than {d.control} and better ({d.words})" for d in won),
-        *(f"{d.control} is smaller than {d.plan} and better ({d.words})" for d in lost),
-    ]
-    rest = len(fought) - len(won) - len(lost)
-    if not parts:
-        pairs = "pair has" if rest == 1 else "pairs have"
-        text = f"none of {rest} {pairs} a side that is shown to be both smaller and better."
-        return Claim("Plan or uniform", None, text)
-    more = f" The other {rest} pairs trade size against quality or are undecided." if rest else ""
-    sentence = "; ".join(parts) + "." + more
-    return Claim("Plan or uniform", won[0].plan if won and not lost else None, sentence)

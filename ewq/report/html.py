@@ -32,8 +32,8 @@ from ewq.report.escaping import html_text, script_json
 SIZE_LIMIT_BYTES = 6_000_000
 """What a page may weigh; plotly.js is most of it."""
 
-_TIED = re.compile(r" (?=%|±|(?:GB|points|tokens/s)\b)|(?<=±) ")
-_LONG_CELL = 48
+_TIED = re.compile(r" (?=%|±|(?:[GM]B|points|tokens/s)\b)|(?<=±) ")
+_LONG_CELL = 32
 _VERDICTS = frozenset(verdict.value for verdict in Verdict)
 
 
@@ -119,7 +119,7 @@ def _bullets(part: Bullets) -> str:
 def _point(point: Point) -> str:
     lead = f"<b>{html_text(point.lead)}:</b>" if point.lead else ""
     tag = '<span class="tag">not decided</span>' if point.open_question else ""
-    kind = ' class="open"' if point.open_question else ""
+    kind = _class("open" * point.open_question or "bad" * point.bad)
     name = f"<strong>{html_text(point.name)}</strong>" if point.name else ""
     return f"<li{kind}>{tag}{lead}{name}{_prose(point.text)}</li>"
 
@@ -130,17 +130,20 @@ def _prose(text: str) -> str:
 
 
 def _table(part: Table) -> str:
-    title = f'<p class="quiet">{html_text(part.title)}</p>' if part.title else ""
+    title = html_text(part.title)
     words = [place == 0 or heading in part.words for place, heading in enumerate(part.headings)]
     head = "".join(
         f'<th scope="col"{_class("word" if word else "")}>{html_text(heading)}</th>'
         for heading, word in zip(part.headings, words, strict=True)
     )
     body = "\n".join(_row(row, words) for row in part.rows)
-    return (
-        f'{title}<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{body}\n</tbody></table></div>"
+    table = (
+        f'<div class="scroll" tabindex="0"><table{_class("text" * all(words))}>'
+        f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
     )
+    if part.folded:
+        return f'<details class="folded"><summary>{title}</summary>{table}</details>'
+    return f'<p class="quiet">{title}</p>{table}' if title else table
 
 
 def _row(row: tuple[str, ...], words: list[bool]) -> str:

@@ -31,7 +31,8 @@ def _bullets(part: Bullets) -> str:
         lead = f"**{markdown_text(point.lead)}:** " if point.lead else ""
         lead += f"**{markdown_text(point.name)}**" if point.name else ""
         doubt = "(not decided) " if point.open_question else ""
-        lines.append(f"- {doubt}{lead}{markdown_text(point.text)}")
+        gap = " " * (bool(lead) and point.text.startswith(" "))
+        lines.append(f"- {doubt}{lead.rstrip()}{gap}{markdown_text(point.text)}")
     return "\n".join(lines)
 
 

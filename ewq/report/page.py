@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ewq.record import Record
@@ -49,9 +50,7 @@ def _data(subject: Reported) -> dict[str, Any]:
         "fingerprint": subject.first.fingerprint,
         "tier": subject.first.tier,
         "runs": [_run(run) for run in subject.history],
-        "answers": [
-            {"need": c.need, "variant": c.variant, "sentence": c.sentence} for c in claims(subject)
-        ],
+        "answers": [asdict(claim) for claim in claims(subject)],
         "pareto_fronts": fronts(subject),
         "variants": [
             {

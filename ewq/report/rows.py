@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ewq.gating.doubts import doubt_about
 from ewq.gating.gates import overall
 from ewq.measurement import Metric
 from ewq.record import Record, Verdict
+from ewq.variants import table_place
 
-GB = 1e9
+
+@dataclass(frozen=True)
+class SizeUnit:
+    """What sizes are given in, the same for all variants of a run."""
+
+    name: str
+    size_bytes: float
+
+    def of(self, size_bytes: float) -> float:
+        """A size in this unit."""
+        return size_bytes / self.size_bytes
+
+    def text(self, size_bytes: float) -> str:
+        """Three digits, without the unit."""
+        value = self.of(size_bytes)
+        return f"{value:.{decimals_for(value)}f}"
+
+
+GB, MB = SizeUnit("GB", 1e9), SizeUnit("MB", 1e6)
+_LEAST_GB = 0.05
+"""Where even the largest variant is smaller, sizes are in MB."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +59,40 @@ class VariantRow:
         record = self.records.get("mmlu")
         return record is not None and any("chance" in note for note in record.notes)
 
+    @property
+    def clock_doubt(self) -> str:
+        """Why its speed is not to be trusted; empty where nothing was noticed."""
+        record = self.records.get("throughput")
+        doubt = doubt_about("decode_tokens_per_s", record) if record else None
+        return doubt.reason if doubt else ""
+
 
 def variant_rows(records: Iterable[Record]) -> list[VariantRow]:
-    """Rows in the order in which variants first appear."""
+    """Rows in the order of tables, whatever order a run measured or resumed its variants in."""
     grouped: dict[str, dict[str, Record]] = {}
     for record in records:
         grouped.setdefault(record.variant, {})[record.task] = record
-    return [VariantRow(variant, tasks) for variant, tasks in grouped.items()]
+    return [VariantRow(variant, grouped[variant]) for variant in sorted(grouped, key=table_place)]
 
 
 ABSENT = "–"
 
 
-def memory_gb(row: VariantRow) -> str:
+def memory_metric(row: VariantRow) -> Metric | None:
     """Peak VRAM where there is a GPU, else what the weights weigh."""
-    metric = row.metric("memory", "vram_peak_bytes") or row.metric("memory", "weights_bytes")
-    return ABSENT if metric is None else f"{metric.value / GB:.3g}"
+    return row.metric("memory", "vram_peak_bytes") or row.metric("memory", "weights_bytes")
+
+
+def memory(row: VariantRow, unit: SizeUnit) -> str:
+    """The size that tables show, in ``unit``."""
+    metric = memory_metric(row)
+    return ABSENT if metric is None else unit.text(metric.value)
+
+
+def size_unit(rows: Sequence[VariantRow]) -> SizeUnit:
+    """GB, or MB for models so small that GB would be a row of zeros."""
+    sizes = [metric.value for row in rows if (metric := memory_metric(row))]
+    return MB if sizes and max(sizes) < _LEAST_GB * GB.size_bytes else GB
 
 
 def bits_per_weight(row: VariantRow) -> str:
@@ -62,12 +102,12 @@ def bits_per_weight(row: VariantRow) -> str:
 
 
 def tokens_per_s(row: VariantRow) -> str:
-    """Decode speed at batch size 1 with its standard error, to three digits."""
+    """Decode speed at batch size 1 with its standard error; a tilde where clocks are in doubt."""
     metric = row.metric("throughput", "decode_tokens_per_s")
     if metric is None:
         return ABSENT
-    decimals = max(0, 2 - math.floor(math.log10(metric.value))) if metric.value > 0 else 0
-    return with_error(metric.value, metric.stderr, decimals)
+    doubt = "~" * bool(row.clock_doubt)
+    return doubt + with_error(metric.value, metric.stderr, decimals_for(metric.value))
 
 
 def mmlu_percent(row: VariantRow) -> str:
@@ -111,8 +151,14 @@ def kld_millinats(row: VariantRow) -> str:
 
 def with_error(value: float, stderr: float | None, digits: int, *, signed: bool = False) -> str:
     """``12.34 ±0.05``; the error is left out where it is unknown."""
+    value = round(value, digits) + 0.0  # no "-0.00"
     text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
     return text if stderr is None else f"{text} ±{stderr:.{digits}f}"
+
+
+def decimals_for(value: float) -> int:
+    """Decimal places that leave three digits."""
+    return max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
 
 
 def _scaled(stderr: float | None, factor: float) -> float | None:

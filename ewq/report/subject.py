@@ -8,7 +8,7 @@ from functools import cached_property
 
 from ewq.errors import InputError
 from ewq.record import Record
-from ewq.report.rows import VariantRow, variant_rows
+from ewq.report.rows import SizeUnit, VariantRow, size_unit, variant_rows
 from ewq.storage.runs import Run
 from ewq.variants import REFERENCE
 
@@ -35,6 +35,16 @@ class Reported:
     def first(self) -> Record:
         """Any record: those of a run share model, fingerprint and tier."""
         return next(iter(self.run.records.values()))
+
+    @property
+    def records(self) -> list[Record]:
+        """All records, variants in the order of tables."""
+        return [record for row in self.rows for record in row.records.values()]
+
+    @cached_property
+    def unit(self) -> SizeUnit:
+        """What sizes are given in."""
+        return size_unit(self.rows)
 
     @property
     def measured_on(self) -> str:

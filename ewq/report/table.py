@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ewq.record import Verdict
 from ewq.report import rows as cells
+from ewq.report.escaping import terminal_line
 from ewq.report.rows import VariantRow
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ _STYLES = {Verdict.FAIL: "bold red", Verdict.INCONCLUSIVE: "yellow", Verdict.IMP
 
 def columns_for(rows: Sequence[VariantRow]) -> tuple[Column, ...]:
     """The table's columns; the memory column says which memory it shows."""
-    on_gpu = _on_gpu(rows)
+    unit = cells.size_unit(rows)
+    heading = f"VRAM {unit.name}" if _on_gpu(rows) else unit.name
     return (
         Column("Variant", lambda row: row.variant),
-        Column("VRAM GB" if on_gpu else "GB", cells.memory_gb, dispensable=3),
+        Column(heading, lambda row: cells.memory(row, unit), dispensable=3),
         Column("Bits/w", cells.bits_per_weight, dispensable=6),
         Column("Tok/s", cells.tokens_per_s, dispensable=4),
         Column("MMLU %", cells.mmlu_percent, dispensable=1),
@@ -68,7 +70,8 @@ def terminal_table(rows: Sequence[VariantRow], width: int) -> Table:
     for row in rows:
         style = _STYLES.get(row.verdict, "")
         # Text, since names are data: a file may be called "[/]".
-        table.add_row(*(Text(c.cell(row), style if c.heading in _WORDS else "") for c in shown))
+        words = [(terminal_line(c.cell(row)), c.heading in _WORDS) for c in shown]
+        table.add_row(*(Text(text, style if word else "") for text, word in words))
     return table
 
 
@@ -92,8 +95,11 @@ def _width(column: Column, rows: Sequence[VariantRow]) -> int:
 
 def footnotes(rows: Sequence[VariantRow]) -> list[str]:
     """What a reader must know to read the table rightly."""
-    memory = "VRAM GB: the peak." if _on_gpu(rows) else "GB: the weights."
+    unit = cells.size_unit(rows).name
+    memory = f"VRAM {unit}: the peak." if _on_gpu(rows) else f"{unit}: the weights."
     notes = [f"{memory} ± is one standard error; Δ is paired with fp16 on the same items."]
+    if any(row.clock_doubt for row in rows):
+        notes.append("~ this speed is rough: the clock was noisy or throttled.")
     if any(row.at_chance for row in rows):
         notes.append("* MMLU at chance level: this model's letter score says nothing.")
     return notes

@@ -147,5 +147,41 @@ def test_plan_beats_a_uniform_control_only_when_smaller_and_certainly_better(tmp
     assert "ewq-0.5 is smaller" not in claim.sentence
 
 
+def test_a_control_that_beats_plans_is_an_answer_and_told_once(tmp_path):
+    names = ("fp16", "ewq-1.0", "ewq-0.8", "gguf-q8_0", "gguf-ewq-0.65", "bnb-int8")
+    path = write_example(tmp_path, names, change=_bnb_int8_as_good_as_fp16)
+    claim = claims(reported([read_run(path)]))[-1]
+    assert claim.decided
+    assert claim.variant == "bnb-int8"
+    assert claim.sentence.startswith("bnb-int8 is smaller than ewq-1.0 and ewq-0.8 and better")
+    assert claim.sentence.count("bnb-int8") == 1
+
+
+def _bnb_int8_as_good_as_fp16(stored):
+    if stored.task != "perplexity" or stored.variant != "bnb-int8":
+        return stored
+    items = [[row[0], 0.99 * row[1], *row[2:]] for row in stored.items]
+    better = replace(stored.metrics["perplexity"], value=15.0)
+    return replace(stored, items=items, metrics={**stored.metrics, "perplexity": better})
+
+
+@pytest.mark.parametrize(("ln_ratio", "decided"), [(0.05, True), (0.0095, False)])
+def test_it_is_decided_that_nothing_serves_only_where_nothing_is_left_open(ln_ratio, decided):
+    claim = said(variant("ewq-0.5", 1.0, ln_ratio), need=NEAR)
+    assert (claim.variant, claim.decided) == (None, decided)
+
+
+def test_one_need_has_one_limit():
+    only_mmlu = variant("ewq-0.5", 0.8, mmlu=(0.0, 0.001))
+    claim = said(only_mmlu, variant("ewq-1.0", 1.5, 0.001), need=NEAR)
+    assert claim.variant == "ewq-1.0"
+    assert "ewq-0.5" not in claim.sentence
+
+
+def test_a_change_that_may_be_chance_is_told_as_such():
+    sentence = said(variant("ewq-0.5", 1.0, 0.2, mmlu=(0.03, 0.03)), need=SMALLEST).sentence
+    assert "perplexity +22.14 ±0.12 % and MMLU +3.0 ±3.0 points (may be chance)" in sentence
+
+
 def test_one_variant_supports_no_claim():
     assert claims(_subject(variant("fp16", 2.0))) == []

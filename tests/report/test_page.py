@@ -158,7 +158,7 @@ def test_letters_at_chance_are_marked_and_the_cloze_form_stands_in(pages):
     text = FORMATS["md"](pages["letters at chance"])
     assert "At chance level: differences mean nothing." in text
     assert "MMLU by letters is at chance level" in text
-    assert "shown to stay within 3 points of FP16's MMLU: MMLU (cloze) +0.0" in text
+    assert "shown to stay within 3 points of FP16's MMLU. Measured: MMLU (cloze) +0.0" in text
 
 
 def test_uniform_plans_have_no_strip(tmp_path):
@@ -180,3 +180,9 @@ def test_without_reference_flips_are_said_to_be_unknown(pages):
 def test_run_without_records_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="nothing to report"):
         make_page([read_run(stored_run(tmp_path, []))])
+
+
+def test_markdown_keeps_the_blank_after_a_variant_that_begins_a_sentence(pages):
+    text = FORMATS["md"](pages["twelve variants"])
+    assert "- **Near-lossless:** **gguf-ewq-0.65** (" in text
+    assert "**gguf-q4\\_k\\_m** is the smallest" in text

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from ewq.measurement import Metric
-from ewq.report.document import Excerpts, Plot
+from ewq.record import Verdict
+from ewq.report.document import Bullets, Excerpts, Paragraph, Plot, Table
 from ewq.report.duels import Duel
 from ewq.report.evidence import Contrast
-from ewq.report.sections import blocks, domains, flips, samples
+from ewq.report.sections import blocks, domains, flips, protocol, samples, speed, verdicts
 from ewq.report.subject import Reported, reported
 from ewq.storage.runs import Run, read_run
 from tests.make_runs import record
@@ -102,3 +103,49 @@ def test_a_duel_is_won_only_with_certainty(better, share, p_value, outcome):
     assert duel.outcome == outcome
     expected = "-20.00 ±3.20" if better == "plan" else "+25.00 ±5.00"
     assert duel.perplexity_percent == expected
+
+
+def judged(variant, verdict, task="mmlu", **changes):
+    return record(task, variant, verdict=verdict, reasons=(f"because {variant}",), **changes)
+
+
+def test_failures_are_told_each_and_inconclusive_records_once_a_task_with_reasons_folded():
+    section = verdicts.section(
+        subject(
+            judged("ewq-0.5", Verdict.FAIL),
+            judged("bnb-nf4", Verdict.INCONCLUSIVE, notes=("few questions",)),
+            judged("ewq-1.0", Verdict.INCONCLUSIVE, notes=("few questions",)),
+        )
+    )
+    failed, open_ones = only(section, Bullets).points
+    assert (failed.text, failed.bad) == ("ewq-0.5, mmlu: because ewq-0.5", True)
+    assert (open_ones.text, open_ones.open_question) == ("mmlu of ewq-1.0, bnb-nf4", True)
+    reasons, remarks = (part for part in section.parts if isinstance(part, Table))
+    assert reasons.folded
+    assert [row[2] for row in reasons.rows] == ["because ewq-1.0", "because bnb-nf4"]
+    assert remarks.rows == (("mmlu", "ewq-1.0, bnb-nf4", "few questions"),)
+
+
+def test_settings_that_all_tasks_share_are_told_once_and_bulky_ones_in_words():
+    settings = {"device": "cuda:0", "subjects": [["anatomy", 3], ["law", 2]]}
+    section = protocol.section(
+        subject(
+            record("mmlu", "fp16", settings=settings),
+            record("perplexity", "fp16", {}, settings={"device": "cuda:0", "window": 8}),
+        )
+    )
+    tables = {part.title: part.rows for part in section.parts if isinstance(part, Table)}
+    assert tables["Settings of all tasks"] == (("device", "cuda:0"),)
+    assert tables["mmlu"] == (("subjects", "2 subjects, 5 questions"),)
+    assert tables["perplexity"] == (("window", "8"),)
+
+
+def test_doubtful_clocks_are_told_in_one_warning():
+    rate = {"decode_tokens_per_s": Metric(50.0, "tokens/s", True, 9, 1.0)}
+    noisy = {"metrics": rate, "notes": ("noisy: times vary by 9%",)}
+    section = speed.section(
+        subject(record("throughput", "fp16", **noisy), record("throughput", "ewq-0.5", **noisy))
+    )
+    warning = only(section, Paragraph)
+    assert warning.warning
+    assert "the clocks of fp16, ewq-0.5 are in doubt" in warning.text

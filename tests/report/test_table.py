@@ -3,9 +3,11 @@ import io
 import pytest
 from rich.console import Console
 
-from ewq.report.rows import variant_rows
+from ewq.measurement import Metric
+from ewq.report.rows import variant_rows, with_error
 from ewq.report.table import columns_for, footnotes, terminal_table
 from ewq.storage.runs import read_run
+from ewq.variants import default_names, table_place
 from tests.make_runs import record
 from tests.report.example_runs import VARIANTS, write_example
 
@@ -53,6 +55,73 @@ def test_verdicts_are_coloured_on_terminals_only(rows):
 def test_names_are_text_not_markup():
     (row,) = variant_rows([record("memory", "[/][red]x.gguf", {})])
     assert "[/][red]x.gguf" in drawn([row], 160)
+
+
+def test_names_send_nothing_to_the_terminal():
+    (row,) = variant_rows([record("memory", "\x1b]0;pwned\x07\x9b31m\nx.gguf", {})])
+    text = drawn([row], 160)
+    assert "pwned" in text
+    assert not set(text) & set("\x1b\x07\x9b")
+
+
+MEASURED_ORDER = (
+    "other.gguf",
+    "gguf-ewq-0.65",
+    "bnb-nf4",
+    "ewq-0.5",
+    "fp16",
+    "ewq-1.0",
+    "gguf-f16",
+)
+
+
+def test_variants_stand_in_the_order_of_tables_whatever_order_they_were_measured_in():
+    rows = variant_rows([record("memory", name, {}) for name in MEASURED_ORDER])
+    assert [row.variant for row in rows] == [
+        "fp16", "ewq-1.0", "ewq-0.5", "bnb-nf4", "gguf-f16", "gguf-ewq-0.65", "other.gguf",
+    ]  # fmt: skip
+
+
+def test_the_default_variants_are_in_the_order_of_tables():
+    names = default_names(["1.0", "0.65"])
+    assert sorted(names, key=table_place) == list(names)
+
+
+def sized(*sizes_bytes):
+    metrics = [{"weights_bytes": Metric(size, "bytes", False, 1)} for size in sizes_bytes]
+    return variant_rows([record("memory", f"ewq-0.{n}", m) for n, m in enumerate(metrics)])
+
+
+@pytest.mark.parametrize(
+    ("sizes_bytes", "heading", "shown"),
+    [
+        ((16.4e9, 4.1e9), "GB", ["4.10", "16.4"]),
+        ((0.269e9, 0.0968e9), "GB", ["0.0968", "0.269"]),
+        ((1.71e6, 0.69e6), "MB", ["0.690", "1.71"]),
+    ],
+)
+def test_sizes_have_three_digits_in_one_unit(sizes_bytes, heading, shown):
+    rows = sized(*sizes_bytes)
+    column = next(c for c in columns_for(rows) if c.heading in ("GB", "MB"))
+    assert (column.heading, [column.cell(row) for row in rows]) == (heading, shown)
+    assert footnotes(rows)[0].startswith(f"{heading}: the weights")
+
+
+def test_speeds_of_doubtful_clocks_are_marked_and_explained():
+    speed = {"decode_tokens_per_s": Metric(61.0, "tokens/s", True, 10, 0.5)}
+    rough, sure = (
+        variant_rows([record("throughput", "fp16", speed, notes=notes)])
+        for notes in (("noisy: times vary by 20%",), ())
+    )
+    (cell,) = [column.cell for column in columns_for(rough) if column.heading == "Tok/s"]
+    assert (cell(rough[0]), cell(sure[0])) == ("~61.0 ±0.5", "61.0 ±0.5")
+    assert [note for note in footnotes(rough) if note.startswith("~")]
+    assert not [note for note in footnotes(sure) if note.startswith("~")]
+
+
+@pytest.mark.parametrize(("value", "text"), [(-0.001, "+0.00"), (0.0, "+0.00"), (-0.01, "-0.01")])
+def test_nothing_is_minus_zero(value, text):
+    assert with_error(value, None, 2, signed=True) == text
 
 
 def test_memory_is_named_by_what_was_measured(rows):

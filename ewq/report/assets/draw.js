@@ -1,7 +1,7 @@
 "use strict";
 // Draws each plot of the page and keeps labels of points from covering each other.
 (function () {
-  const LABEL_PX = 11, SMALL_PX = 560, CROWDED = 24, PRINT_WIDTH_PX = 680, PRINT_HEIGHT_PX = 300;
+  const LABEL_PX = 11, SMALL_CELL_PX = 9, SMALL_PX = 560, CROWDED = 24, PRINT_WIDTH_PX = 680, PRINT_HEIGHT_PX = 300;
   const OPTIONS = { displayModeBar: false, responsive: false, scrollZoom: false };
   // Above, below, right, left of the point, then the corners.
   const PLACES = [[0, -1], [0, 1], [1, 0], [-1, 0], [1, -1], [-1, -1], [1, 1], [-1, 1]];
@@ -24,13 +24,21 @@
     return length_px * (value - axis.range[0]) / (axis.range[1] - axis.range[0]);
   }
 
+  // Boxes around the steps of a line that goes right, then up or down.
+  function steps(x, y) {
+    return x.slice(1).flatMap((right, n) => [
+      [x[n], y[n] - 1, right, y[n] + 1],
+      [right - 1, Math.min(y[n], y[n + 1]), right + 1, Math.max(y[n], y[n + 1])]]);
+  }
+
   // Greedy: each label takes the first free place around its point. Where none is free the
   // name stays in the hover text and in the table.
-  function annotations(labels, layout, size, font_px) {
+  function annotations(labels, lines, layout, size, font_px) {
     const y_px = (value) => size.h - pixels(layout.yaxis, value, size.h);
     const points = labels.map((label) => ({
       label: label, x: pixels(layout.xaxis, label.x, size.w), y: y_px(label.y) }));
-    const taken = [];
+    const taken = lines.flatMap((line) => steps(line.x.map((x) => pixels(layout.xaxis, x, size.w)),
+                                                line.y.map(y_px)));
     points.forEach((p) => {
       taken.push([p.x - 7, p.y - 7, p.x + 7, p.y + 7]);
       taken.push([p.x - 4, y_px(p.label.high), p.x + 4, y_px(p.label.low)]);
@@ -69,11 +77,15 @@
       // Letters in cells narrower than themselves are blots: the colours and the table remain.
       drawn.data.filter((trace) => trace.yaxis === "y2" && trace.x.length > CROWDED)
         .forEach((trace) => { trace.texttemplate = ""; });
+      drawn.data.filter((trace) => trace.type === "heatmap" && trace.yaxis !== "y2")
+        .forEach((trace) => { trace.textfont = { size: SMALL_CELL_PX }; });
     }
     return Plotly.react(box, drawn.data, layout, OPTIONS).then(() => {
       const size = box._fullLayout._size;
       if (!drawn.labels.length) { return null; }
-      const found = annotations(drawn.labels, layout, size, small ? LABEL_PX - 1 : LABEL_PX);
+      const lines = drawn.data.filter((trace) => trace.mode === "lines");
+      const font_px = small ? LABEL_PX - 1 : LABEL_PX;
+      const found = annotations(drawn.labels, lines, layout, size, font_px);
       return Plotly.relayout(box, { annotations: found });
     }).then(() => { box.dataset.drawn = "yes"; });
   }
@@ -90,7 +102,7 @@
   }).observe(main);
   window.addEventListener("beforeprint", () => {
     printing = true;
-    document.querySelectorAll("details.samples").forEach((each) => { each.open = true; });
+    document.querySelectorAll("details.samples, details.folded").forEach((each) => { each.open = true; });
     all(PRINT_WIDTH_PX);
   });
   window.addEventListener("afterprint", () => { printing = false; all(); });

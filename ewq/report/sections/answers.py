@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ewq.report.claim import Claim
 from ewq.report.document import Bullets, Paragraph, Part, Point, Section
-from ewq.report.headline import Claim, claims
+from ewq.report.headline import claims
 from ewq.report.subject import Reported
 
 UNSUPPORTED = (
@@ -12,7 +13,8 @@ UNSUPPORTED = (
 )
 HOW = (
     "Said only where one-sided tests at 5 %, shared among all variants, support it; the errors "
-    "are paired with FP16 on the same items. ± is one standard error."
+    "are paired with FP16 on the same items. ± is one standard error; twice that is roughly a 95 % "
+    "interval."
 )
 
 
@@ -36,7 +38,7 @@ def _point(claim: Claim) -> Point:
         claim.sentence[len(name) :] if named else claim.sentence,
         claim.need,
         name if named else "",
-        open_question=claim.variant is None,
+        open_question=not claim.decided,
     )
 
 

@@ -11,12 +11,11 @@ from ewq.measurement import Metric
 from ewq.report.document import Plot, Section, Table
 from ewq.report.drawing import layout
 from ewq.report.escaping import plot_text
+from ewq.report.evidence import INTERVAL
 from ewq.report.rows import ABSENT, VariantRow, with_error
 from ewq.report.subject import Reported
 
 _PAIRED, _PLAIN = "ln_ppl_ratio/", "perplexity/"
-_CERTAIN = 1.96
-"""Standard errors from zero at which a change is told from none."""
 # Blue is better, vermillion worse, as deep as text stays readable on; no change is clear.
 _SCALE = [
     [0.0, "rgba(0,114,178,.65)"],
@@ -34,7 +33,7 @@ class _Cell:
 
     @property
     def certain(self) -> bool:
-        return self.stderr is not None and abs(self.value) > _CERTAIN * self.stderr
+        return self.stderr is not None and abs(self.value) > INTERVAL * self.stderr
 
 
 def section(subject: Reported) -> Section | None:
@@ -87,7 +86,7 @@ def _short(cell: _Cell | None, paired: bool) -> str:
         return ABSENT
     if not paired:
         return f"{cell.value:.3g}"
-    return ("" if cell.certain else "~") + f"{cell.value:+.1f}"
+    return "~" * (not cell.certain) + with_error(cell.value, None, 1, signed=True)
 
 
 def _figure(

@@ -12,8 +12,8 @@ from ewq.report import kinds
 from ewq.report.document import Bullets, Paragraph, Part, Plot, Point, Section, Table
 from ewq.report.drawing import layout
 from ewq.report.escaping import plot_text
-from ewq.report.rows import ABSENT, GB, with_error
-from ewq.report.sections.quality import INTERVAL
+from ewq.report.evidence import INTERVAL
+from ewq.report.rows import ABSENT, with_error
 from ewq.report.subject import Reported
 from ewq.storage.environment import comparable, differences
 from ewq.storage.runs import Run
@@ -35,7 +35,7 @@ TRACKED = (
     Tracked("divergence", "kld_mean", "KLD, millinats", 1000.0, 2),
     Tracked("mmlu", "accuracy", "MMLU, %", 100.0, 1),
     Tracked("throughput", "decode_tokens_per_s", "Decode, tokens/s", 1.0, 1),
-    Tracked("memory", "weights_bytes", "Weights, GB", 1 / GB, 4),
+    Tracked("memory", "weights_bytes", "Weights, GB", 1e-9, 4),
 )
 
 

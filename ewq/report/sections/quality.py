@@ -12,14 +12,11 @@ from ewq.report import kinds
 from ewq.report.document import Label, Paragraph, Part, Plot, Section, Table
 from ewq.report.drawing import layout, marks, padded
 from ewq.report.escaping import plot_text
-from ewq.report.evidence import MMLU_TASKS, at_chance, weights_bytes
+from ewq.report.evidence import INTERVAL, MMLU_TASKS, at_chance, weights_bytes
 from ewq.report.kinds import kind_of
 from ewq.report.pareto import front
-from ewq.report.rows import GB, VariantRow, with_error
+from ewq.report.rows import VariantRow, with_error
 from ewq.report.subject import Reported
-
-INTERVAL = 1.96
-"""Standard errors on each side of a 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,8 @@ def measures(subject: Reported) -> tuple[Measure, ...]:
     return (
         Measure(
             "kld", "KLD from FP16", "mean KLD, millinats", _kld, False, 2,
-            "How far next-token distributions moved from FP16's; lower is better.",
+            "How far next-token distributions moved from FP16's; lower is better. "
+            "Bars: 95 % intervals.",
         ),
         _RELATIVE_PERPLEXITY if paired else _PERPLEXITY,
         _mmlu(subject, "mmlu"),
@@ -79,9 +77,10 @@ def _mmlu(subject: Reported, task: str) -> Measure:
         return accuracy[0], delta[1] if delta else None
 
     explained = (
-        "Higher is better. Bars belong to the paired difference from FP16, which itself has none."
+        "Higher is better. Bars: 95 % intervals of the paired difference from FP16, which itself "
+        "has none."
         if paired
-        else "Higher is better. Bars belong to each accuracy by itself."
+        else "Higher is better. Bars: 95 % intervals of each accuracy by itself."
     )
     return Measure(
         task.replace("_", "-"), MMLU_TASKS[task], "accuracy, %", value, True, 1, explained
@@ -112,20 +111,21 @@ def _scaled(metric: Metric | None, factor: float) -> tuple[float, float | None] 
 
 _RELATIVE_PERPLEXITY = Measure(
     "perplexity", "Perplexity", "change from FP16, %", _change_percent, False, 2,
-    "Lower is better. Bars: the paired error on the same tokens.",
+    "Lower is better. Bars: 95 % intervals of the paired difference on the same tokens.",
 )  # fmt: skip
 _PERPLEXITY = Measure(
     "perplexity", "Perplexity", "perplexity",
     lambda row: _scaled(row.metric("perplexity", "perplexity"), 1.0), False, 2,
-    "Lower is better. Nothing was paired with FP16: bars are the texts' own spread, far wider "
-    "than the error of a difference between two variants.",
+    "Lower is better. Nothing was paired with FP16: bars are 95 % intervals of the texts' own "
+    "spread, far wider than the error of a difference between two variants.",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Dot:
     row: VariantRow
-    size_gb: float
+    size: float
+    """In the report's unit."""
     value: float
     stderr: float | None
 
@@ -147,16 +147,16 @@ def fronts(subject: Reported) -> dict[str, list[str]]:
 
 def _dots(subject: Reported, measure: Measure) -> list[_Dot]:
     return [
-        _Dot(row, size / GB, *found)
+        _Dot(row, subject.unit.of(size), *found)
         for row in subject.rows
         if (size := weights_bytes(row)) and (found := measure.value(row))
     ]
 
 
 def _front(dots: list[_Dot], measure: Measure) -> list[tuple[float, float, str]]:
-    """``(size in GB, value, variant)`` of the dots that none beats."""
+    """``(size, value, variant)`` of the dots that none beats."""
     sign = -1 if measure.higher_is_better else 1
-    best = front([(dot.size_gb, sign * dot.value, dot.row.variant) for dot in dots])
+    best = front([(dot.size, sign * dot.value, dot.row.variant) for dot in dots])
     return [(size, sign * badness, name) for size, badness, name in best]
 
 
@@ -170,16 +170,18 @@ def _plot(subject: Reported, measure: Measure) -> Plot | None:
     return Plot(
         name=f"quality-{measure.name}",
         title=f"{measure.title} against size",
-        caption=f"{measure.explained} Bars are 95 % intervals.{doubt}",
-        figure=_figure(dots, [(size, value) for size, value, _ in best], measure),
-        table=_table(dots, [name for _, _, name in best], measure),
+        caption=f"{measure.explained}{doubt}",
+        figure=_figure(dots, [(x, y) for x, y, _ in best], measure, subject.unit.name),
+        table=_table(dots, [name for _, _, name in best], measure, subject.unit.name),
         labels=tuple(
-            Label(dot.size_gb, dot.value, plot_text(dot.row.variant), *dot.bar) for dot in dots
+            Label(dot.size, dot.value, plot_text(dot.row.variant), *dot.bar) for dot in dots
         ),
     )
 
 
-def _figure(dots: list[_Dot], line: list[tuple[float, float]], measure: Measure) -> dict[str, Any]:
+def _figure(
+    dots: list[_Dot], line: list[tuple[float, float]], measure: Measure, unit: str
+) -> dict[str, Any]:
     joined = {
         "type": "scatter", "mode": "lines", "name": "Pareto front", "hoverinfo": "skip",
         "x": [x for x, _ in line], "y": [y for _, y in line],
@@ -187,17 +189,17 @@ def _figure(dots: list[_Dot], line: list[tuple[float, float]], measure: Measure)
     }  # fmt: skip
     ends = [end for dot in dots for end in dot.bar]
     return {
-        "data": [joined, *_marks(dots, measure)],
+        "data": [joined, *_marks(dots, measure, unit)],
         "layout": layout(
-            "weights, GB",
+            f"weights, {unit}",
             measure.axis,
-            xaxis={"range": padded([dot.size_gb for dot in dots], 0.12)},
+            xaxis={"range": padded([dot.size for dot in dots], 0.12)},
             yaxis={"range": padded(ends, 0.1)},
         ),
     }
 
 
-def _marks(dots: list[_Dot], measure: Measure) -> list[dict[str, Any]]:
+def _marks(dots: list[_Dot], measure: Measure, unit: str) -> list[dict[str, Any]]:
     """One trace for each kind that occurs, so that the legend is short."""
     traces = []
     for kind in kinds.KINDS:
@@ -206,25 +208,25 @@ def _marks(dots: list[_Dot], measure: Measure) -> list[dict[str, Any]]:
             trace = marks(
                 kind,
                 [dot.row.variant for dot in own],
-                [dot.size_gb for dot in own],
+                [dot.size for dot in own],
                 [dot.value for dot in own],
                 {"array": [INTERVAL * (dot.stderr or 0.0) for dot in own]},
             )
-            figures = f"%{{x:.3g}} GB<br>%{{y:.{measure.digits}f}}"
+            figures = f"%{{x:.3g}} {unit}<br>%{{y:.{measure.digits}f}}"
             traces.append({**trace, "hovertemplate": f"%{{text}}<br>{figures}<extra></extra>"})
     return traces
 
 
-def _table(dots: list[_Dot], on_front: list[str], measure: Measure) -> Table:
+def _table(dots: list[_Dot], on_front: list[str], measure: Measure, unit: str) -> Table:
     rows = tuple(
         (
             dot.row.variant,
-            f"{dot.size_gb:.4g}",
+            f"{dot.size:.4g}",
             with_error(dot.value, dot.stderr, measure.digits),
             "yes" if dot.row.variant in on_front else "no",
             kind_of(dot.row.variant).label,
         )
-        for dot in sorted(dots, key=lambda dot: dot.size_gb)
+        for dot in sorted(dots, key=lambda dot: dot.size)
     )
-    headings = ("Variant", "GB", f"{measure.title}: {measure.axis}", "On the front", "Kind")
+    headings = ("Variant", unit, f"{measure.title}: {measure.axis}", "On the front", "Kind")
     return Table(headings, rows, frozenset({"Kind"}))

@@ -25,7 +25,8 @@ def section(subject: Reported) -> Section:
                     for d in fought
                 ),
                 frozenset({"Control", "Outcome"}),
-                title="Plans against uniform controls of the same engine, paired on the same texts",
+                title="Plans against uniform controls of the same engine, on the same texts: by "
+                "how much the plan's size and perplexity differ",
             )
         )
     return Section("variants", "All variants", tuple(parts))
