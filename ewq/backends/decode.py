@@ -55,6 +55,7 @@ def _decode(
         synchronize()
         clock.append(time.perf_counter())
         produced.append(current)
+    decoder.check()
     tokens = torch.cat(produced, dim=1).tolist()
     return Generation(
         tokens=tuple(tuple(row) for row in tokens),

@@ -1,17 +1,20 @@
 """Ways of carrying out one decode step, from the one that always works to the fastest.
 
 A decode step of a small batch is bound by reading the weights once, or by the
-overhead of launching its many small kernels. ``compile`` removes the latter: a
-cache of fixed size makes every step the same computation, which is compiled
-once and, on CUDA, replayed as a graph.
+overhead of launching its many small kernels. A cache of fixed size makes every
+step the same computation, so that on CUDA it can be recorded once and replayed:
+``graph`` replays the very kernels of ``static`` and is ready after two steps;
+``compile`` has fewer kernels after a minute or more of compilation.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ewq.backends.int8_step import DecoderUnsupported, StaticInt8
 from ewq.backends.prefix_cache import new_cache
 from ewq.errors import InputError
 
@@ -36,13 +39,17 @@ class Decoder(Protocol):
         """Feed ``ids`` ``[rows, tokens]``; each row's most likely next token, ``[rows, 1]``."""
         ...
 
+    def check(self) -> None:
+        """After the last step of a generation.
+
+        Raises:
+            DecoderUnsupported: what was generated must not be used.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of the model and of everything allocated for it."""
         ...
-
-
-class DecoderUnsupported(Exception):
-    """This way of decoding does not work for this model; another one does."""
 
 
 class EagerDecoder:
@@ -60,6 +67,9 @@ class EagerDecoder:
     def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:  # noqa: ANN401
         """See :class:`Decoder`; ties go to the lowest token id."""
         return self._best(ids, positions, cache, None)
+
+    def check(self) -> None:
+        """See :class:`Decoder`."""
 
     def close(self) -> None:
         """See :class:`Decoder`."""
@@ -85,31 +95,134 @@ class EagerDecoder:
 
 
 class StaticDecoder(EagerDecoder):
-    """A cache allocated once at full length, kept for the next generation of the same shape."""
+    """Caches allocated once at full length, one for each shape of generation."""
 
     mode = "static"
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401 (transformers is untyped)
         super().__init__(model)
-        self._shape: tuple[int, int] | None = None
-        self._cache: Any = None
+        self._caches: dict[tuple[int, int], Any] = {}
 
     def begin(self, rows: int, length: int) -> Any:  # noqa: ANN401
         """See :class:`Decoder`."""
         from transformers import StaticCache
 
-        if self._shape != (rows, length):
-            self._cache = StaticCache(config=self._model.config, max_cache_len=length)
-            if not self._cache.is_compileable:
+        cache = self._caches.get((rows, length))
+        if cache is None:
+            cache = StaticCache(config=self._model.config, max_cache_len=length)
+            if not cache.is_compileable:
                 raise DecoderUnsupported("its cache cannot have a fixed size")
-            self._shape = (rows, length)
-        self._cache.reset()
-        return self._cache
+            self._caches[rows, length] = cache
+        cache.reset()
+        return cache
 
     def close(self) -> None:
         """See :class:`Decoder`."""
         super().close()
-        self._cache = None
+        self._caches.clear()
+
+
+class GraphDecoder(StaticDecoder):
+    """The static step recorded as a CUDA graph: the same kernels, launched all at once.
+
+    The first step after a prompt of a new shape runs as usual, the second is recorded.
+    """
+
+    mode = "graph"
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401 (transformers is untyped)
+        super().__init__(model)
+        self._int8 = StaticInt8(model)
+        self._recordings: dict[int, _Recording | None] = {}
+        """By the identity of the cache; ``None`` after the first step."""
+
+    def begin(self, rows: int, length: int) -> Any:  # noqa: ANN401
+        """See :class:`Decoder`."""
+        self._require_one_gpu()
+        cache = super().begin(rows, length)
+        if any(cache.is_sliding):
+            raise DecoderUnsupported("its sliding windows are counted in Python")
+        self._int8.reset()
+        return cache
+
+    def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:  # noqa: ANN401
+        """See :class:`Decoder`."""
+        if ids.shape[1] > 1:
+            return super().step(ids, positions, cache)
+        if id(cache) not in self._recordings:
+            self._recordings[id(cache)] = None
+            return self._apart(lambda: self._one(ids, positions, cache))
+        recording = self._recordings[id(cache)]
+        if recording is None:
+            recording = self._record(ids.clone(), positions.clone(), cache)
+            self._recordings[id(cache)] = recording
+        recording.ids.copy_(ids)
+        recording.positions.copy_(positions)
+        recording.replay()
+        return recording.best.clone()
+
+    def check(self) -> None:
+        """See :class:`Decoder`."""
+        self._int8.check()
+
+    def close(self) -> None:
+        """See :class:`Decoder`."""
+        self._recordings.clear()
+        self._int8.close()
+        super().close()
+
+    def _require_one_gpu(self) -> None:
+        devices = {parameter.device for parameter in self._model.parameters()}
+        if len(devices) > 1 or next(iter(devices)).type != "cuda":
+            where = ", ".join(sorted(map(str, devices)))
+            raise DecoderUnsupported(f"CUDA graphs need the model on one GPU, it is on {where}")
+
+    def _one(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:  # noqa: ANN401
+        with self._int8.in_force():
+            return self._best(ids, positions, cache, None)
+
+    def _record(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> _Recording:  # noqa: ANN401
+        import torch
+
+        try:
+            replay, best = self._captured(lambda: self._one(ids, positions, cache))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise DecoderUnsupported(str(error).split("\n")[0]) from error
+        return _Recording(ids, positions, replay, best)
+
+    @staticmethod
+    def _apart(work: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """On a stream of its own, as CUDA wants what precedes a recording."""
+        import torch
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            result = work()
+        torch.cuda.current_stream().wait_stream(stream)
+        return result
+
+    @staticmethod
+    def _captured(work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        """What repeats ``work`` on the same memory, and where its result will lie."""
+        import torch
+
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = work()
+        return graph.replay, result
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """One recorded step: where its inputs go and its result appears."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    replay: Callable[[], None]
+    best: torch.Tensor
 
 
 class CompiledDecoder(StaticDecoder):
@@ -125,18 +238,23 @@ class CompiledDecoder(StaticDecoder):
         import torch
 
         super().__init__(model)
-        graphs = backend == "inductor" and model.device.type == "cuda"
+        self._int8 = StaticInt8(model)
         sliding = any(new_cache(model.config).is_sliding)
         self._compiled: Callable[..., torch.Tensor] = torch.compile(
             self._best,
             backend=backend,
-            mode="reduce-overhead" if graphs else None,
+            options=_inductor_options(model) if backend == "inductor" else None,
             # Whole or not at all: with breaks, or past the limit on recompilation, steps
             # would quietly run uncompiled and be reported as compiled.
             fullgraph=True,
             # Sliding caches count tokens in Python; every count would be a new graph.
             dynamic=None if sliding else False,
         )
+
+    def begin(self, rows: int, length: int) -> Any:  # noqa: ANN401
+        """See :class:`Decoder`."""
+        self._int8.reset()
+        return super().begin(rows, length)
 
     def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:  # noqa: ANN401
         """See :class:`Decoder`."""
@@ -149,15 +267,21 @@ class CompiledDecoder(StaticDecoder):
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
             # A replayed graph writes its next result to the same memory.
-            return self._compiled(ids, positions, cache, masks).clone()
+            with self._int8.in_force():
+                return self._compiled(ids, positions, cache, masks).clone()
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             reason = " ".join(str(error).split("\n")[:2])
             raise DecoderUnsupported(reason) from error
+
+    def check(self) -> None:
+        """See :class:`Decoder`."""
+        self._int8.check()
 
     def close(self) -> None:
         """Drop compiled code and recorded graphs, which hold memory and count per process."""
         import torch
 
+        self._int8.close()
         super().close()
         torch._dynamo.reset()
 
@@ -184,12 +308,19 @@ class CompiledDecoder(StaticDecoder):
         )
 
 
+def _inductor_options(model: Any) -> dict[str, bool]:  # noqa: ANN401 (transformers is untyped)
+    """Round where the uncompiled step rounds, so that 16-bit results are the same."""
+    return {"emulate_precision_casts": True, "triton.cudagraphs": model.device.type == "cuda"}
+
+
 _DECODERS: dict[str, type[EagerDecoder]] = {
-    decoder.mode: decoder for decoder in (EagerDecoder, StaticDecoder, CompiledDecoder)
+    decoder.mode: decoder
+    for decoder in (EagerDecoder, StaticDecoder, GraphDecoder, CompiledDecoder)
 }
 MODES = (AUTO, *_DECODERS)
 _ORDER: dict[str, Sequence[str]] = {
-    "compile": ("compile", "static", "eager"),
+    "compile": ("compile", "graph", "static", "eager"),
+    "graph": ("graph", "static", "eager"),
     "static": ("static", "eager"),
     "eager": ("eager",),
 }
@@ -203,7 +334,7 @@ class DecoderChain:
         if wanted not in MODES:
             raise InputError(f"unknown decode mode {wanted!r}; give one of {', '.join(MODES)}")
         if wanted == AUTO:
-            wanted = "compile" if model.device.type == "cuda" else "eager"
+            wanted = "graph" if model.device.type == "cuda" else "eager"
         self._model = model
         self._left = list(_ORDER[wanted])
         self.current: Decoder = _DECODERS[self._left.pop(0)](model)

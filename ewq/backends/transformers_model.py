@@ -36,7 +36,7 @@ class TransformersModel:
         share_prefix: compute a common prefix once. Switched off by itself for
             architectures with recurrent state, and with left padding, which
             would put a gap between the prefix and the row.
-        decode_mode: ``eager``, ``static``, ``compile``, or ``auto``: ``compile``
+        decode_mode: ``eager``, ``static``, ``graph``, ``compile``, or ``auto``: ``graph``
             on CUDA, else ``eager``. What is not supported falls back with a note.
         checkpoint_dtype: the checkpoint's own type, by which raw weights are weighed.
     """
@@ -148,6 +148,8 @@ class TransformersModel:
         self._loaded = None
         gc.collect()
         if torch.cuda.is_available():
+            # cuBLAS keeps one for each stream it ever ran on, recording streams included.
+            torch._C._cuda_clearCublasWorkspaces()
             torch.cuda.empty_cache()
 
     @property

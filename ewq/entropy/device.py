@@ -10,6 +10,7 @@ import numpy as np
 from ewq.entropy import kernels
 from ewq.entropy.chunks import Piece
 from ewq.entropy.measure import statistics_of_counts
+from ewq.entropy.pattern_count import count_patterns
 from ewq.entropy.statistics import WeightStatistics
 from ewq.errors import BackendUnavailable
 
@@ -46,12 +47,25 @@ def measure_patterns_on(device: str, pieces: Iterable[Piece], dtype: str) -> Wei
     nf4, int8 = 0.0, 0.0
     for piece in pieces:
         bits = torch.from_numpy(piece.values.view(np.int16)).to(device)
-        counts = torch.bincount(bits.int() & 0xFFFF, minlength=kernels.PATTERNS)
-        total += counts.cpu().numpy()
-        values = bits.view(torch.bfloat16 if dtype == "BF16" else torch.float16).float()
-        nf4 += _nf4_square_error(values)
-        int8 += _int8_square_error(values, piece.in_features)
+        total += count_patterns(bits).cpu().numpy()
+        errors = rounding_errors(bits, dtype, piece.in_features)
+        nf4 += errors[0]
+        int8 += errors[1]
     return statistics_of_counts(total, dtype, nf4, int8)
+
+
+def rounding_errors(bits: torch.Tensor, dtype: str, in_features: int) -> tuple[float, float]:
+    """Squared errors of NF4 and of int8 rounding, as :func:`ewq.entropy.kernels.square_errors`.
+
+    Args:
+        bits: int16 patterns of ``dtype``, flat, whole rows.
+        dtype: ``BF16`` or ``F16``.
+        in_features: values in a row.
+    """
+    import torch
+
+    values = bits.view(torch.bfloat16 if dtype == "BF16" else torch.float16).float()
+    return _nf4_square_error(values), _int8_square_error(values, in_features)
 
 
 def _nf4_square_error(values: torch.Tensor) -> float:

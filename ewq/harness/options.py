@@ -31,7 +31,7 @@ _VALUES: tuple[tuple[str, str, str, str], ...] = (
         "decode",
         "auto",
         "MODE",
-        "decode loop of transformers variants: auto, eager, static, compile",
+        "decode loop of transformers variants: auto, eager, static, graph, compile",
     ),
 )
 _FLAGS: tuple[tuple[str, str], ...] = (
@@ -83,7 +83,9 @@ class Options:
             texts=_folder_or_hub("texts", read("texts")),
             thresholds=_existing("thresholds", thresholds) if thresholds else None,
             baseline=read("baseline"),
-            decode=_one_of("decode", read("decode"), ("auto", "eager", "static", "compile")),
+            decode=_one_of(
+                "decode", read("decode"), ("auto", "eager", "static", "graph", "compile")
+            ),
             require_baseline=_flag(config, "require-baseline"),
             resume=_flag(config, "resume"),
         )

@@ -71,6 +71,7 @@ class LoadWatch:
             importlib.import_module(library)
         memory = ProcessMemory()
         release_free_memory()
+        _release_device_memory(self._device)
         self._device_baseline = instrument_for(self._device).used_bytes()
         self._ram_baseline = memory.used_bytes()
         self._ram_watch = memory.watch()
@@ -108,6 +109,14 @@ def instrument_for(device: str) -> MemoryInstrument:
     if device.startswith("cuda"):
         return open_gpu(device)
     raise MeasurementError(f"no instrument reads the memory of device {device!r}; use cpu or cuda")
+
+
+def _release_device_memory(device: str) -> None:
+    """Hand torch's cached blocks back: what was computed before would hide what is loaded now."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def _synchronize(device: str) -> None:

@@ -69,10 +69,10 @@ class NvmlDevice:
 
 
 def open_gpu(device: str) -> NvmlDevice:
-    """The GPU behind a torch device name, its CUDA context created first.
+    """The GPU behind a torch device name, its CUDA context and cuBLAS created first.
 
-    The context costs hundreds of megabytes; without it, whichever engine
-    starts first would be charged for it.
+    They cost hundreds of megabytes; without this, whichever variant starts
+    first would be charged for them.
 
     Raises:
         BackendUnavailable: torch sees no such device, or there is no driver.
@@ -80,7 +80,8 @@ def open_gpu(device: str) -> NvmlDevice:
     import torch
 
     try:
-        torch.zeros(1, device=device)
+        square = torch.zeros(64, 64, dtype=torch.float16, device=device)
+        square @ square
         torch.cuda.synchronize(device)
     except (RuntimeError, AssertionError) as error:
         raise BackendUnavailable(f"device {device} cannot be used: {error}") from error

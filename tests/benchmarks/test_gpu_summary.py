@@ -1,0 +1,97 @@
+"""The summary of a GPU run: ratios, shares of the bound, and what may not be compared."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.make_runs import metric, mmlu, record, stored_run
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "summary.py"
+GB = 1_000_000_000
+
+
+def speed(variant, value, **changes):
+    metrics = {"decode_tokens_per_s": metric(value, n=5, unit="tokens/s")}
+    return record("throughput", variant, metrics, **changes)
+
+
+def memory(variant, weights_gb, baseline_mb, **side):
+    metrics = {
+        "weights_bytes": metric(weights_gb * GB, unit="bytes"),
+        "vram_peak_bytes": metric(weights_gb * GB + GB, unit="bytes"),
+    }
+    side = {"baseline_bytes": baseline_mb * 1_000_000, **side}
+    return record("memory", variant, metrics, side=side)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    figures = {"copy_bytes_per_s": 2000 * GB, "weights_counted_per_s": 61e9}
+    (tmp_path / "ceilings.json").write_text(json.dumps(figures))
+    return tmp_path
+
+
+def store(folder, name, records, **session):
+    shutil.copy(
+        stored_run(folder / "runs" / name, records, session=session), folder / f"{name}.json"
+    )
+
+
+def summary(folder):
+    done = subprocess.run([sys.executable, SCRIPT, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def row(text, *start):
+    [found] = [line for line in text.splitlines() if line.startswith(f"| {' | '.join(start)} |")]
+    return [cell.strip() for cell in found.strip("|").split("|")][len(start) :]
+
+
+def test_speeds_stand_beside_fp16_eager_fp16_and_the_bound(folder):
+    records = [
+        memory("fp16", 16, 500, torch_reserved_peak_bytes=17 * GB),
+        speed("fp16", 80.0),
+        memory("ewq-0.65", 10, 520),
+        speed("ewq-0.65", 60.0, notes=("decode mode graph is not supported here",)),
+    ]
+    store(folder, "shape", records, failed={"bnb-nf4/memory": "out of memory on cuda:0"})
+    store(folder, "shape-eager", [speed("fp16", 40.0)])
+    text = summary(folder)
+    assert row(text, "fp16")[-4:] == ["80.0", "1.00", "2.00", "0.64"]
+    assert row(text, "ewq-0.65")[-4:] == ["60.0", "0.75", "1.50", "0.30"]
+    assert "fp16 decode, share of the bound, at least 0.60: 0.64" in text
+    assert "ewq-0.65 decode to eager fp16, at least 1.3: 1.50" in text
+    assert "weights analysed per second, at least 50: 61.0 billion" in text
+    assert "differs by 20.0 MB at most" in text
+    assert "fp16: NVML 17.000 GB, torch reserved 17.000 GB" in text
+    assert "bnb-nf4/memory: out of memory on cuda:0" in text
+    assert "ewq-0.65/throughput: decode mode graph is not supported here" in text
+
+
+def test_answers_and_figures_of_cpu_and_gpu_stand_side_by_side(folder):
+    store(folder, "agreement-cpu", [mmlu("AAbC", "fp16")])
+    store(folder, "agreement-gpu", [mmlu("AacC", "fp16")])
+    text = summary(folder)
+    assert row(text, "fp16", "accuracy") == ["0.7500", "0.5000"]
+    # B and C in the third place; the second question got the same answer.
+    assert row(text, "fp16", "answers that differ of 4") == ["", "1"]
+
+
+def test_figures_of_other_questions_are_not_compared(folder):
+    store(folder, "agreement-cpu", [mmlu("AAbC", "fp16")])
+    store(folder, "agreement-gpu", [mmlu("AAbCA", "fp16")])
+    text = summary(folder)
+    assert "fp16/mmlu: measured with different settings or data" in text
+    assert "| fp16 | accuracy" not in text
+
+
+def test_what_is_missing_or_damaged_is_said(folder):
+    (folder / "shape.json").write_text("{")
+    text = summary(folder)
+    assert "shape.json" in text
+    assert text.count("not measured") == 4
