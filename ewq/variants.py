@@ -160,18 +160,21 @@ def engine_of(name: str) -> str:
     return "llama.cpp" if name.startswith("gguf-") or name.endswith(".gguf") else "transformers"
 
 
-_TABLE = (REFERENCE, "ewq", *(name for name in _FIXED if name != REFERENCE), "gguf-ewq")
+_TABLE = (REFERENCE, "ewq", *(name for name in FIXED if name != REFERENCE), "gguf-ewq")
 """Names, or their beginnings before a factor, in the order of tables."""
 
 
 def table_place(name: str) -> tuple[int, float]:
     """A sort key for tables, whatever order variants were measured in.
 
-    The reference, EWQ from the largest factor to the smallest, its controls, GGUF; then files and
-    names that this version does not know, which a stable sort leaves as they came.
+    The reference, EWQ from the largest factor to the smallest and from plan files, its controls,
+    GGUF; then files and names that this version does not know. A stable sort leaves equals as they
+    came.
     """
     if match := _FACTOR_VARIANT.fullmatch(name):
         return (_TABLE.index(f"{match[1] or ''}ewq"), -float(match[2]))
+    if match := _PLAN_VARIANT.fullmatch(name):
+        return (_TABLE.index(f"{match[1] or ''}ewq"), 0.0)
     return (_TABLE.index(name) if name in _TABLE else len(_TABLE), 0.0)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ewq.backends.decoders import Decoder, DecoderChain, DecoderUnsupported
+from ewq.backends.decoders import Decoder, DecoderChain
+from ewq.backends.int8_step import DecoderUnsupported
 from ewq.model import Generation
 
 if TYPE_CHECKING:

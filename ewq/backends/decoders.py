@@ -197,7 +197,7 @@ class GraphDecoder(StaticDecoder):
         """On a stream of its own, as CUDA wants what precedes a recording."""
         import torch
 
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             result = work()
@@ -308,7 +308,7 @@ class CompiledDecoder(StaticDecoder):
         )
 
 
-def _inductor_options(model: Any) -> dict[str, bool]:  # noqa: ANN401 (transformers is untyped)
+def _inductor_options(model: Any) -> dict[str, Any]:  # noqa: ANN401 (transformers is untyped)
     """Round where the uncompiled step rounds, so that 16-bit results are the same."""
     return {"emulate_precision_casts": True, "triton.cudagraphs": model.device.type == "cuda"}
 

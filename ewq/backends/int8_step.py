@@ -107,7 +107,7 @@ def int8_product(module: Any, exceeded: torch.Tensor, x: torch.Tensor) -> torch.
     values, scales, _ = ops.int8_vectorwise_quant(half.masked_fill(outliers, 0.0), 0.0)
     if rows.shape[0] > 1:
         values = values.masked_fill(columns, 0)
-    result = ops.int8_scaled_mm(
+    result: torch.Tensor = ops.int8_scaled_mm(
         values, state.CB, scales, state.SCB, bias=module.bias, dtype=x.dtype
     )
     most = min(OUTLIER_COLUMNS, rows.shape[1])

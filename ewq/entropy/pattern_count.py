@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 Count = Callable[["torch.Tensor"], "torch.Tensor"]
 PATTERN_BITS = 16
 COUNTER_BYTES = 4
+SHARED_BYTES_EVERYWHERE = 48 * 1024
+"""Shared memory that every CUDA device gives a block."""
 VECTOR = 8
 """Patterns per 16-byte load."""
 THREADS = 1024
@@ -111,7 +113,9 @@ def _compiled(device: str) -> Count:
     import torch
 
     properties = torch.cuda.get_device_properties(torch.device(device))
-    slice_bits = slice_bits_for(properties.shared_memory_per_block_optin)
+    # As torch does itself: its type stubs do not know the attribute.
+    optin_bytes = getattr(properties, "shared_memory_per_block_optin", SHARED_BYTES_EVERYWHERE)
+    slice_bits = slice_bits_for(optin_bytes)
     shared_bytes = COUNTER_BYTES << slice_bits
     grid = (properties.multi_processor_count, PATTERNS >> slice_bits, 1)
     with torch.cuda.device(device):
