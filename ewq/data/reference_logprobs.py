@@ -107,7 +107,7 @@ class ReferenceWriter:
             raise MeasurementError(
                 f"rows are {rows.shape[1:]} wide, the vocabulary has {self.reference.vocab_size}"
             )
-        left = memoryview(np.ascontiguousarray(rows, dtype=np.float32)).cast("B")
+        left = np.ascontiguousarray(rows, dtype=np.float32).data.cast("B")
         try:
             while left:
                 left = left[self.reference.file.write(left) :]
