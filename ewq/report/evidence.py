@@ -14,11 +14,13 @@ from enum import Enum
 
 from ewq.gating.change import incomparable
 from ewq.gating.pairing import paired_changes
+from ewq.measurement import Metric
 from ewq.record import Record
 from ewq.report.rows import VariantRow, with_error
 
 INTERVAL = 1.96
 """Standard errors on each side of a 95 % interval."""
+PERPLEXITY = "perplexity"
 
 
 class Standing(Enum):
@@ -41,6 +43,10 @@ class Loss:
     """Degrees of freedom of ``stderr``; ``None`` for the normal distribution."""
     words: str
     """The change in the unit and with the sign that people know."""
+    interval: tuple[float, float] | None
+    """95 % bounds of the change in the unit of :attr:`words`; ``None`` where not stored."""
+    unit: str
+    """``%`` or ``points``."""
     least: float = 0.0
     """What no error, however small, makes detectable: six flips one way."""
 
@@ -70,6 +76,12 @@ class Loss:
         detectable = smallest_detectable_difference(self.stderr, df=self.freedom)
         return max(detectable, self.least)
 
+    def detectable_words(self) -> str:
+        """:meth:`detectable` in the unit of :attr:`words`."""
+        found = self.detectable()
+        in_unit = 100 * (math.expm1(found) if self.measure == PERPLEXITY else found)
+        return f"{in_unit:.2g} {self.unit}"
+
 
 def perplexity_loss(row: VariantRow) -> Loss | None:
     """``ln(PPL / PPL of the reference)``; ``None`` where it or its error was not measured."""
@@ -79,7 +91,8 @@ def perplexity_loss(row: VariantRow) -> Loss | None:
     percent, error = 100 * math.expm1(metric.value), 100 * math.exp(metric.value) * metric.stderr
     words = f"perplexity {with_error(percent, error, 2, signed=True)} %"
     freedom = metric.freedom or _text_freedom(row.records["perplexity"])
-    return Loss("perplexity", metric.value, metric.stderr, freedom, words)
+    bounds = _bounds(metric, lambda nats: 100 * math.expm1(nats))
+    return Loss(PERPLEXITY, metric.value, metric.stderr, freedom, words, bounds, "%")
 
 
 def mmlu_loss(row: VariantRow) -> Loss | None:
@@ -97,7 +110,15 @@ def mmlu_loss(row: VariantRow) -> Loss | None:
     name = MMLU_TASKS[task]
     words = f"{name} {with_error(100 * metric.value, 100 * metric.stderr, 1, signed=True)} points"
     freedom = metric.freedom or _subject_freedom(row.records[task])
-    return Loss(name, -metric.value, metric.stderr, freedom, words, fewest_flips() / metric.n)
+    bounds, least = _bounds(metric, lambda share: 100 * share), fewest_flips() / metric.n
+    return Loss(name, -metric.value, metric.stderr, freedom, words, bounds, "points", least)
+
+
+def _bounds(metric: Metric, in_unit: Callable[[float], float]) -> tuple[float, float] | None:
+    if metric.interval is None:
+        return None
+    low, high = metric.interval
+    return in_unit(low), in_unit(high)
 
 
 MMLU_TASKS = {"mmlu": "MMLU", "mmlu_cloze": "MMLU (cloze)"}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ewq.record import Verdict
 from ewq.report import rows as cells
 from ewq.report.escaping import terminal_line
+from ewq.report.evidence import LOSSES
 from ewq.report.rows import VariantRow
 
 if TYPE_CHECKING:
@@ -100,6 +101,16 @@ def footnotes(rows: Sequence[VariantRow]) -> list[str]:
     notes = [f"{memory} ± is one standard error; Δ is paired with fp16 on the same items."]
     if any(row.clock_doubt for row in rows):
         notes.append("~ this speed is rough: the clock was noisy or throttled.")
+    if largest := _undetected(rows):
+        text = ", ".join(f"{measure} {words}" for measure, words in largest.items())
+        notes.append(f"Changes below these could have gone unseen (5 %, power 80 %): {text}.")
     if any(row.at_chance for row in rows):
         notes.append("* MMLU at chance level: this model's letter score says nothing.")
     return notes
+
+
+def _undetected(rows: Sequence[VariantRow]) -> dict[str, str]:
+    """Measure -> the change that would have been found in every variant."""
+    found = [loss for row in rows for ask in LOSSES if (loss := ask(row))]
+    found.sort(key=lambda loss: loss.detectable())
+    return {loss.measure: loss.detectable_words() for loss in found}

@@ -162,8 +162,7 @@ def _ln_ratio(new: Sequence[_Item], base: Sequence[_Item]) -> Metric:
         tokens,
         clusters_of([item.document for item in base]),
     )
-    found = ratio.interval
-    bounds = None if found is None else (found.low, found.high)
+    bounds = (ratio.interval.low, ratio.interval.high) if ratio.interval else None
     return Metric(ratio.ln_ratio, "nats", False, sum(tokens), ratio.stderr, ratio.freedom, bounds)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ewq.report.document import Paragraph, Part, Section, Table
 from ewq.report.duels import duels
+from ewq.report.evidence import LOSSES, Loss
+from ewq.report.rows import ABSENT
 from ewq.report.subject import Reported
 from ewq.report.table import columns_for, footnotes
 
@@ -15,6 +17,7 @@ def section(subject: Reported) -> Section:
     headings = tuple(column.heading for column in columns)
     parts: list[Part] = [Table(headings, rows, frozenset({"Verdict"}))]
     parts += [Paragraph(note) for note in footnotes(subject.rows)]
+    parts += _paired(subject)
     fought = duels(subject.rows)
     if fought:
         parts.append(
@@ -30,3 +33,23 @@ def section(subject: Reported) -> Section:
             )
         )
     return Section("variants", "All variants", tuple(parts))
+
+
+def _paired(subject: Reported) -> list[Part]:
+    """Each change from FP16 with its interval and what this run could have detected."""
+    losses = [(row.variant, loss) for row in subject.rows for ask in LOSSES if (loss := ask(row))]
+    if not losses:
+        return []
+    rows = tuple(
+        (variant, loss.words, _interval(loss), loss.detectable_words()) for variant, loss in losses
+    )
+    title = "Changes from FP16, paired on the same items; detectable: found with 80 % power at 5 %"
+    headings = ("Variant", "Change", "95 % interval", "Detectable")
+    return [Table(headings, rows, frozenset({"Change"}), title=title)]
+
+
+def _interval(loss: Loss) -> str:
+    if loss.interval is None:
+        return ABSENT
+    low, high = loss.interval
+    return f"{low:+.2f} to {high:+.2f} {loss.unit}"
