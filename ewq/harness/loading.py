@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ewq.cache_dir import cache_dir
-from ewq.errors import CheckpointError, EwqError
+from ewq.errors import CheckpointError
 from ewq.harness.placement import Placement
 from ewq.harness.subject import Subject
 from ewq.planning.formats import format_of
@@ -80,14 +80,10 @@ def _plan(recipe: Planned | Uniform, subject: Subject) -> QuantizationPlan:
 
 def _quantizer() -> ModuleType:
     """The quantizer, or one line where bitsandbytes is missing: it is no optional library."""
-    try:
-        import bitsandbytes  # noqa: F401 - imported for its absence to be told here
+    from ewq.quantizer.config import require_bitsandbytes
 
-        return import_module("ewq.quantizer")
-    except ImportError as error:
-        raise EwqError(
-            f"bitsandbytes cannot be imported ({error}): pip install bitsandbytes"
-        ) from error
+    require_bitsandbytes()
+    return import_module("ewq.quantizer")
 
 
 def _gguf_path(recipe: GgufType | GgufPlanned, subject: Subject) -> Path:

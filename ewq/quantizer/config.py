@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ewq.errors import InputError
+from ewq.errors import EwqError, InputError
 from ewq.planning.plan import QuantizationPlan, read_plan
 from ewq.quantizer.logs import quiet_bitsandbytes
 from ewq.quantizer.options import DEFAULT_BLOCK_SIZE, DEFAULT_INT8_THRESHOLD, Options
 
 # Before anything imports bitsandbytes, which speaks up when it is imported.
 quiet_bitsandbytes()
+
+
+def require_bitsandbytes() -> None:
+    """Make sure that bitsandbytes can be imported.
+
+    Raises:
+        EwqError: it cannot; one line instead of a traceback through transformers.
+    """
+    try:
+        import_module("bitsandbytes")
+    except ImportError as error:
+        raise EwqError(
+            f"bitsandbytes cannot be imported ({error}): pip install bitsandbytes"
+        ) from error
+
+
+require_bitsandbytes()
 
 METHOD = "ewq"
 """``quant_method`` in ``config.json``."""

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.sh"
-PYTHON = """#!/usr/bin/env bash
+PYTHON = r"""#!/usr/bin/env bash
 echo "$@" >> "$CALLS"
 case "$*" in
-*pytest*--benchmark-json=*/${FAILING:-none}.json*) exit "${STATUS:-1}";;
-*pytest*) for word in "$@"; do case "$word" in
+*-m\ pytest*--benchmark-json=*/${FAILING:-none}.json*) exit "${STATUS:-1}";;
+*-m\ pytest*) for word in "$@"; do case "$word" in
     --benchmark-json=*) echo '{}' > "${word#*=}";;
     esac; done;;
 *embedded_model*) echo /model;;
@@ -43,33 +43,33 @@ def test_every_step_runs_once(run):
     done, calls = run()
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("finished\n")
-    runs = [call for call in calls if "pytest" in call]
+    runs = [call for call in calls if "-m pytest" in call]
     names = ["embedded", "shape", "shape-eager", "shape-static", "shape-graph", "shape-compile"]
     names += ["agreement-gpu", "agreement-gpu-float32", "agreement-cpu"]
     assert [
         call.split("--benchmark-json=")[1].split("/out/")[1].split(".json")[0] for call in runs
     ] == names
     _, again = run()
-    assert not [call for call in again if "pytest" in call]
+    assert not [call for call in again if "-m pytest" in call]
 
 
 def test_failing_gates_end_nothing(run):
     done, calls = run("embedded", "shape", FAILING="embedded", STATUS="1")
     assert done.returncode == 0
-    assert len([call for call in calls if "pytest" in call]) == 2
+    assert len([call for call in calls if "-m pytest" in call]) == 2
 
 
 def test_a_run_that_did_not_get_through_is_tried_again_and_the_rest_goes_on(run, tmp_path):
     done, calls = run("embedded", "shape", FAILING="embedded", STATUS="3")
     assert done.returncode == 1
     assert "not finished: embedded; call again" in done.stdout
-    assert len([call for call in calls if "pytest" in call]) == 2
+    assert len([call for call in calls if "-m pytest" in call]) == 2
     journal = tmp_path / "out" / "work" / "runs" / "embedded" / "journal.jsonl"
     journal.parent.mkdir(parents=True)
     journal.write_text("")
     done, calls = run("embedded", "shape")
     assert done.returncode == 0
-    [call] = [call for call in calls if "pytest" in call]
+    [call] = [call for call in calls if "-m pytest" in call]
     assert "--ewq-resume" in call
 
 
@@ -77,7 +77,7 @@ def test_when_the_time_is_over_nothing_is_started(run):
     done, calls = run("embedded", LIMIT_S="5")
     assert done.returncode == 1
     assert "call again to go on" in done.stdout
-    assert not [call for call in calls if "pytest" in call]
+    assert not [call for call in calls if "-m pytest" in call]
 
 
 def test_parts_of_a_wheel_are_joined(run, tmp_path):

@@ -48,7 +48,9 @@ def summary(folder):
 
 
 def row(text, *start):
-    [found] = [line for line in text.splitlines() if line.startswith(f"| {' | '.join(start)} |")]
+    """Cells of the first row that starts so; the table of speeds comes first."""
+    begin = f"| {' | '.join(start)} |"
+    found = next(line for line in text.splitlines() if line.startswith(begin))
     return [cell.strip() for cell in found.strip("|").split("|")][len(start) :]
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -60,3 +63,19 @@ def test_it_wants_exactly_one_rule(tmp_path, rules):
 
     assert isinstance(done.exception, InputError)
     assert not (tmp_path / "q").exists()
+
+
+def test_without_bitsandbytes_it_says_what_to_install(tmp_path):
+    blocked = tmp_path / "bitsandbytes.py"
+    blocked.write_text("raise ImportError('no such library')")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "ewq", "quantize", fixture_path("tiny-llama")]
+    done = subprocess.run(
+        [*command, "--factor", "0.65", "-o", tmp_path / "q"],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3
+    [line] = done.stderr.splitlines()
+    assert "bitsandbytes cannot be imported (no such library): pip install bitsandbytes" in line
