@@ -29,7 +29,7 @@ class LlamaCppOptions:
     threads: int | None = None
     """CPU threads; default: as many as torch uses, so that engines compare."""
     cache_dtype: str = "float16"
-    """Key-value cache: ``float16`` (llama.cpp's default) or ``float32``."""
+    """Key-value cache: ``float16``, llama.cpp's default, or ``float32`` without flash attention."""
     probe: bool = True
     """Try the file in a child process first, because a bad one can abort the process."""
 

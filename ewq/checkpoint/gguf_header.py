@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,12 +89,15 @@ class GgufHeader:
         return sum(tensor.numel for tensor in self.tensors)
 
 
-def read_header(path: str | Path, needs_architecture: bool = True) -> GgufHeader:
+def read_header(
+    path: str | Path, needs_architecture: bool = True, whole_arrays: Collection[str] = ()
+) -> GgufHeader:
     """Read and validate the header of a GGUF file.
 
     Args:
         path: the file.
         needs_architecture: whether the file must be a model; an importance matrix is none.
+        whole_arrays: metadata keys whose arrays are kept however long they are.
 
     Raises:
         CheckpointError: no such file, not GGUF, truncated, or a header that contradicts itself
@@ -108,7 +111,7 @@ def read_header(path: str | Path, needs_architecture: bool = True) -> GgufHeader
             if size < 24:
                 raise CheckpointError(f"{path}: {size} bytes are too few for a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(path, data, needs_architecture).header()
+                return _Reader(path, data, needs_architecture, whole_arrays).header()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -133,8 +136,16 @@ def nominal_bytes(type_name: str, numel: int) -> int:
 class _Reader:
     """A cursor over the mapped file; every read is checked against the end."""
 
-    def __init__(self, path: Path, data: mmap.mmap, needs_architecture: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        data: mmap.mmap,
+        needs_architecture: bool,
+        whole_arrays: Collection[str],
+    ) -> None:
         self._needs_architecture = needs_architecture
+        self._whole_arrays = whole_arrays
+        self._kept_items: float = KEPT_ITEMS
         self._path = path
         self._data = data
         self._at = 0
@@ -190,6 +201,7 @@ class _Reader:
             key = self._text("metadata key")
             if key in metadata:
                 raise self._bad(f"has the metadata key {key!r} twice")
+            self._kept_items = math.inf if key in self._whole_arrays else KEPT_ITEMS
             metadata[key] = self._value(self._number("<I"), 0)
         named = isinstance(metadata.get("general.architecture"), str)
         if self._needs_architecture and not named:
@@ -212,7 +224,7 @@ class _Reader:
         kind = self._number("<I")
         least = struct.calcsize(SCALARS[kind]) if kind in SCALARS else 8
         length = self._count(least, "array items")
-        if length <= KEPT_ITEMS:
+        if length <= self._kept_items:
             return [self._value(kind, depth + 1) for _ in range(length)]
         if kind in SCALARS:
             self._at += length * least

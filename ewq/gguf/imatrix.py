@@ -45,9 +45,20 @@ def _read_gguf(path: Path) -> dict[str, NDArray[np.float32]]:
     for name, sums in arrays.items():
         counts = arrays.get(name.removesuffix(SUMS) + COUNTS)
         if name.endswith(SUMS) and counts is not None:
-            mean = sums / np.maximum(counts.reshape(-1, 1), 1)
-            found[name.removesuffix(SUMS)] = np.ascontiguousarray(mean.ravel(), dtype=np.float32)
+            found[name.removesuffix(SUMS)] = _means(sums, counts.reshape(-1, 1))
     return found
+
+
+def _means(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sums over counts, ``[experts * columns]``; equal importance where nothing was counted.
+
+    An expert that the text never chose has sums of zero. Taken as importance, they would let the
+    quantizer write anything; ``llama-quantize`` takes 1 instead.
+    """
+    import numpy as np
+
+    means = np.where(counts > 0, sums.reshape(len(counts), -1) / np.maximum(counts, 1), 1)
+    return np.ascontiguousarray(means.ravel(), dtype=np.float32)
 
 
 def _read_legacy(path: Path) -> dict[str, NDArray[np.float32]]:
@@ -60,6 +71,8 @@ def _read_legacy(path: Path) -> dict[str, NDArray[np.float32]]:
             name = data[at + 4 : at + 4 + length].decode()
             at += 4 + length
             calls, columns = struct.unpack_from("<ii", data, at)
+            if length < 1 or columns < 1:
+                raise ValueError(f"an entry of {columns} columns named {name!r}")
             sums = np.frombuffer(data, "<f4", count=columns, offset=at + 8)
             found[name] = np.ascontiguousarray(sums / max(calls, 1), dtype=np.float32)
             at += 8 + 4 * columns

@@ -24,6 +24,7 @@ INSTALL_HINT = "llama.cpp is not installed: pip install 'ewq[gguf]'"
 
 _OUTPUT_BYTES = 128 * 2**20
 """Most bytes of logits one decode may return; bounds memory for 150k-word vocabularies."""
+F32_CACHE = 0
 _LOG_ERROR = 4
 _messages: deque[str] = deque(maxlen=8)
 _log_callback: list[Any] = []
@@ -130,7 +131,7 @@ class NativeOptions:
     micro_batch_tokens: int
     max_sequences: int
     cache_type: int
-    """ggml type of the key-value cache: 1 is F16, 0 is F32."""
+    """ggml type of the key-value cache: 1 is F16, 0 is F32 (``F32_CACHE``)."""
     gpu_index: int | None = None
     """One GPU alone; ``None`` lets llama.cpp spread over all there are."""
 
@@ -190,6 +191,9 @@ class NativeModel:
         params.n_seq_max = options.max_sequences
         params.n_threads = params.n_threads_batch = options.threads
         params.type_k = params.type_v = options.cache_type
+        if options.cache_type == F32_CACHE:
+            # Flash attention rounds keys and values to F16 whatever the cache holds.
+            params.flash_attn_type = self._lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.offload_kqv = params.op_offload = options.gpu
         params.no_perf = True
         # One buffer for all sequences: copying a prefix copies no memory. A full-size

@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ewq.cache_dir import cache_dir
-from ewq.errors import CheckpointError
 from ewq.harness.placement import Placement
 from ewq.harness.subject import Subject
 from ewq.planning.formats import format_of
@@ -132,28 +131,17 @@ def _gguf_planned(recipe: GgufPlanned, subject: Subject, placement: Placement) -
 
 
 def _gguf_file(recipe: GgufFile, subject: Subject, placement: Placement) -> Loaded:
-    _require_same_shape(recipe.path, subject)
+    _require_same_model(recipe.path, subject)
     return Loaded(_llama_cpp(recipe.path, subject, placement))
 
 
-def _require_same_shape(path: Path, subject: Subject) -> None:
-    """A file of another model would be scored on this model's token ids, to no meaning."""
-    from ewq.checkpoint.gguf_header import read_header
+def _require_same_model(path: Path, subject: Subject) -> None:
     from ewq.checkpoint.layout import find_layout
+    from ewq.gguf.identity import require_same_model, shape_of_config
 
-    header = read_header(path)
-    prefix = header.architecture
-    keys = (f"{prefix}.block_count", f"{prefix}.embedding_length")
-    theirs = tuple(header.metadata.get(key) for key in keys)
-    config = subject.checkpoint.config
-    config = config.get("text_config") or config
-    width = config.get("hidden_size") or config.get("n_embd")
-    ours = len(find_layout(subject.checkpoint).blocks), width
-    if theirs != ours:
-        raise CheckpointError(
-            f"{path} has {theirs[0]} blocks of width {theirs[1]}, {subject.label} has {ours[0]} of "
-            f"width {ours[1]}: not a file of this model; give its own with --ewq-model"
-        )
+    blocks = len(find_layout(subject.checkpoint).blocks)
+    shape = shape_of_config(subject.checkpoint.config, blocks)
+    require_same_model(path, shape, subject.tokenizer, subject.label)
 
 
 def _llama_cpp(path: Path, subject: Subject, placement: Placement) -> LanguageModel:

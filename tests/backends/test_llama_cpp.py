@@ -141,6 +141,14 @@ def test_the_same_call_gives_the_same_numbers(model, ids):
     assert (first == second).all()
 
 
+def test_a_float32_cache_is_not_rounded_back(file, model, ids):
+    """Flash attention would round it to float16 and give the very same numbers."""
+    exact = load_llama_cpp(file, None, LlamaCppOptions(cache_dtype="float32"))
+    rounded, kept = (torch.cat(list(each.logprobs(ids[:200], 1))) for each in (model, exact))
+    exact.close()
+    assert not torch.equal(rounded, kept)
+
+
 TOO_LONG = {
     "logprobs": lambda model, n: next(iter(model.logprobs([5] * n, 1))),
     "last_logprobs": lambda model, n: model.last_logprobs([5] * (n - 2), [[6, 7]], [3]),
