@@ -39,12 +39,12 @@ def diff(
 
 def diff_lines(found: PlanDiff) -> Iterator[str]:
     """A strip per plan, then the blocks that move."""
-    from ewq.cli.plan_view import LEGEND, rule_text, strip
+    from ewq.cli.plan_view import LEGEND, rule_text, size_text, strip
 
     width = max(len(label) for label in found.labels)
     for label, plan, delta in zip(found.labels, found.plans, found.size_deltas_bytes, strict=True):
-        size = f"{plan.size_bytes / 1e9:.3f} GB" if plan.size_bytes else "size unknown"
-        change = f" ({delta / 1e6:+.1f} MB)" if delta else ""
+        size = size_text(plan.size_bytes) if plan.size_bytes else "size unknown"
+        change = f" ({delta / 1e6:+.3f} MB)" if delta else ""
         yield f"{label:<{width}}  {strip(plan)}  {rule_text(plan)}, {size}{change}"
     yield f"{'':<{width}}  {LEGEND}"
     moves = (*found.moves, *found.weight_moves)
