@@ -39,14 +39,14 @@ def diff(
 
 def diff_lines(found: PlanDiff) -> Iterator[str]:
     """A strip per plan, then their sizes, then the blocks that move."""
-    from ewq.cli.plan_view import legend, rule_text, strip_lines
+    from ewq.cli.plan_view import legend, rule_text, size_text, strip_lines
 
     labels = _short(found.labels)
     yield from strip_lines(labels, found.plans)
     yield f"{'':<{max(len(label) for label in labels)}}  {legend()}"
     for label, plan, delta in zip(found.labels, found.plans, found.size_deltas_bytes, strict=True):
-        size = f"{plan.size_bytes / 1e9:.3f} GB" if plan.size_bytes else "size unknown"
-        change = f" ({delta / 1e6:+.1f} MB)" if delta else ""
+        size = size_text(plan.size_bytes) if plan.size_bytes else "size unknown"
+        change = f" ({delta / 1e6:+.3f} MB)" if delta else ""
         yield f"{label}: {rule_text(plan)}, {size}{change}"
     moves = (*found.moves, *found.weight_moves)
     if not moves:

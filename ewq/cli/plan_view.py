@@ -41,6 +41,17 @@ def legend() -> str:
     return "  ".join(f"{mark} {of.value}" for of, mark in _marks().items() if of is not None)
 
 
+_LEAST_GB = 0.05
+"""Below, sizes are told in MB."""
+
+
+def size_text(size_bytes: int) -> str:
+    """A size in GB, or in MB where GB would be mostly zeros."""
+    if size_bytes < _LEAST_GB * 1e9:
+        return f"{size_bytes / 1e6:.3f} MB"
+    return f"{size_bytes / 1e9:.3f} GB"
+
+
 def strip(plan: QuantizationPlan) -> str:
     """One mark per block, first block first."""
     marks = _marks()
@@ -84,7 +95,7 @@ def plan_lines(plan: QuantizationPlan, numel: int) -> Iterator[str]:
         yield f"  {precision.value:>4}: {share}"
     yield f"  {_scores_text(plan)}"
     yield (
-        f"  {plan.size_bytes / 1e9:.3f} GB as {plan.target}, {plan.bits_per_weight:.3f} bits per "
+        f"  {size_text(plan.size_bytes)} as {plan.target}, {plan.bits_per_weight:.3f} bits per "
         f"weight over {numel / 1e6:.1f} million parameters"
     )
 

@@ -33,10 +33,10 @@ _STYLES = {Verdict.FAIL: "bold red", Verdict.INCONCLUSIVE: "yellow", Verdict.IMP
 
 
 def columns_for(rows: Sequence[VariantRow]) -> tuple[Column, ...]:
-    """The table's columns; the memory column says which memory it shows."""
+    """The columns of which anything was measured; the memory column says which memory it shows."""
     unit = cells.size_unit(rows)
     heading = f"VRAM {unit.name}" if _on_gpu(rows) else unit.name
-    return (
+    columns = (
         Column("Variant", lambda row: row.variant),
         Column(heading, lambda row: cells.memory(row, unit), dispensable=3),
         Column("Bits/w", cells.bits_per_weight, dispensable=6),
@@ -48,6 +48,7 @@ def columns_for(rows: Sequence[VariantRow]) -> tuple[Column, ...]:
         Column("KLD mnat", cells.kld_millinats, dispensable=9),
         Column("Verdict", lambda row: row.verdict.value, dispensable=7),
     )
+    return tuple(c for c in columns if any(c.cell(row) != cells.ABSENT for row in rows))
 
 
 def _on_gpu(rows: Sequence[VariantRow]) -> bool:
@@ -97,8 +98,10 @@ def _width(column: Column, rows: Sequence[VariantRow]) -> int:
 def footnotes(rows: Sequence[VariantRow]) -> list[str]:
     """What a reader must know to read the table rightly."""
     unit = cells.size_unit(rows).name
-    memory = f"VRAM {unit}: the peak." if _on_gpu(rows) else f"{unit}: the weights."
-    notes = [f"{memory} ± is one standard error; Δ is paired with fp16 on the same items."]
+    memory = f"VRAM {unit}: the peak. " if _on_gpu(rows) else f"{unit}: the weights. "
+    sized = any(cells.memory_metric(row) for row in rows)
+    errors = "± is one standard error; Δ is paired with fp16 on the same items."
+    notes = [memory * sized + errors]
     if any(row.clock_doubt for row in rows):
         notes.append("~ this speed is rough: the clock was noisy or throttled.")
     if largest := _undetected(rows):
