@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 Count = Callable[["torch.Tensor"], "torch.Tensor"]
 PATTERN_BITS = 16
 COUNTER_BYTES = 4
+OLD_SHARED_BYTES = 48 * 1024
+"""What every card has, where torch does not tell how much a kernel may ask for."""
 VECTOR = 8
 """Patterns per 16-byte load."""
 THREADS = 1024
@@ -111,7 +113,8 @@ def _compiled(device: str) -> Count:
     import torch
 
     properties = torch.cuda.get_device_properties(torch.device(device))
-    slice_bits = slice_bits_for(properties.shared_memory_per_block_optin)
+    most: int = getattr(properties, "shared_memory_per_block_optin", OLD_SHARED_BYTES)
+    slice_bits = slice_bits_for(most)
     shared_bytes = COUNTER_BYTES << slice_bits
     grid = (properties.multi_processor_count, PATTERNS >> slice_bits, 1)
     with torch.cuda.device(device):
