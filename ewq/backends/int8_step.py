@@ -115,5 +115,5 @@ def int8_product(module: Any, exceeded: torch.Tensor, x: torch.Tensor) -> torch.
     chosen = columns.to(torch.int32).topk(most).indices.sort().values
     raw = rows[:, chosen].masked_fill(~columns[chosen], 0.0)
     weights = ops.int8_vectorwise_dequant(state.CB[:, chosen].contiguous(), state.SCB)
-    result = result.addmm(raw, weights.to(x.dtype).t())
-    return result.reshape(*x.shape[:-1], -1)
+    whole: torch.Tensor = result.addmm(raw, weights.to(x.dtype).t())
+    return whole.reshape(*x.shape[:-1], -1)
