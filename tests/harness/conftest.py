@@ -3,12 +3,15 @@
 import importlib
 
 import pytest
+import rich.console
+import rich.table  # noqa: F401 (see below)
 import scipy.stats  # noqa: F401 (see below)
 import transformers.modeling_utils  # noqa: F401 (see below)
 
 from tests.harness.fakes import REPOSITORY, write_project
 
-# Runs inside this process drop what they imported; NumPy and torch cannot be imported twice.
+# Runs inside this process drop what they imported. NumPy and torch cannot be imported twice, and
+# what rich compares by class must not come from two imports.
 for name in ("gates", "baseline", "compare"):
     importlib.import_module(f"ewq.gating.{name}")
 for name in ("harness.measuring", "harness.opening", "stats"):
