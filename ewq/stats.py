@@ -265,8 +265,18 @@ def paired_interval(
     if estimate.clusters >= _FEWEST_TO_BOOTSTRAP and estimate.stderr:
         return bootstrap_clustered(totals, sizes, clusters)
     stderr = max(estimate.stderr or 0.0, least_stderr)
-    half = _quantile(1 - ALPHA / 2, max(1, estimate.clusters - 1)) * stderr
+    half = half_width(stderr, max(1, estimate.clusters - 1))
     return Interval(estimate.value - half, estimate.value + half)
+
+
+def half_width(stderr: float, df: float | None = None) -> float:
+    """Half of a two-sided 95 % interval: the normal's, or Student's for ``df`` degrees of freedom.
+
+    Raises:
+        MeasurementError: ``stderr`` is negative or not finite.
+    """
+    _check_test_arguments(stderr, ALPHA)
+    return _quantile(1 - ALPHA / 2, df) * stderr
 
 
 def noninferiority(

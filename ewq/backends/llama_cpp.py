@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ewq.backends.llama_options import LlamaCppOptions, native_options
+from ewq.backends.log_softmax import log_softmax
 from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.model import Generation, ModelInfo, TokenIds
 
@@ -233,7 +234,7 @@ class LlamaCppModel:
         for logits in self._native.decode(tokens):
             if not len(logits):
                 continue
-            block = torch.from_numpy(logits).log_softmax(dim=-1)
+            block = log_softmax(torch.from_numpy(logits))
             if not bool(torch.isfinite(block.sum(dim=-1)).all()):
                 raise MeasurementError(
                     "llama.cpp returned logits that are not finite; the file's weights are damaged "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ewq.backends.batching import Limits, plan_batches, split_shared
 from ewq.backends.decode import decode
 from ewq.backends.decoders import AUTO, DecoderChain
+from ewq.backends.log_softmax import log_softmax
 from ewq.backends.padding import Padding, pad_rows
 from ewq.backends.prefix_cache import can_share, fork, new_cache
 from ewq.backends.weight_bytes import parameter_count, stored_bytes
@@ -74,7 +75,7 @@ class TransformersModel:
         shared, rows = split_shared(prefix, suffixes)
         result = np.empty((len(rows), len(columns)), dtype=np.float32)
         for batch, logits in self._batches(shared, rows, [1] * len(rows)):
-            wanted = logits.log_softmax(dim=-1)[:, list(columns)]
+            wanted = logits[:, list(columns)] - logits.logsumexp(dim=-1, keepdim=True)
             result[list(batch)] = wanted.cpu().numpy()
         return result
 
@@ -112,7 +113,7 @@ class TransformersModel:
             end = min(begin + self._block_rows, len(inputs))
             first = begin if self._caches else 0
             logits = self._forward(cache, first, [inputs[first:end]], [end - begin])
-            yield logits.log_softmax(dim=-1)
+            yield log_softmax(logits)
 
     def generate(self, prompts: Sequence[TokenIds], new_tokens: int) -> Generation:
         """See :meth:`ewq.model.LanguageModel.generate`."""

@@ -18,8 +18,6 @@ from ewq.measurement import Metric
 from ewq.record import Record
 from ewq.report.rows import VariantRow, with_error
 
-INTERVAL = 1.96
-"""Standard errors on each side of a 95 % interval."""
 PERPLEXITY = "perplexity"
 
 
@@ -58,7 +56,9 @@ class Loss:
     @property
     def told_from_zero(self) -> bool:
         """Whether the change is told from none at two-sided 5 %."""
-        return abs(self.value) > INTERVAL * self.stderr
+        from ewq.stats import half_width
+
+        return abs(self.value) > half_width(self.stderr, self.freedom)
 
     def standing(self, margin: float, alpha: float) -> Standing:
         """Test the loss against ``margin``, once from each side."""

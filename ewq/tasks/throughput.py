@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from ewq.errors import MeasurementError
+from ewq.errors import BackendUnavailable, MeasurementError
 from ewq.instruments.gpu_clocks import ClockState, read_clocks
 from ewq.measurement import Json, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress
@@ -138,7 +138,7 @@ class Rounds:
     def _clocks(self) -> ClockState | None:
         try:
             return read_clocks(self._model.info.device)
-        except MeasurementError as error:
+        except (BackendUnavailable, MeasurementError) as error:
             self._unknown_clocks = str(error)
             return None
 

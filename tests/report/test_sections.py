@@ -47,6 +47,15 @@ def test_another_letter_that_is_as_wrong_is_no_flip():
     assert "3 of 3 subjects did not flip" in section.parts[0].text
 
 
+@pytest.mark.parametrize(("freedom", "doubt"), [(None, ""), (5, ""), (2, "~")])
+def test_a_change_on_few_texts_needs_more_to_be_told_from_none(freedom, doubt):
+    """Three errors from zero: t(2) asks for 4.3 of them, t(5) for 2.6."""
+    change = Metric(0.03, "nats", False, 900, 0.01, freedom)
+    metrics = {"ln_ppl_ratio/code": change}
+    plot = only(domains.section(subject(record("perplexity", "bnb-nf4", metrics))), Plot)
+    assert plot.figure["data"][0]["text"] == [[f"{doubt}+3.0"]]
+
+
 def test_answers_to_other_questions_are_not_compared():
     other = record("mmlu", "bnb-nf4", items="ABCDAB", settings={"data": "e", "subjects": []})
     section = flips.section(subject(asked("fp16", "ABCDAB"), other))

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from ewq.errors import MeasurementError
+from ewq.errors import BackendUnavailable, MeasurementError
 from ewq.instruments.gpu_clocks import ClockState
 from ewq.model import Generation
 from ewq.tasks import throughput
@@ -122,9 +122,10 @@ def test_clocks_are_read_before_and_after(monkeypatch, states, notes):
     assert list(result.side["clocks"].values()) == moments
 
 
-def test_a_driver_that_tells_no_clocks_is_noted(monkeypatch):
+@pytest.mark.parametrize("error", [MeasurementError, BackendUnavailable])
+def test_a_driver_that_tells_no_clocks_is_noted(monkeypatch, error):
     def refuse(device):
-        raise MeasurementError("Not Supported")
+        raise error("Not Supported")
 
     monkeypatch.setattr(throughput, "read_clocks", refuse)
     result = throughput.run(TimedModel(), Protocol(10, 4, (1,), 1, 2))

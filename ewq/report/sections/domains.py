@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ewq.measurement import Metric
 from ewq.report.document import Plot, Section, Table
 from ewq.report.drawing import layout
 from ewq.report.escaping import plot_text
-from ewq.report.evidence import INTERVAL
+from ewq.report.estimate import Estimate
 from ewq.report.rows import ABSENT, VariantRow, with_error
 from ewq.report.subject import Reported
 
@@ -24,16 +21,6 @@ _SCALE = [
     [1.0, "rgba(213,94,0,.65)"],
 ]
 _SINGLE = [[0.0, "rgba(0,114,178,0)"], [1.0, "rgba(0,114,178,.65)"]]
-
-
-@dataclass(frozen=True)
-class _Cell:
-    value: float
-    stderr: float | None
-
-    @property
-    def certain(self) -> bool:
-        return self.stderr is not None and abs(self.value) > INTERVAL * self.stderr
 
 
 def section(subject: Reported) -> Section | None:
@@ -68,31 +55,25 @@ def _domains(rows: Sequence[VariantRow], prefix: str) -> list[str]:
     return list(dict.fromkeys(key[len(prefix) :] for key in keys if key.startswith(prefix)))
 
 
-def _cell(row: VariantRow, name: str) -> _Cell | None:
+def _cell(row: VariantRow, name: str) -> Estimate | None:
     metric = row.metric("perplexity", name)
     if metric is None:
         return None
-    return _percent(metric) if name.startswith(_PAIRED) else _Cell(metric.value, metric.stderr)
+    return Estimate.percent_of_ratio(metric) if name.startswith(_PAIRED) else Estimate.of(metric)
 
 
-def _percent(metric: Metric) -> _Cell:
-    ratio = math.exp(metric.value)
-    error = None if metric.stderr is None else 100 * ratio * metric.stderr
-    return _Cell(100 * (ratio - 1), error)
-
-
-def _short(cell: _Cell | None, paired: bool) -> str:
+def _short(cell: Estimate | None, paired: bool) -> str:
     if cell is None:
         return ABSENT
     if not paired:
         return f"{cell.value:.3g}"
-    return "~" * (not cell.certain) + with_error(cell.value, None, 1, signed=True)
+    return "~" * (not cell.told_from_zero) + with_error(cell.value, None, 1, signed=True)
 
 
 def _figure(
     rows: list[VariantRow],
     domains: list[str],
-    cells: dict[tuple[str, str], _Cell | None],
+    cells: dict[tuple[str, str], Estimate | None],
     paired: bool,
 ) -> dict[str, Any]:
     grid = [[cells[row.variant, name] for name in domains] for row in rows]
@@ -124,10 +105,10 @@ def _figure(
 def _table(
     rows: list[VariantRow],
     domains: list[str],
-    cells: dict[tuple[str, str], _Cell | None],
+    cells: dict[tuple[str, str], Estimate | None],
     paired: bool,
 ) -> Table:
-    def text(cell: _Cell | None) -> str:
+    def text(cell: Estimate | None) -> str:
         return ABSENT if cell is None else with_error(cell.value, cell.stderr, 2, signed=paired)
 
     body = tuple(

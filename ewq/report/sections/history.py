@@ -12,7 +12,7 @@ from ewq.report import kinds
 from ewq.report.document import Bullets, Paragraph, Part, Plot, Point, Section, Table
 from ewq.report.drawing import layout
 from ewq.report.escaping import plot_text
-from ewq.report.evidence import INTERVAL
+from ewq.report.estimate import Estimate
 from ewq.report.rows import ABSENT, with_error
 from ewq.report.subject import Reported
 from ewq.storage.environment import comparable, differences
@@ -139,7 +139,7 @@ def _trace(
         "y": [tracked.scale * metric.value for metric in metrics],
         "error_y": {
             "type": "data",
-            "array": [INTERVAL * tracked.scale * (metric.stderr or 0.0) for metric in metrics],
+            "array": [Estimate.of(metric, tracked.scale).half_width for metric in metrics],
             "thickness": 1,
         },
         "line": {"color": kinds.SERIES[place % len(kinds.SERIES)], "width": 1.5},

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ewq.measurement import Metric
@@ -12,7 +11,8 @@ from ewq.report import kinds
 from ewq.report.document import Label, Paragraph, Part, Plot, Section, Table
 from ewq.report.drawing import layout, marks, padded
 from ewq.report.escaping import plot_text
-from ewq.report.evidence import INTERVAL, MMLU_TASKS, at_chance, weights_bytes
+from ewq.report.estimate import Estimate
+from ewq.report.evidence import MMLU_TASKS, at_chance, weights_bytes
 from ewq.report.kinds import kind_of
 from ewq.report.pareto import front
 from ewq.report.rows import VariantRow, with_error
@@ -26,8 +26,8 @@ class Measure:
     name: str
     title: str
     axis: str
-    value: Callable[[VariantRow], tuple[float, float | None] | None]
-    """``(value, standard error)`` in the axis's unit."""
+    value: Callable[[VariantRow], Estimate | None]
+    """In the axis's unit."""
     higher_is_better: bool
     digits: int
     explained: str
@@ -69,12 +69,12 @@ def _mmlu(subject: Reported, task: str) -> Measure:
     """Accuracy with the error of its difference from FP16, which itself differs by nothing."""
     paired = any(row.metric(task, "accuracy_delta") for row in subject.rows)
 
-    def value(row: VariantRow) -> tuple[float, float | None] | None:
+    def value(row: VariantRow) -> Estimate | None:
         accuracy = _scaled(row.metric(task, "accuracy"), 100)
         delta = _scaled(row.metric(task, "accuracy_delta"), 100)
         if accuracy is None or not paired:
             return accuracy
-        return accuracy[0], delta[1] if delta else None
+        return replace(delta or Estimate(0.0), value=accuracy.value)
 
     explained = (
         "Higher is better. Bars: 95 % intervals of the paired difference from FP16, which itself "
@@ -87,26 +87,20 @@ def _mmlu(subject: Reported, task: str) -> Measure:
     )
 
 
-def _kld(row: VariantRow) -> tuple[float, float | None] | None:
-    if kind_of(row.variant) is kinds.REFERENCE and not (row.metric("divergence", "kld_mean")):
-        return None
+def _kld(row: VariantRow) -> Estimate | None:
     return _scaled(row.metric("divergence", "kld_mean"), 1000)
 
 
-def _change_percent(row: VariantRow) -> tuple[float, float | None] | None:
+def _change_percent(row: VariantRow) -> Estimate | None:
     metric = row.metric("perplexity", "ln_ppl_ratio")
-    if metric is None:
-        is_base = row.variant == "fp16" and row.metric("perplexity", "perplexity")
-        return (0.0, None) if is_base else None
-    ratio = math.exp(metric.value)
-    error = None if metric.stderr is None else 100 * ratio * metric.stderr
-    return 100 * (ratio - 1), error
+    if metric is not None:
+        return Estimate.percent_of_ratio(metric)
+    is_base = row.variant == "fp16" and row.metric("perplexity", "perplexity")
+    return Estimate(0.0) if is_base else None
 
 
-def _scaled(metric: Metric | None, factor: float) -> tuple[float, float | None] | None:
-    if metric is None:
-        return None
-    return factor * metric.value, None if metric.stderr is None else factor * metric.stderr
+def _scaled(metric: Metric | None, factor: float) -> Estimate | None:
+    return None if metric is None else Estimate.of(metric, factor)
 
 
 _RELATIVE_PERPLEXITY = Measure(
@@ -126,14 +120,11 @@ class _Dot:
     row: VariantRow
     size: float
     """In the report's unit."""
-    value: float
-    stderr: float | None
+    found: Estimate
 
     @property
-    def bar(self) -> tuple[float, float]:
-        """Ends of the 95 % interval."""
-        half = INTERVAL * (self.stderr or 0.0)
-        return self.value - half, self.value + half
+    def value(self) -> float:
+        return self.found.value
 
 
 def fronts(subject: Reported) -> dict[str, list[str]]:
@@ -147,7 +138,7 @@ def fronts(subject: Reported) -> dict[str, list[str]]:
 
 def _dots(subject: Reported, measure: Measure) -> list[_Dot]:
     return [
-        _Dot(row, subject.unit.of(size), *found)
+        _Dot(row, subject.unit.of(size), found)
         for row in subject.rows
         if (size := weights_bytes(row)) and (found := measure.value(row))
     ]
@@ -174,7 +165,8 @@ def _plot(subject: Reported, measure: Measure) -> Plot | None:
         figure=_figure(dots, [(x, y) for x, y, _ in best], measure, subject.unit.name),
         table=_table(dots, [name for _, _, name in best], measure, subject.unit.name),
         labels=tuple(
-            Label(dot.size, dot.value, plot_text(dot.row.variant), *dot.bar) for dot in dots
+            Label(dot.size, dot.value, plot_text(dot.row.variant), *dot.found.bounds)
+            for dot in dots
         ),
     )
 
@@ -187,7 +179,7 @@ def _figure(
         "x": [x for x, _ in line], "y": [y for _, y in line],
         "line": {"color": kinds.GREY, "width": 1.5, "dash": "dot", "shape": "hv"},
     }  # fmt: skip
-    ends = [end for dot in dots for end in dot.bar]
+    ends = [end for dot in dots for end in dot.found.bounds]
     return {
         "data": [joined, *_marks(dots, measure, unit)],
         "layout": layout(
@@ -210,7 +202,7 @@ def _marks(dots: list[_Dot], measure: Measure, unit: str) -> list[dict[str, Any]
                 [dot.row.variant for dot in own],
                 [dot.size for dot in own],
                 [dot.value for dot in own],
-                {"array": [INTERVAL * (dot.stderr or 0.0) for dot in own]},
+                {"array": [dot.found.half_width for dot in own]},
             )
             figures = f"%{{x:.3g}} {unit}<br>%{{y:.{measure.digits}f}}"
             traces.append({**trace, "hovertemplate": f"%{{text}}<br>{figures}<extra></extra>"})
@@ -222,7 +214,7 @@ def _table(dots: list[_Dot], on_front: list[str], measure: Measure, unit: str) -
         (
             dot.row.variant,
             f"{dot.size:.4g}",
-            with_error(dot.value, dot.stderr, measure.digits),
+            with_error(dot.value, dot.found.stderr, measure.digits),
             "yes" if dot.row.variant in on_front else "no",
             kind_of(dot.row.variant).label,
         )
