@@ -6,7 +6,7 @@
 Quality on one device repeats to the last bit, so two runs show that it does; clocks and memory
 do not, and are measured in ten processes of their own. Run it alone on the machine: some fifteen
 minutes on two cores for the embedded model. A tolerance is three standard deviations of a
-difference, ``3 sqrt(2) sd``, never below the built-in one.
+difference, ``3 sqrt(2) sd`` of the logarithms, never below the built-in one.
 """
 
 import argparse
@@ -100,7 +100,8 @@ def main() -> None:
         found = spreads([read_run(path) for path in options.runs])
     except EwqError as error:
         sys.exit(f"calibrate: {error}")
-    text = to_toml(found) if options.toml else to_table(found, len(options.runs))
+    device = str(read_run(options.runs[0]).machine.get("device")) if found else ""
+    text = to_toml(found, device) if options.toml else to_table(found, len(options.runs))
     sys.stdout.write(text)
 
 

@@ -18,7 +18,7 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
         rf"prefill_tokens_per_s{_SPREAD}",
         rf"decode_tokens_per_s{_SPREAD}",
         rf"ttft_s{_SPREAD}",
-        r"(prefill|decode)_ratio",
+        r"(prefill|decode)_ratio(_b\d+)?",
     ),
     "memory": (
         r"weights_bytes",
@@ -31,13 +31,13 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
     "samples": (r"samples_token_agreement(/[\w-]+)?", r"samples_common_tokens"),
     "noise_floor": (r"(flips|logprob_change)/(repeat|regrouped)",),
 }
-"""Task -> patterns of the metric keys it may report (design, section 8)."""
+"""Task -> patterns of the metric keys it may report ."""
 
 _PAIRED = re.compile(
     r"accuracy_delta|flips|mcnemar_p|ln_ppl_ratio(/.+)?|kld_\w+|top1_agreement|rms_delta_p"
-    r"|(prefill|decode)_ratio|samples_.+"
+    r"|(prefill|decode)_ratio(_b\d+)?|samples_.+"
 )
-_CLOCKED = re.compile(r"(prefill|decode)_tokens_per_s.*|ttft_s.*|(prefill|decode)_ratio|load_s")
+_CLOCKED = re.compile(r"(prefill|decode)_(tokens_per_s|ratio).*|ttft_s.*|load_s")
 _CHOSEN = re.compile(r"accuracy.*|mcnemar_p")
 
 DEVICE_ALTERNATIVES = {

@@ -279,6 +279,13 @@ def half_width(stderr: float, df: float | None = None) -> float:
     return _quantile(1 - ALPHA / 2, df) * stderr
 
 
+def two_sided_p(value: float, stderr: float, df: float | None = None) -> float:
+    """Probability of a value as far from zero as this one, where the truth is zero."""
+    if stderr == 0.0:
+        return 1.0 if value == 0.0 else 0.0
+    return 2 * _tail(abs(value) / stderr, df)
+
+
 def noninferiority(
     delta: float, stderr: float, margin: float, alpha: float = ALPHA, df: float | None = None
 ) -> NonInferiority:

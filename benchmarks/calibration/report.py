@@ -18,7 +18,7 @@ PAIRED = ("ln_ppl_ratio", "kld_mean", "top1_agreement", "accuracy_delta")
 def document(speed: list[Run], quality: list[Run], duration_s: float, command: str) -> str:
     """The whole page."""
     thresholds = load_thresholds(THRESHOLDS, ())
-    found = spreads(speed)
+    found, device = spreads(speed), str(speed[0].machine.get("device"))
     lines = [
         "<!-- Written by benchmarks/calibrate.py. -->",
         "",
@@ -30,8 +30,8 @@ def document(speed: list[Run], quality: list[Run], duration_s: float, command: s
         "",
         f"{len(speed)} processes one after the other, each loading every variant anew: "
         f"{', '.join(dict.fromkeys(variant for variant, _ in speed[0].records))}. The tolerance is "
-        "three standard deviations of a difference of two runs, `3 sqrt(2) sd`, and never less "
-        "than the built-in one.",
+        "what a change of three standard deviations of a difference of two runs, `3 sqrt(2) sd` "
+        "of the logarithms, makes of a value in its bad direction.",
         "",
         to_table(found, len(speed)).rstrip(),
         "",
@@ -48,15 +48,15 @@ def document(speed: list[Run], quality: list[Run], duration_s: float, command: s
         "",
         "## What follows for thresholds.toml",
         "",
-        *_verdicts(found, thresholds),
+        *_verdicts(found, thresholds, device),
         "",
         "Tolerances of quality stay at the built-in values: they absorb another library version's "
         "rounding, since the same code repeats its figures exactly. Limits against FP16 are "
-        "bounds on damage, not on noise: they stand above the value in the table by at least "
-        "twice its error.",
+        "bounds on damage, not on noise; how far each lies from what was measured is in the "
+        "table above.",
         "",
         "```toml",
-        to_toml(found).rstrip(),
+        to_toml(found, device).rstrip(),
         "```",
     ]
     return "\n".join(lines) + "\n"
@@ -140,14 +140,14 @@ def _room(value: float, stderr: float | None, limit: Limit | None) -> str:
     return f"{room / stderr:.1f}"
 
 
-def _verdicts(found: list[Spread], thresholds: Thresholds) -> list[str]:
+def _verdicts(found: list[Spread], thresholds: Thresholds, device: str) -> list[str]:
     lines = [
         "| task | metric | measured | in thresholds.toml | |",
         "| --- | --- | --- | --- | --- |",
     ]
     for each in found:
         kind, size = each.tolerance
-        there = thresholds.tolerances_for(each.task)[each.metric]
+        there = thresholds.tolerances_for(each.task, device)[each.metric]
         needed = size * abs(each.mean) if kind == "relative" else size
         enough = there.allowed(each.mean) >= needed * (1 - 1e-9)
         lines.append(

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from ewq.errors import InputError
 from ewq.gating.change import incomparable
 from ewq.gating.doubts import doubt_about
-from ewq.gating.thresholds import DEFAULT_TOLERANCES
+from ewq.gating.thresholds import CPU_TOLERANCES, DEFAULT_TOLERANCES
 from ewq.storage.environment import comparable
 from ewq.storage.runs import Run
 
@@ -27,10 +27,13 @@ class Spread:
     variant: str
     mean: float
     sd: float
+    log_sd: float
+    """Standard deviation of the logarithms; infinite where a value that varies is not positive."""
     largest: float
     """Largest difference between two runs."""
     runs: int
     """Runs that count: a gate says nothing of one whose notes call it noisy."""
+    higher_is_better: bool | None
 
     @property
     def relative(self) -> float:
@@ -39,13 +42,18 @@ class Spread:
 
     @property
     def tolerance(self) -> tuple[str, float]:
-        """``relative`` or ``absolute``, as the built-in tolerance has it, and its size."""
+        """``relative`` or ``absolute``, as the built-in tolerance has it, and its size.
+
+        A share is taken on the scale of logarithms: half the speed is as far as twice the time.
+        """
         built_in = DEFAULT_TOLERANCES.get(self.task, {}).get(self.metric)
-        spread = SPREADS * math.sqrt(2) * self.sd
+        reach = SPREADS * math.sqrt(2)
         if built_in is not None and built_in.relative is None:
-            return "absolute", max(_rounded_up(spread), built_in.absolute or 0.0)
+            return "absolute", max(_rounded_up(reach * self.sd), built_in.absolute or 0.0)
         floor = (built_in.relative or 0.0) if built_in else 0.0
-        return "relative", max(_rounded_up(spread / abs(self.mean)) if self.mean else 0.0, floor)
+        logs = reach * self.log_sd
+        share = -math.expm1(-logs) if self.higher_is_better else math.expm1(logs)
+        return "relative", max(_rounded_up(share), floor)
 
 
 def spreads(runs: Sequence[Run]) -> list[Spread]:
@@ -83,14 +91,15 @@ def to_table(found: Iterable[Spread], runs: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_toml(found: Iterable[Spread]) -> str:
-    """``[tolerance.TASK]`` tables to paste into thresholds.toml."""
+def to_toml(found: Iterable[Spread], device: str) -> str:
+    """Tables to paste into thresholds.toml; clocks on a CPU have tables of their own."""
     lines: list[str] = []
     task = None
     for each in found:
         if each.task != task:
             task = each.task
-            lines += ["", f"[tolerance.{task}]"]
+            own = "cpu." if device == "cpu" and task in CPU_TOLERANCES else ""
+            lines += ["", f"[{own}tolerance.{task}]"]
         kind, size = each.tolerance
         lines.append(f"{each.metric} = {{ {kind} = {size:g} }}")
     return "\n".join(lines).lstrip() + "\n"
@@ -107,8 +116,15 @@ def _all_spreads(runs: Sequence[Run]) -> Iterable[Spread]:
                     continue
                 largest = max(values) - min(values)
                 yield Spread(
-                    task, metric, variant, fmean(values), stdev(values), largest, len(values)
-                )
+                    task, metric, variant, fmean(values), stdev(values), _log_sd(values), largest,
+                    len(values), records[0].metrics[metric].higher_is_better,
+                )  # fmt: skip
+
+
+def _log_sd(values: Sequence[float]) -> float:
+    if min(values) <= 0:
+        return math.inf if stdev(values) else 0.0
+    return stdev(map(math.log, values))
 
 
 def _require_repeats(runs: Sequence[Run]) -> None:

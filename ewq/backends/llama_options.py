@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ewq.errors import BackendUnavailable, InputError
+from ewq.instruments.gpus import ALL
 
 if TYPE_CHECKING:
     from ewq.gguf.llama_native import NativeOptions
@@ -19,7 +20,7 @@ class LlamaCppOptions:
     """How to load and run a GGUF."""
 
     device: str = "cpu"
-    """``cpu``; ``cuda`` offloads all layers, ``cuda:1`` to that GPU alone; an error without one."""
+    """``cpu``; ``cuda`` or ``cuda:all`` offloads all layers, ``cuda:1`` to that GPU alone."""
     context_length: int | None = None
     """Longest sequence accepted; default: what the model was trained with."""
     batch_tokens: int = 512
@@ -57,8 +58,8 @@ def native_options(
     if options.cache_dtype not in CACHE_TYPES:
         raise InputError(f"cache_dtype {options.cache_dtype!r}; give one of {[*CACHE_TYPES]}")
     index = options.device.partition(":")[2]
-    if index and not index.isdecimal():
-        raise InputError(f"device {options.device!r}; give cpu, cuda or for example cuda:1")
+    if index and not index.isdecimal() and options.device != ALL:
+        raise InputError(f"device {options.device!r}; give cpu, cuda, cuda:all or such as cuda:1")
     most = int(library.llama_max_parallel_sequences()) - 1
     return NativeOptions(
         gpu=gpu,
@@ -67,5 +68,5 @@ def native_options(
         micro_batch_tokens=min(512, options.batch_tokens),
         max_sequences=1 + min(options.max_sequences, most),
         cache_type=CACHE_TYPES[options.cache_dtype],
-        gpu_index=int(index) if index else None,
+        gpu_index=int(index) if index.isdecimal() else None,
     )

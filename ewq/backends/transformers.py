@@ -9,7 +9,8 @@ from ewq.backends.decoders import AUTO
 from ewq.backends.padding import Padding
 from ewq.backends.transformers_model import TransformersModel
 from ewq.conversion_errors import told
-from ewq.errors import CheckpointError, InputError
+from ewq.errors import CheckpointError, InputError, MeasurementError
+from ewq.instruments.gpus import ALL
 
 __all__ = ["TransformersModel", "load_transformers"]
 
@@ -33,7 +34,7 @@ def load_transformers(
         source: the checkpoint.
         quantization_config: applied while loading, so that the model never
             exists in 16 bits as a whole.
-        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` to spread over all GPUs.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``cuda:all`` to spread over all GPUs.
         dtype: compute dtype, such as ``float32`` or ``bfloat16``.
         batch_tokens: most tokens of a batch, shared prefix and padding included.
         tokenizer: a tokenizer to use instead of the checkpoint's own.
@@ -45,12 +46,15 @@ def load_transformers(
 
     Raises:
         CheckpointError: the source cannot be found or read.
+        MeasurementError: all GPUs together cannot hold it.
         InputError: an unknown dtype, padding side or decode mode.
     """
     if padding not in list(Padding):
         raise InputError(f"unknown padding side {padding!r}; give right or left")
     options = _load_options(dtype, device, quantization_config)
     model, tokenizer = _load(source, tokenizer, options)
+    if device == ALL:
+        _require_no_offload(source, model)
     return TransformersModel(
         model,
         tokenizer,
@@ -60,6 +64,7 @@ def load_transformers(
         share_prefix=share_prefix,
         decode_mode=decode_mode,
         checkpoint_dtype=_checkpoint_dtype(source),
+        device=device if device == ALL else None,
     )
 
 
@@ -68,7 +73,7 @@ def _load_options(dtype: str, device: str, quantization_config: Any) -> dict[str
 
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise InputError(f"unknown dtype {dtype!r}; give float32, float16 or bfloat16")
-    placement: Any = "auto" if device == "auto" else {"": device}
+    placement: Any = "auto" if device == ALL else {"": device}
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "device_map": placement}
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
@@ -94,6 +99,15 @@ def _load(
     except (OSError, ValueError) as error:
         # transformers says ValueError of a model that is no causal language model.
         raise CheckpointError(f"cannot load {source}: {str(error).splitlines()[0]}") from error
+
+
+def _require_no_offload(source: str | Path, model: Any) -> None:  # noqa: ANN401
+    """accelerate puts what the GPUs cannot hold in RAM or on disk, and speeds would be of that."""
+    if any(parameter.device.type != "cuda" for parameter in model.parameters()):
+        raise MeasurementError(
+            f"{source} does not fit the memory of all GPUs together: part of it would lie in "
+            "RAM or on disk; use more GPUs or fewer bits"
+        )
 
 
 def _require_all_weights(source: str | Path, loading: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ewq.backends.batching import Limits, plan_batches, split_shared
@@ -40,6 +41,7 @@ class TransformersModel:
         decode_mode: ``eager``, ``static``, ``graph``, ``compile``, or ``auto``: ``graph``
             on CUDA, else ``eager``. What is not supported falls back with a note.
         checkpoint_dtype: the checkpoint's own type, by which raw weights are weighed.
+        device: what :attr:`info` calls the place, for a model on more than one GPU.
     """
 
     def __init__(
@@ -53,13 +55,15 @@ class TransformersModel:
         share_prefix: bool = True,
         decode_mode: str = AUTO,
         checkpoint_dtype: torch.dtype | None = None,
+        device: str | None = None,
     ) -> None:
         if batch_tokens < 1:
             raise InputError(f"batch_tokens is {batch_tokens}; give at least 1")
         self._loaded: Any = model.eval()
         self.tokenizer: Any = tokenizer
         self.batch_tokens = batch_tokens
-        self.info = describe(model, context_length, checkpoint_dtype)
+        info = describe(model, context_length, checkpoint_dtype)
+        self.info = replace(info, device=device or info.device)
         self._padding = padding
         self._cuda_devices = {p.device for p in model.parameters() if p.is_cuda}
         self._caches = can_share(model.config)
@@ -112,8 +116,8 @@ class TransformersModel:
         for begin in range(start - 1, len(inputs), self._block_rows):
             end = min(begin + self._block_rows, len(inputs))
             first = begin if self._caches else 0
-            logits = self._forward(cache, first, [inputs[first:end]], [end - begin])
-            yield log_softmax(logits)
+            # Not held by a name while the caller works: it would double the memory.
+            yield log_softmax(self._forward(cache, first, [inputs[first:end]], [end - begin]))
 
     def generate(self, prompts: Sequence[TokenIds], new_tokens: int) -> Generation:
         """See :meth:`ewq.model.LanguageModel.generate`."""

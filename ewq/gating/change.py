@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from ewq.gating.doubts import doubt_about
 from ewq.gating.pairing import PairedChange, paired_changes
 from ewq.gating.thresholds import Tolerance
 from ewq.measurement import Metric
 from ewq.record import Record, Verdict
-
-_POWER = 0.8
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def _change(case: _Case) -> Change:
         stderr=stderr,
         p_value=p_value,
         verdict=verdict,
-        sentence=_sentence(case, old, new, why, _statistic(case, stderr, p_value)),
+        sentence=_sentence(case, old, new, why, _statistic(case, old, new, stderr, p_value)),
     )
 
 
@@ -132,8 +129,16 @@ def _error(
     if stderr is None and old.stderr is not None and new.stderr is not None:
         stderr = math.hypot(old.stderr, new.stderr)
     if p_value is None and stderr:
-        p_value = 2 * NormalDist().cdf(-abs(new.value - old.value) / stderr)
+        from ewq.stats import two_sided_p
+
+        p_value = two_sided_p(new.value - old.value, stderr, _freedom(old, new))
     return stderr, p_value
+
+
+def _freedom(old: Metric, new: Metric) -> int | None:
+    """Degrees of freedom of an unpaired difference: those of the side that has fewer."""
+    stated = [metric.freedom for metric in (old, new) if metric.freedom is not None]
+    return min(stated, default=None)
 
 
 def _verdict(
@@ -160,13 +165,16 @@ def _size(worse: float, allowed: float, p_value: float | None, alpha: float) -> 
     return (Verdict.IMPROVED, "better") if certain else (Verdict.PASS, "better, within noise")
 
 
-def _statistic(case: _Case, stderr: float | None, p_value: float | None) -> str:
+def _statistic(
+    case: _Case, old: Metric, new: Metric, stderr: float | None, p_value: float | None
+) -> str:
     if stderr is None:
         return "exact"
     detectable = case.paired.detectable if case.paired else None
     if detectable is None:
-        normal = NormalDist()
-        detectable = (normal.inv_cdf(0.975) + normal.inv_cdf(_POWER)) * stderr
+        from ewq.stats import smallest_detectable_difference
+
+        detectable = smallest_detectable_difference(stderr, df=_freedom(old, new))
     kind = "paired" if case.paired else "unpaired"
     p_text = "" if p_value is None else f", one-sided p {p_value / 2:.2g}"
     return f"{kind} error {stderr:.3g}{p_text}, detectable {detectable:.3g}"

@@ -78,12 +78,12 @@ def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> 
     shared = [key for key in after.records if key in before.records]
     hardware = comparable(before.machine, after.machine)
     refusals, rows = [*hardware, *_other_tokenizer(before, after)], []
-    whole = bool(refusals)
+    whole, device = bool(refusals), str(after.machine.get("device"))
     for key in shared:
         old, new = before.records[key], after.records[key]
         reasons = incomparable(old, new)
         refusals += [f"{'/'.join(key)}: {reason}" for reason in reasons]
-        tolerances = {} if reasons or whole else thresholds.tolerances_for(key[1])
+        tolerances = {} if reasons or whole else thresholds.tolerances_for(key[1], device)
         rows += _rows(key, old, new, tolerances)
     if not shared:
         refusals.append("the runs have no benchmark in common")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -150,7 +151,8 @@ def _changed(name: str, metric: Metric, limit: Limit) -> bool:
     from ewq.stats import noninferiority
 
     assert metric.stderr is not None
-    distance = abs(metric.value - _NO_CHANGE.get(name, 0.0))
+    equal = 1.0 if _NO_CHANGE_IS_ONE.fullmatch(name) else 0.0
+    distance = abs(metric.value - equal)
     return noninferiority(distance, metric.stderr, 0.0, limit.alpha, _freedom(metric)).holds
 
 
@@ -201,8 +203,8 @@ _TESTS: dict[Test, Callable[[Record, str, Limit], tuple[Verdict, str]]] = {
     Test.MCNEMAR: _mcnemar,
 }
 
-_NO_CHANGE = {"top1_agreement": 1.0, "decode_ratio": 1.0}
-"""Value of a paired metric for two equal variants, where that is not zero."""
+_NO_CHANGE_IS_ONE = re.compile(r"top1_agreement|(prefill|decode)_ratio.*|samples_token_agreement.*")
+"""Paired metrics that are one for two equal variants; the others are zero."""
 
 _BEHIND: dict[str, tuple[str, Callable[[float, float], float]]] = {
     "accuracy_delta": ("accuracy", lambda value, delta: value - delta),

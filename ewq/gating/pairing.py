@@ -81,7 +81,12 @@ def _difference(
     old: Rows, new: Rows, *, column: int, size_column: int, document_column: int
 ) -> PairedChange:
     """How sure the change of a mean per token is; windows of one document belong together."""
-    from ewq.stats import clustered_ratio, clusters_of, smallest_detectable_difference
+    from ewq.stats import (
+        clustered_ratio,
+        clusters_of,
+        smallest_detectable_difference,
+        two_sided_p,
+    )
 
     estimate = clustered_ratio(
         [after[column] - before[column] for before, after in zip(old, new, strict=True)],
@@ -91,17 +96,9 @@ def _difference(
     if estimate.stderr is None:
         return PairedChange(None, None, None)
     freedom = estimate.clusters - 1
-    p_value = _two_sided(estimate.value, estimate.stderr, freedom)
+    p_value = two_sided_p(estimate.value, estimate.stderr, freedom)
     detectable = smallest_detectable_difference(estimate.stderr, df=freedom)
     return PairedChange(estimate.stderr, p_value, detectable)
-
-
-def _two_sided(value: float, stderr: float, freedom: int) -> float:
-    from scipy.stats import t
-
-    if stderr == 0.0:
-        return 1.0 if value == 0.0 else 0.0
-    return float(2 * t.sf(abs(value) / stderr, freedom))
 
 
 def _scaled(change: PairedChange, scale: float) -> PairedChange:

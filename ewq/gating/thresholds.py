@@ -1,7 +1,8 @@
 """The thresholds file: what a variant may lose, and how much a run may differ from its baseline.
 
 ``[default.TASK]`` and ``[variant."ID".TASK]`` hold limits on one run's own metrics;
-``[tolerance.TASK]`` holds how much worse than a stored baseline a metric may get.
+``[tolerance.TASK]`` holds how much worse than a stored baseline a metric may get, and
+``[cpu.tolerance.TASK]`` the same for runs on a CPU, whose clocks say less than a GPU's.
 """
 
 from __future__ import annotations
@@ -104,6 +105,16 @@ DEFAULT_TOLERANCES: Tolerances = {
     },
 }
 """What counts where the thresholds file says nothing; the file overrides metric by metric."""
+CPU_TOLERANCES: Tolerances = {
+    "throughput": {
+        "prefill_tokens_per_s": Tolerance(relative=0.5),
+        "decode_tokens_per_s": Tolerance(relative=0.5),
+        "ttft_s": Tolerance(relative=1.0),
+        "decode_ratio": Tolerance(relative=0.5),
+    },
+}
+"""The same on a CPU: half the speed. Other programs' use of caches and memory moves more there
+than a change of code does; calibrate your machine for less (``benchmarks/calibrate.py``)."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,8 @@ class Thresholds:
     default: Limits = field(default_factory=dict)
     variants: Mapping[str, Limits] = field(default_factory=dict)
     tolerances: Tolerances = field(default_factory=dict)
+    cpu_tolerances: Tolerances = field(default_factory=dict)
+    """What counts on a CPU before :attr:`tolerances`."""
 
     def for_(self, variant: str, task: str) -> dict[str, Limit]:
         """Metric -> limit of one benchmark; the variant's own entry replaces the default one.
@@ -126,9 +139,15 @@ class Thresholds:
             return {metric: limit for metric, limit in limits.items() if not is_paired(metric)}
         return limits
 
-    def tolerances_for(self, task: str) -> dict[str, Tolerance]:
-        """Metric -> tolerance of one task, built-in values where the file has none."""
-        return {**DEFAULT_TOLERANCES.get(task, {}), **self.tolerances.get(task, {})}
+    def tolerances_for(self, task: str, device: str) -> dict[str, Tolerance]:
+        """Metric -> tolerance of one task on a device, built-in values where the file has none."""
+        layers = [DEFAULT_TOLERANCES, self.tolerances]
+        if device == "cpu":
+            layers = [DEFAULT_TOLERANCES, CPU_TOLERANCES, self.tolerances, self.cpu_tolerances]
+        found: dict[str, Tolerance] = {}
+        for layer in layers:
+            found |= layer.get(task, {})
+        return found
 
 
 BUILT_IN = Thresholds(source="built-in tolerances")
@@ -148,7 +167,9 @@ def load_thresholds(path: Path, variants: Collection[str]) -> Thresholds:
     """
     document = _parse(path)
     reader = _Reader(path)
-    reader.require_known(document, ("default", "variant", "tolerance"), "")
+    reader.require_known(document, ("default", "variant", "tolerance", "cpu"), "")
+    on_cpu = reader.table(document.get("cpu", {}), "cpu")
+    reader.require_known(on_cpu, ("tolerance",), "cpu")
     own = reader.table(document.get("variant", {}), "variant")
     for variant in own:
         reader.require_variant(variant, variants)
@@ -157,6 +178,7 @@ def load_thresholds(path: Path, variants: Collection[str]) -> Thresholds:
         default=reader.limits(document.get("default", {}), "default"),
         variants={name: reader.limits(table, f"variant.{name!r}") for name, table in own.items()},
         tolerances=reader.tolerances(document.get("tolerance", {}), "tolerance"),
+        cpu_tolerances=reader.tolerances(on_cpu.get("tolerance", {}), "cpu.tolerance"),
     )
 
 

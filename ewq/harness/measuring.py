@@ -157,7 +157,7 @@ def _judge(bench: Bench, record: Record) -> Record:
         record,
         bench.thresholds.for_(record.variant, record.task),
         baseline=baseline,
-        tolerances=bench.thresholds.tolerances_for(record.task),
+        tolerances=bench.thresholds.tolerances_for(record.task, bench.placement.device),
         missing_baseline=missing,
     )
     verdict = judgement.verdict

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ewq.errors import MeasurementError
+from ewq.instruments.gpus import gpus_of
 
 _REQUEST = re.compile(r"tried to allocate (?P<amount>[\d.]+ ?\w*)", re.IGNORECASE)
 
@@ -23,7 +24,7 @@ def reported(
 
     Args:
         what: the variant and what it was doing.
-        device: ``cpu`` or ``cuda:0``.
+        device: ``cpu``, ``cuda:0`` or ``cuda:all``.
         needed_bytes: asked, on failure only, what the weights take.
 
     Raises:
@@ -70,11 +71,11 @@ def _needed(reason: str, weights_bytes: int | None) -> str:
 
 
 def _available(device: str) -> str:
-    if device.startswith("cuda"):
+    if gpus := gpus_of(device):
         import torch
 
         torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(device)
+        free, total = map(sum, zip(*map(torch.cuda.mem_get_info, gpus), strict=True))
     else:
         import psutil
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ewq.errors import BackendUnavailable
+from ewq.instruments.gpus import ALL
 from ewq.measurement import Json
 
 BATCH_TOKENS = 8192
@@ -18,7 +19,7 @@ class Placement:
     """Device, compute dtype and batching: the same for every variant of a run."""
 
     device: str
-    """``cpu`` or ``cuda:0``."""
+    """``cpu``, ``cuda:0`` or, spread over all GPUs, ``cuda:all``."""
     dtype: str
     decode: str = "auto"
     batch_tokens: int = BATCH_TOKENS
@@ -56,7 +57,9 @@ def find_device(asked: str) -> str:
 
     if torch.cuda.is_available():
         names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        if asked in ("auto", "cuda", *names):
+        if asked == ALL and len(names) > 1:
+            return ALL
+        if asked in ("auto", "cuda", ALL, *names):
             return asked if asked in names else names[0]
     elif asked == "auto":
         return "cpu"

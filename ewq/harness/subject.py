@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ewq.checkpoint.dummy import PREFIX, dummy_checkpoint, dummy_label
 from ewq.checkpoint.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
 from ewq.errors import CheckpointError
+from ewq.instruments.gpus import gpus_of
 from ewq.planning.plan import check_plan, read_plan
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.variants import PlanSource
@@ -109,7 +110,7 @@ class Subject:
 def find_subject(model: str, tier: str, device: str, progress: Progress) -> Subject:
     """The model that ``--ewq-model`` names: the embedded one, or the tiny one in the smoke tier.
 
-    ``dummy:CONFIG`` is a shape with random weights, drawn on ``device``.
+    ``dummy:CONFIG`` is a shape with random weights, drawn on the (first) device.
 
     Raises:
         CheckpointError: it cannot be found or read.
@@ -117,7 +118,7 @@ def find_subject(model: str, tier: str, device: str, progress: Progress) -> Subj
     """
     if model.startswith(PREFIX):
         config = Path(model.removeprefix(PREFIX))
-        folder = dummy_checkpoint(config, device, progress)
+        folder = dummy_checkpoint(config, next(iter(gpus_of(device)), device), progress)
         subject = Subject(dummy_label(config), str(folder), progress, is_dummy=True)
     elif model:
         subject = Subject(model, model, progress)

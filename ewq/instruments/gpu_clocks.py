@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from ewq.errors import MeasurementError
-from ewq.instruments.nvml import NvmlDevice, open_gpu
+from ewq.instruments.gpus import open_gpus
+from ewq.instruments.nvml import NvmlDevice
 
 if TYPE_CHECKING:
     from ewq.measurement import Json
@@ -39,8 +40,24 @@ class ClockState:
 
 
 def read_clocks(device: str) -> ClockState | None:
-    """The clock state of a torch device; ``None`` for a CPU, which reports none."""
-    return clock_state(open_gpu(device)) if device.startswith("cuda") else None
+    """The clock state of a device; ``None`` for a CPU, which reports none.
+
+    Several GPUs wait for one another: the slowest clock, the highest temperature, the power of
+    all, and every slowdown that any of them has.
+    """
+    states = [clock_state(gpu) for gpu in open_gpus(device)]
+    return together(states) if states else None
+
+
+def together(states: Sequence[ClockState]) -> ClockState:
+    """The state of GPUs that work on one model."""
+    slowdowns = (reason for state in states for reason in state.slowdowns)
+    return ClockState(
+        sm_clock_mhz=min(state.sm_clock_mhz for state in states),
+        temperature_c=max(state.temperature_c for state in states),
+        power_w=sum(state.power_w for state in states),
+        slowdowns=tuple(dict.fromkeys(slowdowns)),
+    )
 
 
 def clock_state(gpu: NvmlDevice) -> ClockState:

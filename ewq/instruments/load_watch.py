@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from ewq.errors import MeasurementError
-from ewq.instruments.nvml import open_gpu
+from ewq.instruments.gpus import SeveralGpus, gpus_of, open_gpus
 from ewq.instruments.peak import MemoryInstrument, PeakWatch
 from ewq.instruments.process_memory import ProcessMemory, release_free_memory
 
@@ -42,7 +42,7 @@ class LoadWatch:
     """``with LoadWatch(device) as watch: model = load()`` and then ``watch.reading``.
 
     Args:
-        device: where the model goes, ``cpu`` or ``cuda:N``. A CUDA context is created
+        device: where the model goes, ``cpu``, ``cuda:N`` or ``cuda:all``. A CUDA context is created
             before the baseline is read.
         libraries: modules imported before the clock starts.
     """
@@ -106,21 +106,21 @@ def instrument_for(device: str) -> MemoryInstrument:
     """
     if device == "cpu":
         return ProcessMemory()
-    if device.startswith("cuda"):
-        return open_gpu(device)
+    if gpus := open_gpus(device):
+        return gpus[0] if len(gpus) == 1 else SeveralGpus(gpus)
     raise MeasurementError(f"no instrument reads the memory of device {device!r}; use cpu or cuda")
 
 
 def _release_device_memory(device: str) -> None:
     """Hand torch's cached blocks back: what was computed before would hide what is loaded now."""
-    if device.startswith("cuda"):
+    if gpus_of(device):
         import torch
 
         torch.cuda.empty_cache()
 
 
 def _synchronize(device: str) -> None:
-    if device.startswith("cuda"):
+    for gpu in gpus_of(device):
         import torch
 
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(gpu)

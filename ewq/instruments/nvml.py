@@ -85,10 +85,11 @@ def open_gpu(device: str) -> NvmlDevice:
         torch.cuda.synchronize(device)
     except (RuntimeError, AssertionError) as error:
         raise BackendUnavailable(f"device {device} cannot be used: {error}") from error
-    return NvmlDevice(_uuid(torch.cuda.get_device_properties(device)))
+    return NvmlDevice(uuid_of(torch.cuda.get_device_properties(device)))
 
 
-def _uuid(properties: Any) -> str:  # noqa: ANN401 (torch's device properties)
+def uuid_of(properties: Any) -> str:  # noqa: ANN401 (torch's device properties)
+    """The driver's name of a GPU, from torch's properties of it."""
     uuid = str(properties.uuid)
     return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
 

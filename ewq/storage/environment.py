@@ -7,12 +7,15 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ewq import __version__
 from ewq.errors import BackendUnavailable
+from ewq.instruments.gpus import gpus_of
+from ewq.instruments.nvml import uuid_of
 from ewq.measurement import Json
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "accelerate", "llama-cpp-python")
@@ -24,7 +27,7 @@ _SAME_VRAM = 0.02
 
 
 def describe(device: str) -> dict[str, Json]:
-    """The environment of a run on ``device`` (``cpu``, ``cuda``, ``cuda:1``).
+    """The environment of a run on ``device`` (``cpu``, ``cuda``, ``cuda:1``, ``cuda:all``).
 
     Flat, so that stored runs diff well; what is absent is ``None``. Imports torch only for a
     CUDA device.
@@ -90,15 +93,23 @@ def _gpu(device: str) -> dict[str, Json]:
 
     if not torch.cuda.is_available():
         raise BackendUnavailable(f"device {device!r} asked for, but torch sees no CUDA device")
-    properties = torch.cuda.get_device_properties(torch.device(device))
-    driver, power_limit_w = _driver_facts(f"GPU-{properties.uuid}")
+    gpus = [torch.cuda.get_device_properties(torch.device(name)) for name in gpus_of(device)]
+    driver, power_limit_w = _driver_facts(uuid_of(gpus[0]))
     return {
-        "gpu": properties.name,
+        "gpu": _names([gpu.name for gpu in gpus]),
         "driver": driver,
         "cuda": torch.version.cuda,
-        "vram_bytes": properties.total_memory,
+        "vram_bytes": sum(gpu.total_memory for gpu in gpus),
         "power_limit_w": power_limit_w,
     }
+
+
+def _names(gpus: Sequence[str]) -> str:
+    """One card's name; several as ``2 x NAME``, whatever their order."""
+    counts = Counter(sorted(gpus))
+    if len(gpus) == 1:
+        return gpus[0]
+    return ", ".join(f"{number} x {name}" for name, number in counts.items())
 
 
 def _driver_facts(uuid: str) -> tuple[str | None, float | None]:

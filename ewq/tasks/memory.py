@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ewq.errors import MeasurementError
+from ewq.instruments.gpus import gpus_of
 from ewq.instruments.load_watch import LoadReading, instrument_for
 from ewq.instruments.peak import MemoryInstrument
 from ewq.measurement import Json, Metric, TaskResult
@@ -110,7 +111,8 @@ def _reset_torch_peaks(model: LanguageModel) -> None:
     if _has_torch_peaks(model):
         import torch
 
-        torch.cuda.reset_peak_memory_stats(model.info.device)
+        for gpu in gpus_of(model.info.device):
+            torch.cuda.reset_peak_memory_stats(gpu)
 
 
 def _torch_peaks(model: LanguageModel) -> dict[str, Json]:
@@ -119,9 +121,10 @@ def _torch_peaks(model: LanguageModel) -> dict[str, Json]:
         return {}
     import torch
 
+    gpus = gpus_of(model.info.device)
     return {
-        "torch_allocated_peak_bytes": torch.cuda.max_memory_allocated(model.info.device),
-        "torch_reserved_peak_bytes": torch.cuda.max_memory_reserved(model.info.device),
+        "torch_allocated_peak_bytes": sum(map(torch.cuda.max_memory_allocated, gpus)),
+        "torch_reserved_peak_bytes": sum(map(torch.cuda.max_memory_reserved, gpus)),
     }
 
 

@@ -123,7 +123,7 @@ def _item(window: Window, nll: float) -> _Item:
             f"a token of document {window.document} ({window.domain}) has a likelihood of "
             f"exp({-nll}): the model's output is broken"
         )
-    # Ten-thousandths of a nat per window keep records small and figures exact to 1e-6.
+    # Hundred-thousandths of a nat per window keep records small and figures exact to 1e-6.
     return _Item(window.domain, round(nll, 5), window.scored, window.scored_bytes, window.document)
 
 

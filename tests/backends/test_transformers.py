@@ -19,7 +19,7 @@ from transformers import (
 from ewq.backends import transformers_model as backend
 from ewq.backends.transformers import load_transformers
 from ewq.backends.weight_bytes import parameter_count, stored_bytes
-from ewq.errors import CheckpointError, InputError
+from ewq.errors import CheckpointError, InputError, MeasurementError
 from tests.backends.tiny_models import (
     ARCHITECTURES,
     SLIDING,
@@ -227,6 +227,13 @@ def test_close_frees_the_weights_although_somebody_holds_the_model(llama):
 def test_bad_options_are_named(llama, options, message):
     with pytest.raises(InputError, match=message):
         load(llama, **options)
+
+
+def test_a_model_that_the_gpus_cannot_hold_is_refused_instead_of_kept_in_ram(tmp_path):
+    """Without a GPU, spreading a model over all of them leaves it in RAM as a whole."""
+    save_tiny("llama", tmp_path)
+    with pytest.raises(MeasurementError, match="does not fit the memory of all GPUs together"):
+        load_transformers(tmp_path, tokenizer=object(), device="cuda:all")
 
 
 def test_a_missing_checkpoint_is_one_line(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from ewq.gating.compare import compare_runs
 from ewq.gating.comparison_formats import COMMENT_LIMIT, to_html, to_json, to_markdown
 from ewq.gating.thresholds import Thresholds, Tolerance
+from ewq.measurement import Metric
 from ewq.record import Verdict
 from ewq.storage.runs import read_run
 from tests.make_runs import GPU, answers, metric, mmlu, record, stored_run
@@ -142,6 +143,18 @@ def test_every_metric_is_listed_with_delta_error_and_verdict(compare):
     )
     assert "tolerance 10.00%; unpaired error 0.707, one-sided p " in text
     assert ", detectable 1.98]" in text
+
+
+@pytest.mark.parametrize(("freedom", "verdict"), [(None, Verdict.FAIL), (2, Verdict.INCONCLUSIVE)])
+def test_a_change_that_rests_on_few_texts_needs_more_to_be_certain(compare, freedom, verdict):
+    """1.8 errors of the difference: the normal's one-sided p is 0.036, that of t(2) 0.107."""
+
+    def changed(value):
+        figure = Metric(value, "nats", False, 900, 0.01, freedom)
+        return record("divergence", metrics={"kld_p99": figure})
+
+    limits = Thresholds("t", tolerances={"divergence": {"kld_p99": Tolerance(absolute=0.001)}})
+    assert compare([changed(0.1)], [changed(0.1255)], limits).verdict is verdict
 
 
 def test_driver_and_library_versions_that_differ_are_said(compare):

@@ -102,6 +102,18 @@ LIMITS = {
         THROTTLED,
         Q,
     ),
+    "noise reaches the ratios of larger batches": (
+        {"decode_ratio_b8": Limit(min=0.9)},
+        {"decode_ratio_b8": metric(0.5)},
+        NOISY,
+        Q,
+    ),
+    "a ratio around one is no proof of a loss": (
+        {"prefill_ratio": Limit(min=1.0, test=Test.NONINFERIORITY)},
+        {"prefill_ratio": metric(0.98, stderr=0.05, n=5)},
+        (),
+        Q,
+    ),
     "noise leaves counts": (
         {"weights_bytes": Limit(max=1)},
         {"weights_bytes": metric(2.0)},

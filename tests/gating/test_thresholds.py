@@ -62,10 +62,26 @@ def test_the_reference_has_no_limits_on_figures_relative_to_itself(tmp_path):
 def test_tolerances_of_the_file_override_the_built_in_ones(tmp_path):
     tolerances = load(
         tmp_path, "[tolerance.throughput]\ndecode_tokens_per_s = {relative = 0.3}"
-    ).tolerances_for("throughput")
+    ).tolerances_for("throughput", "cuda:0")
 
     assert tolerances["decode_tokens_per_s"] == Tolerance(relative=0.3)
-    assert tolerances["ttft_s"] == BUILT_IN.tolerances_for("throughput")["ttft_s"]
+    assert tolerances["ttft_s"] == BUILT_IN.tolerances_for("throughput", "cuda:0")["ttft_s"]
+
+
+@pytest.mark.parametrize(
+    ("text", "device", "relative"),
+    [
+        ("", "cuda:0", 0.1),
+        ("", "cpu", 0.5),
+        ("[tolerance.throughput]\ndecode_ratio = {relative = 0.3}", "cpu", 0.3),
+        ("[cpu.tolerance.throughput]\ndecode_ratio = {relative = 0.7}", "cpu", 0.7),
+        ("[cpu.tolerance.throughput]\ndecode_ratio = {relative = 0.7}", "cuda:0", 0.1),
+    ],
+)
+def test_clocks_of_a_cpu_have_tolerances_of_their_own(tmp_path, text, device, relative):
+    found = load(tmp_path, text).tolerances_for("throughput", device)
+
+    assert found["decode_ratio"] == Tolerance(relative=relative)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ def _truncate(data, header, rng):
 
 def _zero(data, header, rng):
     at = rng.randrange(4, header - 32)
-    data[at : at + rng.randrange(1, 32)] = bytes(0)
+    length = rng.randrange(1, 32)
+    data[at : at + length] = bytes(length)
     return bytes(data)
 
 

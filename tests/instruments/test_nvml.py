@@ -60,7 +60,7 @@ def test_what_the_driver_cannot_tell_is_an_error(call, error, message):
 @pytest.mark.parametrize("uuid", ["1234-5678", "GPU-1234-5678", "MIG-1234-5678"])
 def test_torchs_uuid_becomes_the_drivers(uuid):
     expected = uuid if "-1234" in uuid else f"GPU-{uuid}"
-    assert nvml._uuid(SimpleNamespace(uuid=uuid)) == expected
+    assert nvml.uuid_of(SimpleNamespace(uuid=uuid)) == expected
 
 
 def test_a_device_torch_cannot_use_is_an_error():
