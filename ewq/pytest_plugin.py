@@ -52,8 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
         options = Options.from_pytest(config)
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
-    named = getattr(config.getoption("benchmark_json", None), "name", "")
-    config.pluginmanager.register(HarnessSession(options, json_path=named), "ewq-session")
+    json_path = str(config.getoption("benchmark_json", None) or "")
+    config.pluginmanager.register(HarnessSession(options, json_path=json_path), "ewq-session")
     if config.getoption("benchmark_columns", "absent") is None:
         # The quality figures stand in ewq's own table; of times, these two say something.
         config.option.benchmark_columns = ["median", "rounds"]

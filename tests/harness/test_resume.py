@@ -29,6 +29,16 @@ def run_files(project):
     return sorted(project.path.glob(".benchmarks/*/*.json"))
 
 
+def test_a_run_stored_in_a_file_elsewhere_is_finished_too(bench, project, tmp_path):
+    stored = tmp_path / "elsewhere" / "run.json"
+    stored.parent.mkdir()
+    result = bench(*TWO[:2], f"--benchmark-json={stored}")
+    assert result.ret == 0
+    assert json.loads(stored.read_text())["ewq"]["complete"]
+    result.stdout.fnmatch_lines([f"saved: {stored}"])
+    assert not list(project.path.glob(".benchmarks/**/journal.jsonl"))
+
+
 def test_killed_at_random_moments_and_resumed_the_result_is_that_of_an_uninterrupted_run(
     tmp_path,
 ):
