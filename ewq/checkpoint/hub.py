@@ -6,17 +6,19 @@ import json
 import re
 from pathlib import Path
 
+from ewq.checkpoint.download import download_snapshot
 from ewq.errors import CheckpointError
+from ewq.progress import NO_PROGRESS, Progress
 
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def resolve(model: str) -> Path:
+def resolve(model: str, progress: Progress = NO_PROGRESS) -> Path:
     """Local folder or ``.gguf`` file of a model; a hub id is taken from the cache or downloaded.
 
     Raises:
-        CheckpointError: nothing there; or a hub id that is neither cached nor reachable.
+        CheckpointError: nothing there; a hub id that is neither cached nor reachable; or no room.
     """
     path = Path(model).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
@@ -25,16 +27,16 @@ def resolve(model: str) -> Path:
         raise CheckpointError(f"{model} is a file, but not .gguf; give a model folder or a GGUF")
     if not HUB_ID.fullmatch(model) or path.suffix == ".gguf":
         raise CheckpointError(f"{model}: no such folder or file, and not a hub id like owner/name")
-    return _from_hub(model)
+    return _from_hub(model, progress)
 
 
-def _from_hub(model: str) -> Path:
-    cached = _snapshot(model, local_only=True)
+def _from_hub(model: str, progress: Progress) -> Path:
+    cached = _snapshot(model)
     if cached is not None and _complete(cached):
         return cached
     from huggingface_hub import constants
 
-    downloaded = None if constants.HF_HUB_OFFLINE else _snapshot(model, local_only=False)
+    downloaded = None if constants.HF_HUB_OFFLINE else _snapshot(model, progress)
     if downloaded is None or (downloaded == cached and not _complete(cached)):
         raise CheckpointError(
             f"{model} is not in the Hugging Face cache, or not all of it, and the hub cannot be "
@@ -62,8 +64,11 @@ def _complete(folder: Path) -> bool:
     return all((folder / str(shard)).is_file() for shard in shards)
 
 
-def _snapshot(model: str, *, local_only: bool) -> Path | None:
-    """The snapshot folder; ``None`` where it is not cached or the hub cannot be reached."""
+def _snapshot(model: str, downloading: Progress | None = None) -> Path | None:
+    """The snapshot folder; ``None`` where it is not cached or the hub cannot be reached.
+
+    Without a progress to report to, only the cache is asked.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -74,9 +79,9 @@ def _snapshot(model: str, *, local_only: bool) -> Path | None:
     )
 
     try:
-        return Path(
-            snapshot_download(model, allow_patterns=list(WANTED), local_files_only=local_only)
-        )
+        if downloading is not None:
+            return download_snapshot(model, WANTED, downloading)
+        return Path(snapshot_download(model, allow_patterns=list(WANTED), local_files_only=True))
     except GatedRepoError as error:
         raise CheckpointError(f"{model} is gated; accept its terms and log in first") from error
     except RepositoryNotFoundError as error:

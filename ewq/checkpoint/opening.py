@@ -18,6 +18,7 @@ from ewq.checkpoint.hub import resolve
 from ewq.checkpoint.safetensors_file import read_header
 from ewq.checkpoint.tensor_info import TensorInfo, map_bytes
 from ewq.errors import CheckpointError
+from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,14 +85,16 @@ class Checkpoint:
         return as_torch(self.tensor(name))
 
 
-def open_checkpoint(model: str | Path) -> Checkpoint:
+def open_checkpoint(model: str | Path, progress: Progress = NO_PROGRESS) -> Checkpoint:
     """Open a hub id, a local folder or a ``.gguf`` file; only headers are read.
+
+    A hub model that is not in the cache is downloaded first, which ``progress`` is told of.
 
     Raises:
         CheckpointError: not found (or offline and not cached), truncated, a shard missing,
             or weights only in pickle files.
     """
-    path = resolve(str(model))
+    path = resolve(str(model), progress)
     if path.suffix == ".gguf":
         return _open_gguf(str(model), path)
     config = _read_config(path)

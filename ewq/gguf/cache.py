@@ -57,7 +57,7 @@ def cached_gguf(
         made = make_recipe(None, recipe, types, imatrix)
     else:
         made = make_recipe(recipe, None, types, imatrix)
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, progress)
     if isinstance(made, PlanRecipe):
         check_plan(made.plan, checkpoint)
     return _find_or_make(checkpoint, made, cache_dir, progress)

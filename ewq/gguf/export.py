@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from ewq.checkpoint.gguf_header import GgufHeader, read_header
 from ewq.errors import EwqError, InputError
 from ewq.gguf.convert import CONVERTED_TYPES, convert_folder
-from ewq.gguf.names import tensors_of_weights
 from ewq.gguf.quantize import run_quantizer
 from ewq.gguf.quantize_job import QuantizeJob, as_command
 from ewq.gguf.recipe import PlanRecipe, Recipe, TypeRecipe, make_recipe
 from ewq.gguf.report import ExportReport, read_back
+from ewq.gguf.tensor_types import exact_types, left_alone
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ewq.planning.plan import QuantizationPlan
 
 PLAIN_TYPES = frozenset({"F32", "F16", "BF16"})
-EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 BASE_TYPES = {"F32": "F32", "BF16": "BF16", "F16": "F16"}
 """Checkpoint dtype -> type of the converted file that the quantizer starts from."""
 
@@ -85,17 +84,17 @@ def export_gguf(
 
 def carry_out(request: Request, progress: Progress = NO_PROGRESS) -> ExportReport:
     """:func:`export_gguf` for a request that is a value already."""
-    checkpoint = _open(request.model, request.recipe)
+    checkpoint = _open(request.model, request.recipe, progress)
     with scratch_beside(request.out) as work:
         base = make_base(checkpoint, request.recipe, work, request.converter, progress)
         return build(base, request.recipe, request.out, work, progress)
 
 
-def _open(model: str | Path, recipe: Recipe) -> Checkpoint:
+def _open(model: str | Path, recipe: Recipe, progress: Progress = NO_PROGRESS) -> Checkpoint:
     from ewq.checkpoint.opening import open_checkpoint
     from ewq.planning.plan import check_plan
 
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, progress)
     if isinstance(recipe, PlanRecipe):
         check_plan(recipe.plan, checkpoint)
     return checkpoint
@@ -158,7 +157,8 @@ def build(base: Base, recipe: Recipe, out: Path, work: Path, progress: Progress)
     else:
         job = make_job(source, recipe, done)
         fallbacks = run_quantizer(job, progress)
-        report = read_back(done, source, job.types, fallbacks, (*base.notes, *_warnings(job)))
+        notes = (*base.notes, *_notes(job, source, recipe))
+        report = read_back(done, source, job.types, fallbacks, notes)
     try:
         done.replace(out)
     except OSError as error:
@@ -186,7 +186,7 @@ def make_job(source: GgufHeader, recipe: Recipe, out: Path) -> QuantizeJob:
         out,
         # Any quantizing recipe: llama.cpp looks at exact types only under one.
         "Q8_0",
-        types=_exact_types(source, recipe),
+        types=exact_types(source, recipe),
         embedding_type=raw,
         output_type=raw,
         imatrix=recipe.imatrix,
@@ -194,29 +194,12 @@ def make_job(source: GgufHeader, recipe: Recipe, out: Path) -> QuantizeJob:
     )
 
 
-def _exact_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
-    """A type for every matrix of the file: planned, or raw."""
-    planned = {}
-    names = tensors_of_weights(source, recipe.plan.weights)
-    for weight, precision in recipe.plan.weights.items():
-        planned.update(dict.fromkeys(names[weight], recipe.types[precision]))
-    raw = recipe.types[Precision.RAW]
-    return {
-        tensor.name: planned.get(tensor.name, raw)
-        for tensor in source.tensors
-        if tensor.name in planned or _may_be_raw(tensor.name, tensor.shape)
-    }
-
-
-def _may_be_raw(name: str, shape: tuple[int, ...]) -> bool:
-    # Routers and other small matrices stay F32 in llama.cpp whatever is asked.
-    return name in (EMBEDDING, OUTPUT) and len(shape) > 1
-
-
-def _warnings(job: QuantizeJob) -> tuple[str, ...]:
-    if not job.requantize:
-        return ()
-    return (f"{job.source.name} was quantized before; its losses add to those of this export",)
+def _notes(job: QuantizeJob, source: GgufHeader, recipe: Recipe) -> tuple[str, ...]:
+    notes = left_alone(source, recipe) if isinstance(recipe, PlanRecipe) else ()
+    if job.requantize:
+        lossy = f"{source.path.name} was quantized before; its losses add to those of this export"
+        notes = (*notes, lossy)
+    return notes
 
 
 def command_for(request: Request) -> str:

@@ -89,7 +89,7 @@ def read_back(
         EwqError: a tensor is missing, changed its shape, or has a type nobody asked for.
     """
     header = read_header(path)
-    if {t.name: t.shape for t in header.tensors} != {t.name: t.shape for t in source.tensors}:
+    if _shapes(header) != _shapes(source):
         raise EwqError(f"{path.name}: the exported tensors are not those of {source.path.name}")
     changed = {fallback.tensor: fallback for fallback in fallbacks}
     tensors = []
@@ -112,3 +112,14 @@ def read_back(
         file_bytes=path.stat().st_size,
         notes=tuple(notes),
     )
+
+
+def _shapes(header: GgufHeader) -> dict[str, tuple[int, ...]]:
+    """Shapes by name; llama.cpp drops trailing dimensions of 1 when it writes."""
+    return {tensor.name: _without_trailing_ones(tensor.shape) for tensor in header.tensors}
+
+
+def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape

@@ -46,7 +46,7 @@ class Subject:
         """The opened checkpoint (headers only)."""
         from ewq.checkpoint.opening import open_checkpoint
 
-        return open_checkpoint(self.source)
+        return open_checkpoint(self.source, self.progress)
 
     @property
     def folder(self) -> Path:

@@ -215,7 +215,7 @@ def analyze(
     model: str | Path | Checkpoint,
     *,
     cache: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
     workers: int | None = None,
     device: str | None = None,
 ) -> Analysis:
@@ -224,14 +224,14 @@ def analyze(
     Args:
         model: hub id, folder, ``.gguf`` file, or a checkpoint already opened.
         cache: use and keep the statistics under the user's cache folder.
-        progress: told about bytes read.
+        progress: told about bytes downloaded and read.
         workers: threads; all available processors unless given.
         device: ``cuda`` counts 16-bit patterns on the GPU; the processor unless given.
 
     Raises:
         CheckpointError: not found, damaged, of an unknown layout, or a weight with NaN or infinity.
     """
-    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, progress)
     layout = find_layout(checkpoint)
     store = AnalysisCache.for_checkpoint(checkpoint) if cache else None
     statistics = store.read(layout.weights) if store else None
@@ -239,7 +239,7 @@ def analyze(
         # Imported late: an analysis found in the cache needs no compiled loops.
         from ewq.entropy.sweep import sweep
 
-        statistics = sweep(checkpoint, layout, progress or NO_PROGRESS, workers, device)
+        statistics = sweep(checkpoint, layout, progress, workers, device)
         if store:
             store.write(statistics)
     return Analysis(

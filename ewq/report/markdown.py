@@ -28,11 +28,12 @@ def _paragraph(part: Paragraph) -> str:
 def _bullets(part: Bullets) -> str:
     lines = []
     for point in part.points:
-        lead = f"**{markdown_text(point.lead)}:** " if point.lead else ""
-        lead += f"**{markdown_text(point.name)}**" if point.name else ""
         doubt = "(not decided) " if point.open_question else ""
-        gap = " " * (bool(lead) and point.text.startswith(" "))
-        lines.append(f"- {doubt}{lead.rstrip()}{gap}{markdown_text(point.text)}")
+        lead = f"**{markdown_text(point.lead)}:** " if point.lead else ""
+        name = f"**{markdown_text(point.name)}**" if point.name else ""
+        # The rest of a sentence that begins with a name brings its own gap.
+        gap = " " * (bool(name) and point.text.startswith(" "))
+        lines.append(f"- {doubt}{lead}{name}{gap}{markdown_text(point.text)}")
     return "\n".join(lines)
 
 
