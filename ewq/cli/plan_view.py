@@ -76,7 +76,7 @@ def rule_text(plan: QuantizationPlan) -> str:
 
 def _rule_words(key: str, value: Json) -> str:
     if key == "target_size_bytes" and isinstance(value, int):
-        return f"{value / 1e9:.3f} GB"
+        return size_text(value)
     return f"seed {value}" if key == "seed" else str(value)
 
 

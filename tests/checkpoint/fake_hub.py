@@ -48,7 +48,8 @@ def _handler(files: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
                 body = files[name]
             else:
                 self.send_response(404)
-                self.send_header("X-Error-Code", "RepoNotFound")
+                known = path.startswith("/owner/model/")
+                self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
