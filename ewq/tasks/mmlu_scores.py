@@ -30,21 +30,23 @@ def pack_items(predicted: Sequence[int], data: MmluData) -> str:
 
 
 def accuracy_metrics(items: str, subjects: Mapping[str, int]) -> dict[str, Metric]:
-    """Size-weighted and macro accuracy with their errors, and the shares of the letters chosen.
+    """Size-weighted accuracy, also by group, macro accuracy, and the shares of the letters chosen.
 
-    The error of the size-weighted accuracy is pooled over subjects as
+    The error of a size-weighted accuracy is pooled over subjects as
     lm-evaluation-harness does.
     """
     tally = subject_tally(items, subjects)
-    right = sum(count for count, _ in tally.values())
     accuracies = [count / n for count, n in tally.values()]
     errors = [_binary_stderr(count, n) for count, n in tally.values()]
     macro = math.sqrt(sum(error**2 for error in errors)) / len(errors)
     n = len(items)
     metrics = {
-        "accuracy": Metric(right / n, "fraction", True, n, _pooled(items, errors, subjects)),
+        "accuracy": _size_weighted(tally),
         "accuracy_macro": Metric(sum(accuracies) / len(tally), "fraction", True, n, macro),
     }
+    for group, part in _by_group(tally).items():
+        if group != UNGROUPED:
+            metrics[f"accuracy/{group}"] = _size_weighted(part)
     answered = Counter(items.upper())
     for letter in LETTERS:
         share = answered[letter] / n
@@ -66,15 +68,22 @@ def subject_tally(items: str, subjects: Mapping[str, int]) -> dict[str, tuple[in
 def tallies(items: str, subjects: Mapping[str, int]) -> dict[str, Json]:
     """Right answers and questions by subject and by group, for reports."""
     by_subject = subject_tally(items, subjects)
-    groups: dict[str, list[int]] = {}
-    for subject, (right, n) in by_subject.items():
-        total = groups.setdefault(GROUP_OF.get(subject, UNGROUPED), [0, 0])
-        total[0] += right
-        total[1] += n
     return {
         "subjects": {name: list(pair) for name, pair in by_subject.items()},
-        "groups": {name: list(pair) for name, pair in groups.items()},
+        "groups": {name: list(_total(part)) for name, part in _by_group(by_subject).items()},
     }
+
+
+def _by_group(tally: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, tuple[int, int]]]:
+    """The tallies of each group's subjects; :data:`UNGROUPED` for those outside MMLU."""
+    groups: dict[str, dict[str, tuple[int, int]]] = {}
+    for subject, pair in tally.items():
+        groups.setdefault(GROUP_OF.get(subject, UNGROUPED), {})[subject] = pair
+    return groups
+
+
+def _total(tally: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    return sum(right for right, _ in tally.values()), sum(n for _, n in tally.values())
 
 
 def chance_notes(items: str, data: MmluData) -> tuple[str, ...]:
@@ -160,8 +169,13 @@ def _binary_stderr(right: int, n: int) -> float:
     return math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else 0.0
 
 
-def _pooled(items: str, errors: Sequence[float], subjects: Mapping[str, int]) -> float:
-    if len(items) > len(subjects):
-        return stats.pooled_stderr(errors, list(subjects.values()))
-    # One question a subject leaves nothing to pool: treat them as one group.
-    return max(_binary_stderr(sum(map(str.isupper, items)), len(items)), 1 / (2 * len(items)))
+def _size_weighted(tally: Mapping[str, tuple[int, int]]) -> Metric:
+    """Accuracy over all questions of some subjects, its error pooled over the subjects."""
+    right, n = _total(tally)
+    if n > len(tally):
+        errors = [_binary_stderr(*pair) for pair in tally.values()]
+        error = stats.pooled_stderr(errors, [size for _, size in tally.values()])
+    else:
+        # One question a subject leaves nothing to pool: treat them as one group.
+        error = max(_binary_stderr(right, n), 1 / (2 * n))
+    return Metric(right / n, "fraction", True, n, error)

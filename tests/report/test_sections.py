@@ -1,5 +1,6 @@
 """Figures inside the sections, on items small enough to count by hand."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def test_a_change_on_few_texts_needs_more_to_be_told_from_none(freedom, doubt):
     metrics = {"ln_ppl_ratio/code": change}
     plot = only(domains.section(subject(record("perplexity", "bnb-nf4", metrics))), Plot)
     assert plot.figure["data"][0]["text"] == [[f"{doubt}+3.0"]]
+
+
+def test_groups_of_subjects_are_a_table_unless_all_is_guessing():
+    accuracy = {"accuracy/stem": Metric(0.512, "fraction", True, 80, 0.056)}
+    told, guessed = record("mmlu_cloze", "fp16", accuracy), record("mmlu", "fp16", accuracy)
+    guessed = replace(guessed, notes=("accuracy 0.25 is at chance level",))
+    table = only(domains.section(subject(told, guessed)), Table)
+    assert table.title.startswith("MMLU (cloze) by group")
+    assert (table.headings, table.rows) == (("Variant", "stem"), (("fp16", "51.2 ±5.6"),))
 
 
 def test_answers_to_other_questions_are_not_compared():

@@ -50,6 +50,18 @@ def test_one_question_a_subject_still_has_an_error(items):
     assert metrics["accuracy"].stderr > 0
 
 
+def test_each_group_has_its_own_pooled_error():
+    subjects = {"anatomy": 4, "marketing": 6, "virology": 2, "cheese": 2}
+    metrics = accuracy_metrics(ITEMS + "Ab" + "AA", subjects)
+    other = metrics["accuracy/other"]
+    squares = 5 * (0.25 * 6 / 5) + 1 * (0.25 * 2 / 1)
+    assert (other.value, other.n) == (pytest.approx(0.5), 8)
+    assert other.stderr == pytest.approx(math.sqrt(squares / (8 - 2) / 8))
+    stem = metrics["accuracy/stem"]
+    assert (stem.value, stem.n, stem.stderr) == (0.5, 4, pytest.approx(math.sqrt(0.25 / 3)))
+    assert not [name for name in metrics if name.startswith("accuracy/") and "ungrouped" in name]
+
+
 def test_answered_letters_add_up_and_have_no_direction():
     metrics = accuracy_metrics(ITEMS, SUBJECTS)
     shares = [metrics[f"answered_{letter}"] for letter in "ABCD"]

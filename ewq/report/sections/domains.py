@@ -1,4 +1,4 @@
-"""Perplexity by domain of text: where a variant loses more than elsewhere."""
+"""Perplexity by domain of text, MMLU by group: where a variant loses more than elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ewq.report.drawing import layout
 from ewq.report.escaping import plot_text
 from ewq.report.estimate import Estimate
 from ewq.report.rows import ABSENT, VariantRow, with_error
+from ewq.report.sections.groups import group_tables
 from ewq.report.subject import Reported
 
 _PAIRED, _PLAIN = "ln_ppl_ratio/", "perplexity/"
@@ -24,7 +25,14 @@ _SINGLE = [[0.0, "rgba(0,114,178,0)"], [1.0, "rgba(0,114,178,.65)"]]
 
 
 def section(subject: Reported) -> Section | None:
-    """A map of domains and variants; changes where FP16 was paired, else perplexities."""
+    """Domains of text as a map, groups of MMLU's subjects as tables."""
+    plots = () if (plot := _domain_map(subject)) is None else (plot,)
+    parts = (*plots, *group_tables(subject.rows))
+    return Section("domains", "By domain", parts) if parts else None
+
+
+def _domain_map(subject: Reported) -> Plot | None:
+    """Domains and variants; changes where FP16 was paired, else perplexities."""
     paired = bool(_domains(subject.rows, _PAIRED))
     prefix = _PAIRED if paired else _PLAIN
     domains = _domains(subject.rows, prefix)
@@ -38,7 +46,7 @@ def section(subject: Reported) -> Section | None:
         if paired
         else "Perplexity; nothing in this run was paired with FP16."
     )
-    plot = Plot(
+    return Plot(
         name="domains",
         title="Perplexity by domain",
         caption=caption,
@@ -46,7 +54,6 @@ def section(subject: Reported) -> Section | None:
         table=_table(rows, domains, cells, paired),
         height_px=130 + 30 * len(rows),
     )
-    return Section("domains", "By domain", (plot,))
 
 
 def _domains(rows: Sequence[VariantRow], prefix: str) -> list[str]:

@@ -61,7 +61,7 @@ def _intro(subject: Reported) -> Paragraph:
     return Paragraph(
         f"{len(subject.history)} runs, oldest first. Lines join measurements with the same model, "
         f"settings and, for speed, the same device; bars are 95 % intervals of each measurement, "
-        f"not of the differences: "ewq compare" tests those.{versions}"
+        f"not of the differences, which ewq compare tests.{versions}"
     )
 
 
