@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import EwqError
 from ewq.harness.options import Options
 from ewq.harness.tiers import Tier
+from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
     from ewq.data.mmlu import MmluData
@@ -29,13 +31,15 @@ class RunData:
 
     options: Options
     sizes: Tier
+    progress: Progress = NO_PROGRESS
 
     @cached_property
     def mmlu(self) -> MmluData:
         """The questions of this tier."""
         from ewq.data.mmlu import load_mmlu
 
-        data = load_mmlu(self.options.mmlu or self._default("mmlu"))
+        with self._told("MMLU questions"):
+            data = load_mmlu(self.options.mmlu or self._default("mmlu"))
         wanted = self.sizes.mmlu_questions
         if wanted is None or wanted >= len(data.test):
             return data
@@ -46,7 +50,8 @@ class RunData:
         """The texts to score; tasks take as many tokens per domain as the tier allows."""
         from ewq.data.texts import load_texts
 
-        return load_texts(self.options.texts or self._default("texts"))
+        with self._told("texts"):
+            return load_texts(self.options.texts or self._default("texts"))
 
     @property
     def definition(self) -> Definition:
@@ -70,6 +75,15 @@ class RunData:
             except EwqError:
                 continue
         return {task: digest for task, digest in found.items() if digest}
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Shown while data is read, which from the hub may take long."""
+        self.progress.start(f"reading {what}", 1, "data set")
+        try:
+            yield
+        finally:
+            self.progress.finish()
 
     def _default(self, name: str) -> str | Path:
         """The published data set in the full tier, else what ewq carries with it."""

@@ -56,7 +56,7 @@ def open_bench(
     _check_plan_files(options, subject)
     environment = describe(placement.device)
     thresholds = _thresholds(options, rootdir)
-    data = RunData(options, sizes)
+    data = RunData(options, sizes, progress)
     choice = Choice(None)
     if request := baseline_request or (NEWEST if options.require_baseline else ""):
         settings = run_settings(options, subject, placement, data, selected)
