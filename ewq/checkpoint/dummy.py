@@ -46,7 +46,8 @@ def dummy_checkpoint(
         progress: told in tensors.
 
     Raises:
-        CheckpointError: no such file, or no causal language model's config.
+        CheckpointError: no such file, no causal language model's config, or fewer tokens in it
+            than the fixture's tokenizer has.
         EwqError: the cache folder cannot be written.
     """
     text = _read(config_file)
@@ -84,9 +85,20 @@ def _shapes(text: str, config_file: Path) -> tuple[dict[str, torch.Size], torch.
             model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{config_file} is no causal language model's config") from error
+    _require_vocabulary(config_file, model.get_input_embeddings().weight.shape[0])
     tied = set(model.all_tied_weights_keys)
     shapes = {k: v.shape for k, v in model.state_dict().items() if k not in tied}
     return shapes, getattr(torch, str(fields.get("dtype", "bfloat16")))
+
+
+def _require_vocabulary(config_file: Path, size: int) -> None:
+    """llama.cpp's converter needs an embedding for every token of the tokenizer."""
+    fixture = json.loads((fixture_path(TOKENIZER_FIXTURE) / "config.json").read_text("utf-8"))
+    if size < fixture["vocab_size"]:
+        raise CheckpointError(
+            f"{config_file} has a vocabulary of {size}; random weights come with a tokenizer of "
+            f"{fixture['vocab_size']} tokens, so give a config with at least as many"
+        )
 
 
 def _draw(
