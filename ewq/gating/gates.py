@@ -238,11 +238,18 @@ _RELATION = {
 def _sentence(
     record: Record, name: str, metric: Metric, limit: Limit, verdict: Verdict, statistic: str
 ) -> str:
-    error = "" if metric.stderr is None else f" ± {metric.stderr:.2g}"
     return (
-        f"{name} {metric.value:.6g}{error} {metric.unit} {_RELATION[verdict]} {limit}"
+        f"{name} {_figure(metric)} {metric.unit} {_RELATION[verdict]} {limit}"
         f"{_two_values(record, name, metric)} [{statistic}]"
     )
+
+
+def _figure(metric: Metric) -> str:
+    """The value as far as its error leaves it certain: two digits of the error."""
+    if not metric.stderr:
+        return f"{metric.value:.6g}" + ("" if metric.stderr is None else " ± 0")
+    decimals = max(0, 1 - math.floor(math.log10(metric.stderr)))
+    return f"{metric.value:.{decimals}f} ± {metric.stderr:.{decimals}f}"
 
 
 def _two_values(record: Record, name: str, metric: Metric) -> str:
@@ -251,4 +258,4 @@ def _two_values(record: Record, name: str, metric: Metric) -> str:
     now = record.metrics.get(base)
     if now is None or invert is None:
         return ""
-    return f" ({base}: reference {invert(now.value, metric.value):.6g}, now {now.value:.6g})"
+    return f" ({base}: reference {invert(now.value, metric.value):.4g}, now {now.value:.4g})"

@@ -143,7 +143,7 @@ def test_a_failure_carries_both_values_tolerance_statistic_and_what_could_be_det
     metrics = delta(-0.05) | {"accuracy": metric(0.65, stderr=0.004, n=14042)}
     (reason,) = judge(record(metrics=metrics), {"accuracy_delta": NONINFERIOR}).reasons
 
-    assert "accuracy_delta -0.05 ± 0.002 fraction is beyond min -0.01" in reason
+    assert "accuracy_delta -0.0500 ± 0.0020 fraction is beyond min -0.01" in reason
     assert "accuracy: reference 0.7, now 0.65" in reason
     assert "non-inferiority p 1 at alpha 0.05" in reason
     assert "detectable 0.0056" in reason
