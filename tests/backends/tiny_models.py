@@ -22,76 +22,51 @@ VOCABULARY = 96
 CONTEXT = 128
 
 
+WIDTHS = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.3,
+}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+WIDE_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+WINDOW = {"sliding_window": 8}
+
+
 def llama():
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(LlamaConfig(**WIDTHS | HEADS))
 
 
 def gemma3():
     """Sliding windows shorter than the prompts, tied embeddings, soft-capped logits."""
-    config = Gemma3TextConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=CONTEXT,
-        sliding_window=8,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
-        final_logit_softcapping=20.0,
-        initializer_range=0.3,
-    )
-    return Gemma3ForCausalLM(config)
+    own = {
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "final_logit_softcapping": 20.0,
+    }
+    return Gemma3ForCausalLM(Gemma3TextConfig(**WIDTHS | WIDE_HEADS | WINDOW | own))
 
 
 def gemma3n():
     """As gemma3, and the last two layers attend to the keys of the two before them."""
-    config = Gemma3nTextConfig(
-        vocab_size=VOCABULARY,
-        vocab_size_per_layer_input=VOCABULARY,
-        hidden_size=32,
-        hidden_size_per_layer_input=8,
-        intermediate_size=[48] * 4,
-        activation_sparsity_pattern=[0.0] * 4,
-        laurel_rank=4,
-        num_hidden_layers=4,
-        num_kv_shared_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=CONTEXT,
-        sliding_window=8,
-        layer_types=["sliding_attention", "full_attention"] * 2,
-        initializer_range=0.3,
-    )
-    return Gemma3nForCausalLM(config)
+    own = {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "intermediate_size": [48] * 4,
+        "activation_sparsity_pattern": [0.0] * 4,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+    }
+    return Gemma3nForCausalLM(Gemma3nTextConfig(**WIDTHS | WIDE_HEADS | WINDOW | own))
 
 
 def mistral():
     """A sliding window in every layer."""
-    config = MistralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        sliding_window=8,
-        initializer_range=0.3,
-    )
-    return MistralForCausalLM(config)
+    return MistralForCausalLM(MistralConfig(**WIDTHS | HEADS | WINDOW))
 
 
 def gpt2():
