@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from ewq.record import Record
 
 T = TypeVar("T")
-MEANINGFUL_ON_RANDOM_WEIGHTS = ("throughput", "memory")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -182,6 +181,7 @@ def measure(
     benchmark: BenchmarkFixture,
 ) -> Callable[[], Record]:
     """Measure the test's task on its variant, store the record, and apply the gate."""
+    from ewq.harness.jobs import JOBS
     from ewq.harness.measuring import JournalLost
     from ewq.harness.measuring import measure as measure_task
 
@@ -190,7 +190,7 @@ def measure(
         raise pytest.UsageError("a test that uses `measure` needs @pytest.mark.task(NAME)")
 
     def run() -> Record:
-        if ewq_bench.subject.is_dummy and task not in MEANINGFUL_ON_RANDOM_WEIGHTS:
+        if ewq_bench.subject.is_dummy and not JOBS[task].on_random_weights:
             pytest.skip(f"{task} says nothing about random weights")
         try:
             record = measure_task(ewq_bench, variant, task, benchmark)

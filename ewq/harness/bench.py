@@ -134,7 +134,7 @@ class Bench:
         own = {task for variant, task in self.selected if variant == REFERENCE}
         paired = {task for variant, task in self.selected if variant != REFERENCE and _pairs(task)}
         if self.subject.is_dummy:
-            paired &= {"throughput"}
+            paired = {task for task in paired if JOBS[task].on_random_weights}
         self.references.prepare(sorted(paired - own))
 
     def restore_distributions(self, task: str, handle: VariantHandle) -> None:

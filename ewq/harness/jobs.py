@@ -35,6 +35,8 @@ class Job:
     pair: Pair | None = None
     same_session: bool = False
     """Whether the reference must be measured in this session: clocks drift between runs."""
+    on_random_weights: bool = False
+    """Whether the values of the weights do not matter to it."""
 
 
 def _single(
@@ -165,8 +167,8 @@ JOBS: Mapping[str, Job] = {
     "mmlu_cloze": Job(_single(_mmlu_cloze, "mmlu"), _pair_mmlu_cloze),
     "perplexity": Job(_single(_perplexity, "texts"), _pair_perplexity),
     "divergence": Job(_single(_divergence, "texts")),
-    "throughput": Job(_throughput, _pair_throughput, same_session=True),
-    "memory": Job(_single(_memory)),
+    "throughput": Job(_throughput, _pair_throughput, same_session=True, on_random_weights=True),
+    "memory": Job(_single(_memory), on_random_weights=True),
     "noise_floor": Job(_single(_noise_floor, "mmlu")),
     "samples": Job(_single(_samples), _pair_samples),
 }

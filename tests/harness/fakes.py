@@ -24,6 +24,8 @@ from ewq.harness.loading import Loaded
 from ewq.model import Generation, ModelInfo
 
 REPOSITORY = Path(__file__).parents[2]
+TASKS = 7
+"""Of every variant; the reference has the noise floor besides."""
 VOCABULARY = 260
 _TOKEN = re.compile(rb" [A-D](?![A-Za-z])|.", re.DOTALL)
 _LETTERS = {f" {letter}".encode(): 256 + i for i, letter in enumerate("ABCD")}

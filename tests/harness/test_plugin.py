@@ -9,10 +9,8 @@ from ewq.checkpoint.embedded import fixture_path
 from ewq.harness.data import RunData
 from ewq.harness.tiers import TIERS, tier_sizes
 from ewq.metrics import is_known
-from tests.harness.fakes import set_behaviour
+from tests.harness.fakes import TASKS, set_behaviour
 
-TASKS = 7
-"""Of every variant; the reference has the noise floor besides."""
 CARRIED_QUESTIONS = 288
 TWO = ("--ewq-variants", "fp16,ewq-0.5")
 

@@ -8,11 +8,10 @@ import sys
 import pytest
 import transformers.modeling_utils  # noqa: F401 - torch parts of it cannot be imported twice
 
-from tests.harness.fakes import REPOSITORY, set_behaviour
+from tests.harness.fakes import REPOSITORY, TASKS, set_behaviour
 
 KILLS = int(os.environ.get("EWQ_TEST_KILLS", "3"))
 """Random moments to kill at; the nightly job takes 20."""
-TASKS = 7
 TWO = ("--ewq-variants", "fp16,ewq-0.5", "--benchmark-autosave")
 CLOCKED = {"throughput", "memory"}
 """Tasks whose figures differ from run to run."""

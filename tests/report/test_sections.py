@@ -106,6 +106,20 @@ def test_blocks_tell_thresholds_once_and_a_strip_for_each_plan(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("scorer", "heading"), [("histogram", "Entropy"), ("softmax", "Entropy"), ("kurtosis", "Score")]
+)
+def test_only_entropies_are_called_so(tmp_path, scorer, heading):
+    def scored(each):
+        plan = {**each.side["plan"], "scorer": scorer} if "plan" in each.side else None
+        return replace(each, side={**each.side, "plan": plan} if plan else each.side)
+
+    run = read_run(write_example(tmp_path, ("ewq-1.0",), ("memory",), change=scored))
+    plot = only(blocks.section(reported([run])), Plot)
+    assert plot.title == f"{heading} by block ({scorer})"
+    assert plot.table.headings[1] == heading
+
+
+@pytest.mark.parametrize(
     ("better", "share", "p_value", "outcome"),
     [
         ("plan", 0.9, 0.001, "plan smaller and better"),

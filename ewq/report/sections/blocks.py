@@ -23,6 +23,8 @@ RULE = (
     "A block whose entropy is at or above the mean stays raw; below the mean, but above "
     "mean − factor × standard deviation, it gets 8 bits; further below, 4 bits."
 )
+_ENTROPIES = {"histogram": "entropy, bits", "softmax": "entropy"}
+"""Scorers that are entropies; of others the report speaks of scores."""
 _LABEL_PX = 34
 _LETTERED = 48
 """More blocks than this leave no room for letters in a strip."""
@@ -83,7 +85,7 @@ def _plot(number: int, plans: list[_Plan]) -> Plot:
     first = plans[0]
     return Plot(
         name=f"blocks-{number}",
-        title=f"Entropy by block ({first.scorer})",
+        title=f"{_measure(first)} by block ({first.scorer})",
         caption=f"Mean {first.mean:.4f} (the line for raw), standard deviation {first.std:.4f}. "
         f"Dashed: where each factor's 4 bits begin. Strips: R raw, 8 and 4 bits. Blocks: "
         f"{_spent(plans)}",
@@ -108,7 +110,7 @@ def _figure(plans: list[_Plan]) -> dict[str, Any]:
     first = plans[0]
     frame = layout(
         "block",
-        "entropy, bits" if first.scorer == "histogram" else "entropy",
+        _ENTROPIES.get(first.scorer, "score"),
         xaxis={"anchor": "y2", "range": [first.blocks[0][0] - 0.6, first.blocks[-1][0] + 0.6]},
         yaxis={"domain": [strip_share + 0.04, 1]},
         yaxis2={
@@ -210,4 +212,9 @@ def _table(plans: list[_Plan]) -> Table:
         for place, (index, entropy, _) in enumerate(plans[0].blocks)
     )
     names = tuple(plan.variant for plan in plans)
-    return Table(("Block", "Entropy", *names), rows, frozenset(names))
+    return Table(("Block", _measure(plans[0]), *names), rows, frozenset(names))
+
+
+def _measure(plan: _Plan) -> str:
+    """What the blocks' numbers are."""
+    return "Entropy" if plan.scorer in _ENTROPIES else "Score"
