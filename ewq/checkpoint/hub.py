@@ -70,9 +70,12 @@ def _snapshot(model: str, downloading: Progress | None = None) -> Path | None:
     Without a progress to report to, only the cache is asked.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
+
+    # HTTPError is that of whichever HTTP library this release uses.
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
         HfHubHTTPError,
+        HTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -90,3 +93,8 @@ def _snapshot(model: str, downloading: Progress | None = None) -> Path | None:
         return None
     except HfHubHTTPError as error:
         raise CheckpointError(f"the hub refuses {model}: {error}".split("\n")[0]) from error
+    except (HTTPError, OSError) as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(
+            f"{model} could not be downloaded whole ({reason}); run again, what is there is kept"
+        ) from error

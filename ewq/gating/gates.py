@@ -235,6 +235,10 @@ _RELATION = {
 }
 
 
+_MOST_DECIMALS = 7
+"""Figures that would need more are written with six digits, or as a power of ten."""
+
+
 def _sentence(
     record: Record, name: str, metric: Metric, limit: Limit, verdict: Verdict, statistic: str
 ) -> str:
@@ -246,10 +250,15 @@ def _sentence(
 
 def _figure(metric: Metric) -> str:
     """The value as far as its error leaves it certain: two digits of the error."""
-    if not metric.stderr:
-        return f"{metric.value:.6g}" + ("" if metric.stderr is None else " ± 0")
-    decimals = max(0, 1 - math.floor(math.log10(metric.stderr)))
-    return f"{metric.value:.{decimals}f} ± {metric.stderr:.{decimals}f}"
+    if metric.stderr is None:
+        return f"{metric.value:.6g}"
+    decimals = (
+        max(0, 1 - math.floor(math.log10(metric.stderr))) if metric.stderr else _MOST_DECIMALS
+    )
+    if decimals >= _MOST_DECIMALS:
+        return f"{metric.value:.6g} ± {metric.stderr:.2g}"
+    value = round(metric.value, decimals) + 0.0  # no "-0.00"
+    return f"{value:.{decimals}f} ± {metric.stderr:.{decimals}f}"
 
 
 def _two_values(record: Record, name: str, metric: Metric) -> str:

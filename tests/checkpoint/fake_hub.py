@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def fake_hub(files: dict[str, bytes]) -> Iterator[str]:
-    """Address of a hub that has one model, ``owner/model``."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(files))
+def fake_hub(files: dict[str, bytes], cut: str = "") -> Iterator[str]:
+    """Address of a hub that has one model, ``owner/model``.
+
+    The connection breaks in the middle of the file named ``cut``.
+    """
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(files, cut))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -27,7 +31,7 @@ def fake_hub(files: dict[str, bytes]) -> Iterator[str]:
         server.server_close()
 
 
-def _handler(files: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
+def _handler(files: dict[str, bytes], cut: str = "") -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self._answer(with_body=False)
@@ -58,7 +62,10 @@ def _handler(files: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
             self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()
-            if with_body:
+            if with_body and name == cut:
+                self.wfile.write(body[: len(body) // 2])
+                self.connection.shutdown(socket.SHUT_RDWR)
+            elif with_body:
                 self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:

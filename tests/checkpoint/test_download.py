@@ -107,3 +107,15 @@ def test_a_hub_out_of_reach_is_one_line(tmp_path: Path):
 
     assert said.startswith("refused: owner/model is not in the Hugging Face cache")
     assert "\n" not in said
+
+
+def test_a_connection_that_breaks_is_one_line_and_loses_nothing(tmp_path: Path):
+    files = {"config.json": b"{}", "model.safetensors": bytes(200_000)}
+    with fake_hub(files, cut="model.safetensors") as hub:
+        said = resolved(hub, tmp_path, "owner/model")["found"]
+    with fake_hub(files) as hub:
+        again = resolved(hub, tmp_path, "owner/model")
+
+    assert said.startswith("refused: owner/model could not be downloaded whole (")
+    assert "\n" not in said
+    assert (Path(again["found"]) / "model.safetensors").read_bytes() == files["model.safetensors"]

@@ -8,8 +8,9 @@ import pytest
 from plotly.graph_objects import Figure
 
 from ewq.errors import InputError
-from ewq.report.document import Plot
+from ewq.report.document import Bullets, Page, Plot, Point, Section
 from ewq.report.formats import FORMATS
+from ewq.report.markdown import to_markdown
 from ewq.report.page import make_page
 from ewq.storage.runs import read_run
 from tests.make_runs import stored_run
@@ -186,3 +187,21 @@ def test_markdown_keeps_the_blank_after_a_variant_that_begins_a_sentence(pages):
     text = FORMATS["md"](pages["twelve variants"])
     assert "- **Near-lossless:** **gguf-ewq-0.65** (" in text
     assert "**gguf-q4\\_k\\_m** is the smallest" in text
+
+
+@pytest.mark.parametrize(
+    ("point", "line"),
+    [
+        (
+            Point("none of 3 pairs", lead="Plan or uniform"),
+            "- **Plan or uniform:** none of 3 pairs",
+        ),
+        (Point(" is small", lead="Size", name="a_b"), r"- **Size:** **a\_b** is small"),
+        (Point(": out of memory", name="fp16"), "- **fp16**: out of memory"),
+        (Point("plain"), "- plain"),
+        (Point("open", lead="L", open_question=True), "- (not decided) **L:** open"),
+    ],
+)
+def test_a_points_words_stand_apart_in_markdown(point, line):
+    section = Section("s", "S", (Bullets((point,)),))
+    assert line in to_markdown(Page("T", "", (section,))).splitlines()
