@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +34,29 @@ def download_snapshot(model: str, patterns: Sequence[str], progress: Progress) -
 
 
 def _missing_bytes(model: str, patterns: Sequence[str]) -> int:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import DryRunError
+    """Bytes of the wanted files that the cache lacks; 0 where the hub does not answer."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
-    silent = _bars_for(NO_PROGRESS)
     try:
-        files = snapshot_download(
-            model, allow_patterns=list(patterns), dry_run=True, tqdm_class=silent
-        )
-    except DryRunError:
-        # It does not say why the hub refuses; the download itself will.
+        found = HfApi().model_info(model, files_metadata=True)
+    except (HTTPError, OSError):
+        # The download that follows meets the same, and its caller knows what to say.
         return 0
-    return sum(file.file_size or 0 for file in files if file.will_download)
+    sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
+    return sum(
+        sizes[name]
+        for name in sizes
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+        and not isinstance(try_to_load_from_cache(model, name, revision=found.sha), str)
+    )
 
 
 def _fetch(model: str, patterns: Sequence[str], progress: Progress) -> Path:
     from huggingface_hub import snapshot_download
 
-    bars = _bars_for(progress)
+    # Who draws nothing himself gets the library's own bars, which a pipe does not.
+    bars = None if progress is NO_PROGRESS else _bars_for(progress)
     return Path(snapshot_download(model, allow_patterns=list(patterns), tqdm_class=bars))
 
 

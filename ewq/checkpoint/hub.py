@@ -12,6 +12,7 @@ from ewq.progress import NO_PROGRESS, Progress
 
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NOTHING = "{}: no such folder or file, and not a hub id like owner/name"
 
 
 def resolve(model: str, progress: Progress = NO_PROGRESS) -> Path:
@@ -26,7 +27,7 @@ def resolve(model: str, progress: Progress = NO_PROGRESS) -> Path:
     if path.is_file():
         raise CheckpointError(f"{model} is a file, but not .gguf; give a model folder or a GGUF")
     if not HUB_ID.fullmatch(model) or path.suffix == ".gguf":
-        raise CheckpointError(f"{model}: no such folder or file, and not a hub id like owner/name")
+        raise CheckpointError(_NOTHING.format(model))
     return _from_hub(model, progress)
 
 
@@ -75,6 +76,7 @@ def _snapshot(model: str, downloading: Progress | None = None) -> Path | None:
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         HTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
@@ -93,8 +95,12 @@ def _snapshot(model: str, downloading: Progress | None = None) -> Path | None:
         return None
     except HfHubHTTPError as error:
         raise CheckpointError(f"the hub refuses {model}: {error}".split("\n")[0]) from error
+    except HFValidationError as error:
+        raise CheckpointError(_NOTHING.format(model)) from error
     except (HTTPError, OSError) as error:
         reason = str(error).split("\n")[0]
+        if downloading is None:
+            raise CheckpointError(f"cannot read the Hugging Face cache: {reason}") from error
         raise CheckpointError(
-            f"{model} could not be downloaded whole ({reason}); run again, what is there is kept"
+            f"{model} could not be downloaded whole ({reason}); files that arrived whole are kept"
         ) from error

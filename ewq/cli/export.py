@@ -45,7 +45,7 @@ def export(
     recipe = make_recipe(type_name, read_plan(plan) if plan else None, parse_types(types), imatrix)
     request = Request(model, out, recipe, converter)
     if print_command:
-        script = command_for(request)
+        script = command_for(request, terminal_progress())
         print(json.dumps({"command": script}) if as_json else script)
         return
     report = carry_out(request, terminal_progress())

@@ -37,6 +37,7 @@ def quantize(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Write a quantized copy of a model, weights streamed one by one."""
+    from ewq.cli.progress import terminal_progress
     from ewq.quantizer.config import EwqConfig
     from ewq.quantizer.folder import quantize_to_folder
 
@@ -51,7 +52,8 @@ def quantize(
         int8_threshold=int8_threshold,
     )
     _quiet_bars()
-    _report(quantize_to_folder(model, config, out, device=device), as_json)
+    progress = terminal_progress()
+    _report(quantize_to_folder(model, config, out, device=device, progress=progress), as_json)
 
 
 def _quiet_bars() -> None:

@@ -243,21 +243,26 @@ def _sentence(
     record: Record, name: str, metric: Metric, limit: Limit, verdict: Verdict, statistic: str
 ) -> str:
     return (
-        f"{name} {_figure(metric)} {metric.unit} {_RELATION[verdict]} {limit}"
+        f"{name} {_figure(metric, limit)} {metric.unit} {_RELATION[verdict]} {limit}"
         f"{_two_values(record, name, metric)} [{statistic}]"
     )
 
 
-def _figure(metric: Metric) -> str:
-    """The value as far as its error leaves it certain: two digits of the error."""
+def _figure(metric: Metric, limit: Limit) -> str:
+    """The value as far as its error leaves it certain: two digits of the error.
+
+    Six digits where fewer would lie on the other side of the limit.
+    """
     if metric.stderr is None:
         return f"{metric.value:.6g}"
     decimals = (
         max(0, 1 - math.floor(math.log10(metric.stderr))) if metric.stderr else _MOST_DECIMALS
     )
-    if decimals >= _MOST_DECIMALS:
-        return f"{metric.value:.6g} ± {metric.stderr:.2g}"
     value = round(metric.value, decimals) + 0.0  # no "-0.00"
+    bounds = [bound for bound in (limit.min, limit.max) if bound is not None]
+    crossed = any((value > b, value < b) != (metric.value > b, metric.value < b) for b in bounds)
+    if crossed or decimals >= _MOST_DECIMALS:
+        return f"{metric.value:.6g} ± {metric.stderr:.2g}"
     return f"{value:.{decimals}f} ± {metric.stderr:.{decimals}f}"
 
 

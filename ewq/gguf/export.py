@@ -90,7 +90,7 @@ def carry_out(request: Request, progress: Progress = NO_PROGRESS) -> ExportRepor
         return build(base, request.recipe, request.out, work, progress)
 
 
-def _open(model: str | Path, recipe: Recipe, progress: Progress = NO_PROGRESS) -> Checkpoint:
+def _open(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoint:
     from ewq.checkpoint.opening import open_checkpoint
     from ewq.planning.plan import check_plan
 
@@ -202,7 +202,7 @@ def _notes(job: QuantizeJob, source: GgufHeader, recipe: Recipe) -> tuple[str, .
     return notes
 
 
-def command_for(request: Request) -> str:
+def command_for(request: Request, progress: Progress = NO_PROGRESS) -> str:
     """The same export as a shell script for llama.cpp's own programs; nothing is kept.
 
     The names of tensors come from a conversion, which is made and removed again.
@@ -210,9 +210,9 @@ def command_for(request: Request) -> str:
     Raises:
         InputError: as :func:`export_gguf`.
     """
-    checkpoint = _open(request.model, request.recipe)
+    checkpoint = _open(request.model, request.recipe, progress)
     with tempfile.TemporaryDirectory() as name:
-        base = make_base(checkpoint, request.recipe, Path(name), request.converter)
+        base = make_base(checkpoint, request.recipe, Path(name), request.converter, progress)
         source = read_header(base.path)
         job = make_job(source, request.recipe, request.out)
     if checkpoint.is_gguf:

@@ -49,6 +49,6 @@ def left_alone(source: GgufHeader, recipe: PlanRecipe) -> tuple[str, ...]:
         return ()
     kept = sum(tensor.nbytes for tensor in left)
     return (
-        f"{len(left)} weights that the plan quantizes stay as they are ({kept:,} bytes), because "
-        f"llama.cpp quantizes neither routers nor single rows: {left[0].name}, ...",
+        f"not quantized, against the plan: {len(left)} of its weights ({kept:,} bytes), the first "
+        f"of them {left[0].name}, because llama.cpp quantizes neither routers nor single rows",
     )

@@ -34,6 +34,8 @@ class Loaded:
 
     model: LanguageModel
     plan: QuantizationPlan | None = None
+    notes: tuple[str, ...] = ()
+    """Sentences for people on how the plan was followed."""
 
 
 def load_variant(variant: Variant, subject: Subject, placement: Placement) -> Loaded:
@@ -126,8 +128,13 @@ def _gguf_type(recipe: GgufType, subject: Subject, placement: Placement) -> Load
 
 
 def _gguf_planned(recipe: GgufPlanned, subject: Subject, placement: Placement) -> Loaded:
-    path = _gguf_path(recipe, subject)
-    return Loaded(_llama_cpp(path, subject, placement), subject.plan(recipe.plan))
+    from ewq.checkpoint.gguf_header import read_header
+    from ewq.gguf.recipe import PlanRecipe
+    from ewq.gguf.tensor_types import left_alone
+
+    path, plan = _gguf_path(recipe, subject), subject.plan(recipe.plan)
+    notes = left_alone(read_header(path), PlanRecipe(plan))
+    return Loaded(_llama_cpp(path, subject, placement), plan, notes)
 
 
 def _gguf_file(recipe: GgufFile, subject: Subject, placement: Placement) -> Loaded:

@@ -126,8 +126,7 @@ def find_subject(model: str, tier: str, device: str, progress: Progress) -> Subj
         subject = Subject(f"fixture {TINY_MODEL}", str(fixture_path(TINY_MODEL)), progress)
     else:
         subject = Subject(EMBEDDED_MODEL, str(embedded_model(progress)), progress)
-    # Opened here so that a missing model ends the run before anything is loaded. A hub id may
-    # have to be downloaded for it, whose own bars pytest's capture hides.
+    # Opened here so that a missing model ends the run before anything is loaded.
     progress.start(f"finding {subject.label}", 1, "model")
     try:
         _ = subject.checkpoint

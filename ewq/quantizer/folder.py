@@ -13,6 +13,7 @@ from typing import Any
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.errors import EwqError, InputError
 from ewq.planning.plan import QuantizationPlan, write_plan
+from ewq.progress import NO_PROGRESS, Progress
 from ewq.quantizer.card import CARD, model_card
 from ewq.quantizer.config import EwqConfig
 from ewq.quantizer.memory import memory_footprint
@@ -48,7 +49,12 @@ class Quantized:
 
 
 def quantize_to_folder(
-    model: str | Path, config: EwqConfig, out: str | Path, *, device: str = "cpu"
+    model: str | Path,
+    config: EwqConfig,
+    out: str | Path,
+    *,
+    device: str = "cpu",
+    progress: Progress = NO_PROGRESS,
 ) -> Quantized:
     """Quantize a checkpoint into a folder; the folder is complete or does not appear.
 
@@ -57,6 +63,7 @@ def quantize_to_folder(
         config: plan or rule, and how to store the weights.
         out: a folder that does not exist yet, or is empty.
         device: where each weight is quantized.
+        progress: told about bytes downloaded.
 
     Raises:
         InputError: ``out`` is in use, or ``model`` is a GGUF file or quantized already.
@@ -64,7 +71,7 @@ def quantize_to_folder(
         EwqError: the folder cannot be written.
     """
     out = Path(out)
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, progress)
     _check(checkpoint, out)
     loaded = _load(checkpoint, config, device)
     plan = loaded.hf_quantizer.quantization_config.plan

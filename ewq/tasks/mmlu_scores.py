@@ -172,10 +172,10 @@ def _binary_stderr(right: int, n: int) -> float:
 def _size_weighted(tally: Mapping[str, tuple[int, int]]) -> Metric:
     """Accuracy over all questions of some subjects, its error pooled over the subjects."""
     right, n = _total(tally)
-    if n > len(tally):
+    if n - len(tally) >= len(tally):
         errors = [_binary_stderr(*pair) for pair in tally.values()]
         error = stats.pooled_stderr(errors, [size for _, size in tally.values()])
     else:
-        # One question a subject leaves nothing to pool: treat them as one group.
+        # Hardly more than one question a subject leaves nothing to pool: treat them as one group.
         error = max(_binary_stderr(right, n), 1 / (2 * n))
     return Metric(right / n, "fraction", True, n, error)

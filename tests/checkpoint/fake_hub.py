@@ -45,7 +45,7 @@ def _handler(files: dict[str, bytes], cut: str = "") -> type[BaseHTTPRequestHand
             if "/api/models/owner/model/tree/" in path:
                 body = json.dumps([_entry(name, files[name]) for name in files]).encode()
             elif path.startswith("/api/models/owner/model"):
-                siblings = [{"rfilename": name} for name in files]
+                siblings = [{"rfilename": each, "size": len(files[each])} for each in files]
                 facts = {"_id": "1", "id": "owner/model", "sha": COMMIT, "siblings": siblings}
                 body = json.dumps(facts).encode()
             elif path.startswith("/owner/model/resolve/") and name in files:

@@ -83,6 +83,7 @@ def test_a_disk_too_full_is_said_before_anything_is_written(tmp_path: Path):
     assert said["found"].startswith("refused: owner/model takes 0.0 GB more")
     assert "HF_HOME" in said["found"]
     assert said["steps"] == []
+    assert not [path for path in tmp_path.rglob("models--*") if path.is_dir()]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_a_hub_out_of_reach_is_one_line(tmp_path: Path):
     assert "\n" not in said
 
 
-def test_a_connection_that_breaks_is_one_line_and_loses_nothing(tmp_path: Path):
+def test_a_connection_that_breaks_is_one_line_and_whole_files_stay(tmp_path: Path):
     files = {"config.json": b"{}", "model.safetensors": bytes(200_000)}
     with fake_hub(files, cut="model.safetensors") as hub:
         said = resolved(hub, tmp_path, "owner/model")["found"]
@@ -118,4 +119,5 @@ def test_a_connection_that_breaks_is_one_line_and_loses_nothing(tmp_path: Path):
 
     assert said.startswith("refused: owner/model could not be downloaded whole (")
     assert "\n" not in said
+    assert again["steps"][0] == ["downloading owner/model", 200_000, "bytes"]
     assert (Path(again["found"]) / "model.safetensors").read_bytes() == files["model.safetensors"]

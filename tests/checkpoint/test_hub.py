@@ -14,6 +14,8 @@ WRONG = {
     "missing.gguf": "no such folder or file",
     "owner/missing.gguf": "no such folder or file",
     "justaname": "no such folder or file",
+    "./missing": "no such folder or file",
+    "a--b/c": "no such folder or file",
 }
 
 

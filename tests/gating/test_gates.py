@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import sem
 
-from ewq.gating.gates import judge, overall
+from ewq.gating.gates import _figure, judge, overall
 from ewq.gating.thresholds import DEFAULT_TOLERANCES, Limit, Test, Tolerance
 from ewq.measurement import Metric
 from ewq.record import Verdict
@@ -345,3 +345,20 @@ def test_few_documents_do_not_make_a_failure_certain(freedom, verdict):
         record("perplexity", metrics={"ln_ppl_ratio": change}), {"ln_ppl_ratio": NO_WORSE_PPL}
     )
     assert judged.verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "text"),
+    [
+        (-0.0138889, 0.032, "-0.014 ± 0.032"),
+        (2.15e8, 3e6, "215000000 ± 3000000"),
+        (-1e-5, 0.001, "0.0000 ± 0.0010"),
+        (2.25e-6, 1e-8, "2.25e-06 ± 1e-08"),
+        (0.5, 0.0, "0.5 ± 0"),
+        (0.5123456, None, "0.512346"),
+        (15.04, 3.6, "15.04 ± 3.6"),
+    ],
+)
+def test_figures_have_the_digits_that_are_certain_but_never_cross_the_limit(value, stderr, text):
+    metric = Metric(value, "ratio", False, 10, stderr)
+    assert _figure(metric, Limit(max=15.0)) == text

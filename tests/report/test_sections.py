@@ -59,11 +59,16 @@ def test_a_change_on_few_texts_needs_more_to_be_told_from_none(freedom, doubt):
 
 def test_groups_of_subjects_are_a_table_unless_all_is_guessing():
     accuracy = {"accuracy/stem": Metric(0.512, "fraction", True, 80, 0.056)}
-    told, guessed = record("mmlu_cloze", "fp16", accuracy), record("mmlu", "fp16", accuracy)
-    guessed = replace(guessed, notes=("accuracy 0.25 is at chance level",))
-    table = only(domains.section(subject(told, guessed)), Table)
+    chance = ("accuracy 0.25 is at chance level",)
+    told, fallen, guessed = (
+        record("mmlu_cloze", "fp16", accuracy),
+        replace(record("mmlu_cloze", "bnb-nf4", accuracy), notes=chance),
+        replace(record("mmlu", "fp16", accuracy), notes=chance),
+    )
+    table = only(domains.section(subject(told, fallen, guessed)), Table)
     assert table.title.startswith("MMLU (cloze) by group")
-    assert (table.headings, table.rows) == (("Variant", "stem"), (("fp16", "51.2 ±5.6"),))
+    assert table.headings == ("Variant", "stem")
+    assert table.rows == (("fp16", "51.2 ±5.6"), ("bnb-nf4*", "51.2 ±5.6"))
 
 
 def test_answers_to_other_questions_are_not_compared():
@@ -114,7 +119,9 @@ def test_only_entropies_are_called_so(tmp_path, scorer, heading):
         return replace(each, side={**each.side, "plan": plan} if plan else each.side)
 
     run = read_run(write_example(tmp_path, ("ewq-1.0",), ("memory",), change=scored))
-    plot = only(blocks.section(reported([run])), Plot)
+    section = blocks.section(reported([run]))
+    plot = only(section, Plot)
+    assert only(section, Paragraph).text.startswith(f"A block whose {heading.lower()} is")
     assert plot.title == f"{heading} by block ({scorer})"
     assert plot.table.headings[1] == heading
 

@@ -62,6 +62,13 @@ def test_each_group_has_its_own_pooled_error():
     assert not [name for name in metrics if name.startswith("accuracy/") and "ungrouped" in name]
 
 
+def test_a_group_of_hardly_one_question_a_subject_is_not_certain():
+    """Two right answers of one subject say nothing about eighteen others."""
+    stem = ["abstract_algebra", "anatomy", "astronomy", "college_biology", "college_chemistry"]
+    metrics = accuracy_metrics("AbAbAA", {name: 1 + (name == stem[-1]) for name in stem})
+    assert metrics["accuracy/stem"].stderr == pytest.approx(math.sqrt(4 / 6 * 2 / 6 / 5))
+
+
 def test_answered_letters_add_up_and_have_no_direction():
     metrics = accuracy_metrics(ITEMS, SUBJECTS)
     shares = [metrics[f"answered_{letter}"] for letter in "ABCD"]

@@ -20,7 +20,7 @@ COLORS = {**kinds.PRECISION_COLORS, "mixed": kinds.PURPLE}
 MARKS = {**kinds.PRECISION_MARKS, "mixed": "star"}
 _LEVELS = tuple(WORDS)
 RULE = (
-    "A block whose entropy is at or above the mean stays raw; below the mean, but above "
+    "A block whose {} is at or above the mean stays raw; below the mean, but above "
     "mean − factor × standard deviation, it gets 8 bits; further below, 4 bits."
 )
 _ENTROPIES = {"histogram": "entropy, bits", "softmax": "entropy"}
@@ -59,7 +59,8 @@ def section(subject: Reported) -> Section | None:
         return None
     plots: list[Part] = [_plot(n, plans) for n, plans in enumerate(groups.values(), start=1)]
     by_factor = any(plan.factor is not None for plans in groups.values() for plan in plans)
-    intro = (Paragraph(RULE),) if by_factor else ()
+    words = {_measure(plans[0]).lower() for plans in groups.values()}
+    intro = (Paragraph(RULE.format(" or ".join(sorted(words)))),) if by_factor else ()
     return Section("blocks", "Where the plans spend their bits", (*intro, *plots))
 
 

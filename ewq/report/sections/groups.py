@@ -18,13 +18,18 @@ def group_tables(rows: Sequence[VariantRow]) -> tuple[Table, ...]:
 
 
 def _table(task: str, rows: Sequence[VariantRow]) -> Table | None:
-    told = [row for row in rows if _groups(row, task) and not at_chance(row, task)]
-    if not told:
+    told = [row for row in rows if _groups(row, task)]
+    if all(at_chance(row, task) for row in told):
         return None
     groups = list(dict.fromkeys(name for row in told for name in _groups(row, task)))
-    body = tuple((row.variant, *(_cell(row, task, name) for name in groups)) for row in told)
+    body = tuple(
+        (row.variant + "*" * at_chance(row, task), *(_cell(row, task, name) for name in groups))
+        for row in told
+    )
     headings = ("Variant", *(name.replace("_", " ") for name in groups))
     title = f"{MMLU_TASKS[task]} by group of subjects, %: each accuracy with its own standard error"
+    if any(at_chance(row, task) for row in told):
+        title += "; * at chance level"
     return Table(headings, body, title=title, folded=True)
 
 
