@@ -133,13 +133,14 @@ agreement() { # the same questions and texts on both, and the GPU in the CPU's o
 }
 
 report() {
-    local name
+    local name status=0
     for name in embedded shape; do
         [ -f "$out/$name.json" ] || continue
-        "$python" -m ewq report "$out/$name.json" -o "$out/$name.html" || echo "no report of $name"
+        "$python" -m ewq report "$out/$name.json" -o "$out/$name.html" || status=$?
     done
     "$python" "$here/summary.py" "$out" > "$out/summary.md"
     cat "$out/summary.md"
+    return $status
 }
 
 roomy_cache() {
