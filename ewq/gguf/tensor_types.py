@@ -18,11 +18,12 @@ def exact_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
     """A type for every matrix of the file that llama.cpp will quantize: planned, or raw."""
     planned = _planned_types(source, recipe)
     raw = recipe.types[Precision.RAW]
+    asked = {*planned, EMBEDDING, OUTPUT}
     return {
         tensor.name: planned.get(tensor.name, raw)
         for tensor in source.tensors
         # Other matrices stay F32 in llama.cpp whatever is asked.
-        if _quantizable(tensor) and tensor.name in {*planned, EMBEDDING, OUTPUT}
+        if _quantizable(tensor) and tensor.name in asked
     }
 
 

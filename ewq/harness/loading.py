@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -34,8 +35,8 @@ class Loaded:
 
     model: LanguageModel
     plan: QuantizationPlan | None = None
-    notes: tuple[str, ...] = ()
-    """Sentences for people on how the plan was followed."""
+    notes: Callable[[], tuple[str, ...]] = tuple
+    """Sentences for people on how the plan was followed; worked out after the load is timed."""
 
 
 def load_variant(variant: Variant, subject: Subject, placement: Placement) -> Loaded:
@@ -128,13 +129,16 @@ def _gguf_type(recipe: GgufType, subject: Subject, placement: Placement) -> Load
 
 
 def _gguf_planned(recipe: GgufPlanned, subject: Subject, placement: Placement) -> Loaded:
+    path, plan = _gguf_path(recipe, subject), subject.plan(recipe.plan)
+    return Loaded(_llama_cpp(path, subject, placement), plan, partial(_export_notes, path, plan))
+
+
+def _export_notes(path: Path, plan: QuantizationPlan) -> tuple[str, ...]:
     from ewq.checkpoint.gguf_header import read_header
     from ewq.gguf.recipe import PlanRecipe
     from ewq.gguf.tensor_types import left_alone
 
-    path, plan = _gguf_path(recipe, subject), subject.plan(recipe.plan)
-    notes = left_alone(read_header(path), PlanRecipe(plan))
-    return Loaded(_llama_cpp(path, subject, placement), plan, notes)
+    return left_alone(read_header(path), PlanRecipe(plan))
 
 
 def _gguf_file(recipe: GgufFile, subject: Subject, placement: Placement) -> Loaded:

@@ -120,7 +120,7 @@ def _file_settings(handle: VariantHandle) -> dict[str, Any]:
 
 def _model_notes(handle: VariantHandle) -> tuple[str, ...]:
     """What the engine has to say, such as a faster decode loop it could not use; and the export."""
-    return (*getattr(handle.model, "notes", ()), *handle.load().notes)
+    return (*getattr(handle.model, "notes", ()), *handle.load().notes())
 
 
 def _plan_for_reports(task: str, handle: VariantHandle) -> dict[str, Any]:
