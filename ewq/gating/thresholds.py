@@ -114,7 +114,7 @@ CPU_TOLERANCES: Tolerances = {
     },
 }
 """The same on a CPU: half the speed. Other programs' use of caches and memory moves more there
-than a change of code does; calibrate your machine for less (``benchmarks/calibrate.py``)."""
+than a change of code does; calibrate your machine for less (``tools/calibrate.py``)."""
 
 
 @dataclass(frozen=True)

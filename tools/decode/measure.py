@@ -1,6 +1,6 @@
 """What each option costs at decode: one model, every recipe, rounds interleaved.
 
-``python benchmarks/decode/measure.py [DEVICE]`` prints the table of
+``python tools/decode/measure.py [DEVICE]`` prints the table of
 docs/results/decode_speed.md. Interleaving lets a busy machine slow every
 recipe alike; the figure is the median over rounds, beside the fastest round.
 """

@@ -20,7 +20,7 @@ def document(speed: list[Run], quality: list[Run], duration_s: float, command: s
     thresholds = load_thresholds(THRESHOLDS, ())
     found, device = spreads(speed), str(speed[0].machine.get("device"))
     lines = [
-        "<!-- Written by benchmarks/calibrate.py. -->",
+        "<!-- Written by tools/calibrate.py. -->",
         "",
         "# Calibration",
         "",

@@ -1,6 +1,6 @@
 """Is anything lost or measured twice when the smoke run is killed and resumed?
 
-    python benchmarks/gating/check_kills.py [--kills 20] [--variants A,B] [--docs] [--json FILE]
+    python tools/gating/check_kills.py [--kills 20] [--variants A,B] [--docs] [--json FILE]
 
 Runs the smoke tier once undisturbed; then sends SIGKILL at random moments, once or twice a run,
 resumes, and compares the whole stored run with the undisturbed one, times apart. Prints one line;

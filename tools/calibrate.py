@@ -1,7 +1,7 @@
 """Tolerances from measured variance: what repeated runs of the same code differ by.
 
-    python benchmarks/calibrate.py                      measure, write docs/results/calibration.md
-    python benchmarks/calibrate.py RUN RUN ... [--toml] only the table of runs stored already
+    python tools/calibrate.py                      measure, write docs/results/calibration.md
+    python tools/calibrate.py RUN RUN ... [--toml] only the table of runs stored already
 
 Quality on one device repeats to the last bit, so two runs show that it does; clocks and memory
 do not, and are measured in ten processes of their own. Run it alone on the machine: some fifteen
@@ -62,7 +62,7 @@ def calibrate(options: argparse.Namespace) -> None:
         # First, since it also fills the caches of analyses and GGUF files.
         quality = _repeated(Path(folder) / "quality", QUALITY, QUALITY_RUNS, options)
         speed = _repeated(Path(folder) / "speed", SPEED, options.repeats, options)
-        command = " ".join(["python benchmarks/calibrate.py", *sys.argv[1:]])
+        command = " ".join(["python tools/calibrate.py", *sys.argv[1:]])
         text = document(speed, quality, time.monotonic() - begin_s, command)
     options.output.write_text(text, encoding="utf-8")
     tight = text.count("**too tight**")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a bare machine with Python, torch and a CUDA card to the finished report, without a network.
 #
-#   benchmarks/gpu/run.sh WHEELS OUT [STEP...]
+#   tools/gpu/run.sh WHEELS OUT [STEP...]
 #
 # WHEELS  folder that collect.sh filled; parts of cut files (NAME.part-00, ...) are joined
 # OUT     folder for logs, stored runs, reports, figures and the summary

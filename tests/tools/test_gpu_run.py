@@ -1,4 +1,4 @@
-"""The steps of ``benchmarks/gpu/run.sh`` and how a second call goes on; Python is a stand-in."""
+"""The steps of ``tools/gpu/run.sh`` and how a second call goes on; Python is a stand-in."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.sh"
+SCRIPT = Path(__file__).parents[2] / "tools" / "gpu" / "run.sh"
 PYTHON = r"""#!/usr/bin/env bash
 echo "$@" >> "$CALLS"
 case "$*" in

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fetch what run.sh installs, on a machine with a network; run it with the GPU machine's Python.
 #
-#   benchmarks/gpu/collect.sh WHEELS [NAME...]
+#   tools/gpu/collect.sh WHEELS [NAME...]
 #
 # WHEELS  folder to fill: wheels, and the sdist of llama-cpp-python
 # NAME    packages that the GPU machine lacks (default: all of constraints.txt but torch, which

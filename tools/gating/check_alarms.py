@@ -1,6 +1,6 @@
 """Do the gates catch a planted defect, and nothing where there is none?
 
-    python benchmarks/gating/check_alarms.py [--repeats 20] [--variants A,B] [--docs] [--json FILE]
+    python tools/gating/check_alarms.py [--repeats 20] [--variants A,B] [--docs] [--json FILE]
 
 In a scratch clone of the last commit: runs the smoke tier, repeats it ``--repeats`` times with
 ``--benchmark-compare`` (no alarm may sound), then once for each defect, planted in a commit of its

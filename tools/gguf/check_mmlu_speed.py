@@ -1,6 +1,6 @@
 """MMLU on a GGUF: ewq against one ``create_completion`` call per question, same questions.
 
-    python benchmarks/gguf/check_mmlu_speed.py MODEL MMLU_DIR [--type Q8_0] [--per-subject 25]
+    python tools/gguf/check_mmlu_speed.py MODEL MMLU_DIR [--type Q8_0] [--per-subject 25]
 
 ``create_completion`` gets the same token ids and is asked for one token, in three ways:
 

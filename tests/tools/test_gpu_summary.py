@@ -10,7 +10,7 @@ import pytest
 
 from tests.make_runs import metric, mmlu, record, stored_run
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "summary.py"
+SCRIPT = Path(__file__).parents[2] / "tools" / "gpu" / "summary.py"
 GB = 1_000_000_000
 
 

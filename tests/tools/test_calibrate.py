@@ -11,7 +11,7 @@ import pytest
 from ewq.storage.runs import read_run
 from tests.make_runs import GPU, metric, record, stored_run
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "calibrate.py"
+SCRIPT = Path(__file__).parents[2] / "tools" / "calibrate.py"
 SPEEDS = (100.0, 104.0, 96.0)
 
 

@@ -1,6 +1,6 @@
 """Is our perplexity of a GGUF that of a plain loop over the same file?
 
-    python benchmarks/gguf/check_perplexity.py MODEL TEXT --type Q8_0 [--chunks N]
+    python tools/gguf/check_perplexity.py MODEL TEXT --type Q8_0 [--chunks N]
 
 The independent evaluation uses nothing of ewq: llama-cpp-python's ``Llama``, one sequence, one
 chunk of 512 tokens at a time, all logits, log-softmax in float64, positions 256 to 510 scored,

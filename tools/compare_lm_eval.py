@@ -4,7 +4,7 @@ lm_eval lives in an environment of its own and is no dependency of ewq:
 
     python -m venv lmeval
     lmeval/bin/pip install "lm_eval[hf]==0.4.13" torch==2.13.0 transformers==5.23.0
-    python benchmarks/compare_lm_eval.py --lm-eval-python lmeval/bin/python --mmlu MMLU_FOLDER
+    python tools/compare_lm_eval.py --lm-eval-python lmeval/bin/python --mmlu MMLU_FOLDER
 
 Both sides answer the same questions in one run, subject by subject in turn, in
 float32 on the CPU with the same number of threads; loading the model is outside

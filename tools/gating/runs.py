@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "docs" / "results" / "gates.md"
 HEAD = """\
-<!-- Written by benchmarks/gating/check_kills.py and check_alarms.py, each its own section. -->
+<!-- Written by tools/gating/check_kills.py and check_alarms.py, each its own section. -->
 
 # Gates, tried out
 

@@ -1,6 +1,6 @@
 """Do ``gguf-f16`` and the 16-bit checkpoint agree? Mean KLD over tokens, and MMLU answers.
 
-    python benchmarks/gguf/check_agreement.py MODEL TEXT [--mmlu DIR --questions N] [--tokens N]
+    python tools/gguf/check_agreement.py MODEL TEXT [--mmlu DIR --questions N] [--tokens N]
 
 MODEL is a Hugging Face folder, TEXT a text file. Prints one JSON document.
 """

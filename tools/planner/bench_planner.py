@@ -1,6 +1,6 @@
 """The planner against the proof of concept's way, on one checkpoint, in one run.
 
-Run by its path, never by default: ``pytest benchmarks/planner/bench_planner.py -s``.
+Run by its path, never by default: ``pytest tools/planner/bench_planner.py -s``.
 It writes a bfloat16 checkpoint of half a billion random weights into a
 temporary folder, times each way in processes of its own, and fails where one
 of the four targets of speed and memory is missed. ``EWQ_BENCH_LAYERS`` makes it smaller.

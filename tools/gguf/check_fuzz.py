@@ -1,6 +1,6 @@
 """Damaged GGUF files: how many are refused where, and how many are evaluated.
 
-    python benchmarks/gguf/check_fuzz.py MODEL [--files 200]
+    python tools/gguf/check_fuzz.py MODEL [--files 200]
 
 Run from the repository's root. Ends with an error if this process would not survive one of them.
 """

@@ -1,6 +1,6 @@
 """Peak memory of loading a checkpoint of half a billion parameters, each way in a child process.
 
-``python benchmarks/loading/measure.py`` prints the table of docs/results/loading.md.
+``python tools/loading/measure.py`` prints the table of docs/results/loading.md.
 """
 
 from __future__ import annotations
