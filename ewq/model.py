@@ -7,7 +7,7 @@ are never differences of tokenization.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+    from ewq.measurement import Json
 
 TokenIds = Sequence[int]
 
@@ -63,6 +65,15 @@ class LanguageModel(Protocol):
     info: ModelInfo
     tokenizer: Any
     """The checkpoint's ``transformers`` tokenizer."""
+
+    @property
+    def settings(self) -> Mapping[str, Json]:
+        """How this engine computes, as recorded beside every result.
+
+        Always ``engine``, ``dtype`` and ``batch_tokens`` (most tokens of one batch); then what
+        else can change results, under the engine's own names.
+        """
+        ...
 
     def last_logprobs(
         self, prefix: TokenIds, suffixes: Sequence[TokenIds], columns: Sequence[int]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ewq.checkpoint.gguf_header import GgufHeader
     from ewq.gguf.llama_native import NativeModel, Tokens
+    from ewq.measurement import Json
 
 
 class LlamaCppModel:
@@ -143,6 +144,11 @@ class LlamaCppModel:
             first_token_s=clock[1] - clock[0],
             step_s=tuple(b - a for a, b in pairwise(clock[1:])),
         )
+
+    @property
+    def settings(self) -> dict[str, Json]:
+        """How llama.cpp computes; see :attr:`ewq.model.LanguageModel.settings`."""
+        return {"engine": self.info.engine, "dtype": self.info.dtype, **self._native.settings}
 
     def synchronize(self) -> None:
         """See :meth:`ewq.model.LanguageModel.synchronize`."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from ewq.measurement import Json
+
 LOGIT_BLOCK_BYTES = 192_000_000
 """Most bytes of float32 logits held at a time: 315 rows of a 152k vocabulary."""
 
@@ -161,6 +163,16 @@ class TransformersModel:
     def decode_mode(self) -> str:
         """The way of decoding in force, after any fallback."""
         return self._decoders.current.mode
+
+    @property
+    def settings(self) -> dict[str, Json]:
+        """How this model computes; see :attr:`ewq.model.LanguageModel.settings`."""
+        return {
+            "engine": self.info.engine,
+            "dtype": self.info.dtype,
+            "batch_tokens": self.batch_tokens,
+            "decode_mode": self.decode_mode,
+        }
 
     @property
     def notes(self) -> tuple[str, ...]:

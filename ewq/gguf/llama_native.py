@@ -19,12 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ewq.errors import BackendUnavailable, CheckpointError, MeasurementError
+from ewq.measurement import Json
 
 INSTALL_HINT = "llama.cpp is not installed: pip install 'ewq[gguf]'"
 
 _OUTPUT_BYTES = 128 * 2**20
 """Most bytes of logits one decode may return; bounds memory for 150k-word vocabularies."""
 F32_CACHE = 0
+CACHE_NAMES = {F32_CACHE: "F32", 1: "F16"}
+"""ggml type of the key-value cache -> name."""
 _LOG_ERROR = 4
 _messages: deque[str] = deque(maxlen=8)
 _log_callback: list[Any] = []
@@ -165,6 +168,18 @@ class NativeModel:
         if not model:
             raise CheckpointError(f"{path}: llama.cpp cannot load this file: {first_message()}")
         return model
+
+    @property
+    def settings(self) -> dict[str, Json]:
+        """What the context is made with, in llama.cpp's words (``n_batch``, ``n_ubatch``, ...)."""
+        cache = CACHE_NAMES[self._options.cache_type]
+        return {
+            "batch_tokens": self._options.batch_tokens,
+            "ubatch_tokens": self._options.micro_batch_tokens,
+            "cache_type_k": cache,
+            "cache_type_v": cache,
+            "flash_attention": "off" if self._options.cache_type == F32_CACHE else "auto",
+        }
 
     @property
     def model(self) -> Any:  # noqa: ANN401 (opaque pointer)

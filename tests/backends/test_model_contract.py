@@ -160,6 +160,17 @@ def test_info_states_the_shape(folder, model):
     )
 
 
+def test_settings_are_those_of_the_engine_that_ran(model):
+    assert model.settings["engine"] == model.info.engine
+    if model.info.engine == "llama.cpp":
+        own = {"cache_type_k": "F16", "cache_type_v": "F16", "flash_attention": "auto"}
+        batches = {"batch_tokens": 512, "ubatch_tokens": 512}
+    else:
+        own, batches = {"decode_mode": "eager"}, {"batch_tokens": 8192}
+    shared = {"engine": model.info.engine, "dtype": "float32"}
+    assert model.settings == {**shared, **batches, **own}
+
+
 def too_long(model, use):
     context = model.info.context_length
     long = [3 + i % 80 for i in range(context + 5)]
