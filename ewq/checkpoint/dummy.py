@@ -7,16 +7,15 @@ checkpoint: planning, quantizing and GGUF export treat it like any other.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ewq.cache_dir import cache_dir, published_folder
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import CheckpointError
+from ewq.files import cache_dir, content_key, whole_folder
 from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
@@ -52,12 +51,12 @@ def dummy_checkpoint(
     """
     text = _read(config_file)
     _require_vocabulary(config_file, text)
-    key = hashlib.sha256(f"{text}{SEED}{device}".encode()).hexdigest()[:12]
+    key = content_key(text, SEED, device)[:12]
     target = cache_dir("dummy", f"{config_file.stem}-{key}")
     if not target.exists():
         shapes, dtype = _shapes(text, config_file)
         progress.start("drawing random weights", len(shapes), "tensors")
-        with published_folder(target) as work:
+        with whole_folder(target, shared=True) as work:
             (work / "config.json").write_text(text, encoding="utf-8")
             _write_shards(work, _draw(shapes, dtype, device, progress))
             _add_tokenizer(work)

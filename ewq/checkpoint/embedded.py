@@ -8,13 +8,12 @@ Q4_1 grid, which flatters 4-bit variants; the label says so wherever it appears.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from importlib.util import find_spec
 from pathlib import Path
 
-from ewq.cache_dir import cache_dir, published_folder
 from ewq.errors import BackendUnavailable, CheckpointError, InputError
+from ewq.files import cache_dir, file_digest, whole_folder
 from ewq.progress import NO_PROGRESS, Progress
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct (dequantised from Q4_1)"
@@ -64,21 +63,17 @@ def embedded_model(progress: Progress = NO_PROGRESS) -> Path:
     recorded length; anything else is removed and made again.
     """
     source = embedded_gguf()
-    target = cache_dir("models", f"smollm2-135m-instruct-fp16-{_digest(source)[:12]}-r{_RECIPE}")
+    digest = file_digest(source)[:12]
+    target = cache_dir("models", f"smollm2-135m-instruct-fp16-{digest}-r{_RECIPE}")
     if target.exists() and not _intact(target):
         _discard(target)
     if not target.exists():
         progress.start("dequantising the embedded model", 1, "model")
-        with published_folder(target) as work:
+        with whole_folder(target, shared=True) as work:
             _dequantise(source, work)
         progress.advance(1)
         progress.finish()
     return target
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _weights(folder: Path) -> Path:
@@ -89,7 +84,7 @@ def _intact(folder: Path) -> bool:
     """Whether the folder is as it was published: its weights are checked by content."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return bool(manifest["weights_sha256"] == _digest(_weights(folder)))
+        return bool(manifest["weights_sha256"] == file_digest(_weights(folder)))
     except (OSError, ValueError, KeyError):
         return False
 
@@ -123,7 +118,7 @@ def _dequantise(source: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     manifest = {
         "label": EMBEDDED_MODEL,
-        "source_sha256": _digest(source),
-        "weights_sha256": _digest(_weights(folder)),
+        "source_sha256": file_digest(source),
+        "weights_sha256": file_digest(_weights(folder)),
     }
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")

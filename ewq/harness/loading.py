@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ewq.cache_dir import cache_dir
+from ewq.files import cache_dir
 from ewq.harness.placement import Placement
 from ewq.harness.subject import Subject
 from ewq.planning.formats import format_of

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ewq.cache_dir import cache_dir
 from ewq.errors import EwqError
+from ewq.files import cache_dir
 from ewq.harness.jobs import JOBS
 from ewq.harness.out_of_memory import reported
 from ewq.measurement import Metric, TaskResult

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ewq.atomic import sync_file
+from ewq.files import sync_file
 from ewq.harness.options import Options
 
 if TYPE_CHECKING:

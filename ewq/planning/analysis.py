@@ -11,9 +11,9 @@ from ewq import __version__
 from ewq.checkpoint.layout import Layout, find_layout
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.entropy.statistics import WeightStatistics
-from ewq.errors import PlanError
+from ewq.errors import CheckpointError, PlanError
+from ewq.files import content_key, read_cached, write_cached
 from ewq.measurement import Json
-from ewq.planning.analysis_cache import AnalysisCache
 from ewq.planning.budget import within_budget
 from ewq.planning.footprint import Footprint, footprint_of
 from ewq.planning.formats import DEFAULT_FORMAT, Format, format_of
@@ -25,6 +25,9 @@ from ewq.progress import NO_PROGRESS, Progress
 
 DEFAULT_FACTOR = 0.65
 GRANULARITIES = ("block", "tensor")
+CACHE = "analyses"
+CACHE_VERSION = 2
+"""Raised whenever a statistic changes its meaning."""
 
 
 @dataclass(frozen=True)
@@ -233,15 +236,16 @@ def analyze(
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, progress)
     layout = find_layout(checkpoint)
-    store = AnalysisCache.for_checkpoint(checkpoint) if cache else None
-    statistics = store.read(layout.weights) if store else None
+    key = cache_key(checkpoint) if cache else ""
+    statistics = _cached_statistics(key, layout.weights) if cache else None
     if statistics is None:
         # Imported late: an analysis found in the cache needs no compiled loops.
         from ewq.entropy.sweep import sweep
 
         statistics = sweep(checkpoint, layout, progress, workers, device)
-        if store:
-            store.write(statistics)
+        if cache:
+            plain = {name: of.to_json() for name, of in statistics.items()}
+            write_cached(CACHE, key, plain)
     return Analysis(
         checkpoint.model,
         checkpoint.fingerprint,
@@ -250,3 +254,24 @@ def analyze(
         footprint_of(checkpoint, layout),
         statistics,
     )
+
+
+def cache_key(checkpoint: Checkpoint) -> str:
+    """A checkpoint's place in the cache: its fingerprint, and its files' sizes and times.
+
+    Raises:
+        CheckpointError: one of its files has vanished.
+    """
+    try:
+        facts = [(file.name, file.stat()) for file in checkpoint.files]
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
+    files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in facts]
+    return content_key(CACHE_VERSION, checkpoint.fingerprint, files)
+
+
+def _cached_statistics(key: str, names: Sequence[str]) -> dict[str, WeightStatistics] | None:
+    kept = read_cached(CACHE, key)
+    if not isinstance(kept, dict) or kept.keys() != set(names):
+        return None
+    return {name: WeightStatistics(**kept[name]) for name in names}

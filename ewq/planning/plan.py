@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ewq.atomic import write_text
 from ewq.errors import PlanError
+from ewq.files import write_text
 from ewq.measurement import Json
 from ewq.precision import Precision
 

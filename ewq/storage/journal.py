@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ewq.atomic import sync_folder
 from ewq.errors import EwqError, InputError
+from ewq.files import sync_folder
 
 SCHEMA = 1
 Key = tuple[str, ...]

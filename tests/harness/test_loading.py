@@ -63,7 +63,7 @@ def test_bytes_of_a_gguf_are_those_of_its_file(subject):
 
 def test_a_gguf_of_another_model_is_refused(subject):
     pytest.importorskip("llama_cpp")
-    from ewq.cache_dir import cache_dir
+    from ewq.files import cache_dir
     from ewq.gguf import cached_gguf
 
     other = cached_gguf(TINY.parent / "tiny-qwen3", "F16", cache_dir("gguf"))

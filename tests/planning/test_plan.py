@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ewq import atomic
+from ewq import files
 from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import EwqError, PlanError
@@ -184,7 +184,7 @@ def test_a_full_disk_leaves_the_old_plan_as_it_was(
     path = tmp_path / "plan.json"
     path.write_text("old")
     # Space runs out where the kernel reports it: when the data is forced to disk.
-    monkeypatch.setattr(atomic.os, "fsync", no_space)
+    monkeypatch.setattr(files.os, "fsync", no_space)
 
     with pytest.raises(EwqError, match=r"cannot write .*plan\.json: No space left on device"):
         write_plan(plan, path)

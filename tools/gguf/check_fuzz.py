@@ -15,9 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ewq.backends.llama_cpp import LlamaCppOptions, load_llama_cpp
-from ewq.cache_dir import cache_dir
 from ewq.checkpoint.gguf_header import read_header
 from ewq.errors import EwqError
+from ewq.files import cache_dir
 from ewq.gguf import cached_gguf
 from tests.gguf.mutations import mutate
 

@@ -23,8 +23,8 @@ import torch
 from transformers import AutoTokenizer
 
 from ewq.backends.llama_cpp import load_llama_cpp
-from ewq.cache_dir import cache_dir
 from ewq.data.mmlu import load_mmlu
+from ewq.files import cache_dir
 from ewq.gguf import cached_gguf
 from ewq.tasks import mmlu
 

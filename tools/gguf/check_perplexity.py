@@ -19,9 +19,9 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from ewq.backends.llama_cpp import load_llama_cpp
-from ewq.cache_dir import cache_dir
 from ewq.data.texts import load_texts
 from ewq.data.windows import DEFINITIONS
+from ewq.files import cache_dir
 from ewq.gguf import cached_gguf
 from ewq.tasks import perplexity
 

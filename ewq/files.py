@@ -1,0 +1,145 @@
+"""Files and folders that appear whole or not at all, and the cache of what ewq can make again.
+
+Kept are dequantised models, analyses, reference results and exported GGUF files, each under a key
+of the content that it was made from: a changed source is another key, never a stale entry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ewq.errors import EwqError
+
+
+def cache_dir(*parts: str) -> Path:
+    """``$EWQ_CACHE``, ``$XDG_CACHE_HOME/ewq`` or ``~/.cache/ewq``, then ``parts``; not created."""
+    if explicit := os.environ.get("EWQ_CACHE"):
+        root = Path(explicit)
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ewq"
+    return root.joinpath(*parts)
+
+
+def content_key(*parts: object) -> str:
+    """SHA-256 in hexadecimal of JSON values, whatever the order of their keys."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 in hexadecimal of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_cached(kind: str, key: str) -> Any:  # noqa: ANN401 - JSON is any JSON
+    """What :func:`write_cached` kept under a key; ``None`` where it is absent or damaged."""
+    try:
+        entry = json.loads(cache_dir(kind, f"{key}.json").read_text(encoding="utf-8"))
+        return entry["value"] if entry["digest"] == content_key(key, entry["value"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_cached(kind: str, key: str, value: object) -> None:
+    """Keep a JSON value under a key; where the cache cannot be written it is simply not kept."""
+    try:
+        entry = {"digest": content_key(key, value), "value": value}
+        write_text(cache_dir(kind, f"{key}.json"), json.dumps(entry))
+    except EwqError:
+        return
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Replace ``path`` by ``text`` (UTF-8) in one step, creating its folder.
+
+    Raises:
+        EwqError: the folder cannot be written or the disk is full; ``path`` is untouched.
+    """
+    with _said_of(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".ewq-")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    return path
+
+
+@contextmanager
+def whole_folder(target: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A folder to work in, which becomes ``target`` when the block ends without an error.
+
+    Args:
+        target: a path where nothing is yet, or an empty folder.
+        shared: several processes may make the same folder: the first to finish wins and the
+            work of the others is dropped.
+
+    Raises:
+        EwqError: the folder cannot be written (full disk, no permission, or taken meanwhile).
+    """
+    with _said_of(target), scratch_beside(target) as work:
+        yield work
+        if shared and target.exists():
+            return
+        for path in work.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        work.chmod(0o755)
+        work.rename(target)
+
+
+@contextmanager
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """A hidden folder on the disk of ``out`` that is removed whatever happens.
+
+    Raises:
+        EwqError: the folder of ``out`` cannot be written.
+    """
+    with _said_of(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=".ewq-"))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """An operating system's error as one line that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        advice = ""
+        if path.is_relative_to(cache_dir()):
+            advice = "; set EWQ_CACHE to a folder with space"
+        raise EwqError(f"cannot write {path}: {error.strerror or error}{advice}") from error
+
+
+def sync_file(path: Path) -> None:
+    """Make a file that another library wrote survive a power loss."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new file's name itself survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
