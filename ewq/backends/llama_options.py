@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ewq.errors import BackendUnavailable, InputError
-from ewq.instruments.gpus import ALL
+from ewq.instruments.gpu import ALL
 
 if TYPE_CHECKING:
     from ewq.gguf.llama_native import NativeOptions

@@ -10,7 +10,7 @@ from ewq.backends.padding import Padding
 from ewq.backends.transformers_model import TransformersModel
 from ewq.conversion_errors import told
 from ewq.errors import CheckpointError, InputError, MeasurementError
-from ewq.instruments.gpus import ALL
+from ewq.instruments.gpu import ALL
 
 __all__ = ["TransformersModel", "load_transformers"]
 

@@ -13,8 +13,8 @@ from ewq.backends.decoders import AUTO, DecoderChain
 from ewq.backends.log_softmax import log_softmax
 from ewq.backends.padding import Padding, pad_rows
 from ewq.backends.prefix_cache import can_share, fork, new_cache
-from ewq.backends.weight_bytes import parameter_count, stored_bytes
 from ewq.errors import InputError, MeasurementError
+from ewq.instruments.memory import parameter_count, weights_bytes
 from ewq.model import Generation, ModelInfo, TokenIds
 
 if TYPE_CHECKING:
@@ -276,12 +276,12 @@ def describe(
     context_length: int | None = None,
     checkpoint_dtype: torch.dtype | None = None,
 ) -> ModelInfo:
-    """Facts about a loaded transformers model; see :func:`stored_bytes` for the dtype."""
+    """Facts about a loaded transformers model; ``checkpoint_dtype`` as in :func:`weights_bytes`."""
     config = model.config.get_text_config()
     limit = context_length or _context_length(config)
     if limit is None:
         raise InputError("the config states no context length; give context_length")
-    weights = stored_bytes(model, checkpoint_dtype)
+    weights = weights_bytes(model, checkpoint_dtype)
     head = model.get_output_embeddings()
     return ModelInfo(
         engine="transformers",

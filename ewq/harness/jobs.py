@@ -133,7 +133,7 @@ def _pair_throughput(result: TaskResult, reference: TaskResult) -> Mapping[str, 
 
 def _memory(bench: Bench, handle: VariantHandle) -> TaskResult:
     from ewq.harness.handle import collect_garbage
-    from ewq.instruments.process_memory import release_free_memory
+    from ewq.instruments.memory import release_free_memory
     from ewq.tasks import memory
 
     # Earlier tasks leave freed blocks behind, in the process and in torch's cache.

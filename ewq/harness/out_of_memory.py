@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ewq.errors import MeasurementError
-from ewq.instruments.gpus import gpus_of
+from ewq.instruments.gpu import gpus_of
 
 _REQUEST = re.compile(r"tried to allocate (?P<amount>[\d.]+ ?\w*)", re.IGNORECASE)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ewq.errors import BackendUnavailable
-from ewq.instruments.gpus import ALL
+from ewq.instruments.gpu import ALL
 from ewq.measurement import Json
 
 BATCH_TOKENS = 8192

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ewq.checkpoint.dummy import PREFIX, dummy_checkpoint, dummy_label
 from ewq.checkpoint.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
 from ewq.errors import CheckpointError
-from ewq.instruments.gpus import gpus_of
+from ewq.instruments.gpu import gpus_of
 from ewq.planning.plan import check_plan, read_plan
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.variants import PlanSource

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from ewq.errors import MeasurementError
-from ewq.instruments.gpus import SeveralGpus, gpus_of, open_gpus
-from ewq.instruments.peak import MemoryInstrument, PeakWatch
-from ewq.instruments.process_memory import ProcessMemory, release_free_memory
+from ewq.instruments.gpu import SeveralGpus, gpus_of, open_gpus
+from ewq.instruments.memory import (
+    MemoryInstrument,
+    PeakWatch,
+    ProcessMemory,
+    release_free_memory,
+)
 
 # Imported before the clock starts: else the first model loaded would pay for them. What
 # ``transformers`` imports at first use (some 150 MB) is named by its modules.
@@ -71,7 +75,11 @@ class LoadWatch:
             importlib.import_module(library)
         memory = ProcessMemory()
         release_free_memory()
-        _release_device_memory(self._device)
+        if gpus_of(self._device):
+            import torch
+
+            # What was computed before would hide what is loaded now.
+            torch.cuda.empty_cache()
         self._device_baseline = instrument_for(self._device).used_bytes()
         self._ram_baseline = memory.used_bytes()
         self._ram_watch = memory.watch()
@@ -109,14 +117,6 @@ def instrument_for(device: str) -> MemoryInstrument:
     if gpus := open_gpus(device):
         return gpus[0] if len(gpus) == 1 else SeveralGpus(gpus)
     raise MeasurementError(f"no instrument reads the memory of device {device!r}; use cpu or cuda")
-
-
-def _release_device_memory(device: str) -> None:
-    """Hand torch's cached blocks back: what was computed before would hide what is loaded now."""
-    if gpus_of(device):
-        import torch
-
-        torch.cuda.empty_cache()
 
 
 def _synchronize(device: str) -> None:

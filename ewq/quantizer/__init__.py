@@ -9,6 +9,5 @@ from __future__ import annotations
 
 from ewq.quantizer.config import METHOD, EwqConfig
 from ewq.quantizer.hf_quantizer import EwqHfQuantizer
-from ewq.quantizer.memory import memory_footprint
 
-__all__ = ["METHOD", "EwqConfig", "EwqHfQuantizer", "memory_footprint"]
+__all__ = ["METHOD", "EwqConfig", "EwqHfQuantizer"]

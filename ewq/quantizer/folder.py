@@ -12,11 +12,11 @@ from typing import Any
 
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.errors import EwqError, InputError
+from ewq.instruments.memory import weights_bytes
 from ewq.planning.plan import QuantizationPlan, write_plan
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.quantizer.card import CARD, model_card
 from ewq.quantizer.config import EwqConfig
-from ewq.quantizer.memory import memory_footprint
 
 PLAN = "plan.json"
 NOT_COPIED = (
@@ -75,7 +75,7 @@ def quantize_to_folder(
     _check(checkpoint, out)
     loaded = _load(checkpoint, config, device)
     plan = loaded.hf_quantizer.quantization_config.plan
-    size = memory_footprint(loaded)
+    size = weights_bytes(loaded)
     with _appearing(out) as folder:
         _copy_companions(checkpoint.path, folder)
         loaded.save_pretrained(folder)

@@ -13,13 +13,13 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
 from ewq.checkpoint.opening import Checkpoint
+from ewq.instruments.memory import weights_bytes
 from ewq.planning.analysis import analyze
 from ewq.planning.plan import QuantizationPlan, check_plan
 from ewq.precision import Precision
 from ewq.quantizer.checks import check_stored, opened, quantizable
 from ewq.quantizer.config import METHOD, EwqConfig
 from ewq.quantizer.dequantize import dequantize_model
-from ewq.quantizer.memory import memory_footprint
 from ewq.quantizer.modules import replacement
 from ewq.quantizer.ops import EwqDeserialize, EwqQuantize, is_quantized_weight, module_of
 from ewq.quantizer.pages import Housekeeper
@@ -125,7 +125,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
         self.housekeeper.tidy()
         for precision in self.precisions & LOADED.keys():
             setattr(model, LOADED[precision], True)
-        model.get_memory_footprint = MethodType(memory_footprint, model)
+        model.get_memory_footprint = MethodType(_footprint, model)
         # Saving stores the parts as they are: there is nothing of ours to revert.
         model._weight_conversions = [
             of for of in (model._weight_conversions or []) if not _is_ours(of)
@@ -159,6 +159,11 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
         super().remove_quantization_config(model)  # type: ignore[no-untyped-call]
         for name in ("get_memory_footprint", *LOADED.values()):
             model.__dict__.pop(name, None)
+
+
+def _footprint(model: nn.Module, return_buffers: bool = True) -> int:
+    """In place of ``PreTrainedModel.get_memory_footprint``, which misses scales and tables."""
+    return weights_bytes(model)
 
 
 def _is_ours(conversion: object) -> bool:

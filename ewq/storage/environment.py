@@ -14,8 +14,7 @@ from typing import Any
 
 from ewq import __version__
 from ewq.errors import BackendUnavailable
-from ewq.instruments.gpus import gpus_of
-from ewq.instruments.nvml import uuid_of
+from ewq.instruments.gpu import gpus_of, uuid_of
 from ewq.measurement import Json
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "accelerate", "llama-cpp-python")

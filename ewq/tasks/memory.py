@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ewq.errors import MeasurementError
-from ewq.instruments.gpus import gpus_of
+from ewq.instruments.gpu import gpus_of
 from ewq.instruments.load_watch import LoadReading, instrument_for
-from ewq.instruments.peak import MemoryInstrument
+from ewq.instruments.memory import MemoryInstrument
 from ewq.measurement import Json, Metric, TaskResult
 from ewq.tasks.throughput import SEED, random_prompts
 

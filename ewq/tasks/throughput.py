@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from ewq.errors import BackendUnavailable, MeasurementError
-from ewq.instruments.gpu_clocks import ClockState, read_clocks
+from ewq.instruments.gpu import ClockState, read_clocks
 from ewq.measurement import Json, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.quantiles import quantile

@@ -18,8 +18,8 @@ from transformers import (
 
 from ewq.backends import transformers_model as backend
 from ewq.backends.transformers import load_transformers
-from ewq.backends.weight_bytes import parameter_count, stored_bytes
 from ewq.errors import CheckpointError, InputError, MeasurementError
+from ewq.instruments.memory import parameter_count, weights_bytes
 from tests.backends.tiny_models import (
     ARCHITECTURES,
     SLIDING,
@@ -203,7 +203,7 @@ def test_quantization_state_counts(llama, options, bytes_of):
 def test_int8_scales_still_count_once_after_use_has_moved_them(llama):
     model = load(llama, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
     model.last_logprobs([3, 4], [[5]], [6])
-    assert stored_bytes(model._model) == model.info.weights_bytes
+    assert weights_bytes(model._model) == model.info.weights_bytes
 
 
 def test_close_frees_the_weights_although_somebody_holds_the_model(llama):

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ewq.data.texts import Document, text_set
 from ewq.data.windows import definition_named
-from ewq.instruments.process_memory import ProcessMemory, release_free_memory
+from ewq.instruments.memory import ProcessMemory, release_free_memory
 from ewq.tasks import divergence
 from tests.tasks.numpy_model import NumpyModel
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ewq.errors import MeasurementError
+from ewq.instruments.gpu import NvmlDevice
 from ewq.instruments.load_watch import LoadReading, LoadWatch
-from ewq.instruments.nvml import NvmlDevice
 from ewq.tasks import memory
 from ewq.tasks.memory import Round
 from tests.instruments.fake_nvml import UUID, FakeNvml

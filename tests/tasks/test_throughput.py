@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ewq.errors import BackendUnavailable, MeasurementError
-from ewq.instruments.gpu_clocks import ClockState
+from ewq.instruments.gpu import ClockState
 from ewq.model import Generation
 from ewq.tasks import throughput
 from ewq.tasks.throughput import Protocol

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from ewq.instruments.memory import weights_bytes
 from ewq.planning.plan import read_plan
 from ewq.precision import Precision
-from ewq.quantizer import EwqConfig, memory_footprint
+from ewq.quantizer import EwqConfig
 from ewq.quantizer.modules import replacement
 from ewq.quantizer.options import Options
 
@@ -93,7 +94,7 @@ def main(way: str, folder: str, plan_path: str) -> None:
     report = {
         "way": way,
         "load_s": load_s,
-        "weights_bytes": memory_footprint(model),
+        "weights_bytes": weights_bytes(model),
         "before_bytes": before,
         "peak_private_bytes": peak.most_bytes,
         "before_resident_bytes": before_resident,

@@ -3,10 +3,10 @@ import sys
 import numpy as np
 import pytest
 
-from ewq.instruments.peak import SampledPeak
-from ewq.instruments.process_memory import (
+from ewq.instruments.memory import (
     KernelPeak,
     ProcessMemory,
+    SampledPeak,
     high_water_mark_bytes,
     release_free_memory,
 )

@@ -1,0 +1,211 @@
+"""Memory of this process, the peak of any memory gauge, and the bytes of a model's weights."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+SAMPLING_INTERVAL_S = 0.01
+PROC = Path("/proc/self")
+RESET_PEAK = "5"
+"""What proc(5) wants in ``clear_refs`` to reset the peak resident set size."""
+
+
+class PeakWatch(Protocol):
+    """A context manager that knows the peak of what it watched after its end."""
+
+    peak_bytes: int
+
+    def __enter__(self) -> PeakWatch: ...
+
+    def __exit__(self, *raised: object) -> None: ...
+
+
+class MemoryInstrument(Protocol):
+    """Reads the memory of one place: a GPU or this process."""
+
+    name: str
+    """How it measures, as stored in the settings: ``nvml-device`` or ``process-rss``."""
+
+    def used_bytes(self) -> int:
+        """Bytes in use now."""
+        ...
+
+    def watch(self) -> PeakWatch:
+        """A watch on the peak of :meth:`used_bytes`."""
+        ...
+
+    def shared_with(self) -> int:
+        """Other processes whose memory the readings include."""
+        ...
+
+
+class SampledPeak:
+    """Peak by reading every hundredth of a second in a thread; spikes between two are missed.
+
+    The thread costs time, so it must never run beside a round whose time counts.
+    """
+
+    def __init__(self, read: Callable[[], int], interval_s: float = SAMPLING_INTERVAL_S) -> None:
+        self.peak_bytes = 0
+        self._read = read
+        self._interval_s = interval_s
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> SampledPeak:
+        self.peak_bytes = self._read()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self.peak_bytes = max(self.peak_bytes, self._read())
+
+    def _sample(self) -> None:
+        while not self._stopped.wait(self._interval_s):
+            self.peak_bytes = max(self.peak_bytes, self._read())
+
+
+class ProcessMemory:
+    """Resident set size, with the kernel's own peak where it can be reset (Linux)."""
+
+    name = "process-rss"
+
+    def __init__(self, proc: Path = PROC) -> None:
+        self._proc = proc
+
+    def used_bytes(self) -> int:
+        """Resident bytes now, memory-mapped weights that were touched included."""
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+
+    def watch(self) -> PeakWatch:
+        """The kernel's high-water mark; by sampling where it cannot be reset."""
+        try:
+            with KernelPeak(self._proc):
+                return KernelPeak(self._proc)
+        except OSError:
+            return SampledPeak(self.used_bytes)
+
+    def shared_with(self) -> int:
+        """Always 0: the readings are this process's own."""
+        return 0
+
+
+class KernelPeak:
+    """Peak resident set size as the kernel keeps it: exact, at no cost."""
+
+    def __init__(self, proc: Path = PROC) -> None:
+        self.peak_bytes = 0
+        self._proc = proc
+
+    def __enter__(self) -> KernelPeak:
+        (self._proc / "clear_refs").write_text(RESET_PEAK)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.peak_bytes = high_water_mark_bytes(self._proc)
+
+
+def high_water_mark_bytes(proc: Path = PROC) -> int:
+    """``VmHWM`` of ``proc/status`` in bytes.
+
+    Raises:
+        OSError: there is no such file, or it has no such line.
+    """
+    for line in (proc / "status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{proc / 'status'} has no VmHWM line")
+
+
+def release_free_memory() -> None:
+    """Give freed memory back to the system, so that a baseline holds live objects only."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
+        if trim is not None:
+            trim(0)
+
+
+def weights_bytes(model: torch.nn.Module, checkpoint_dtype: torch.dtype | None = None) -> int:
+    """Bytes of every distinct stored tensor of a loaded model; tied tensors count once.
+
+    Counted are parameters, persistent buffers and the scales, code tables and nested statistics
+    that bitsandbytes keeps beside its packed weights.
+
+    Args:
+        model: the loaded model.
+        checkpoint_dtype: where the model computes in a wider type than its checkpoint has, raw
+            parameters count with the checkpoint's width: what a variant weighs is a property of
+            its artefact.
+    """
+    widths = {id(p): _width_bytes(p, checkpoint_dtype) for p in model.parameters()}
+    sizes = {
+        _place(tensor): tensor.numel() * widths.get(id(tensor), tensor.element_size())
+        for tensor in _stored_tensors(model)
+    }
+    return sum(sizes.values())
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    """Number of weights as the architecture defines them, whatever they are packed into."""
+    return sum(_logical_numel(parameter) for parameter in model.parameters())
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Equal for tensors that share their memory; tensors on the meta device have none to share."""
+    return (tensor.device, tensor.data_ptr() or id(tensor), tensor.numel())
+
+
+def _width_bytes(parameter: torch.Tensor, checkpoint_dtype: torch.dtype | None) -> int:
+    width = parameter.element_size()
+    if checkpoint_dtype is None or not parameter.is_floating_point():
+        return width
+    return min(width, checkpoint_dtype.itemsize)
+
+
+def _stored_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    persistent = set(model.state_dict())
+    for parameter in model.parameters():
+        yield parameter
+        yield from _state_tensors(getattr(parameter, "quant_state", None))
+        yield from _tensors(parameter, "SCB")
+    for name, buffer in model.named_buffers():
+        if name in persistent:
+            yield buffer
+    for module in model.modules():
+        # After its first forward pass Linear8bitLt keeps the scales here.
+        yield from _tensors(getattr(module, "state", None), "SCB")
+
+
+def _state_tensors(state: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401 (bitsandbytes is untyped)
+    if state is not None:
+        yield from _tensors(state, "absmax", "code", "offset")
+        yield from _state_tensors(getattr(state, "state2", None))
+
+
+def _tensors(owner: object, *names: str) -> Iterator[torch.Tensor]:
+    import torch
+
+    for name in names:
+        value = getattr(owner, name, None)
+        if isinstance(value, torch.Tensor):
+            yield value
+
+
+def _logical_numel(parameter: torch.Tensor) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)

@@ -1,0 +1,126 @@
+"""GPUs through the driver: memory, clocks, and several that hold one model read as one."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ewq.errors import BackendUnavailable, MeasurementError
+from ewq.instruments import gpu
+from ewq.instruments.gpu import ALL, ClockState, NvmlDevice, SeveralGpus, gpus_of, slowest
+from tests.instruments.fake_nvml import UUID, FakeNvml
+
+
+def test_memory_is_the_whole_devices():
+    assert NvmlDevice(UUID, FakeNvml(used=[7_000_000])).used_bytes() == 7_000_000
+
+
+def test_the_peak_is_the_largest_reading():
+    nvml = FakeNvml(used=[10, 90, 40])
+    device = NvmlDevice(UUID, nvml)
+    with device.watch() as watch:
+        while len(nvml.used) > 1:
+            device.used_bytes()
+    assert 40 <= watch.peak_bytes <= 90
+
+
+@pytest.mark.parametrize(("processes", "others"), [(0, 0), (1, 0), (3, 2)])
+def test_other_processes_are_counted(processes, others):
+    assert NvmlDevice(UUID, FakeNvml(processes=processes)).shared_with() == others
+
+
+def test_a_driver_that_hides_processes_is_no_reason_to_fail():
+    assert NvmlDevice(UUID, FakeNvml(broken=("processes",))).shared_with() == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        pytest.param(
+            lambda: NvmlDevice(UUID, FakeNvml(broken=("init",))),
+            BackendUnavailable,
+            "no NVIDIA driver",
+            id="no driver",
+        ),
+        pytest.param(
+            lambda: NvmlDevice("GPU-0", FakeNvml()),
+            MeasurementError,
+            "does not know GPU GPU-0",
+            id="unknown GPU",
+        ),
+        pytest.param(
+            lambda: NvmlDevice(UUID, FakeNvml(broken=("memory",))).used_bytes(),
+            MeasurementError,
+            "cannot read the memory",
+            id="unreadable",
+        ),
+    ],
+)
+def test_what_the_driver_cannot_tell_is_an_error(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("uuid", ["1234-5678", "GPU-1234-5678", "MIG-1234-5678"])
+def test_torchs_uuid_becomes_the_drivers(uuid):
+    expected = uuid if "-1234" in uuid else f"GPU-{uuid}"
+    assert gpu.uuid_of(SimpleNamespace(uuid=uuid)) == expected
+
+
+def test_a_device_torch_cannot_use_is_an_error():
+    with pytest.raises(BackendUnavailable, match="device cuda:99 cannot be used"):
+        gpu.open_gpus("cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("device", "names"),
+    [("cpu", []), ("cuda:1", ["cuda:1"]), (ALL, ["cuda:0", "cuda:1", "cuda:2"])],
+)
+def test_a_device_name_means_these_gpus(monkeypatch, device, names):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert gpus_of(device) == names
+
+
+def test_their_memory_is_added_up():
+    first = NvmlDevice(UUID, FakeNvml(used=[10, 90, 40], processes=1))
+    second = NvmlDevice(UUID, FakeNvml(used=[5, 5, 80], processes=3))
+    both = SeveralGpus([first, second])
+    assert both.used_bytes() == 15
+    assert (both.name, both.shared_with()) == ("nvml-device", 2)
+    with both.watch() as watch:
+        pass
+    assert watch.peak_bytes == 120
+
+
+def test_the_slowest_of_them_sets_the_clocks():
+    cool = ClockState(1980, 60, 300.0, ())
+    hot = ClockState(1400, 92, 350.0, ("hardware slowdown",))
+    assert slowest([cool, hot, hot]) == ClockState(1400, 92, 1000.0, ("hardware slowdown",))
+
+
+@pytest.mark.parametrize(
+    ("reasons", "slowdowns"),
+    [
+        pytest.param(0x0, (), id="none"),
+        pytest.param(0x1, (), id="idle"),
+        pytest.param(0x4, (), id="power cap is normal"),
+        pytest.param(0x20, ("software thermal slowdown",), id="thermal"),
+        pytest.param(
+            0x4 | 0x8 | 0x40, ("hardware slowdown", "hardware thermal slowdown"), id="hardware"
+        ),
+    ],
+)
+def test_only_heat_and_power_faults_count_as_slowdowns(reasons, slowdowns):
+    state = NvmlDevice(UUID, FakeNvml(reasons=reasons)).clocks()
+    assert state.slowdowns == slowdowns
+    assert (state.sm_clock_mhz, state.temperature_c, state.power_w) == (1980, 71, 350.5)
+    assert state.to_json()["slowdowns"] == list(slowdowns)
+
+
+def test_a_cpu_has_no_clock_state():
+    assert gpu.read_clocks("cpu") is None
+
+
+def test_clocks_that_cannot_be_read_are_an_error():
+    with pytest.raises(MeasurementError, match="cannot read the clocks"):
+        NvmlDevice(UUID, FakeNvml(broken=("reasons",))).clocks()
