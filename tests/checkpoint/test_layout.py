@@ -16,14 +16,21 @@ from ewq.planning.footprint import footprint_of
 from tests.architectures import ARCHITECTURES, build, linear_weights
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("shards", ["single file", "sharded"])
-def test_recognises_what_transformers_calls_linear(name: str, shards: str, tmp_path: Path):
-    model = build(name)
-    model.save_pretrained(tmp_path, max_shard_size="10GB" if shards == "single file" else "40KB")
-    assert (tmp_path / "model.safetensors").exists() == (shards == "single file")
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def built(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Path]:
+    """A model of an architecture, and a folder with its checkpoint as one file and as shards."""
+    model, folder = build(request.param), tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder / "one")
+    model.save_pretrained(folder / "many", max_shard_size="40KB")
+    return model, folder
 
-    layout = find_layout(open_checkpoint(tmp_path))
+
+@pytest.mark.parametrize("shards", ["one", "many"])
+def test_recognises_what_transformers_calls_linear(built, shards: str):
+    model, folder = built
+    assert (folder / shards / "model.safetensors").exists() == (shards == "one")
+
+    layout = find_layout(open_checkpoint(folder / shards))
 
     expected = linear_weights(model)
     assert set(layout.weights) == set(expected)
@@ -32,23 +39,21 @@ def test_recognises_what_transformers_calls_linear(name: str, shards: str, tmp_p
     }
 
 
-def test_every_known_model_type_is_tested():
-    tested = {getattr(transformers, of).model_type for of, _ in ARCHITECTURES.values()}
+def test_blocks_are_the_decoder_layers_in_order(built):
+    model, folder = built
 
-    assert tested == set(FAMILY_OF)
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_blocks_are_the_decoder_layers_in_order(name: str, tmp_path: Path):
-    model = build(name)
-    model.save_pretrained(tmp_path)
-
-    blocks = find_layout(open_checkpoint(tmp_path)).blocks
+    blocks = find_layout(open_checkpoint(folder / "one")).blocks
 
     assert [block.index for block in blocks] == [0, 1]
     for block in blocks:
         assert isinstance(model.get_submodule(block.name), torch.nn.Module)
         assert all(weight.startswith(f"{block.name}.") for weight in block.weights)
+
+
+def test_every_known_model_type_is_tested():
+    tested = {getattr(transformers, of).model_type for of, _ in ARCHITECTURES.values()}
+
+    assert tested == set(FAMILY_OF)
 
 
 def saved(name: str, folder: Path) -> Path:
