@@ -5,12 +5,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# A worker of pytest-xdist for each core; WORKERS=0 runs the tests one after the other.
+WORKERS ?= auto
 VARIANTS ?= fp16 or ewq or bnb or gguf
 ARGS ?=
 
 .PHONY: bench test lint types tests smoke style clean
 
 bench: $(VENV)/.installed
+	@echo 'Benchmarking the embedded model: about half an hour on two cores, less on a GPU.'
 	$(BIN)/pytest benchmarks/ -k "$(VARIANTS)" --benchmark-autosave $(ARGS)
 
 test: lint types tests smoke
@@ -20,12 +23,15 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.installed
+	@echo 'Checking types: up to a minute the first time.'
 	$(BIN)/mypy
 
 tests: $(VENV)/.installed
-	$(BIN)/pytest tests/
+	@echo 'Running the tests: about 5 minutes on two cores.'
+	$(BIN)/pytest tests/ --quiet --numprocesses $(WORKERS) --dist worksteal
 
 smoke: $(VENV)/.installed
+	@echo 'Running the benchmarks in their smoke tier: under a minute.'
 	$(BIN)/pytest benchmarks/ --ewq-tier smoke --benchmark-storage=.benchmarks/smoke --benchmark-autosave
 
 style: $(VENV)/.installed
@@ -37,6 +43,7 @@ clean:
 
 # torch by its exact version first: anything looser may pull another build of several gigabytes.
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo 'Installing into $(VENV): some 2 GB, a few minutes.'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf,demo,dev]'
