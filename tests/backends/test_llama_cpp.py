@@ -11,7 +11,7 @@ from ewq.backends.llama_cpp import load_llama_cpp as load_any
 from ewq.backends.transformers import load_transformers
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import BackendUnavailable, InputError, MeasurementError
-from tests.gguf.models import require_converter
+from tests.gguf.models import shared_gguf
 
 ROUNDING = 0.02
 """Nats by which float16 matrix products of another batch shape may move a log-probability."""
@@ -23,11 +23,8 @@ def load_llama_cpp(path, tokenizer, options=None, **more):
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    from ewq.gguf import cached_gguf
-
-    require_converter()
-    return cached_gguf(fixture_path("tiny-llama"), "F16", tmp_path_factory.mktemp("gguf"))
+def file():
+    return shared_gguf(fixture_path("tiny-llama"), "F16")
 
 
 @pytest.fixture(scope="module")

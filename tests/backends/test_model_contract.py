@@ -23,7 +23,7 @@ from tests.backends.tiny_models import (
     random_ids,
     save_tiny,
 )
-from tests.gguf.models import require_converter
+from tests.gguf.models import shared_gguf
 
 SUFFIX_LENGTHS = (5, 9, 1, 30, 7, 7, 2)
 
@@ -43,13 +43,11 @@ def transformers_engine(architecture, scratch):
     return Engine(folder, lambda: load_transformers(folder, tokenizer=NoTokenizer()), 2e-4)
 
 
-def llama_cpp_engine(scratch):
+def llama_cpp_engine():
     from ewq.backends.llama_cpp import LlamaCppOptions, load_llama_cpp
-    from ewq.gguf import cached_gguf
 
-    require_converter()
     folder = fixture_path("tiny-llama")
-    file = cached_gguf(folder, "F16", scratch)
+    file = shared_gguf(folder, "F16")
     options = LlamaCppOptions(threads=1, probe=False)
     # Weights and cache are rounded to float16.
     return Engine(folder, lambda: load_llama_cpp(file, NoTokenizer(), options), 0.05)
@@ -57,10 +55,9 @@ def llama_cpp_engine(scratch):
 
 @pytest.fixture(scope="module", params=[*sorted(ARCHITECTURES), "llama.cpp"])
 def engine(request, tmp_path_factory):
-    scratch = tmp_path_factory.mktemp(request.param)
     if request.param == "llama.cpp":
-        return llama_cpp_engine(scratch)
-    return transformers_engine(request.param, scratch)
+        return llama_cpp_engine()
+    return transformers_engine(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")

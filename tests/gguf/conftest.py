@@ -1,33 +1,31 @@
 import pytest
 
 from ewq.checkpoint.embedded import fixture_path
-from tests.gguf.models import require_converter, require_gguf, save_deep
+from ewq.files import cache_dir
+from tests.gguf.models import require_converter, require_gguf, save_deep, shared_gguf
+from tests.session import made_once
 
 
 @pytest.fixture(scope="session")
-def gguf_cache(tmp_path_factory):
+def gguf_cache():
     require_converter()
-    return tmp_path_factory.mktemp("gguf-cache")
+    return cache_dir("gguf")
 
 
 @pytest.fixture(scope="session")
-def tiny_file(gguf_cache):
+def tiny_file():
     """The trained tiny Llama as an F16 GGUF."""
-    from ewq.gguf import cached_gguf
-
-    return cached_gguf(fixture_path("tiny-llama"), "F16", gguf_cache)
+    return shared_gguf(fixture_path("tiny-llama"), "F16")
 
 
 @pytest.fixture(scope="session")
-def deep(tmp_path_factory):
+def deep():
     """Folder of the twelve-block model."""
     require_gguf()
-    return save_deep(tmp_path_factory.mktemp("deep"))
+    return made_once("deep", save_deep)
 
 
 @pytest.fixture(scope="session")
-def deep_base(deep, gguf_cache):
+def deep_base(deep):
     """The twelve-block model as converted, in bfloat16."""
-    from ewq.gguf import cached_gguf
-
-    return cached_gguf(deep, "BF16", gguf_cache)
+    return shared_gguf(deep, "BF16")

@@ -1,13 +1,14 @@
 """Small models for tests of GGUF: made once per session, skipped where the extra is absent."""
 
 import importlib.util
-import shutil
 from functools import cache
 
 import pytest
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import BackendUnavailable
+from ewq.files import cache_dir
+from tests.session import alone
 
 BLOCKS = 12
 """Enough that ``blk.1`` and ``blk.10`` both exist."""
@@ -33,6 +34,15 @@ def require_converter():
         pytest.skip(str(error))
 
 
+def shared_gguf(source, what):
+    """A GGUF file in the session's cache, made by one process; not to be changed."""
+    from ewq.gguf import cached_gguf
+
+    require_converter()
+    with alone("gguf"):
+        return cached_gguf(source, what, cache_dir("gguf"))
+
+
 def save_deep(folder):
     """A random Llama of twelve narrow blocks in bfloat16, with the fixture's tokenizer."""
     import torch
@@ -54,9 +64,4 @@ def save_deep(folder):
     torch.manual_seed(7)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
-
-
-def save_copy(source, folder):
-    shutil.copytree(source, folder)
     return folder

@@ -12,6 +12,7 @@ from ewq.harness.placement import Placement
 from ewq.harness.subject import Subject
 from ewq.planning.plan import write_plan
 from ewq.variants import find_variant
+from tests.gguf.models import shared_gguf
 
 TINY = Path(__file__).parent.parent.parent / "fixtures" / "tiny-llama"
 
@@ -63,10 +64,7 @@ def test_bytes_of_a_gguf_are_those_of_its_file(subject):
 
 def test_a_gguf_of_another_model_is_refused(subject):
     pytest.importorskip("llama_cpp")
-    from ewq.files import cache_dir
-    from ewq.gguf import cached_gguf
-
-    other = cached_gguf(TINY.parent / "tiny-qwen3", "F16", cache_dir("gguf"))
+    other = shared_gguf(TINY.parent / "tiny-qwen3", "F16")
     variant = find_variant(str(other))
     with pytest.raises(CheckpointError, match="not a file of this model"):
         load_variant(variant, subject, Placement("cpu", "float32"))
