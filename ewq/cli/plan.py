@@ -39,7 +39,7 @@ def plan(
         str, typer.Option("--for", help="Storage to count sizes for: nf4, nf4-double, gguf.")
     ] = "nf4",
     out: Annotated[
-        str | None, typer.Option("-o", "--out", help="PLAN.json, or a folder with a final /.")
+        str | None, typer.Option("-o", "--out", help="Output file, or a directory (trailing /).")
     ] = None,
     seed: Annotated[
         list[int] | None,
@@ -50,7 +50,7 @@ def plan(
     cache: Annotated[bool, typer.Option(help="Use and keep the analysis cache.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Decide which blocks stay raw and which take 8 or 4 bits; one plan per factor and seed."""
+    """Decide which blocks stay raw and which get 8 or 4 bits; one plan per factor and seed."""
     from ewq.cli.progress import terminal_progress
     from ewq.planning.analysis import analyze, check_choices
 
@@ -60,7 +60,7 @@ def plan(
     if target_bpw is not None and size_bytes is not None:
         raise InputError("give --target-bpw or --target-size, not both")
     if seed and scorer != "random":
-        raise InputError(f"--seed is for --scorer random; {scorer} is not drawn")
+        raise InputError(f"--seed is for --scorer random; {scorer} draws nothing")
     check_choices(scorer, granularity, target)
     factors: list[float | None] = [*factor] if factor else [None]
     seeds: list[int | None] = [*seed] if seed else [None]
@@ -100,7 +100,7 @@ def parse_size(text: str) -> int:
     except (ValueError, OverflowError):
         size_bytes = -1
     if size_bytes < 0:
-        raise InputError(f"{text!r} is not a size; write 5GB, 4.5GiB or 800MB")
+        raise InputError(f"invalid size {text!r}: expected a size such as 5GB, 4.5GiB or 800MB")
     return size_bytes
 
 
@@ -115,10 +115,10 @@ def _paths(out: str | None, drafts: list[Draft]) -> list[Path | None]:
     if out.endswith("/") or Path(out).is_dir():
         paths = [Path(out) / f"{_name(*draft)}.json" for draft in drafts]
         if len(set(paths)) < len(paths):
-            raise InputError("two of the plans would go into the same file; give each value once")
+            raise InputError("the same plan is asked for twice; give each factor and seed once")
         return list(paths)
     if len(drafts) > 1:
-        raise InputError(f"{len(drafts)} plans do not fit into one file; give a folder: -o {out}/")
+        raise InputError(f"{len(drafts)} plans need a folder, not a file: -o {out}/")
     return [Path(out)]
 
 

@@ -1,132 +1,151 @@
-"""From the stored tensors of one weight to its statistics."""
+"""From the values of one weight to its statistics.
+
+Values come as parts, flat arrays in stored order, so that memory follows the size of a part and
+not of the weight.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ewq.entropy import kernels
-from ewq.entropy.chunks import Piece, chunk_length, chunks
-from ewq.entropy.distribution import (
+from ewq.entropy.statistics import (
+    HISTOGRAM_BINS,
     Distribution,
     UnmeasurableError,
+    WeightStatistics,
     bin_edges,
-    from_counts,
-    shannon_bits,
-    softmax_nats,
-    values_of_patterns,
 )
-from ewq.entropy.statistics import HISTOGRAM_BINS, WeightStatistics
 
+if TYPE_CHECKING:
+    import torch
+
+Values = NDArray[np.generic]
+"""Flat: uint16 bit patterns of 16-bit floats, else float32 or float64."""
 FULL = 2**31
 """Values that 32-bit counts take for certain before they are moved on."""
-table_of = cache(values_of_patterns)
+CHUNK_VALUES = 32 * 1024
+"""Fit the processor's cache."""
+NF4_BLOCK = 64
+NF4_CHUNK = 2**20
+NF4_LEVELS = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+"""The NF4 code (QLoRA, arXiv 2305.14314, appendix E), as bitsandbytes stores it."""
 
 
-@cache
-def not_finite(dtype: str) -> NDArray[np.intp]:
-    """Patterns that are NaN or infinite."""
-    return np.flatnonzero(~np.isfinite(table_of(dtype)))
-
-
-class NotFiniteError(ValueError):
+class NotFiniteError(UnmeasurableError):
     """The weight holds NaN or infinity."""
 
 
-def measure_patterns(pieces: Iterable[Piece], dtype: str) -> WeightStatistics:
+@cache
+def values_of_patterns(dtype: str) -> NDArray[np.float32]:
+    """The value of each 16-bit pattern, ``[65536]`` float32, for ``BF16`` or ``F16``."""
+    bits = np.arange(kernels.PATTERNS, dtype=np.uint16)
+    if dtype == "F16":
+        return bits.view(np.float16).astype(np.float32)
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def measure_patterns(
+    parts: Iterable[Values], dtype: str, device: str | None = None
+) -> WeightStatistics:
     """Statistics of a 16-bit weight (``BF16`` or ``F16``), given as bit patterns, in one pass.
 
+    There are only 65,536 values: how often each occurs tells everything exactly.
+
     Raises:
         NotFiniteError: a value is NaN or infinite.
     """
+    counts = _counted(parts) if device is None else _counted_on(device, parts)
+    values = values_of_patterns(dtype)
+    if counts[~np.isfinite(values)].any():
+        raise NotFiniteError
+    return Distribution.from_counts(values, counts).statistics()
+
+
+def _counted(parts: Iterable[Values]) -> NDArray[np.int64]:
+    """How often each pattern occurs, ``[65536]``."""
     counts = np.zeros((kernels.TABLES, kernels.PATTERNS), np.uint32)
     total = np.zeros(kernels.PATTERNS, np.int64)
-    nf4, int8 = _Sum(), _Sum()
     counted = 0
-    for piece in pieces:
-        if counted + piece.values.size >= FULL:
-            _drain(counts, total)
+    for part in parts:
+        if counted + part.size >= FULL:
+            total += counts.sum(0, dtype=np.int64)
+            counts[:] = 0
             counted = 0
-        step = chunk_length(piece.in_features)
-        errors = kernels.tally(piece.values, piece.in_features, step, dtype == "F16", counts)
-        nf4.add(errors[0])
-        int8.add(errors[1])
-        counted += piece.values.size
-    _drain(counts, total)
-    return statistics_of_counts(total, dtype, nf4.total, int8.total)
+        kernels.count_patterns(part, counts)
+        counted += part.size
+    total += counts.sum(0, dtype=np.int64)
+    return total
 
 
-def _drain(counts: NDArray[np.uint32], total: NDArray[np.int64]) -> None:
-    """Move 32-bit counts to 64 bits before they can overflow."""
-    for table in counts:
-        total += table
-    counts[:] = 0
+def _counted_on(device: str, parts: Iterable[Values]) -> NDArray[np.int64]:
+    import torch
+
+    total = torch.zeros(kernels.PATTERNS, dtype=torch.int64, device=device)
+    for part in parts:
+        total += count_patterns(torch.from_numpy(part.view(np.int16)).to(device))
+    return np.asarray(total.cpu().numpy())
 
 
-class _Sum:
-    """Exact sum of few floats."""
+def count_patterns(bits: torch.Tensor) -> torch.Tensor:
+    """How often each 16-bit pattern occurs in ``bits``, ``[65536]`` int64 on its device.
 
-    def __init__(self) -> None:
-        self._parts: list[float] = []
-
-    def add(self, part: float) -> None:
-        self._parts.append(part)
-
-    @property
-    def total(self) -> float:
-        return math.fsum(self._parts)
-
-
-def statistics_of_counts(
-    counts: NDArray[np.int64], dtype: str, nf4_square: float, int8_square: float
-) -> WeightStatistics:
-    """Statistics from the counts of all 65,536 patterns and the squared rounding errors.
-
-    Raises:
-        NotFiniteError: a value is NaN or infinite.
+    Args:
+        bits: int16, flat, on any device.
     """
-    table = table_of(dtype)
-    if counts[not_finite(dtype)].any():
-        raise NotFiniteError
-    return _statistics(from_counts(table, counts), nf4_square, int8_square)
+    import torch
+
+    return torch.bincount(bits.int() & (kernels.PATTERNS - 1), minlength=kernels.PATTERNS)
 
 
-def measure_floats(pieces: Callable[[], Iterable[Piece]]) -> WeightStatistics:
-    """Statistics of a float32 or float64 weight in two streaming passes.
-
-    ``pieces`` is called once per pass.
+def measure_floats(parts: Callable[[], Iterable[Values]], in_features: int) -> WeightStatistics:
+    """Statistics of a float32 or float64 weight in two passes over ``parts()``.
 
     Raises:
         NotFiniteError: a value is NaN or infinite.
         UnmeasurableError: a float64 value beyond float32, or no 256 bins between the values.
     """
-    extents = [kernels.extent(chunk) for piece in pieces() for chunk in chunks(piece)]
+    length = _chunk_length(in_features)
+    extents = [kernels.extent(chunk) for chunk in _chunks(parts(), length)]
     if not all(extent[4] for extent in extents):
         raise NotFiniteError
-    numel = sum(piece.values.size for piece in pieces())
+    numel = sum(part.size for part in parts())
     minimum = min(extent[0] for extent in extents)
     maximum = max(extent[1] for extent in extents)
     if max(-float(minimum), float(maximum)) > float(np.finfo(np.float32).max):
         raise UnmeasurableError("has values beyond float32, which no quantized format can hold")
     mean = math.fsum(extent[2] for extent in extents) / numel
-    edges = bin_edges(minimum, maximum, next(iter(pieces())).values.dtype)
+    edges = bin_edges(minimum, maximum, next(iter(parts())).dtype)
     histogram = np.zeros(HISTOGRAM_BINS, np.int64)
     sums: list[Sequence[float]] = []
-    nf4, int8 = _Sum(), _Sum()
-    for piece in pieces():
-        for chunk in chunks(piece):
-            kernels.count_bins(chunk, edges, histogram)
-            sums.append(kernels.moments(chunk, mean, float(maximum)))
-            narrow = chunk.astype(np.float32, copy=False)
-            errors = kernels.square_errors(narrow, piece.in_features)
-            nf4.add(errors[0])
-            int8.add(errors[1])
+    for chunk in _chunks(parts(), length):
+        kernels.count_bins(chunk, edges, histogram)
+        sums.append(kernels.moments(chunk, mean, float(maximum)))
     second, fourth, mass, weighted = (math.fsum(column) for column in zip(*sums, strict=True))
-    distribution = Distribution(
+    return Distribution(
         numel=numel,
         minimum=float(minimum),
         maximum=float(maximum),
@@ -137,25 +156,46 @@ def measure_floats(pieces: Callable[[], Iterable[Piece]]) -> WeightStatistics:
         histogram=histogram,
         mass=mass,
         weighted=weighted,
-    )
-    return _statistics(distribution, nf4.total, int8.total)
+    ).statistics()
 
 
-def _statistics(of: Distribution, nf4_square: float, int8_square: float) -> WeightStatistics:
-    variance = of.second / of.numel
-    softmax = softmax_nats(of.mass, of.weighted)
-    norm_square = of.second + of.numel * of.mean * of.mean
-    return WeightStatistics(
-        numel=of.numel,
-        minimum=of.minimum,
-        maximum=of.maximum,
-        mean=of.mean,
-        variance=variance,
-        kurtosis=of.fourth / of.numel / variance**2 if variance**2 > 0 else 0.0,
-        sparsity=of.zeros / of.numel,
-        histogram_entropy=shannon_bits(of.histogram),
-        softmax_entropy=softmax,
-        centred_softmax_entropy=softmax - math.log(of.numel),
-        nf4_error=math.sqrt(nf4_square / norm_square) if norm_square > 0 else 0.0,
-        int8_error=math.sqrt(int8_square / norm_square) if norm_square > 0 else 0.0,
-    )
+def _chunk_length(in_features: int) -> int:
+    """About ``CHUNK_VALUES`` in whole rows: sums, rounded chunk by chunk, then repeat exactly."""
+    step = math.lcm(in_features, NF4_BLOCK)
+    return step * max(1, CHUNK_VALUES // step)
+
+
+def _chunks(parts: Iterable[Values], length: int) -> Iterator[Values]:
+    for part in parts:
+        for start in range(0, part.size, length):
+            yield part[start : start + length]
+
+
+def nf4_square_error(parts: Iterable[Values], dtype: str) -> float:
+    """``sum (w - NF4(w))**2`` with a scale for each 64 values of a part.
+
+    Args:
+        parts: whole blocks of 64 values, but for the last part.
+        dtype: of the stored values, such as ``BF16``.
+    """
+    chunks = _chunks(parts, NF4_CHUNK)
+    return math.fsum(_nf4_square_error(_floats(chunk, dtype)) for chunk in chunks)
+
+
+def _floats(part: Values, dtype: str) -> torch.Tensor:
+    import torch
+
+    if dtype in ("BF16", "F16"):
+        bits = torch.from_numpy(part.view(np.int16))
+        return bits.view(torch.bfloat16 if dtype == "BF16" else torch.float16).float()
+    return torch.from_numpy(part).float()
+
+
+def _nf4_square_error(values: torch.Tensor) -> float:
+    import torch
+
+    levels = torch.tensor(NF4_LEVELS)
+    blocks = torch.nn.functional.pad(values, (0, -values.numel() % NF4_BLOCK)).view(-1, NF4_BLOCK)
+    top = blocks.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    nearest = levels[torch.bucketize(blocks / top, (levels[1:] + levels[:-1]) / 2)]
+    return float(((nearest * top - blocks).double() ** 2).sum())

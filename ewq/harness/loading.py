@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ewq.files import cache_dir
 from ewq.harness.placement import Placement
 from ewq.harness.subject import Subject
-from ewq.planning.formats import format_of
+from ewq.planning.sizes import format_of
 from ewq.variants import (
     GgufFile,
     GgufPlanned,

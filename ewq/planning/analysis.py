@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from ewq import __version__
 from ewq.checkpoint.layout import Layout, find_layout
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.entropy.statistics import WeightStatistics
 from ewq.errors import CheckpointError, PlanError
 from ewq.files import content_key, read_cached, write_cached
 from ewq.measurement import Json
-from ewq.planning.budget import within_budget
-from ewq.planning.footprint import Footprint, footprint_of
-from ewq.planning.formats import DEFAULT_FORMAT, Format, format_of
-from ewq.planning.plan import PlanBlock, QuantizationPlan
-from ewq.planning.rules import Spread, by_thresholds, factor_thresholds, spread
-from ewq.planning.scorers import DEFAULT_SCORER, Unit, check_scorer, score_units
+from ewq.planning.drafting import Draft
+from ewq.planning.plan import QuantizationPlan
+from ewq.planning.scorers import DEFAULT_SCORER, NEED_NF4_ERRORS, Unit, check_scorer
+from ewq.planning.sizes import DEFAULT_FORMAT, Footprint, footprint_of, format_of
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
 
@@ -34,9 +32,7 @@ CACHE_VERSION = 2
 class Analysis:
     """Everything a plan needs to know about a checkpoint; many plans share one."""
 
-    model: str
-    fingerprint: str
-    architecture: str
+    checkpoint: Checkpoint
     layout: Layout
     footprint: Footprint
     statistics: Mapping[str, WeightStatistics]
@@ -61,7 +57,7 @@ class Analysis:
             target_size_bytes: bytes of the whole model, never exceeded.
             scorer: a name of :data:`ewq.planning.scorers.SCORERS`.
             granularity: ``block`` or ``tensor``.
-            target: storage to count sizes for, of :data:`ewq.planning.formats.FORMATS`.
+            target: storage to count sizes for, of :data:`ewq.planning.sizes.FORMATS`.
             seed: of the ``random`` scorer.
 
         Raises:
@@ -70,42 +66,62 @@ class Analysis:
         """
         given = [value for value in (factor, target_bpw, target_size_bytes) if value is not None]
         if len(given) > 1:
-            raise PlanError("give one of factor, target bits per weight and target size")
-        drafting = self._drafting(scorer, granularity, target, seed)
+            raise PlanError("give only one of factor, target_bpw and target_size_bytes")
+        draft = self._draft(scorer, granularity, target, seed)
         if target_bpw is not None:
             if not math.isfinite(target_bpw):
                 raise PlanError(
-                    f"target bits per weight is {target_bpw}; give a number such as 6.5"
+                    f"invalid target of {target_bpw} bits per weight: expected a number such as 6.5"
                 )
             budget = int(target_bpw * self.footprint.numel / 8)
-            return drafting.within(budget, {"kind": "target_bpw", "target_bpw": target_bpw})
+            return draft.within(budget, {"kind": "target_bpw", "target_bpw": target_bpw})
         if target_size_bytes is not None:
             rule: Mapping[str, Json] = {
                 "kind": "target_size",
                 "target_size_bytes": target_size_bytes,
             }
-            return drafting.within(target_size_bytes, rule)
-        return drafting.by_factor(DEFAULT_FACTOR if factor is None else factor)
+            return draft.within(target_size_bytes, rule)
+        return draft.by_factor(DEFAULT_FACTOR if factor is None else factor)
 
     def uniform_plan(
         self, precision: Precision, *, target: str = DEFAULT_FORMAT
     ) -> QuantizationPlan:
         """The plan that gives every quantizable weight the same precision."""
-        drafting = self._drafting(DEFAULT_SCORER, "block", target, 0)
+        draft = self._draft(DEFAULT_SCORER, "block", target, 0)
         rule: Mapping[str, Json] = {"kind": "uniform", "precision": precision.value}
-        return drafting.finish([precision] * len(drafting.scores), rule, {})
+        return draft.finish([precision] * len(draft.units), rule, {})
 
-    def unit(self, names: Sequence[str]) -> Unit:
-        """The statistics of some weights, to be scored together."""
-        return Unit(tuple(self.statistics[name] for name in names))
-
-    def _drafting(self, scorer: str, granularity: str, target: str, seed: int) -> _Drafting:
+    def _draft(self, scorer: str, granularity: str, target: str, seed: int) -> Draft:
         check_choices(scorer, granularity, target)
-        blocks = tuple(block.weights for block in self.layout.blocks)
-        members = blocks if granularity == "block" else tuple((n,) for n in self.layout.weights)
-        scores = score_units(scorer, [self.unit(names) for names in members], seed)
-        drawn = {"seed": seed} if scorer == "random" else {}
-        return _Drafting(self, scorer, granularity, format_of(target), members, scores, drawn)
+        errors = self.nf4_errors if scorer in NEED_NF4_ERRORS else {}
+        members = [block.weights for block in self.layout.blocks]
+        if granularity == "tensor":
+            members = [(name,) for name in self.layout.weights]
+        units = [
+            Unit(
+                names,
+                [self.statistics[name] for name in names],
+                [errors[name] for name in names if name in errors],
+            )
+            for names in members
+        ]
+        return Draft(
+            self.checkpoint,
+            self.layout,
+            self.footprint,
+            units,
+            granularity,
+            format_of(target),
+            scorer,
+            seed,
+        )
+
+    @cached_property
+    def nf4_errors(self) -> Mapping[str, float]:
+        """``|W - NF4(W)| / |W|`` of every weight, measured when a scorer first asks for it."""
+        from ewq.entropy.weights import measure_nf4_errors
+
+        return measure_nf4_errors(self.checkpoint, self.layout, self.statistics)
 
 
 def check_choices(scorer: str, granularity: str, target: str) -> None:
@@ -118,100 +134,7 @@ def check_choices(scorer: str, granularity: str, target: str) -> None:
     check_scorer(scorer)
     format_of(target)
     if granularity not in GRANULARITIES:
-        raise PlanError(f"granularity is {granularity!r}; there are: {', '.join(GRANULARITIES)}")
-
-
-@dataclass(frozen=True)
-class _Drafting:
-    """A plan in the making: units scored, precisions not yet chosen."""
-
-    analysis: Analysis
-    scorer: str
-    granularity: str
-    target: Format
-    members: Sequence[tuple[str, ...]]
-    """Weights of each unit."""
-    scores: Sequence[float]
-    drawn: Mapping[str, Json]
-    """What a random scorer was seeded with; it belongs to the rule."""
-
-    @property
-    def spread(self) -> Spread:
-        return spread(self.scores)
-
-    def by_factor(self, factor: float) -> QuantizationPlan:
-        thresholds = factor_thresholds(self.spread, factor)
-        precisions = by_thresholds(self.scores, thresholds)
-        return self.finish(precisions, {"kind": "factor", "factor": factor}, thresholds)
-
-    def within(self, budget_bytes: int, rule: Mapping[str, Json]) -> QuantizationPlan:
-        footprint = self.analysis.footprint
-        sizes = [self._sizes(names) for names in self.members]
-        precisions = within_budget(
-            self.scores, sizes, footprint.rest_nbytes(self.target), budget_bytes, footprint.numel
-        )
-        return self.finish(precisions, rule, {})
-
-    def _sizes(self, names: Sequence[str]) -> dict[Precision, int]:
-        return {of: sum(self._nbytes(name, of) for name in names) for of in Precision}
-
-    def _nbytes(self, name: str, precision: Precision) -> int:
-        return self.target.nbytes(self.analysis.footprint.weights[name], precision)
-
-    def finish(
-        self,
-        precisions: Sequence[Precision],
-        rule: Mapping[str, Json],
-        thresholds: Mapping[str, float],
-    ) -> QuantizationPlan:
-        of = self.analysis
-        weights = {
-            name: precision
-            for names, precision in zip(self.members, precisions, strict=True)
-            for name in names
-        }
-        size_bytes = of.footprint.nbytes(weights, self.target)
-        return QuantizationPlan(
-            model=of.model,
-            fingerprint=of.fingerprint,
-            architecture=of.architecture,
-            scorer=self.scorer,
-            granularity=self.granularity,
-            rule={**rule, **self.drawn},
-            mean=self.spread.mean,
-            std=self.spread.std,
-            thresholds=thresholds,
-            blocks=self._blocks(weights),
-            weights=weights,
-            bits_per_weight=8 * size_bytes / of.footprint.numel,
-            size_bytes=size_bytes,
-            ewq_version=__version__,
-            target=self.target.name,
-        )
-
-    def _blocks(self, weights: Mapping[str, Precision]) -> tuple[PlanBlock, ...]:
-        """Blocks as reported: scored as blocks, whatever the granularity of the decision."""
-        layout = self.analysis.layout
-        units = [self.analysis.unit(block.weights) for block in layout.blocks]
-        scores = self.scores
-        if self.granularity != "block":
-            scores = self._block_means()
-        blocks = []
-        for block, unit, score in zip(layout.blocks, units, scores, strict=True):
-            kinds = {weights[name] for name in block.weights}
-            precision = kinds.pop() if len(kinds) == 1 else None
-            size = sum(self._nbytes(name, weights[name]) for name in block.weights)
-            blocks.append(PlanBlock(block.index, block.name, unit.numel, score, precision, size))
-        return tuple(blocks)
-
-    def _block_means(self) -> list[float]:
-        by_name = {names[0]: score for names, score in zip(self.members, self.scores, strict=True)}
-        of = self.analysis
-        return [
-            sum(by_name[name] * of.statistics[name].numel for name in block.weights)
-            / of.layout.numel(block)
-            for block in of.layout.blocks
-        ]
+        raise PlanError(f"unknown granularity {granularity!r}; known: {', '.join(GRANULARITIES)}")
 
 
 def analyze(
@@ -237,23 +160,16 @@ def analyze(
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, progress)
     layout = find_layout(checkpoint)
     key = cache_key(checkpoint) if cache else ""
-    statistics = _cached_statistics(key, layout.weights) if cache else None
+    statistics = _cached_statistics(key, layout) if cache else None
     if statistics is None:
         # Imported late: an analysis found in the cache needs no compiled loops.
-        from ewq.entropy.sweep import sweep
+        from ewq.entropy.weights import measure_weights
 
-        statistics = sweep(checkpoint, layout, progress, workers, device)
+        statistics = measure_weights(checkpoint, layout, progress, workers, device)
         if cache:
-            plain = {name: of.to_json() for name, of in statistics.items()}
+            plain = {name: weight.to_json() for name, weight in statistics.items()}
             write_cached(CACHE, key, plain)
-    return Analysis(
-        checkpoint.model,
-        checkpoint.fingerprint,
-        checkpoint.architecture,
-        layout,
-        footprint_of(checkpoint, layout),
-        statistics,
-    )
+    return Analysis(checkpoint, layout, footprint_of(checkpoint, layout), statistics)
 
 
 def cache_key(checkpoint: Checkpoint) -> str:
@@ -270,8 +186,8 @@ def cache_key(checkpoint: Checkpoint) -> str:
     return content_key(CACHE_VERSION, checkpoint.fingerprint, files)
 
 
-def _cached_statistics(key: str, names: Sequence[str]) -> dict[str, WeightStatistics] | None:
+def _cached_statistics(key: str, layout: Layout) -> dict[str, WeightStatistics] | None:
     kept = read_cached(CACHE, key)
-    if not isinstance(kept, dict) or kept.keys() != set(names):
+    if not isinstance(kept, dict) or kept.keys() != set(layout.weights):
         return None
-    return {name: WeightStatistics(**kept[name]) for name in names}
+    return {name: WeightStatistics(**kept[name]) for name in layout.weights}

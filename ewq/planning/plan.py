@@ -86,7 +86,7 @@ class QuantizationPlan:
     """Bytes of all tensors as stored in the target format."""
     ewq_version: str = ""
     target: str = "nf4"
-    """Storage the sizes were counted for; see :mod:`ewq.planning.formats`."""
+    """Storage the sizes were counted for; see :mod:`ewq.planning.sizes`."""
 
     def precision_of(self, weight_name: str) -> Precision:
         """Precision of a weight; anything the plan does not quantize is raw."""

@@ -112,7 +112,7 @@ def _precision(value: object, where: str) -> Precision:
         return Precision(str(value))
     except ValueError:
         allowed = ", ".join(Precision)
-        raise PlanError(f"{where} has precision {value!r}; there are: {allowed}") from None
+        raise PlanError(f"{where} has precision {value!r}; known: {allowed}") from None
 
 
 def _from_poc(data: Mapping[str, Any], source: str) -> QuantizationPlan:

@@ -1,13 +1,23 @@
-"""The factor rule: precisions from scores by distance below their mean."""
+"""From scores to precisions: by distance below their mean, or within a budget of bytes.
+
+The budget rule ranks units by score. Every split of the ranking into 4-bit,
+8-bit and raw is weighed and the largest that fits is taken; then single units are
+raised, best score first, while they still fit. With units of equal size the
+result is the largest of all possible plans; otherwise no unit can be raised
+without exceeding the target.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from ewq.errors import PlanError
 from ewq.precision import Precision
+
+RISING = (Precision.FOUR_BIT, Precision.EIGHT_BIT, Precision.RAW)
 
 
 @dataclass(frozen=True)
@@ -30,23 +40,104 @@ def spread(scores: Sequence[float]) -> Spread:
     return Spread(origin + shift, math.sqrt(square))
 
 
-def factor_thresholds(of: Spread, factor: float) -> dict[str, float]:
+def factor_thresholds(scores: Spread, factor: float) -> dict[str, float]:
     """Least score for ``raw`` and for ``8bit``: ``mean`` and ``mean - factor * std``.
 
     Raises:
         PlanError: the factor is negative or not a number.
     """
     if not math.isfinite(factor) or factor < 0:
-        raise PlanError(f"factor is {factor}; it must be a number from 0 up, such as 0.65")
-    return {"raw": of.mean, "8bit": of.mean - factor * of.std}
+        raise PlanError(f"invalid factor {factor}: expected a number of 0 or more, such as 0.65")
+    return {"raw": scores.mean, "8bit": scores.mean - factor * scores.std}
 
 
-def by_thresholds(scores: Sequence[float], thresholds: dict[str, float]) -> list[Precision]:
+def by_thresholds(scores: Sequence[float], thresholds: Mapping[str, float]) -> list[Precision]:
     """``raw`` from its threshold up, ``8bit`` from its own up, else ``4bit``."""
-    return [_precision(score, thresholds) for score in scores]
+    return [_by_threshold(score, thresholds) for score in scores]
 
 
-def _precision(score: float, thresholds: dict[str, float]) -> Precision:
+def _by_threshold(score: float, thresholds: Mapping[str, float]) -> Precision:
     if score >= thresholds["raw"]:
         return Precision.RAW
     return Precision.EIGHT_BIT if score >= thresholds["8bit"] else Precision.FOUR_BIT
+
+
+def within_budget(
+    scores: Sequence[float],
+    sizes: Sequence[Mapping[Precision, int]],
+    fixed_bytes: int,
+    target_bytes: int,
+    numel: int,
+) -> list[Precision]:
+    """A precision per unit whose total with ``fixed_bytes`` is at most ``target_bytes``.
+
+    Args:
+        scores: one per unit; the higher, the more bits it deserves.
+        sizes: bytes of each unit at each precision.
+        fixed_bytes: of everything that is never quantized.
+        target_bytes: of the whole model, never exceeded.
+        numel: parameters of the whole model, for the message.
+
+    Raises:
+        PlanError: even the smallest plan is larger; the message has the feasible range.
+    """
+    order = sorted(range(len(scores)), key=lambda unit: (scores[unit], -unit))
+    room = target_bytes - fixed_bytes
+    split = _best_split([sizes[unit] for unit in order], room)
+    if split is None:
+        raise PlanError(_infeasible(sizes, fixed_bytes, target_bytes, numel))
+    four, eight = split
+    precisions = [Precision.RAW] * len(scores)
+    for rank, unit in enumerate(order[:eight]):
+        precisions[unit] = Precision.FOUR_BIT if rank < four else Precision.EIGHT_BIT
+    _raise_singly(precisions, order, sizes, room)
+    return precisions
+
+
+def _best_split(ranked: Sequence[Mapping[Precision, int]], room: int) -> tuple[int, int] | None:
+    """``(i, j)``: the first ``i`` units at 4 bits, up to ``j`` at 8 bits, the rest raw."""
+    sums = {
+        precision: list(accumulate((size[precision] for size in ranked), initial=0))
+        for precision in RISING
+    }
+    best: tuple[int, int, int] | None = None
+    for four in range(len(ranked) + 1):
+        for eight in range(four, len(ranked) + 1):
+            total = (
+                sums[Precision.FOUR_BIT][four]
+                + sums[Precision.EIGHT_BIT][eight]
+                - sums[Precision.EIGHT_BIT][four]
+                + sums[Precision.RAW][-1]
+                - sums[Precision.RAW][eight]
+            )
+            # Of equal sizes the one with fewest units at 4 bits comes first and stays.
+            if total <= room and (best is None or total > best[0]):
+                best = (total, four, eight)
+    return None if best is None else best[1:]
+
+
+def _raise_singly(
+    precisions: list[Precision],
+    order: Sequence[int],
+    sizes: Sequence[Mapping[Precision, int]],
+    room: int,
+) -> None:
+    left = room - sum(size[at] for size, at in zip(sizes, precisions, strict=True))
+    for unit in reversed(order):
+        for precision in RISING[RISING.index(precisions[unit]) + 1 :]:
+            cost = sizes[unit][precision] - sizes[unit][precisions[unit]]
+            if 0 < cost <= left:
+                left -= cost
+                precisions[unit] = precision
+
+
+def _infeasible(
+    sizes: Sequence[Mapping[Precision, int]], fixed: int, target: int, numel: int
+) -> str:
+    low = fixed + sum(min(size.values()) for size in sizes)
+    high = fixed + sum(max(size.values()) for size in sizes)
+    return (
+        f"a target of {target} bytes ({8 * target / numel:.3f} bits per weight) is out of reach: "
+        f"this model takes {low} to {high} bytes "
+        f"({8 * low / numel:.3f} to {8 * high / numel:.3f} bits per weight)"
+    )

@@ -60,7 +60,7 @@ class Options:
 
     @property
     def target(self) -> str:
-        """The format of :mod:`ewq.planning.formats` that a plan's sizes have to be counted for."""
+        """The format of :mod:`ewq.planning.sizes` that a plan's sizes have to be counted for."""
         return "nf4-double" if self.double_quant else "nf4"
 
     def to_json(self) -> dict[str, Json]:

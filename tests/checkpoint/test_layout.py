@@ -12,7 +12,7 @@ from ewq.checkpoint.families import FAMILY_OF
 from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import CheckpointError
-from ewq.planning.footprint import footprint_of
+from ewq.planning.sizes import footprint_of
 from tests.architectures import ARCHITECTURES, build, linear_weights
 
 

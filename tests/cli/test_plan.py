@@ -109,20 +109,26 @@ def test_a_budget_is_not_exceeded(ewq, model: str, option: str, budget: str, key
 
 
 REFUSED = {
-    "target too small": (("--target-bpw", "1"), "bits per weight) is below what this model can"),
+    "target too small": (("--target-bpw", "1"), "bits per weight) is out of reach: this model"),
     "two rules": (("--factor", "1", "--target-bpw", "8"), "--factor or a target, not both"),
     "two targets": (("--target-size", "1GB", "--target-bpw", "8"), "not both"),
-    "no size": (("--target-size", "large"), "'large' is not a size; write 5GB"),
-    "scorer": (("--scorer", "luck"), "no scorer 'luck'; there are: histogram"),
-    "granularity": (("--granularity", "row"), "granularity is 'row'; there are: block, tensor"),
-    "format": (("--for", "awq"), "no target format 'awq'; there are: nf4"),
-    "factor": (("--factor", "-1"), "factor is -1.0; it must be"),
-    "two plans, one file": (("--factor", "1", "--factor", "2", "-o", "x.json"), "give a folder"),
-    "bits not a number": (("--target-bpw", "nan"), "target bits per weight is nan"),
+    "no size": (("--target-size", "large"), "invalid size 'large': expected a size such as 5GB"),
+    "scorer": (("--scorer", "luck"), "unknown scorer 'luck'; known: histogram"),
+    "granularity": (("--granularity", "row"), "unknown granularity 'row'; known: block, tensor"),
+    "format": (("--for", "awq"), "unknown target format 'awq'; known: nf4"),
+    "factor": (("--factor", "-1"), "invalid factor -1.0: expected a number"),
+    "two plans, one file": (
+        ("--factor", "1", "--factor", "2", "-o", "x.json"),
+        "2 plans need a folder",
+    ),
+    "bits not a number": (("--target-bpw", "nan"), "invalid target of nan bits"),
     "a seed for no draw": (("--seed", "1"), "--seed is for --scorer random"),
-    "the same plan twice": (("--factor", "1", "--factor", "1.0", "-o", "x/"), "the same file"),
+    "the same plan twice": (
+        ("--factor", "1", "--factor", "1.0", "-o", "x/"),
+        "the same plan is asked for twice",
+    ),
     "device": (("--device", "abacus"), "cannot count on 'abacus'"),
-    "workers": (("--workers", "0", "--no-cache"), "workers is 0; it takes at least one"),
+    "workers": (("--workers", "0", "--no-cache"), "workers is 0; give at least 1"),
 }
 
 
@@ -172,7 +178,7 @@ def test_sizes_are_read_with_their_units(text: str):
 
 @pytest.mark.parametrize("text", ["", "GB", "five", "-", "1TBB", "nan", "inf", "-3GB"])
 def test_what_is_no_size_is_refused(text: str):
-    with pytest.raises(InputError, match="is not a size"):
+    with pytest.raises(InputError, match="invalid size"):
         parse_size(text)
 
 

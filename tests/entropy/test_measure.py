@@ -11,9 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ewq.entropy.chunks import Piece
-from ewq.entropy.device import measure_patterns_on
-from ewq.entropy.measure import NotFiniteError, measure_floats, measure_patterns
+from ewq.entropy import measure
+from ewq.entropy.measure import (
+    NotFiniteError,
+    measure_floats,
+    measure_patterns,
+    nf4_square_error,
+)
 from ewq.entropy.statistics import WeightStatistics
 
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -23,12 +27,13 @@ DTYPES = list(TORCH)
 def measured(tensor: torch.Tensor, dtype: str, in_features: int | None = None) -> WeightStatistics:
     """Statistics of a tensor after rounding it to ``dtype``."""
     cast = tensor.to(TORCH[dtype]).reshape(-1)
-    width = in_features or cast.numel()
     if dtype in ("BF16", "F16"):
-        return measure_patterns(
-            [Piece(cast.view(torch.int16).numpy().view(np.uint16), width)], dtype
-        )
-    return measure_floats(lambda: [Piece(cast.numpy(), width)])
+        return measure_patterns([bits(cast)], dtype)
+    return measure_floats(lambda: [cast.numpy()], in_features or cast.numel())
+
+
+def bits(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.reshape(-1).view(torch.int16).numpy().view(np.uint16)
 
 
 def brute_force(tensor: torch.Tensor) -> dict[str, float]:
@@ -166,14 +171,11 @@ def test_any_weight_agrees_with_brute_force(dtype: str, values: np.ndarray):
 @given(values=WEIGHTS, seed=st.integers(0, 2**16))
 def test_order_does_not_matter(dtype: str, values: np.ndarray, seed: int):
     shuffled = np.random.default_rng(seed).permutation(values)
-    order_free = set(WeightStatistics.__dataclass_fields__) - {"nf4_error", "int8_error"}
 
     one = measured(torch.from_numpy(values), dtype).to_json()
     other = measured(torch.from_numpy(shuffled), dtype).to_json()
 
-    assert {key: one[key] for key in order_free} == pytest.approx(
-        {key: other[key] for key in order_free}, rel=1e-9, abs=1e-12
-    )
+    assert one == pytest.approx(other, rel=1e-9, abs=1e-12)
 
 
 @settings(deadline=None, max_examples=60)
@@ -202,7 +204,6 @@ def test_folding_a_gain_into_a_weight_changes_softmax_entropy_only():
     one, folded = measured(tensor, "F32"), measured(tensor * 8, "F32")
 
     assert folded.histogram_entropy == pytest.approx(one.histogram_entropy, abs=1e-12)
-    assert folded.nf4_error == pytest.approx(one.nf4_error, rel=1e-6)
     assert folded.softmax_entropy < one.softmax_entropy - 0.01
 
 
@@ -239,44 +240,38 @@ def test_nf4_error_is_that_of_bitsandbytes(dtype: str):
     packed, state = bitsandbytes.functional.quantize_4bit(wide, quant_type="nf4")
     back = bitsandbytes.functional.dequantize_4bit(packed, state)
 
-    assert measured(tensor, dtype, 200).nf4_error == pytest.approx(
-        float((back - wide).norm() / wide.norm()), rel=1e-5
+    part = tensor.reshape(-1).numpy() if dtype == "F32" else bits(tensor)
+
+    assert nf4_square_error([part], dtype) == pytest.approx(
+        float(((back - wide).double() ** 2).sum()), rel=1e-5
     )
+    assert measured(tensor, dtype).square_norm == pytest.approx(float(wide.double().norm() ** 2))
 
 
-@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
-def test_int8_error_is_that_of_rounding_rows(dtype: str):
-    tensor = (torch.randn(96, 200, generator=torch.Generator().manual_seed(5)) * 0.02).to(
-        TORCH[dtype]
-    )
-    wide = tensor.double()
-    step = wide.abs().amax(1, keepdim=True) / 127
-    back = (wide / step).round() * step
+def test_nf4_error_of_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch):
+    values = torch.randn(7 * 64 + 5, generator=torch.Generator().manual_seed(5)).numpy()
+    whole = nf4_square_error([values], "F32")
+    monkeypatch.setattr(measure, "NF4_CHUNK", 128)
 
-    assert measured(tensor, dtype, 200).int8_error == pytest.approx(
-        float((back - wide).norm() / wide.norm()), rel=1e-4
-    )
+    assert nf4_square_error([values[:192], values[192:]], "F32") == pytest.approx(whole, rel=1e-9)
+    assert nf4_square_error([values[:-5]], "F32") < whole
 
 
+@pytest.mark.parametrize("full", [2**31, 1])
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
-def test_a_weight_in_pieces_is_measured_as_a_whole(dtype: str):
-    tensor = torch.randn(4, 64, 128, generator=torch.Generator().manual_seed(6)).to(TORCH[dtype])
-    bits = tensor.view(torch.int16).numpy().view(np.uint16)
-    pieces = [Piece(part.reshape(-1), 128) for part in bits]
+def test_a_weight_in_parts_is_measured_as_a_whole(
+    dtype: str, full: int, monkeypatch: pytest.MonkeyPatch
+):
+    tensor = torch.randn(4, 63, 127, generator=torch.Generator().manual_seed(6)).to(TORCH[dtype])
+    monkeypatch.setattr(measure, "FULL", full)
 
-    assert measure_patterns(pieces, dtype).to_json() == pytest.approx(
-        measured(tensor, dtype, 128).to_json(), rel=1e-12
-    )
+    assert measure_patterns(map(bits, tensor), dtype) == measured(tensor, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_a_torch_device_counts_the_same(dtype: str):
-    tensor = (torch.randn(96, 200, generator=torch.Generator().manual_seed(7)) * 0.02).to(
+    tensor = (torch.randn(96, 201, generator=torch.Generator().manual_seed(7)) * 0.02).to(
         TORCH[dtype]
     )
-    bits = tensor.view(torch.int16).numpy().view(np.uint16).reshape(-1)
 
-    on_device = measure_patterns_on("cpu", [Piece(bits, 200)], dtype)
-
-    assert on_device.to_json() == pytest.approx(measured(tensor, dtype, 200).to_json(), rel=1e-5)
-    assert on_device.softmax_entropy == measured(tensor, dtype, 200).softmax_entropy
+    assert measure_patterns(map(bits, tensor), dtype, "cpu") == measured(tensor, dtype)

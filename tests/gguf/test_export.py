@@ -73,11 +73,11 @@ def test_fallbacks_are_reported_with_their_cost(mixed):
 
 def test_the_planner_foresaw_the_size(mixed, plan, deep):
     from ewq.checkpoint.opening import open_checkpoint
-    from ewq.planning.formats import FORMATS, Stored
+    from ewq.planning.sizes import FORMATS, StoredWeight
 
     checkpoint = open_checkpoint(deep)
     foreseen = sum(
-        FORMATS["gguf"].nbytes(Stored(t.numel, t.shape[-1], t.nbytes), plan.weights[name])
+        FORMATS["gguf"].nbytes(StoredWeight(t.numel, t.shape[-1], t.nbytes), plan.weights[name])
         for name, t in ((name, checkpoint.tensor(name)) for name in plan.weights)
     )
     in_file = sum(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import open_checkpoint
+from ewq.entropy import weights
 from ewq.errors import BackendUnavailable, CheckpointError, InputError, PlanError
 from ewq.planning.analysis import Analysis, analyze
 from ewq.planning.plan import check_plan
@@ -57,16 +58,35 @@ def test_statistics_are_those_of_the_loaded_weights(name: str, dtype: torch.dtyp
         )
 
 
-def test_a_conv1d_weight_is_rounded_along_its_outputs(tmp_path: Path):
-    model = build("gpt2", torch.float32)
-    name = "transformer.h.0.mlp.c_fc.weight"
-    wide = model.get_parameter(name).detach().double().T
-    step = wide.abs().amax(1, keepdim=True) / 127
-    error = float(((wide / step).round() * step - wide).norm() / wide.norm())
-
-    assert analysed(tmp_path, "gpt2", torch.float32).statistics[name].int8_error == pytest.approx(
-        error, rel=1e-4
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_nf4_errors_are_measured_along_outputs_when_a_scorer_asks(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    passes: list[str] = []
+    real = weights.measure_nf4_errors
+    monkeypatch.setattr(
+        weights, "measure_nf4_errors", lambda *given: passes.append("nf4") or real(*given)
     )
+    analysis = analysed(tmp_path, name, torch.float32)
+    analysis.plan()
+    assert passes == []
+
+    analysis.plan(scorer="nf4-error")
+    plan = analysis.plan(scorer="nf4-error", granularity="tensor")
+
+    assert passes == ["nf4"]
+    for weight, tensor in linear_weights(build(name, torch.float32)).items():
+        rows = tensor.detach().T if name == "gpt2" else tensor.detach()
+        assert analysis.nf4_errors[weight] == pytest.approx(nf4_error(rows), rel=1e-5)
+    assert plan.mean == pytest.approx(np.mean(list(analysis.nf4_errors.values())))
+
+
+def nf4_error(tensor: torch.Tensor) -> float:
+    """By bitsandbytes itself."""
+    functional = pytest.importorskip("bitsandbytes").functional
+    packed, state = functional.quantize_4bit(tensor.reshape(-1), quant_type="nf4", blocksize=64)
+    back = functional.dequantize_4bit(packed, state)
+    return float((back - tensor.reshape(-1)).double().norm() / tensor.double().norm())
 
 
 def test_a_block_entropy_is_the_weighted_mean_of_its_weights(tmp_path: Path):
@@ -326,14 +346,14 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path):
 def test_plans_are_refused_for_bad_requests(tmp_path: Path):
     analysis = analysed(tmp_path)
 
-    with pytest.raises(PlanError, match="give one of"):
+    with pytest.raises(PlanError, match="give only one of"):
         analysis.plan(0.65, target_bpw=8)
-    with pytest.raises(PlanError, match="granularity is 'row'"):
+    with pytest.raises(PlanError, match="unknown granularity 'row'"):
         analysis.plan(granularity="row")
-    with pytest.raises(InputError, match="no scorer"):
+    with pytest.raises(InputError, match="unknown scorer"):
         analysis.plan(scorer="vibes")
     for bits in (float("nan"), float("inf")):
-        with pytest.raises(PlanError, match=f"bits per weight is {bits}"):
+        with pytest.raises(PlanError, match=f"target of {bits} bits"):
             analysis.plan(target_bpw=bits)
 
 

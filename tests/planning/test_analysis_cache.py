@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ewq.checkpoint.opening import open_checkpoint
-from ewq.entropy import sweep
+from ewq.entropy import weights
 from ewq.planning.analysis import analyze, cache_key
 from tests.architectures import build
 
@@ -28,16 +28,16 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Models that were really measured, in order."""
     measured: list[str] = []
-    real = sweep.sweep
+    real = weights.measure_weights
 
     def counted(checkpoint, *arguments):
         measured.append(checkpoint.model)
         return real(checkpoint, *arguments)
 
-    monkeypatch.setattr(sweep, "sweep", counted)
+    monkeypatch.setattr(weights, "measure_weights", counted)
     return measured
 
 
@@ -46,19 +46,19 @@ def entry(cache: Path) -> Path:
     return only
 
 
-def test_the_second_analysis_measures_nothing(cache: Path, model: Path, sweeps: list[str]):
+def test_the_second_analysis_measures_nothing(cache: Path, model: Path, passes: list[str]):
     first, second = analyze(model), analyze(model)
 
-    assert len(sweeps) == 1
+    assert len(passes) == 1
     assert first.statistics == second.statistics
     assert first.plan(0.65) == second.plan(0.65)
 
 
-def test_no_cache_means_none(cache: Path, model: Path, sweeps: list[str]):
+def test_no_cache_means_none(cache: Path, model: Path, passes: list[str]):
     analyze(model, cache=False)
     analyze(model, cache=False)
 
-    assert len(sweeps) == 2
+    assert len(passes) == 2
     assert not cache.exists()
 
 
@@ -95,17 +95,17 @@ def spoil_with_an_empty_object(path: Path) -> None:
     ],
     ids=lambda of: of.__name__,
 )
-def test_a_damaged_entry_is_rebuilt(spoil, cache: Path, model: Path, sweeps: list[str]):
+def test_a_damaged_entry_is_rebuilt(spoil, cache: Path, model: Path, passes: list[str]):
     first = analyze(model)
     spoil(entry(cache))
 
     assert analyze(model).statistics == first.statistics
-    assert len(sweeps) == 2
+    assert len(passes) == 2
     analyze(model)
-    assert len(sweeps) == 2
+    assert len(passes) == 2
 
 
-def test_a_changed_value_anywhere_is_seen(cache: Path, model: Path, sweeps: list[str]):
+def test_a_changed_value_anywhere_is_seen(cache: Path, model: Path, passes: list[str]):
     analyze(model)
     path = model / "model.safetensors"
     tensors = load_file(path)
@@ -114,7 +114,7 @@ def test_a_changed_value_anywhere_is_seen(cache: Path, model: Path, sweeps: list
 
     changed = analyze(model)
 
-    assert len(sweeps) == 2
+    assert len(passes) == 2
     assert changed.statistics == analyze(model, cache=False).statistics
 
 

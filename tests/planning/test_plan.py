@@ -80,7 +80,7 @@ DAMAGED = {
     "unknown key": (changed(colour="red"), r"has unknown keys: colour"),
     "schema 2": (changed(schema=2), r"has schema 2; this ewq reads 1"),
     "no schema": (without("schema"), r"has schema None"),
-    "precision": (changed(weights={"a": "3bit"}), r"weight a has precision '3bit'; there are: raw"),
+    "precision": (changed(weights={"a": "3bit"}), r"weight a has precision '3bit'; known: raw"),
     "blocks": (changed(blocks=[{"index": 0}]), r"a block lacks keys: entropy, name, numel"),
     "blocks a number": (changed(blocks=7), r"is damaged"),
     "size beyond any number": (changed(size_bytes=float("inf")), r"is damaged"),

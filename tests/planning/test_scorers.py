@@ -19,8 +19,6 @@ PLAIN = WeightStatistics(
     histogram_entropy=6.0,
     softmax_entropy=4.0,
     centred_softmax_entropy=-0.5,
-    nf4_error=0.1,
-    int8_error=0.01,
 )
 RICH = replace(
     PLAIN,
@@ -29,9 +27,12 @@ RICH = replace(
     softmax_entropy=5.0,
     variance=0.9,
     kurtosis=7.0,
-    nf4_error=0.3,
 )
-UNITS = [Unit((PLAIN, RICH)), Unit((PLAIN,)), Unit((RICH,))]
+UNITS = [
+    Unit(("a", "b"), (PLAIN, RICH), (0.1, 0.3)),
+    Unit(("a",), (PLAIN,), (0.1,)),
+    Unit(("b",), (RICH,), (0.3,)),
+]
 EXPECTED = {
     "histogram": [6.75, 6.0, 7.0],
     "softmax": [4.75, 4.0, 5.0],
@@ -59,5 +60,5 @@ def test_random_follows_its_seed_and_not_the_weights():
 
 
 def test_an_unknown_scorer_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match=r"no scorer 'entropy'; there are: histogram, softmax"):
+    with pytest.raises(InputError, match=r"unknown scorer 'entropy'; known: histogram, softmax"):
         score_units("entropy", UNITS)

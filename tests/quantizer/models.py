@@ -14,9 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from ewq import __version__
 from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import open_checkpoint
-from ewq.planning.footprint import footprint_of
-from ewq.planning.formats import format_of
 from ewq.planning.plan import QuantizationPlan
+from ewq.planning.sizes import footprint_of, format_of
 from ewq.precision import Precision
 from tests.architectures import build
 

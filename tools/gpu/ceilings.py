@@ -11,12 +11,10 @@ from pathlib import Path
 
 import torch
 
-from ewq.entropy.device import rounding_errors
-from ewq.entropy.pattern_count import count_patterns, torch_count
+from ewq.entropy.measure import count_patterns
 
 ROUNDS = 20
 BYTES = {"cuda": 4 * 1024**3, "cpu": 64 * 1024**2}
-IN_FEATURES = 4096
 
 
 def median_s(work: Callable[[], object], device: str) -> float:
@@ -51,23 +49,10 @@ def random_bits(device: str, numel: int) -> torch.Tensor:
 
 
 def weights_per_s(device: str) -> dict[str, float]:
-    """16-bit weights per second: counted by ewq and by torch's own operation, and with rounding.
-
-    From the counts follow all entropies and moments; the errors of NF4 and int8 rounding,
-    which only some scorers ask for, need the values themselves.
-    """
+    """16-bit weights counted per second: from the counts follow all entropies and moments."""
     bits = random_bits(device, BYTES[device.split(":")[0]] // 8)
-    part = bits[: bits.numel() // 8]
-
-    def whole() -> None:
-        count_patterns(part)
-        rounding_errors(part, "BF16", IN_FEATURES)
-
     return {
         "weights_counted_per_s": bits.numel() / median_s(lambda: count_patterns(bits), device),
-        "weights_counted_by_torch_per_s": bits.numel()
-        / median_s(lambda: torch_count(bits), device),
-        "weights_with_rounding_errors_per_s": part.numel() / median_s(whole, device),
     }
 
 

@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import open_checkpoint
-from ewq.planning.footprint import footprint_of
-from ewq.planning.formats import format_of
 from ewq.planning.plan import QuantizationPlan, write_plan
+from ewq.planning.sizes import footprint_of, format_of
 from ewq.precision import Precision
 
 WORKER = Path(__file__).with_name("load_worker.py")

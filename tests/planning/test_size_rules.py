@@ -10,7 +10,7 @@ import torch
 
 from ewq.checkpoint.tensor_info import TensorInfo
 from ewq.errors import InputError
-from ewq.planning.formats import FORMATS, Stored, format_of
+from ewq.planning.sizes import FORMATS, StoredWeight, format_of
 from ewq.precision import Precision
 
 SHAPES = [(64, 64), (96, 200), (4096, 512), (3, 7), (33, 65)]
@@ -25,9 +25,9 @@ BITS = {
 }
 
 
-def stored(shape: tuple[int, int]) -> Stored:
+def stored(shape: tuple[int, int]) -> StoredWeight:
     rows, columns = shape
-    return Stored(rows * columns, columns, 2 * rows * columns)
+    return StoredWeight(rows * columns, columns, 2 * rows * columns)
 
 
 @pytest.mark.parametrize(("name", "precision"), BITS, ids=lambda of: str(of))
@@ -88,7 +88,7 @@ def test_rows_that_no_block_divides_stay_f16():
 
 
 def test_an_unknown_target_is_refused():
-    with pytest.raises(InputError, match=r"no target format 'awq'; there are: nf4"):
+    with pytest.raises(InputError, match=r"unknown target format 'awq'; known: nf4"):
         format_of("awq")
 
 

@@ -1,4 +1,4 @@
-"""Bytes of one weight in each target format, scales included.
+"""What a model weighs in each target format: its weights, their scales, and everything else.
 
 Counted are packed values and scales. The constant tables that bitsandbytes
 saves beside each 4-bit weight (64 bytes of levels, 1 KiB more with double
@@ -8,16 +8,21 @@ quantization, a line of JSON) are not: they hold nothing about the weight.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
+from ewq.checkpoint.layout import SCALES, Layout, Weight, scale_of
+from ewq.checkpoint.opening import Checkpoint
 from ewq.checkpoint.tensor_info import TensorInfo
 from ewq.errors import InputError
 from ewq.precision import Precision
 
+BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias")
+"""Old checkpoints saved these buffers; they are not parameters and are not loaded."""
+
 
 @dataclass(frozen=True)
-class Stored:
+class StoredWeight:
     """A weight as the size rules see it."""
 
     numel: int
@@ -34,39 +39,39 @@ class Stored:
         return self.numel // self.in_features
 
 
-ByteRule = Callable[[Stored], int]
+ByteRule = Callable[[StoredWeight], int]
 
 
-def _raw(weight: Stored) -> int:
+def _raw(weight: StoredWeight) -> int:
     return weight.raw_bytes
 
 
-def _half(weight: Stored) -> int:
+def _half(weight: StoredWeight) -> int:
     return 2 * weight.numel
 
 
-def _nf4(weight: Stored) -> int:
+def _nf4(weight: StoredWeight) -> int:
     """Two values a byte and a float32 absolute maximum for each 64: 4.5 bits."""
     return _up(weight.numel, 2) + 4 * _up(weight.numel, 64)
 
 
-def _nf4_double(weight: Stored) -> int:
+def _nf4_double(weight: StoredWeight) -> int:
     """The maxima in 8 bits, in blocks of 256 with a float32 each, and one offset: 4.127 bits."""
     scales = _up(weight.numel, 64)
     return _up(weight.numel, 2) + scales + 4 * _up(scales, 256) + 4
 
 
-def _int8(weight: Stored) -> int:
+def _int8(weight: StoredWeight) -> int:
     """A byte a value and a float32 scale for each output row: ``8 + 32 / in_features`` bits."""
     return weight.numel + 4 * weight.rows
 
 
-def _q8_0(weight: Stored) -> int:
+def _q8_0(weight: StoredWeight) -> int:
     """34 bytes for 32 values: 8.5 bits. Rows that do not divide stay F16."""
     return weight.numel // 32 * 34 if weight.in_features % 32 == 0 else _half(weight)
 
 
-def _q4_k(weight: Stored) -> int:
+def _q4_k(weight: StoredWeight) -> int:
     """144 bytes for 256 values: 4.5 bits.
 
     llama.cpp stores rows that 256 does not divide as Q5_0 (22 bytes for 32
@@ -95,7 +100,7 @@ class Format:
     rest: Callable[[TensorInfo], int]
     """Bytes of a tensor that is never quantized."""
 
-    def nbytes(self, weight: Stored, precision: Precision) -> int:
+    def nbytes(self, weight: StoredWeight, precision: Precision) -> int:
         """Bytes of a weight at a precision."""
         return self.rules[precision](weight)
 
@@ -131,8 +136,8 @@ def _bitsandbytes(four: ByteRule) -> Mapping[Precision, ByteRule]:
 
 
 FORMATS: Mapping[str, Format] = {
-    of.name: of
-    for of in (
+    format.name: format
+    for format in (
         Format("nf4", _bitsandbytes(_nf4), _as_stored),
         Format("nf4-double", _bitsandbytes(_nf4_double), _as_stored),
         Format("gguf", _rules(_half, _q8_0, _q4_k), _gguf_rest),
@@ -149,5 +154,68 @@ def format_of(name: str) -> Format:
         InputError: there is none.
     """
     if name not in FORMATS:
-        raise InputError(f"no target format {name!r}; there are: {', '.join(FORMATS)}")
+        raise InputError(f"unknown target format {name!r}; known: {', '.join(FORMATS)}")
     return FORMATS[name]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes and parameters of a checkpoint, apart from where its values lie."""
+
+    weights: Mapping[str, StoredWeight]
+    rest: tuple[TensorInfo, ...]
+    """Embeddings, norms, biases, routers, the head: stored as they are."""
+
+    @property
+    def numel(self) -> int:
+        """All parameters of the model."""
+        return sum(one.numel for one in self.weights.values()) + sum(one.numel for one in self.rest)
+
+    def nbytes(self, precisions: Mapping[str, Precision], target: Format) -> int:
+        """Bytes of the whole model with ``precisions`` (weights not named stay raw)."""
+        return self.rest_nbytes(target) + sum(
+            target.nbytes(stored, precisions.get(name, Precision.RAW))
+            for name, stored in self.weights.items()
+        )
+
+    def loaded_nbytes(
+        self, precisions: Mapping[str, Precision], target: Format, value_bytes: int
+    ) -> int:
+        """Bytes of the whole model where everything not quantized is loaded at one width."""
+        return sum(value_bytes * info.numel for info in self.rest) + sum(
+            target.nbytes(
+                replace(stored, raw_bytes=value_bytes * stored.numel),
+                precisions.get(name, Precision.RAW),
+            )
+            for name, stored in self.weights.items()
+        )
+
+    def rest_nbytes(self, target: Format) -> int:
+        """Bytes of everything that is never quantized."""
+        return sum(target.rest(info) for info in self.rest)
+
+
+def footprint_of(checkpoint: Checkpoint, layout: Layout) -> Footprint:
+    """Account for every tensor of a checkpoint."""
+    sources = set(layout.ignored)
+    sources |= {source for weight in layout.details.values() for source in weight.sources}
+    return Footprint(
+        {name: _stored(checkpoint, weight) for name, weight in layout.details.items()},
+        tuple(_rest(checkpoint, sources)),
+    )
+
+
+def _stored(checkpoint: Checkpoint, weight: Weight) -> StoredWeight:
+    scales = [scale_of(checkpoint, source) for source in weight.sources]
+    raw_bytes = sum(checkpoint.tensors[source].loaded_nbytes for source in weight.sources)
+    raw_bytes += sum(scale.nbytes for scale in scales if scale is not None)
+    return StoredWeight(weight.numel, weight.in_features, raw_bytes, stacked=weight.expert)
+
+
+def _rest(checkpoint: Checkpoint, sources: set[str]) -> Iterator[TensorInfo]:
+    tied = bool(checkpoint.config.get("tie_word_embeddings"))
+    for name, info in checkpoint.tensors.items():
+        mask = name.endswith((".attn.bias", ".attention.bias")) and len(info.shape) == 4
+        copy = tied and name == "lm_head.weight"
+        if name not in sources and not name.endswith(SCALES + BUFFERS) and not mask and not copy:
+            yield info
