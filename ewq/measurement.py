@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from ewq.errors import MeasurementError
@@ -71,6 +72,102 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Items:
+    """Per-item results: rows with named fields, held column by column.
+
+    Raises:
+        MeasurementError: columns of different lengths.
+    """
+
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Field -> one JSON value per row; a string is a column of single characters."""
+
+    def __post_init__(self) -> None:
+        if len({len(column) for column in self.columns.values()}) > 1:
+            raise MeasurementError(f"items of different number in {', '.join(self.columns)}")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def column(self, name: str) -> Sequence[Any]:
+        """The values of one field, row by row.
+
+        Raises:
+            MeasurementError: there is no such field.
+        """
+        if name not in self.columns:
+            known = ", ".join(self.columns) or "none"
+            raise MeasurementError(f"these items have no field {name!r}; they have {known}")
+        return self.columns[name]
+
+    def to_json(self) -> dict[str, Json]:
+        """``{"fields": [...], "rows": [[...], ...]}``; rows of one character are one string."""
+        columns = list(self.columns.values())
+        if len(columns) == 1 and isinstance(columns[0], str):
+            return {"fields": list(self.columns), "rows": columns[0]}
+        return {
+            "fields": list(self.columns),
+            "rows": [list(row) for row in zip(*columns, strict=True)],
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Items:
+        """The items that :meth:`to_json` stored.
+
+        Raises:
+            KeyError, TypeError, ValueError: something else was stored.
+        """
+        fields, rows = stored["fields"], stored["rows"]
+        if isinstance(rows, str):
+            (name,) = fields
+            return cls({name: rows})
+        columns = list(zip(*rows, strict=True)) if rows else [()] * len(fields)
+        return cls({name: list(column) for name, column in zip(fields, columns, strict=True)})
+
+
+NO_ITEMS = Items()
+
+
+class DoubtKind(StrEnum):
+    """Why a figure may not be trusted. :mod:`ewq.gating.doubts` says what that does to verdicts."""
+
+    NOISE = "noise"
+    """Times that vary, or that are too short for the clock."""
+    THROTTLING = "throttling"
+    """The GPU slowed itself down because of heat or power faults."""
+    OTHER_SESSION = "other_session"
+    """The reference's speed is from another session of the machine."""
+    CHANCE = "chance"
+    """An accuracy that guessing has too."""
+    APPROXIMATE_REFERENCE = "approximate_reference"
+    """Paired with a reference that is itself not exact."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A reason not to trust some figures of a measurement."""
+
+    kind: DoubtKind
+    text: str
+    """A sentence for people."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What the doubt rests on, such as the coefficient of variation."""
+
+    def to_json(self) -> dict[str, Json]:
+        """The doubt as plain JSON types."""
+        return {"kind": self.kind.value, "text": self.text, "figures": dict(self.figures)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Doubt:
+        """The doubt that :meth:`to_json` stored.
+
+        Raises:
+            KeyError, TypeError, ValueError: a key is missing, or the kind is unknown.
+        """
+        return cls(DoubtKind(stored["kind"]), stored["text"], dict(stored.get("figures", {})))
+
+
+@dataclass(frozen=True)
 class TaskResult:
     """The outcome of one task on one model."""
 
@@ -78,9 +175,40 @@ class TaskResult:
     settings: Mapping[str, Json]
     """Everything two results must share to be comparable: protocol, data digest, batch policy."""
     metrics: Mapping[str, Metric]
-    items: Json
-    """Per-item records, compact: what a later paired comparison needs."""
+    items: Items = NO_ITEMS
+    """What a later paired comparison needs, compact."""
+    doubts: tuple[Doubt, ...] = ()
+    """Reasons not to trust some of the metrics; they can make gates inconclusive."""
     notes: tuple[str, ...] = ()
-    """Sentences for people, such as "accuracy is at chance level"."""
+    """Sentences for people. Nothing is decided by them."""
     side: Mapping[str, Json] = field(default_factory=dict)
     """Bulky extras for reports (generation samples, answers by subject); never compared."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON types, as references are kept in the cache."""
+        return {
+            "task": self.task,
+            "settings": dict(self.settings),
+            "metrics": {name: metric.to_json() for name, metric in self.metrics.items()},
+            "items": self.items.to_json(),
+            "doubts": [doubt.to_json() for doubt in self.doubts],
+            "notes": list(self.notes),
+            "side": dict(self.side),
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> TaskResult:
+        """The result that :meth:`to_json` stored.
+
+        Raises:
+            KeyError, TypeError, ValueError: something else was stored.
+        """
+        return cls(
+            stored["task"],
+            stored["settings"],
+            {name: Metric.from_json(value) for name, value in stored["metrics"].items()},
+            Items.from_json(stored["items"]),
+            tuple(Doubt.from_json(doubt) for doubt in stored["doubts"]),
+            tuple(stored["notes"]),
+            stored["side"],
+        )

@@ -219,9 +219,9 @@ def _tell(item: pytest.Item, record: Record) -> None:
     item.user_properties.append(("ewq_verdict", record.verdict.value))
     item.user_properties += [(f"ewq_{k}", m.value) for k, m in record.metrics.items()]
     if record.reasons:
-        item.user_properties.append(("ewq_reasons", " | ".join(record.reasons)))
+        item.user_properties.append(("ewq_reasons", " | ".join(map(str, record.reasons))))
     if record.verdict is Verdict.FAIL:
-        pytest.fail(" | ".join(record.reasons), pytrace=False)
+        pytest.fail(" | ".join(map(str, record.reasons)), pytrace=False)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,16 +1,16 @@
-"""The stored record of one benchmark: ``extra_info["ewq"]`` (schema 1)."""
+"""The stored record of one benchmark: ``extra_info["ewq"]`` (schema 2; schema 1 is read)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from ewq.errors import InputError
-from ewq.measurement import Json, Metric
+from ewq.measurement import NO_ITEMS, Doubt, Items, Json, Metric
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Verdict(StrEnum):
@@ -21,6 +21,37 @@ class Verdict(StrEnum):
     IMPROVED = "improved"
     INCONCLUSIVE = "inconclusive"
     NO_BASELINE = "no-baseline"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What a gate says about one metric, or about a record as a whole."""
+
+    verdict: Verdict
+    text: str
+    """A sentence with the values and the tolerance."""
+    statistic: str = ""
+    """The test behind the verdict."""
+    metric: str = ""
+    """Empty where the reason is about the whole record."""
+    worse: bool = False
+    """Whether the metric is worse than its baseline by more than is tolerated, certain or not."""
+
+    def __str__(self) -> str:
+        return f"{self.text} [{self.statistic}]" if self.statistic else self.text
+
+    def to_json(self) -> dict[str, Json]:
+        """The reason as plain JSON types."""
+        return {**asdict(self), "verdict": self.verdict.value}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Reason:
+        """The reason that :meth:`to_json` stored.
+
+        Raises:
+            KeyError, TypeError, ValueError: other keys, or an unknown verdict.
+        """
+        return cls(**{**stored, "verdict": Verdict(stored["verdict"])})
 
 
 @dataclass(frozen=True)
@@ -37,13 +68,16 @@ class Record:
     settings: Mapping[str, Json]
     """Protocol and data; two records are comparable only where these are equal."""
     metrics: Mapping[str, Metric]
-    items: Json
+    items: Items = NO_ITEMS
     plan: str | None = None
     """Digest of the plan applied, where there is one."""
     verdict: Verdict = Verdict.NO_BASELINE
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    """Why the verdict is what it is; empty for a plain pass."""
+    doubts: tuple[Doubt, ...] = ()
     notes: tuple[str, ...] = ()
-    side: Mapping[str, Json] | None = None
+    """Sentences for people. Nothing is decided by them."""
+    side: Mapping[str, Json] = field(default_factory=dict)
     """Bulky extras for reports, never compared."""
 
     @property
@@ -51,7 +85,12 @@ class Record:
         """What identifies the record within a run: ``(variant, task)``."""
         return (self.variant, self.task)
 
-    def judged(self, verdict: Verdict, reasons: tuple[str, ...]) -> Record:
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Every sentence about the measurement: doubts, then notes."""
+        return (*(doubt.text for doubt in self.doubts), *self.notes)
+
+    def judged(self, verdict: Verdict, reasons: tuple[Reason, ...]) -> Record:
         """The same record with a verdict."""
         return replace(self, verdict=verdict, reasons=reasons)
 
@@ -67,11 +106,12 @@ class Record:
             "settings": dict(self.settings),
             "plan": self.plan,
             "metrics": {key: metric.to_json() for key, metric in self.metrics.items()},
-            "items": self.items,
+            "items": self.items.to_json(),
             "verdict": self.verdict.value,
-            "reasons": list(self.reasons),
+            "reasons": [reason.to_json() for reason in self.reasons],
+            "doubts": [doubt.to_json() for doubt in self.doubts],
             "notes": list(self.notes),
-            "side": dict(self.side or {}),
+            "side": dict(self.side),
         }
 
     @classmethod
@@ -81,9 +121,14 @@ class Record:
         Raises:
             InputError: another schema, or a key that every record has is missing.
         """
-        if data.get("schema") != SCHEMA:
-            raise InputError(f"record has schema {data.get('schema')!r}; this ewq reads {SCHEMA}")
+        from ewq.record_schema1 import upgraded
+
+        if data.get("schema") not in (1, SCHEMA):
+            raise InputError(
+                f"record has schema {data.get('schema')!r}; this ewq reads 1 and {SCHEMA}"
+            )
         try:
+            data = upgraded(data) if data["schema"] == 1 else data
             metrics = {key: Metric.from_json(value) for key, value in data["metrics"].items()}
             return cls(
                 model=data["model"],
@@ -93,12 +138,13 @@ class Record:
                 tier=data["tier"],
                 settings=data["settings"],
                 metrics=metrics,
-                items=data["items"],
+                items=Items.from_json(data["items"]),
                 plan=data.get("plan"),
                 verdict=Verdict(data["verdict"]),
-                reasons=tuple(data["reasons"]),
+                reasons=tuple(Reason.from_json(reason) for reason in data["reasons"]),
+                doubts=tuple(Doubt.from_json(doubt) for doubt in data["doubts"]),
                 notes=tuple(data.get("notes", ())),
-                side=data.get("side"),
+                side=data.get("side") or {},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"stored record is damaged: {error!r}") from error

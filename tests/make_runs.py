@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ewq.measurement import Metric
+from ewq.measurement import NO_ITEMS, Doubt, DoubtKind, Items, Metric
 from ewq.record import Record, Verdict
 
 GPU = {
@@ -18,6 +18,9 @@ GPU = {
     "cores": 16,
 }
 COMMIT = "a" * 40
+CHANCE = (Doubt(DoubtKind.CHANCE, "accuracy 0.25 is at chance level"),)
+NOISY = (Doubt(DoubtKind.NOISE, "times of decode vary by 20%"),)
+THROTTLED = (Doubt(DoubtKind.THROTTLING, "the GPU was too hot"),)
 SUBJECTS = [["anatomy", 100], ["virology", 100]]
 
 
@@ -34,7 +37,7 @@ def record(task="mmlu", variant="ewq-0.65", metrics=None, **changes):
         "tier": "smoke",
         "settings": {"shots": 5, "data": "sha256:d"},
         "metrics": metrics if metrics is not None else {"accuracy": metric(0.7, stderr=0.03)},
-        "items": None,
+        "items": NO_ITEMS,
         "verdict": Verdict.PASS,
     }
     return Record(**(base | changes))
@@ -44,6 +47,11 @@ def answers(right: int, wrong: int) -> str:
     return "A" * right + "b" * wrong
 
 
+def letters(answers: str) -> Items:
+    """MMLU items: a letter a question, upper case where it is right."""
+    return Items({"answer": answers})
+
+
 def mmlu(items: str, variant="ewq-0.65", **changes):
     """An MMLU record with the accuracy its items have."""
     n = len(items)
@@ -51,7 +59,7 @@ def mmlu(items: str, variant="ewq-0.65", **changes):
     error = (share * (1 - share) / (n - 1)) ** 0.5
     metrics = {"accuracy": metric(share, stderr=error, n=n)}
     settings = {"shots": 5, "data": "sha256:d", "subjects": [["anatomy", n]]}
-    return record("mmlu", variant, metrics, items=items, settings=settings, **changes)
+    return record("mmlu", variant, metrics, items=letters(items), settings=settings, **changes)
 
 
 def stored_run(

@@ -27,7 +27,17 @@ class Change:
     """Two-sided p of "no change"."""
     verdict: Verdict | None
     """``None`` where the metric is shown but not gated."""
-    sentence: str
+    text: str
+    """A sentence with both values and the tolerance."""
+    statistic: str = ""
+    """How certain the change is, and by which test."""
+    worse: bool = False
+    """Whether it is worse by more than is tolerated, certain or not."""
+
+    @property
+    def sentence(self) -> str:
+        """The text with its statistic."""
+        return f"{self.text} [{self.statistic}]" if self.statistic else self.text
 
     @property
     def delta(self) -> float | None:
@@ -90,7 +100,8 @@ def _change(case: _Case) -> Change:
     if old is None or new is None:
         return _one_sided(case, old, new)
     stderr, p_value = _error(old, new, case.paired)
-    verdict, why = _verdict(case, old, new, p_value)
+    verdict, why, worse = _verdict(case, old, new, p_value)
+    tolerance = f"tolerance {case.tolerance}; " if case.tolerance else ""
     return Change(
         metric=case.name,
         unit=new.unit,
@@ -99,7 +110,9 @@ def _change(case: _Case) -> Change:
         stderr=stderr,
         p_value=p_value,
         verdict=verdict,
-        sentence=_sentence(case, old, new, why, _statistic(case, old, new, stderr, p_value)),
+        text=_sentence(case.name, old, new, why),
+        statistic=tolerance + _statistic(case, old, new, stderr, p_value),
+        worse=worse,
     )
 
 
@@ -117,7 +130,7 @@ def _one_sided(case: _Case, old: Metric | None, new: Metric | None) -> Change:
         stderr=None,
         p_value=None,
         verdict=None if case.tolerance is None else Verdict.FAIL if lost else Verdict.NO_BASELINE,
-        sentence=f"{case.name}: {'missing' if lost else 'new'} metric, {where}",
+        text=f"{case.name}: {'missing' if lost else 'new'} metric, {where}",
     )
 
 
@@ -143,15 +156,18 @@ def _freedom(old: Metric, new: Metric) -> int | None:
 
 def _verdict(
     case: _Case, old: Metric, new: Metric, p_value: float | None
-) -> tuple[Verdict | None, str]:
+) -> tuple[Verdict | None, str, bool]:
+    """The verdict, why, and whether the metric got worse by more than is tolerated."""
     if case.tolerance is None or new.higher_is_better is None:
-        return None, "not gated"
-    worse = (old.value - new.value) if new.higher_is_better else (new.value - old.value)
-    verdict, why = _size(worse, case.tolerance.allowed(old.value), p_value, case.tolerance.alpha)
-    doubt = doubt_about(case.name, case.after) or doubt_about(case.name, case.before)
-    if doubt and doubt.spoils(verdict):
-        return Verdict.INCONCLUSIVE, f"{why}, but {doubt.reason}"
-    return verdict, why
+        return None, "not gated", False
+    loss = (old.value - new.value) if new.higher_is_better else (new.value - old.value)
+    allowed = case.tolerance.allowed(old.value)
+    verdict, why = _size(loss, allowed, p_value, case.tolerance.alpha)
+    worse = loss > allowed
+    for record in (case.after, case.before):
+        if doubt := doubt_about(case.name, record, verdict):
+            return Verdict.INCONCLUSIVE, f"{why}, but {doubt.text}", worse
+    return verdict, why, worse
 
 
 def _size(worse: float, allowed: float, p_value: float | None, alpha: float) -> tuple[Verdict, str]:
@@ -180,14 +196,10 @@ def _statistic(
     return f"{kind} error {stderr:.3g}{p_text}, detectable {detectable:.3g}"
 
 
-def _sentence(case: _Case, old: Metric, new: Metric, why: str, statistic: str) -> str:
+def _sentence(name: str, old: Metric, new: Metric, why: str) -> str:
     delta = new.value - old.value
     share = f", {delta / abs(old.value):+.2%}" if old.value else ""
-    tolerance = f"tolerance {case.tolerance}; " if case.tolerance else ""
-    return (
-        f"{case.name}: {old.value:.6g} -> {new.value:.6g} {new.unit} ({delta:+.3g}{share}): {why} "
-        f"[{tolerance}{statistic}]"
-    )
+    return f"{name}: {old.value:.6g} -> {new.value:.6g} {new.unit} ({delta:+.3g}{share}): {why}"
 
 
 def _short(fingerprint: str) -> str:

@@ -1,43 +1,45 @@
-"""Measurements that carry a reason not to trust them: noise, throttling, chance level."""
+"""What a doubt about a measurement does to verdicts on its metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
-from ewq.metrics import is_choice, is_clocked
+from ewq.measurement import Doubt, DoubtKind
+from ewq.metrics import is_choice, is_clocked, is_paired
 from ewq.record import Record, Verdict
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """Why a figure is not to be trusted, and which verdicts that takes away."""
-
-    reason: str
-    spoiled: frozenset[Verdict]
-
-    def spoils(self, verdict: Verdict) -> bool:
-        """Whether ``verdict`` becomes inconclusive."""
-        return verdict in self.spoiled
-
 
 _ANY = frozenset({Verdict.PASS, Verdict.FAIL, Verdict.IMPROVED})
 # A variant that fell to chance while its reference did not has failed for certain; only agreeing
 # with a reference that guesses says nothing.
 _GOOD_NEWS = frozenset({Verdict.PASS, Verdict.IMPROVED})
 
-_MARKERS: tuple[tuple[str, Callable[[str], bool], frozenset[Verdict]], ...] = (
-    ("throttl", is_clocked, _ANY),
-    ("nois", is_clocked, _ANY),
-    ("chance", is_choice, _GOOD_NEWS),
-)
-"""A word that tasks use in their notes, the metrics it concerns, the verdicts it takes away."""
+
+def _is_speed_ratio(metric: str) -> bool:
+    return is_clocked(metric) and is_paired(metric)
 
 
-def doubt_about(metric: str, record: Record) -> Doubt | None:
-    """The first doubt that the record's notes raise about one of its metrics."""
-    for marker, concerns, spoiled in _MARKERS:
-        note = next((note for note in record.notes if marker in note.lower()), None)
-        if note is not None and concerns(metric):
-            return Doubt(note, spoiled)
+_EFFECTS: Mapping[DoubtKind, tuple[Callable[[str], bool], frozenset[Verdict]]] = {
+    DoubtKind.THROTTLING: (is_clocked, _ANY),
+    DoubtKind.NOISE: (is_clocked, _ANY),
+    DoubtKind.OTHER_SESSION: (_is_speed_ratio, _ANY),
+    DoubtKind.CHANCE: (is_choice, _GOOD_NEWS),
+    DoubtKind.APPROXIMATE_REFERENCE: (is_paired, _ANY),
+}
+"""Kind -> the metrics it concerns, and the verdicts on them that become inconclusive."""
+
+
+def doubt_about(metric: str, record: Record, verdict: Verdict | None = None) -> Doubt | None:
+    """The first doubt of a record about one of its metrics.
+
+    With ``verdict``: the first that makes this verdict on the metric inconclusive.
+    """
+    for doubt in record.doubts:
+        concerns, undermined = _EFFECTS[doubt.kind]
+        if concerns(metric) and (verdict is None or verdict in undermined):
+            return doubt
     return None
+
+
+def at_chance(record: Record) -> bool:
+    """Whether the record's accuracy cannot be told from guessing."""
+    return any(doubt.kind is DoubtKind.CHANCE for doubt in record.doubts)

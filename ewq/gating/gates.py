@@ -12,7 +12,7 @@ from ewq.gating.doubts import doubt_about
 from ewq.gating.thresholds import Limit, Test, Tolerance
 from ewq.measurement import Metric
 from ewq.metrics import DEVICE_ALTERNATIVES
-from ewq.record import Record, Verdict
+from ewq.record import Reason, Record, Verdict
 
 PRECEDENCE = (
     Verdict.FAIL,
@@ -22,16 +22,6 @@ PRECEDENCE = (
     Verdict.PASS,
 )
 """The first verdict that any finding has is the verdict of the whole."""
-AGAINST_BASELINE = "against the baseline, "
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What the gate says about one metric."""
-
-    metric: str
-    verdict: Verdict
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -39,9 +29,13 @@ class Judgement:
     """What the gate says about one record."""
 
     verdict: Verdict
-    reasons: tuple[str, ...]
-    """A sentence for everything but a plain pass; each names metric, values and statistic."""
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Reason, ...]
+    """What was found of every gated metric, the worst first."""
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """The findings that are no plain pass."""
+        return tuple(found for found in self.findings if found.verdict is not Verdict.PASS)
 
 
 def judge(
@@ -76,9 +70,7 @@ def judge(
 
 def lost_in_doubt(record: Record) -> bool:
     """Whether a stored record got worse than its baseline by more than is allowed, in doubt."""
-    return record.verdict is Verdict.INCONCLUSIVE and any(
-        reason.startswith(AGAINST_BASELINE) and ": worse" in reason for reason in record.reasons
-    )
+    return record.verdict is Verdict.INCONCLUSIVE and any(r.worse for r in record.reasons)
 
 
 def overall(verdicts: Iterable[Verdict]) -> Verdict:
@@ -86,47 +78,51 @@ def overall(verdicts: Iterable[Verdict]) -> Verdict:
     return min(verdicts, key=PRECEDENCE.index, default=Verdict.NO_BASELINE)
 
 
-def _conclude(findings: Sequence[Finding]) -> Judgement:
-    verdict = overall(finding.verdict for finding in findings)
+def _conclude(findings: Sequence[Reason]) -> Judgement:
     ranked = sorted(findings, key=lambda finding: PRECEDENCE.index(finding.verdict))
-    reasons = tuple(finding.sentence for finding in ranked if finding.verdict is not Verdict.PASS)
-    return Judgement(verdict, reasons, tuple(ranked))
+    return Judgement(overall(finding.verdict for finding in findings), tuple(ranked))
 
 
-def _no_baseline(why: str) -> Finding:
-    return Finding("", Verdict.NO_BASELINE, f"no baseline: {why}")
+def _no_baseline(why: str) -> Reason:
+    return Reason(Verdict.NO_BASELINE, f"no baseline: {why}")
 
 
 def _baseline_findings(
     record: Record, baseline: Record, tolerances: Mapping[str, Tolerance]
-) -> list[Finding]:
+) -> list[Reason]:
     return [
-        Finding(change.metric, change.verdict, AGAINST_BASELINE + change.sentence)
+        Reason(
+            change.verdict,
+            f"against the baseline, {change.text}",
+            change.statistic,
+            change.metric,
+            change.worse,
+        )
         for change in changes(baseline, record, tolerances)
         # A metric that is merely new is not a missing baseline of the whole benchmark.
-        if change.verdict not in (None, Verdict.NO_BASELINE)
+        if change.verdict is not None and change.verdict is not Verdict.NO_BASELINE
     ]
 
 
-def _limit_finding(record: Record, name: str, limit: Limit) -> Finding:
+def _limit_finding(record: Record, name: str, limit: Limit) -> Reason:
     metric = record.metrics.get(name)
     if metric is None:
         return _missing(record, name, limit)
     verdict, statistic = _TESTS[limit.test](record, name, limit)
-    doubt = doubt_about(name, record)
-    if doubt and doubt.spoils(verdict):
-        verdict, statistic = Verdict.INCONCLUSIVE, f"{statistic}; {doubt.reason}"
-    return Finding(name, verdict, _sentence(record, name, metric, limit, verdict, statistic))
+    if doubt := doubt_about(name, record, verdict):
+        verdict, statistic = Verdict.INCONCLUSIVE, f"{statistic}; {doubt.text}"
+    text = _sentence(record, name, metric, limit, verdict)
+    return Reason(verdict, text, statistic, name)
 
 
-def _missing(record: Record, name: str, limit: Limit) -> Finding:
+def _missing(record: Record, name: str, limit: Limit) -> Reason:
     other = DEVICE_ALTERNATIVES.get(name)
     if other in record.metrics:
-        return Finding(name, Verdict.PASS, f"{name} does not apply: this device reports {other}")
+        text = f"{name} does not apply: this device reports {other}"
+        return Reason(Verdict.PASS, text, metric=name)
     known = ", ".join(record.metrics) or "none"
-    return Finding(
-        name, Verdict.FAIL, f"{name}: missing metric, gated by {limit}; present: {known}"
-    )
+    text = f"{name}: missing metric, gated by {limit}; present: {known}"
+    return Reason(Verdict.FAIL, text, metric=name)
 
 
 def _plain_bound(record: Record, name: str, limit: Limit) -> tuple[Verdict, str]:
@@ -239,12 +235,10 @@ _MOST_DECIMALS = 7
 """Figures that would need more are written with six digits, or as a power of ten."""
 
 
-def _sentence(
-    record: Record, name: str, metric: Metric, limit: Limit, verdict: Verdict, statistic: str
-) -> str:
+def _sentence(record: Record, name: str, metric: Metric, limit: Limit, verdict: Verdict) -> str:
     return (
         f"{name} {_figure(metric, limit)} {metric.unit} {_RELATION[verdict]} {limit}"
-        f"{_two_values(record, name, metric)} [{statistic}]"
+        f"{_two_values(record, name, metric)}"
     )
 
 

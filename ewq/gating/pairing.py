@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
+from ewq.measurement import Items
 from ewq.record import Record
-
-Rows = Sequence[Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ def paired_changes(before: Record, after: Record) -> dict[str, PairedChange]:
     Empty where the task keeps no items, or the items are not about the same questions or texts.
     """
     pair = _PAIRINGS.get(after.task)
-    if pair is None or not before.items or not after.items:
+    if pair is None or not len(before.items) or not len(after.items):
         return {}
     return pair(before, after)
 
@@ -39,7 +38,7 @@ def _pair_answers(before: Record, after: Record) -> dict[str, PairedChange]:
     """Items hold one letter a question, upper case where it is right."""
     from ewq.stats import paired_accuracy
 
-    old, new = str(before.items), str(after.items)
+    old, new = before.items.column("answer"), after.items.column("answer")
     if len(old) != len(new):
         return {}
     subjects = cast("Sequence[tuple[str, int]]", after.settings.get("subjects") or [])
@@ -54,12 +53,11 @@ def _pair_answers(before: Record, after: Record) -> dict[str, PairedChange]:
 
 
 def _pair_windows(before: Record, after: Record) -> dict[str, PairedChange]:
-    """Items are ``[domain, nll in nats, tokens, bytes, document]`` of each window."""
-    old, new = cast(Rows, before.items), cast(Rows, after.items)
-    if _columns(old, 0, 2, 3, 4) != _columns(new, 0, 2, 3, 4):
+    old, new = before.items, after.items
+    if not _equal(old, new, "domain", "tokens", "bytes", "document"):
         return {}
-    nll, tokens, size_bytes = (sum(row[column] for row in new) for column in (1, 2, 3))
-    per_token = _difference(old, new, column=1, size_column=2, document_column=4)
+    nll, tokens, size_bytes = (sum(new.column(name)) for name in ("nll", "tokens", "bytes"))
+    per_token = _difference(old, new, "nll")
     return {
         "perplexity": _scaled(per_token, math.exp(nll / tokens)),
         "bits_per_byte": _scaled(per_token, tokens / (size_bytes * math.log(2))),
@@ -67,19 +65,16 @@ def _pair_windows(before: Record, after: Record) -> dict[str, PairedChange]:
 
 
 def _pair_divergences(before: Record, after: Record) -> dict[str, PairedChange]:
-    """Items are ``[domain, tokens, sum KLD, same top, sum dp^2, nll change, document]``."""
-    old, new = cast(Rows, before.items), cast(Rows, after.items)
-    if _columns(old, 0, 1, 6) != _columns(new, 0, 1, 6):
+    old, new = before.items, after.items
+    if not _equal(old, new, "domain", "tokens", "document"):
         return {}
     return {
-        metric: _difference(old, new, column=column, size_column=1, document_column=6)
-        for metric, column in (("kld_mean", 2), ("top1_agreement", 3))
+        "kld_mean": _difference(old, new, "kld"),
+        "top1_agreement": _difference(old, new, "same_top"),
     }
 
 
-def _difference(
-    old: Rows, new: Rows, *, column: int, size_column: int, document_column: int
-) -> PairedChange:
+def _difference(old: Items, new: Items, name: str) -> PairedChange:
     """How sure the change of a mean per token is; windows of one document belong together."""
     from ewq.stats import (
         clustered_ratio,
@@ -89,9 +84,9 @@ def _difference(
     )
 
     estimate = clustered_ratio(
-        [after[column] - before[column] for before, after in zip(old, new, strict=True)],
-        [row[size_column] for row in new],
-        clusters_of([row[document_column] for row in new]),
+        [after - before for before, after in zip(old.column(name), new.column(name), strict=True)],
+        new.column("tokens"),
+        clusters_of(new.column("document")),
     )
     if estimate.stderr is None:
         return PairedChange(None, None, None)
@@ -107,8 +102,8 @@ def _scaled(change: PairedChange, scale: float) -> PairedChange:
     return PairedChange(change.stderr * scale, change.p_value, change.detectable * scale)
 
 
-def _columns(rows: Rows, *columns: int) -> list[tuple[Any, ...]]:
-    return [tuple(row[column] for column in columns) for row in rows]
+def _equal(old: Items, new: Items, *names: str) -> bool:
+    return all(list(old.column(name)) == list(new.column(name)) for name in names)
 
 
 _PAIRINGS: dict[str, Callable[[Record, Record], dict[str, PairedChange]]] = {

@@ -12,7 +12,7 @@ from ewq.harness.handle import VariantHandle
 from ewq.harness.jobs import JOBS, Work
 from ewq.harness.out_of_memory import reported
 from ewq.measurement import Metric, TaskResult
-from ewq.record import Record, Verdict
+from ewq.record import Reason, Record, Verdict
 from ewq.variants import REFERENCE, GgufFile
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def _record(bench: Bench, handle: VariantHandle, task: str, work: Work) -> Recor
         metrics={**result.metrics, **_paired(task, result, reference)},
         items=result.items,
         plan=handle.plan.digest if handle.plan else None,
+        doubts=(*result.doubts, *bench.references.doubts(task)),
         notes=(*result.notes, *_model_notes(handle), *bench.references.note(task)),
         side={**result.side, **_plan_for_reports(task, handle)},
     )
@@ -147,7 +148,7 @@ def _paired(task: str, result: TaskResult, reference: TaskResult | None) -> Mapp
 
 def _judge(bench: Bench, record: Record) -> Record:
     if bench.ungated:
-        return record.judged(Verdict.NO_BASELINE, (bench.ungated,))
+        return record.judged(Verdict.NO_BASELINE, (Reason(Verdict.NO_BASELINE, bench.ungated),))
     baseline, missing = None, bench.baseline_reasons
     if bench.baseline:
         baseline = bench.baseline.records.get(record.key)
@@ -195,5 +196,11 @@ def _as_result(record: Record, shared: Mapping[str, Any]) -> TaskResult:
     """The task's own result again, without the settings that every record has."""
     settings = {key: value for key, value in record.settings.items() if key not in shared}
     return TaskResult(
-        record.task, settings, record.metrics, record.items, record.notes, record.side or {}
+        record.task,
+        settings,
+        record.metrics,
+        record.items,
+        record.doubts,
+        record.notes,
+        record.side,
     )

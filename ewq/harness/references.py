@@ -19,7 +19,7 @@ from ewq.errors import EwqError
 from ewq.files import cache_dir
 from ewq.harness.jobs import JOBS
 from ewq.harness.out_of_memory import reported
-from ewq.measurement import Metric, TaskResult
+from ewq.measurement import Doubt, DoubtKind, TaskResult
 from ewq.variants import REFERENCE, find_variant
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from ewq.harness.handle import VariantHandle
 
 MEASURED_FOR_PAIRING = "the reference was measured for this comparison only"
-BEFORE_INTERRUPTION = "noisy ratio: the reference's speed is from before an interruption"
+BEFORE_INTERRUPTION = Doubt(
+    DoubtKind.OTHER_SESSION, "the reference's speed was measured before the run was interrupted"
+)
 STORED = "paired with a stored result of the reference"
 MISSING = "not paired with the reference, which could not be measured"
 
@@ -55,10 +57,13 @@ class References:
 
     def note(self, task: str) -> tuple[str, ...]:
         """Where the reference's result came from, unless this run measured it openly."""
-        if task in self.replayed and JOBS[task].same_session:
-            return (BEFORE_INTERRUPTION,)
         origin = self._origin.get(task)
         return (origin,) if origin else ()
+
+    def doubts(self, task: str) -> tuple[Doubt, ...]:
+        """Why figures paired with the reference are not to be trusted."""
+        replayed = task in self.replayed and JOBS[task].same_session
+        return (BEFORE_INTERRUPTION,) if replayed else ()
 
     def prepare(self, tasks: Iterable[str]) -> None:
         """Get the reference's results for ``tasks``, which this run does not measure openly.
@@ -127,7 +132,7 @@ class References:
         if JOBS[task].pair is None or JOBS[task].same_session or not path.is_file():
             return JOBS[task].pair is None and task != "divergence"
         try:
-            self._results[task] = _from_json(json.loads(path.read_text(encoding="utf-8")))
+            self._results[task] = TaskResult.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError):
             return False
         self._origin[task] = STORED
@@ -138,7 +143,7 @@ class References:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-                json.dump(_to_json(result), file)
+                json.dump(result.to_json(), file)
             Path(file.name).replace(path)
         except OSError:
             # A cache that cannot be written costs time in a later run, nothing else.
@@ -147,21 +152,3 @@ class References:
     def _path(self, task: str) -> Path:
         key = json.dumps([task, self._bench.identity(task)], sort_keys=True)
         return cache_dir("references", hashlib.sha256(key.encode()).hexdigest() + ".json")
-
-
-def _to_json(result: TaskResult) -> dict[str, Any]:
-    return {
-        "task": result.task,
-        "settings": dict(result.settings),
-        "metrics": {name: metric.to_json() for name, metric in result.metrics.items()},
-        "items": result.items,
-        "notes": list(result.notes),
-        "side": dict(result.side),
-    }
-
-
-def _from_json(data: dict[str, Any]) -> TaskResult:
-    metrics = {name: Metric.from_json(value) for name, value in data["metrics"].items()}
-    return TaskResult(
-        data["task"], data["settings"], metrics, data["items"], tuple(data["notes"]), data["side"]
-    )

@@ -43,7 +43,10 @@ def _drawn(rows: list[VariantRow], width: int, markup: bool) -> str:
 
 
 def _gates(state: HarnessSession) -> list[str]:
-    """How many records each verdict has, then a line for each that is no pass."""
+    """How many records each verdict has, then a line for each that is no pass.
+
+    The statistics behind the sentences are in the stored record and in JUnit XML.
+    """
     assert state.bench is not None
     records = list(state.bench.records.values())
     counted = {verdict: sum(r.verdict is verdict for r in records) for verdict in Verdict}
@@ -52,7 +55,7 @@ def _gates(state: HarnessSession) -> list[str]:
     lines = [f"gates: {state.bench.ungated or gated}"]
     for verdict in (Verdict.FAIL, Verdict.IMPROVED):
         lines += [
-            f"  {verdict}: {record.variant} {record.task}: {_brief(record.reasons[0])}"
+            f"  {verdict}: {record.variant} {record.task}: {record.reasons[0].text}"
             for record in records
             if record.verdict is verdict and record.reasons
         ]
@@ -66,11 +69,6 @@ def _inconclusive(records: list[Record]) -> list[str]:
         if record.verdict is Verdict.INCONCLUSIVE:
             variants.setdefault(record.task, []).append(record.variant)
     return [f"  inconclusive: {task}: {', '.join(names)}" for task, names in variants.items()]
-
-
-def _brief(reason: str) -> str:
-    """The sentence without its statistics, which the stored record and JUnit XML keep."""
-    return reason.split(" [", 1)[0]
 
 
 def _skips(state: HarnessSession) -> list[str]:

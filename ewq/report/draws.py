@@ -84,7 +84,7 @@ def draws(rows: Sequence[VariantRow]) -> list[Draws]:
 def scorer_of(row: VariantRow) -> str | None:
     """The scorer of the plan that a variant was made by; ``None`` for uniform and other ones."""
     record = row.records.get("memory")
-    plan = (record.side or {}).get("plan") if record else None
+    plan = record.side.get("plan") if record else None
     if not isinstance(plan, dict):
         return None
     rule = plan.get("rule")

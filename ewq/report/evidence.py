@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from ewq.gating import doubts
 from ewq.gating.change import incomparable
 from ewq.gating.pairing import paired_changes
 from ewq.measurement import Metric
@@ -125,9 +126,9 @@ MMLU_TASKS = {"mmlu": "MMLU", "mmlu_cloze": "MMLU (cloze)"}
 
 
 def at_chance(row: VariantRow, task: str) -> bool:
-    """Whether the task's note says that its accuracy cannot be told from guessing."""
+    """Whether the accuracy of one of the MMLU tasks cannot be told from guessing."""
     record = row.records.get(task)
-    return record is not None and any("chance" in note for note in record.notes)
+    return record is not None and doubts.at_chance(record)
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,8 @@ def _text_freedom(record: Record) -> int | None:
     """
     from ewq.stats import clusters_of
 
-    if not isinstance(record.items, list) or not record.items:
+    if not len(record.items):
         return None
-    documents = [str(row[4]) for row in record.items if isinstance(row, list)]
+    documents = record.items.column("document")
     clusters = clusters_of(documents)
     return max(1, (len(documents) if clusters is None else len(set(clusters))) - 1)

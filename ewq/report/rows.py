@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ewq.gating.doubts import doubt_about
+from ewq.gating.doubts import at_chance, doubt_about
 from ewq.gating.gates import overall
 from ewq.measurement import Metric
 from ewq.record import Record, Verdict
@@ -57,14 +57,14 @@ class VariantRow:
     def at_chance(self) -> bool:
         """Whether the letter score of MMLU says nothing."""
         record = self.records.get("mmlu")
-        return record is not None and any("chance" in note for note in record.notes)
+        return record is not None and at_chance(record)
 
     @property
     def clock_doubt(self) -> str:
         """Why its speed is not to be trusted; empty where nothing was noticed."""
         record = self.records.get("throughput")
         doubt = doubt_about("decode_tokens_per_s", record) if record else None
-        return doubt.reason if doubt else ""
+        return doubt.text if doubt else ""
 
 
 def variant_rows(records: Iterable[Record]) -> list[VariantRow]:

@@ -27,7 +27,7 @@ from ewq.data.windows import (
     make_windows,
 )
 from ewq.errors import MeasurementError
-from ewq.measurement import Json, Metric, TaskResult
+from ewq.measurement import Items, Json, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.quantiles import quantile
 from ewq.stats import clustered_ratio, clusters_of
@@ -103,8 +103,9 @@ def run(
     """Compare ``model`` with a reference recorded on the same texts and definition.
 
     Metrics: ``kld_mean`` (nats), ``kld_p50 .. kld_p99``, ``top1_agreement``,
-    ``rms_delta_p``, ``ln_ppl_ratio``. Items are one row per window: ``[domain,
-    tokens, sum of KLD, tokens of equal top, sum of delta_p^2, nll change, document]``.
+    ``rms_delta_p``, ``ln_ppl_ratio``. Items are one row per window: its ``domain``, scored
+    ``tokens`` and ``document``, and sums over the tokens: ``kld``, ``same_top``,
+    ``delta_p_squared`` and ``nll_change``.
 
     Raises:
         MeasurementError: other texts, definition or vocabulary than the reference's, or a
@@ -119,7 +120,7 @@ def run(
         task=TASK,
         settings=settings,
         metrics=_metrics(whole, clusters),
-        items=[_row(*each) for each in zip(windows, per_window, strict=True)],
+        items=_items(windows, per_window),
         notes=fit_notes(definition, model.info.context_length),
         side={
             "delta_p_percentiles": _percentiles(whole.delta_p, _DELTA_P_PERCENTILES),
@@ -303,13 +304,15 @@ def _kld_by_domain(windows: Sequence[Window], parts: Sequence[_Tokens]) -> dict[
     return means
 
 
-def _row(window: Window, tokens: _Tokens) -> list[Json]:
-    return [
-        window.domain,
-        window.scored,
-        round(float(tokens.kld.sum()), 8),
-        int(tokens.same_top.sum()),
-        round(float((tokens.delta_p**2).sum()), 10),
-        round(float(tokens.nll_change.sum()), 8),
-        window.document,
-    ]
+def _items(windows: Sequence[Window], per_window: Sequence[_Tokens]) -> Items:
+    return Items(
+        {
+            "domain": [window.domain for window in windows],
+            "tokens": [window.scored for window in windows],
+            "kld": [round(float(tokens.kld.sum()), 8) for tokens in per_window],
+            "same_top": [int(tokens.same_top.sum()) for tokens in per_window],
+            "delta_p_squared": [round(float((t.delta_p**2).sum()), 10) for t in per_window],
+            "nll_change": [round(float(tokens.nll_change.sum()), 8) for tokens in per_window],
+            "document": [window.document for window in windows],
+        }
+    )

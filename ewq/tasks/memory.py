@@ -80,7 +80,6 @@ def run(
             "load_peak_ram_bytes": _bytes(load.load_peak_ram_bytes),
             "load_s": Metric(load.load_s, "s", False, 1),
         },
-        items=[],
         notes=_notes(instrument),
         side={"baseline_bytes": load.device_baseline_bytes, **torch_peaks},
     )

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ewq.data.mmlu import LETTERS, MmluData, Question
 from ewq.errors import InputError, MeasurementError
-from ewq.measurement import Json, Metric, TaskResult
+from ewq.measurement import Items, Json, Metric, TaskResult
 from ewq.model import LanguageModel
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.tasks.encoding import common_prefix, encode_pairs
 from ewq.tasks.mmlu_scores import (
     accuracy_metrics,
-    chance_notes,
+    chance_doubts,
     pack_items,
     pair_answers,
     require_finite,
@@ -44,8 +44,8 @@ def run(
 
     Returns:
         Metrics ``accuracy`` (size-weighted, error pooled over subjects),
-        ``accuracy_macro`` and ``answered_A..D``; items hold one letter a
-        question, upper case where it is right; ``side["logprobs"]`` holds the
+        ``accuracy_macro`` and ``answered_A..D``; the ``answer`` of each
+        item is the letter chosen, upper case where it is right; ``side["logprobs"]`` holds the
         log-probabilities (see :func:`unpack_logprobs`).
 
     Raises:
@@ -71,8 +71,8 @@ def run(
         task=TASK,
         settings=_settings(model, data, shots),
         metrics=accuracy_metrics(items, data.subjects),
-        items=items,
-        notes=chance_notes(items, data),
+        items=Items({"answer": items}),
+        doubts=chance_doubts(items, data),
         side={"logprobs": pack_logprobs(logprobs), **tallies(items, data.subjects)},
     )
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from ewq.data.mmlu import MmluData, Question
 from ewq.errors import MeasurementError
-from ewq.measurement import Json, Metric, TaskResult
+from ewq.measurement import Items, Json, Metric, TaskResult
 from ewq.model import LanguageModel
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.tasks.encoding import encode_pairs
 from ewq.tasks.mmlu import pack_logprobs
 from ewq.tasks.mmlu_scores import (
     accuracy_metrics,
-    chance_notes,
+    chance_doubts,
     pack_items,
     pair_answers,
     require_finite,
@@ -64,8 +64,8 @@ def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRES
         task=TASK,
         settings=_settings(model, data),
         metrics=accuracy_metrics(items, data.subjects),
-        items=items,
-        notes=chance_notes(items, data),
+        items=Items({"answer": items}),
+        doubts=chance_doubts(items, data),
         side={"logprobs": pack_logprobs(sums), **tallies(items, data.subjects)},
     )
 

@@ -11,7 +11,7 @@ from ewq import stats
 from ewq.data.mmlu import LETTERS, MmluData
 from ewq.data.mmlu_subjects import GROUP_OF, UNGROUPED
 from ewq.errors import InputError, MeasurementError
-from ewq.measurement import Json, Metric, TaskResult
+from ewq.measurement import Doubt, DoubtKind, Json, Metric, TaskResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,8 +86,8 @@ def _total(tally: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
     return sum(right for right, _ in tally.values()), sum(n for _, n in tally.values())
 
 
-def chance_notes(items: str, data: MmluData) -> tuple[str, ...]:
-    """A sentence where the accuracy cannot be told from always giving the same letter."""
+def chance_doubts(items: str, data: MmluData) -> tuple[Doubt, ...]:
+    """A doubt where the accuracy cannot be told from always giving the same letter."""
     n = len(items)
     constant, letter = max(
         (count / n, letter)
@@ -96,10 +96,12 @@ def chance_notes(items: str, data: MmluData) -> tuple[str, ...]:
     accuracy = accuracy_metrics(items, data.subjects)["accuracy"]
     if accuracy.value - 2 * (accuracy.stderr or 0.0) >= constant:
         return ()
-    return (
+    text = (
         f"accuracy {accuracy.value:.3f} ± {accuracy.stderr:.3f} is at chance level: always "
-        f"answering {letter} scores {constant:.3f}, so differences between variants mean nothing",
+        f"answering {letter} scores {constant:.3f}, so differences between variants mean nothing"
     )
+    figures = {"accuracy": accuracy.value, "stderr": accuracy.stderr or 0.0, "constant": constant}
+    return (Doubt(DoubtKind.CHANCE, text, figures),)
 
 
 def pair_answers(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
@@ -160,7 +162,7 @@ def _subject_of_each(subjects: Any) -> list[str]:  # noqa: ANN401 (stored JSON)
 
 
 def _correct(result: TaskResult) -> list[bool]:
-    return [letter.isupper() for letter in str(result.items)]
+    return [letter.isupper() for letter in result.items.column("answer")]
 
 
 def _binary_stderr(right: int, n: int) -> float:

@@ -58,7 +58,7 @@ def run(
     }
     moved = metrics["logprob_change/repeat"].value
     notes = () if moved == 0 else (f"the same run twice differs by up to {moved:.2g} nats",)
-    return TaskResult(TASK, first.settings, metrics, first.items, notes)
+    return TaskResult(TASK, first.settings, metrics, first.items, notes=notes)
 
 
 def _one_by_one(model: LanguageModel, data: MmluData, shots: int, progress: Progress) -> Logprobs:

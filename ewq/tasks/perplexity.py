@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from ewq.data.windows import Definition, Window, bos_token, fit_notes, make_windows
 from ewq.errors import MeasurementError
-from ewq.measurement import Json, Metric, TaskResult
+from ewq.measurement import Items, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.stats import RatioEstimate, clustered_ratio, clusters_of, paired_ratio
 
@@ -30,16 +30,13 @@ _WINDOWS_PER_CALL = 16
 
 @dataclass(frozen=True)
 class _Item:
-    """What one window adds to the totals; stored as a JSON row in this order."""
+    """What one window adds to the totals; stored under these names."""
 
     domain: str
     nll: float
     tokens: int
     bytes: int
     document: int
-
-    def row(self) -> list[Json]:
-        return [self.domain, self.nll, self.tokens, self.bytes, self.document]
 
 
 def run(
@@ -54,8 +51,8 @@ def run(
 
     Metrics: ``perplexity``, ``bits_per_byte`` and both per domain as
     ``perplexity/DOMAIN``; standard errors are clustered by document (by window
-    where a scope has fewer than four documents). Items are one row per window:
-    ``[domain, nll in nats, scored tokens, scored bytes, document]``.
+    where a scope has fewer than four documents). Items are one row per window: its
+    ``domain``, ``nll`` in nats, scored ``tokens`` and ``bytes``, and ``document``.
 
     Raises:
         MeasurementError: texts too short for a window, or a non-finite likelihood.
@@ -72,7 +69,7 @@ def run(
             "data": texts.digest,
         },
         metrics=_metrics(items),
-        items=[item.row() for item in items],
+        items=_stored(items),
         notes=fit_notes(definition, model.info.context_length),
     )
 
@@ -174,8 +171,14 @@ def _within(items: Sequence[_Item], domain: str) -> list[_Item]:
     return [item for item in items if item.domain == domain]
 
 
+def _stored(items: Sequence[_Item]) -> Items:
+    names = [field.name for field in fields(_Item)]
+    return Items({name: [getattr(item, name) for item in items] for name in names})
+
+
 def _items(result: TaskResult) -> list[_Item]:
-    return [_Item(*row) for row in cast("list[Any]", result.items)]
+    columns = [result.items.column(field.name) for field in fields(_Item)]
+    return [_Item(*row) for row in zip(*columns, strict=True)]
 
 
 def _first_difference(result: TaskResult, reference: TaskResult) -> str:

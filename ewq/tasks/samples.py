@@ -7,11 +7,11 @@ plain text to be continued, the same for base and for chat models.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ewq.data.windows import bos_token
 from ewq.errors import MeasurementError
-from ewq.measurement import Json, Metric, TaskResult
+from ewq.measurement import Items, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.stats import clustered_ratio
 
@@ -50,8 +50,9 @@ def run(
 ) -> TaskResult:
     """Continue every prompt greedily by exactly ``new_tokens`` tokens.
 
-    There is no metric before a reference is given to :func:`pair`. Items: the
-    new token ids per prompt; ``side["samples"]``: name, prompt and continuation.
+    There is no metric before a reference is given to :func:`pair`. Items:
+    each ``prompt``'s name and the new ``tokens``. ``side["samples"]``: name, prompt and
+    continuation.
 
     Raises:
         MeasurementError: a prompt does not fit the context.
@@ -73,7 +74,7 @@ def run(
             "prompts": dict(chosen),
         },
         metrics={},
-        items=cast("Json", tokens),
+        items=Items({"prompt": list(tokens), "tokens": list(tokens.values())}),
         side={
             "samples": [
                 {"name": name, "prompt": prompt, "text": _text(model.tokenizer, tokens[name])}
@@ -95,9 +96,8 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     """
     if dict(result.settings) != dict(reference.settings):
         raise MeasurementError("samples are not comparable: prompts or lengths differ")
-    new = cast("dict[str, list[int]]", result.items)
-    base = cast("dict[str, list[int]]", reference.items)
-    pairs = [(new[name], base[name]) for name in base]
+    new, base = result.items.column("tokens"), reference.items.column("tokens")
+    pairs = list(zip(new, base, strict=True))
     lengths = [len(tokens) for _, tokens in pairs]
     equal = clustered_ratio([_equal(*both) for both in pairs], lengths)
     common = clustered_ratio([_common(*both) for both in pairs], [1] * len(pairs))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from ewq.errors import BackendUnavailable, MeasurementError
 from ewq.instruments.gpu import ClockState, read_clocks
-from ewq.measurement import Json, Metric, TaskResult
+from ewq.measurement import Doubt, DoubtKind, Items, Json, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.quantiles import quantile
 
@@ -108,7 +108,7 @@ class Rounds:
     @property
     def noisy(self) -> bool:
         """Whether the times of any phase and batch size vary by more than 5 %."""
-        return bool(self._noise_notes())
+        return bool(self._noise_doubts())
 
     def result(self) -> TaskResult:
         """The figures of all measured rounds.
@@ -130,8 +130,9 @@ class Rounds:
             task=TASK,
             settings=self.protocol.settings(),
             metrics=metrics,
-            items={_name(size): _columns(samples) for size, samples in self._samples.items()},
-            notes=(*self._noise_notes(), *self._short_notes(), *self._clock_notes(after)),
+            items=_items(self._samples),
+            doubts=(*self._noise_doubts(), *self._short_doubts(), *self._throttling(after)),
+            notes=() if self._unknown_clocks is None else (self._unknown_clocks,),
             side={"clocks": {"before": _json(self._before), "after": _json(after)}},
         )
 
@@ -139,7 +140,7 @@ class Rounds:
         try:
             return read_clocks(self._model.info.device)
         except (BackendUnavailable, MeasurementError) as error:
-            self._unknown_clocks = str(error)
+            self._unknown_clocks = f"clock state unknown: {error}"
             return None
 
     def _times_s(self) -> Iterator[tuple[str, list[float]]]:
@@ -147,28 +148,41 @@ class Rounds:
             yield f"prefill at batch size {size}", [each.first_token_s for each in samples]
             yield f"decode at batch size {size}", [each.decode_s for each in samples]
 
-    def _noise_notes(self) -> list[str]:
+    def _noise_doubts(self) -> list[Doubt]:
+        varying = [(work, _variation(times_s)) for work, times_s in self._times_s()]
         return [
-            f"noisy: times of {work} vary by {_variation(times_s):.0%} (more than {_NOISY:.0%})"
-            for work, times_s in self._times_s()
-            if _variation(times_s) > _NOISY
+            Doubt(
+                DoubtKind.NOISE,
+                f"noisy: times of {work} vary by {variation:.0%} (more than {_NOISY:.0%})",
+                {"variation": variation},
+            )
+            for work, variation in varying
+            if variation > _NOISY
         ]
 
-    def _short_notes(self) -> list[str]:
+    def _short_doubts(self) -> list[Doubt]:
         shortest_s = _SHORTEST_S["cpu" if self._model.info.device == "cpu" else "cuda"]
+        medians = [(work, statistics.median(times_s)) for work, times_s in self._times_s()]
         return [
-            f"too noisy to gate: a round's {work} takes {1000 * statistics.median(times_s):.2g} ms "
-            f"(less than {1000 * shortest_s:.0f} ms)"
-            for work, times_s in self._times_s()
-            if statistics.median(times_s) < shortest_s
+            Doubt(
+                DoubtKind.NOISE,
+                f"too noisy to gate: a round's {work} takes {1000 * median_s:.2g} ms "
+                f"(less than {1000 * shortest_s:.0f} ms)",
+                {"median_s": median_s},
+            )
+            for work, median_s in medians
+            if median_s < shortest_s
         ]
 
-    def _clock_notes(self, after: ClockState | None) -> list[str]:
-        if self._unknown_clocks is not None:
-            return [f"clock state unknown: {self._unknown_clocks}"]
+    def _throttling(self, after: ClockState | None) -> list[Doubt]:
         moments = (("before", self._before), ("after", after))
         return [
-            f"throttled {when} measuring: {', '.join(state.slowdowns)} at {state.temperature_c} °C"
+            Doubt(
+                DoubtKind.THROTTLING,
+                f"throttled {when} measuring: {', '.join(state.slowdowns)} "
+                f"at {state.temperature_c} °C",
+                {"temperature_c": state.temperature_c},
+            )
             for when, state in moments
             if state is not None and state.slowdowns
         ]
@@ -204,7 +218,7 @@ def run(
     Metrics for batch size 1, each a median over rounds with ``_p10`` and ``_p90``:
     ``prefill_tokens_per_s``, ``decode_tokens_per_s``, ``ttft_s``; for a batch
     size ``B`` above 1 the same with ``_bB`` before the percentile. Items: the
-    clock readings of every round in seconds, by batch size.
+    ``first_token_s`` and ``decode_s`` of every round, by ``batch_size``.
     """
     rounds = _measured(model, protocol or Protocol(), progress)
     if rounds.noisy:
@@ -264,11 +278,15 @@ def _sample(generation: Generation) -> Sample:
     return Sample(generation.first_token_s, sum(generation.step_s))
 
 
-def _columns(samples: Sequence[Sample]) -> dict[str, Json]:
-    return {
-        "first_token_s": [sample.first_token_s for sample in samples],
-        "decode_s": [sample.decode_s for sample in samples],
-    }
+def _items(samples: Mapping[int, Sequence[Sample]]) -> Items:
+    rounds = [(size, sample) for size, of_size in samples.items() for sample in of_size]
+    return Items(
+        {
+            "batch_size": [size for size, _ in rounds],
+            "first_token_s": [sample.first_token_s for _, sample in rounds],
+            "decode_s": [sample.decode_s for _, sample in rounds],
+        }
+    )
 
 
 def _variation(times_s: Sequence[float]) -> float:
@@ -312,10 +330,6 @@ def _ratio(new: Metric, base: Metric) -> Metric:
 
 def _suffix(size: int) -> str:
     return "" if size == 1 else f"_b{size}"
-
-
-def _name(size: int) -> str:
-    return f"b{size}"
 
 
 def _json(state: ClockState | None) -> Json:

@@ -16,7 +16,7 @@ from ewq.gating.baseline import (
     choose_ancestor,
     find_baseline,
 )
-from ewq.record import Verdict
+from ewq.record import Reason, Verdict
 from ewq.storage.runs import read_run
 from tests.make_runs import GPU, record, stored_run
 
@@ -33,7 +33,7 @@ OTHER_TOKENIZER = {"settings": OF_RUN | {"tokenizer": "sha256:u"}}
 OTHER_DATA = {"settings": OF_RUN | {"mmlu data": "sha256:e"}}
 DOUBTFUL = record(
     verdict=Verdict.INCONCLUSIVE,
-    reasons=("against the baseline, decode_tokens_per_s: 60 -> 20 tokens/s: worse, but noisy",),
+    reasons=(Reason(Verdict.INCONCLUSIVE, "decode_tokens_per_s: 60 -> 20 tokens/s", worse=True),),
 )
 LLAMA_CPP = record(variant="gguf-ewq-0.65", settings={"shots": 5, "batch_tokens": 512})
 FAILED = record(verdict=Verdict.FAIL)

@@ -10,7 +10,7 @@ from ewq.gating.thresholds import Thresholds, Tolerance
 from ewq.measurement import Metric
 from ewq.record import Verdict
 from ewq.storage.runs import read_run
-from tests.make_runs import GPU, answers, metric, mmlu, record, stored_run
+from tests.make_runs import GPU, THROTTLED, answers, metric, mmlu, record, stored_run
 
 
 def speed(value, **changes):
@@ -46,7 +46,7 @@ CASES = {
     "faster": (SPEED_AND_SIZE, [speed(120), size(1000)], {}, 0, Verdict.IMPROVED),
     "throttled": (
         SPEED_AND_SIZE,
-        [speed(80, notes=("throttled",)), size(1000)],
+        [speed(80, doubts=THROTTLED), size(1000)],
         {},
         0,
         Verdict.INCONCLUSIVE,

@@ -73,9 +73,10 @@ def test_planted_regressions_each_fail_their_test_with_both_values(bench, projec
     result.assert_outcomes(passed=len(PLANTED), failed=len(PLANTED))
     for task, start in PLANTED.items():
         reasons = records(project)[EWQ, task]["reasons"]
-        told = [r for r in reasons if r.startswith(f"against the baseline, {start}")]
+        told = [r for r in reasons if r["text"].startswith(f"against the baseline, {start}")]
         assert told, reasons
-        assert "worse [tolerance" in told[0]
+        assert told[0]["text"].endswith("worse")
+        assert told[0]["statistic"].startswith("tolerance")
 
 
 def test_the_same_again_passes_and_an_improvement_is_told(bench, project, plant):
@@ -110,8 +111,8 @@ def test_limits_of_the_thresholds_file_fail_without_any_baseline(bench, project,
     record = records(project)[EWQ, "divergence"]
     result.stdout.fnmatch_lines(["gates: 1 fail, 1 no-baseline, by *benchmarks?thresholds.toml"])
     assert record["verdict"] == "fail"
-    assert "kld_mean" in record["reasons"][0]
-    assert "is beyond max 0.001" in record["reasons"][0]
+    assert "kld_mean" in record["reasons"][0]["text"]
+    assert "is beyond max 0.001" in record["reasons"][0]["text"]
 
 
 def test_a_gated_metric_that_is_not_measured_fails(bench, project):
@@ -132,7 +133,7 @@ def test_accuracy_at_chance_is_inconclusive_and_never_green(bench, project):
 
     record = records(project)[EWQ, "mmlu"]
     assert record["verdict"] == "inconclusive"
-    assert "chance level" in record["reasons"][0]
+    assert "chance level" in record["reasons"][0]["statistic"]
 
 
 def test_trap_3_neither_partial_nor_failed_runs_become_the_baseline(bench, project, plant):
@@ -172,7 +173,7 @@ def test_trap_5_another_machine_is_not_comparable_and_never_a_regression(bench, 
     plant(weights_bytes=9_000_000)
     result = bench(*TWO, *QUICK, *AGAINST_NEWEST)
     result.assert_outcomes(passed=4)
-    assert "another cpu: Foreign" in records(project)[EWQ, "memory"]["reasons"][0]
+    assert "another cpu: Foreign" in records(project)[EWQ, "memory"]["reasons"][0]["text"]
 
 
 def test_trap_6_what_a_failed_gate_measured_is_stored_with_its_verdict(bench, project, plant):

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ewq.measurement import Metric
+from ewq.record import Reason
 from tests.report.example_runs import TASKS, VARIANTS, write_example
 
 HOSTILE = (
@@ -37,7 +38,7 @@ def hostile(record):
         settings=settings | {HOSTILE: HOSTILE},
         metrics=metrics,
         side=side,
-        reasons=(HOSTILE,),
+        reasons=(Reason(record.verdict, HOSTILE, HOSTILE),),
         notes=(HOSTILE,),
     )
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ewq.measurement import Metric, TaskResult
-from ewq.record import Record, Verdict
+from ewq.measurement import Items, Metric, TaskResult
+from ewq.record import Reason, Record, Verdict
 from ewq.tasks import mmlu, perplexity, samples
 from ewq.tasks.mmlu_scores import accuracy_metrics
-from tests.make_runs import stored_run
+from tests.make_runs import CHANCE, letters, stored_run
 
 DOMAINS = ("code", "dialogue", "literature", "news", "science", "web")
 SUBJECTS = {
@@ -91,9 +91,10 @@ def _record(result: TaskResult, variant: str, model: str) -> Record:
         metrics=result.metrics,
         items=result.items,
         verdict=verdict if gated else Verdict.PASS,
-        reasons=(f"ln_ppl_ratio is beyond max 0.05 for {variant}",)
+        reasons=(Reason(verdict, f"ln_ppl_ratio is beyond max 0.05 for {variant}"),)
         if gated and verdict is not Verdict.PASS
         else (),
+        doubts=result.doubts,
         notes=result.notes,
         side=result.side,
     )
@@ -108,14 +109,14 @@ def _mmlu(variant: str, at_chance: bool) -> TaskResult:
 
     def result(answers):
         items = "".join("A" if r else "b" for r in answers)
-        return TaskResult("mmlu", settings, accuracy_metrics(items, SUBJECTS), items)
+        return TaskResult("mmlu", settings, accuracy_metrics(items, SUBJECTS), letters(items))
 
     return _paired(
         mmlu,
         variant,
         result(right),
         result(base),
-        notes=("accuracy 0.27 is at chance level",) if at_chance else (),
+        doubts=CHANCE if at_chance else (),
     )
 
 
@@ -133,7 +134,7 @@ def _perplexity(variant: str, drift: float) -> TaskResult:
             "perplexity",
             {"definition": "disjoint", "window": 2048, "data": "sha256:t"},
             perplexity._metrics(items),
-            [item.row() for item in items],
+            perplexity._stored(items),
         )
 
     damage = VARIANTS[variant][1]
@@ -148,7 +149,7 @@ def _divergence(variant: str) -> TaskResult:
         "kld_p99": Metric(9 * damage, "nats", False, 4096, 0.8 * damage),
         "top1_agreement": Metric(max(0.0, 1 - 2 * damage), "fraction", True, 4096, 0.002),
     }
-    return TaskResult("divergence", {"window": 512, "data": "sha256:t"}, metrics, None)
+    return TaskResult("divergence", {"window": 512, "data": "sha256:t"}, metrics)
 
 
 def _throughput(variant: str, drift: float) -> TaskResult:
@@ -158,7 +159,7 @@ def _throughput(variant: str, drift: float) -> TaskResult:
         for suffix, share in (("", 1.0), ("_p10", 0.97), ("_p90", 1.02))
     }
     metrics["decode_ratio"] = Metric(speed / 60.0, "ratio", True, 10, 0.01)
-    return TaskResult("throughput", {"prompt_tokens": 512, "new_tokens": 128}, metrics, None)
+    return TaskResult("throughput", {"prompt_tokens": 512, "new_tokens": 128}, metrics)
 
 
 def _memory(variant: str) -> TaskResult:
@@ -171,7 +172,7 @@ def _memory(variant: str) -> TaskResult:
         "load_s": Metric(2.5, "s", False, 1),
     }
     side = {} if factor is None else {"plan": _plan(factor)}
-    return TaskResult("memory", {"instrument": "nvml"}, metrics, None, side=side)
+    return TaskResult("memory", {"instrument": "nvml"}, metrics, side=side)
 
 
 def _plan(factor: float) -> dict:
@@ -201,7 +202,8 @@ def _samples(variant: str) -> TaskResult:
         items[name] = changed if kept < 40 else words
         text = " ".join(f"word{w}" for w in items[name])
         shown.append({"name": name, "prompt": prompt, "text": text})
-    return TaskResult("samples", {"new_tokens": 40}, {}, items, side={"samples": shown})
+    stored = Items({"prompt": list(items), "tokens": list(items.values())})
+    return TaskResult("samples", {"new_tokens": 40}, {}, stored, side={"samples": shown})
 
 
 class _Quiet:
@@ -209,11 +211,11 @@ class _Quiet:
         return 0.0
 
 
-def _paired(task, variant, result: TaskResult, reference: TaskResult, notes=()) -> TaskResult:
+def _paired(task, variant, result: TaskResult, reference: TaskResult, doubts=()) -> TaskResult:
     metrics = dict(result.metrics)
     if variant != "fp16":
         metrics |= task.pair(result, reference)
-    return TaskResult(result.task, result.settings, metrics, result.items, notes)
+    return TaskResult(result.task, result.settings, metrics, result.items, doubts)
 
 
 def _rng(name: str) -> np.random.Generator:

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from ewq.measurement import Metric
+from ewq.measurement import Items, Metric
 from ewq.record import Verdict
 from ewq.report.headline import claims
 from ewq.report.subject import Reported, reported
 from ewq.storage.runs import Run, read_run
-from tests.make_runs import record
+from tests.make_runs import CHANCE, THROTTLED, record
 from tests.report.example_runs import write_example
 
 NEAR, SMALL, SMALLEST, FASTEST = (
@@ -102,10 +102,7 @@ def test_a_long_list_of_undecided_variants_is_cut_and_counted():
 
 def test_chance_level_is_no_evidence_either_way():
     records = variant("ewq-0.5", 1.0, 0.004, mmlu=(-0.05, 0.005))
-    guessing = [
-        replace(each, notes=("accuracy is at chance level",)) if each.task == "mmlu" else each
-        for each in records
-    ]
+    guessing = [replace(each, doubts=CHANCE) if each.task == "mmlu" else each for each in records]
     claim = said(guessing, need=NEAR)
     assert claim.variant == "ewq-0.5"
     assert "MMLU by letters is at chance level" in claim.sentence
@@ -117,16 +114,16 @@ def test_failed_gates_are_told_with_the_claim():
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "notes", "taken"),
+    ("first", "second", "doubts", "taken"),
     [
         pytest.param((100, 1), (50, 1), (), "ewq-0.5", id="clearly"),
         pytest.param((100, 20), (90, 20), (), None, id="within noise"),
-        pytest.param((100, 1), (50, 1), ("clocks throttled",), None, id="throttled"),
+        pytest.param((100, 1), (50, 1), THROTTLED, None, id="throttled"),
     ],
 )
-def test_fastest(first, second, notes, taken):
+def test_fastest(first, second, doubts, taken):
     claim = said(
-        variant("ewq-0.5", 1.0, speed=first, notes=notes),
+        variant("ewq-0.5", 1.0, speed=first, doubts=doubts),
         variant("ewq-1.0", 1.5, speed=second),
         need=FASTEST,
     )
@@ -160,7 +157,8 @@ def test_a_control_that_beats_plans_is_an_answer_and_told_once(tmp_path):
 def _bnb_int8_as_good_as_fp16(stored):
     if stored.task != "perplexity" or stored.variant != "bnb-int8":
         return stored
-    items = [[row[0], 0.99 * row[1], *row[2:]] for row in stored.items]
+    nll = [0.99 * nats for nats in stored.items.column("nll")]
+    items = Items({**stored.items.columns, "nll": nll})
     better = replace(stored.metrics["perplexity"], value=15.0)
     return replace(stored, items=items, metrics={**stored.metrics, "perplexity": better})
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from ewq.measurement import Metric
-from ewq.record import Verdict
+from ewq.record import Reason, Verdict
 from ewq.report.document import Bullets, Excerpts, Paragraph, Plot, Table
 from ewq.report.duels import Duel
 from ewq.report.evidence import Contrast
 from ewq.report.sections import blocks, domains, flips, protocol, samples, speed, verdicts
 from ewq.report.subject import Reported, reported
 from ewq.storage.runs import Run, read_run
-from tests.make_runs import record
+from tests.make_runs import CHANCE, NOISY, letters, record
 from tests.report.example_runs import write_example
 
 
@@ -31,7 +31,7 @@ def only(section, kind):
 
 def asked(variant, items):
     settings = {"data": "d", "subjects": [["anatomy", 3], ["virology", 2], ["law", 1]]}
-    return record("mmlu", variant, items=items, settings=settings)
+    return record("mmlu", variant, items=letters(items), settings=settings)
 
 
 def test_flips_are_counted_by_subject_and_direction_most_flipped_first():
@@ -59,11 +59,10 @@ def test_a_change_on_few_texts_needs_more_to_be_told_from_none(freedom, doubt):
 
 def test_groups_of_subjects_are_a_table_unless_all_is_guessing():
     accuracy = {"accuracy/stem": Metric(0.512, "fraction", True, 80, 0.056)}
-    chance = ("accuracy 0.25 is at chance level",)
     told, fallen, guessed = (
         record("mmlu_cloze", "fp16", accuracy),
-        replace(record("mmlu_cloze", "bnb-nf4", accuracy), notes=chance),
-        replace(record("mmlu", "fp16", accuracy), notes=chance),
+        replace(record("mmlu_cloze", "bnb-nf4", accuracy), doubts=CHANCE),
+        replace(record("mmlu", "fp16", accuracy), doubts=CHANCE),
     )
     table = only(domains.section(subject(told, fallen, guessed)), Table)
     assert table.title.startswith("MMLU (cloze) by group")
@@ -72,7 +71,9 @@ def test_groups_of_subjects_are_a_table_unless_all_is_guessing():
 
 
 def test_answers_to_other_questions_are_not_compared():
-    other = record("mmlu", "bnb-nf4", items="ABCDAB", settings={"data": "e", "subjects": []})
+    other = record(
+        "mmlu", "bnb-nf4", items=letters("ABCDAB"), settings={"data": "e", "subjects": []}
+    )
     section = flips.section(subject(asked("fp16", "ABCDAB"), other))
     assert section.parts[0].text == flips.NO_REFERENCE
 
@@ -146,7 +147,9 @@ def test_a_duel_is_won_only_with_certainty(better, share, p_value, outcome):
 
 
 def judged(variant, verdict, task="mmlu", **changes):
-    return record(task, variant, verdict=verdict, reasons=(f"because {variant}",), **changes)
+    return record(
+        task, variant, verdict=verdict, reasons=(Reason(verdict, f"because {variant}"),), **changes
+    )
 
 
 def test_failures_are_told_each_and_inconclusive_records_once_a_task_with_reasons_folded():
@@ -182,7 +185,7 @@ def test_settings_that_all_tasks_share_are_told_once_and_bulky_ones_in_words():
 
 def test_doubtful_clocks_are_told_in_one_warning():
     rate = {"decode_tokens_per_s": Metric(50.0, "tokens/s", True, 9, 1.0)}
-    noisy = {"metrics": rate, "notes": ("noisy: times vary by 9%",)}
+    noisy = {"metrics": rate, "doubts": NOISY}
     section = speed.section(
         subject(record("throughput", "fp16", **noisy), record("throughput", "ewq-0.5", **noisy))
     )

@@ -9,7 +9,7 @@ from ewq.report.rows import variant_rows, with_error
 from ewq.report.table import columns_for, footnotes, terminal_table
 from ewq.storage.runs import read_run
 from ewq.variants import default_names, table_place
-from tests.make_runs import record
+from tests.make_runs import NOISY, record
 from tests.report.example_runs import VARIANTS, write_example
 
 
@@ -111,8 +111,7 @@ def test_sizes_have_three_digits_in_one_unit(sizes_bytes, heading, shown):
 def test_speeds_of_doubtful_clocks_are_marked_and_explained():
     speed = {"decode_tokens_per_s": Metric(61.0, "tokens/s", True, 10, 0.5)}
     rough, sure = (
-        variant_rows([record("throughput", "fp16", speed, notes=notes)])
-        for notes in (("noisy: times vary by 20%",), ())
+        variant_rows([record("throughput", "fp16", speed, doubts=doubts)]) for doubts in (NOISY, ())
     )
     (cell,) = [column.cell for column in columns_for(rough) if column.heading == "Tok/s"]
     assert (cell(rough[0]), cell(sure[0])) == ("~61.0 ±0.5", "61.0 ±0.5")

@@ -11,6 +11,7 @@ import pytest
 from ewq.data.texts import Document, text_set
 from ewq.data.windows import definition_named, make_windows
 from ewq.errors import MeasurementError
+from ewq.measurement import Items
 from ewq.tasks import divergence, perplexity
 from tests.tasks.numpy_model import NumpyModel
 
@@ -99,12 +100,12 @@ def test_ln_ratio_is_that_of_perplexity_on_the_same_windows(reference):
 
 def test_items_add_up_to_the_metrics(reference):
     result = divergence.run(NumpyModel(noise=0.2), TEXTS, reference, DEFINITION)
-    assert json.loads(json.dumps(result.items)) == result.items
-    tokens = sum(row[1] for row in result.items)
-    assert sum(row[2] for row in result.items) / tokens == pytest.approx(
+    assert Items.from_json(json.loads(json.dumps(result.items.to_json()))) == result.items
+    tokens = sum(result.items.column("tokens"))
+    assert sum(result.items.column("kld")) / tokens == pytest.approx(
         result.metrics["kld_mean"].value, abs=1e-8
     )
-    assert sum(row[3] for row in result.items) / tokens == result.metrics["top1_agreement"].value
+    assert sum(result.items.column("same_top")) / tokens == result.metrics["top1_agreement"].value
 
 
 def test_a_token_the_reference_excludes_adds_nothing(reference, tmp_path):

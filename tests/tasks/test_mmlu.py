@@ -87,8 +87,10 @@ def test_items_are_letters_whose_case_says_right_or_wrong(model):
     data = make_data()
     result = mmlu.run(model, data)
     chosen = mmlu.unpack_logprobs(result.side["logprobs"]).argmax(axis=1)
-    assert [LETTERS.index(letter.upper()) for letter in result.items] == list(chosen)
-    assert [letter.isupper() for letter in result.items] == [
+    assert [LETTERS.index(letter.upper()) for letter in result.items.column("answer")] == list(
+        chosen
+    )
+    assert [letter.isupper() for letter in result.items.column("answer")] == [
         choice == question.answer for choice, question in zip(chosen, data.test, strict=True)
     ]
 
@@ -147,7 +149,7 @@ def test_always_answering_one_letter_is_seen(tokenizer):
     result = mmlu.run(HashModel(tokenizer, favourite="C"), make_data())
     assert result.metrics["answered_C"].value == 1.0
     assert result.metrics["answered_A"].value == 0.0
-    assert "chance" in result.notes[0]
+    assert "chance" in result.doubts[0].text
 
 
 class CountingProgress:

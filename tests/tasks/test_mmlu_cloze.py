@@ -47,7 +47,7 @@ def test_answers_are_normalised_by_the_characters_of_the_choice(model):
     sums = unpack_logprobs(result.side["logprobs"])
     lengths = [[len(choice) for choice in q.choices] for q in data.test]
     best = (sums / np.array(lengths)).argmax(axis=1)
-    assert [LETTERS.index(letter.upper()) for letter in result.items] == list(best)
+    assert [LETTERS.index(letter.upper()) for letter in result.items.column("answer")] == list(best)
     assert result.settings["normalization"] == "characters"
 
 

@@ -7,8 +7,9 @@ from scipy.stats import binomtest
 
 from ewq.data.mmlu import MmluData, Question
 from ewq.errors import MeasurementError
-from ewq.measurement import TaskResult
-from ewq.tasks.mmlu_scores import accuracy_metrics, chance_notes, pack_items, pair_answers, tallies
+from ewq.measurement import DoubtKind, TaskResult
+from ewq.tasks.mmlu_scores import accuracy_metrics, chance_doubts, pack_items, pair_answers, tallies
+from tests.make_runs import letters
 
 SUBJECTS = {"anatomy": 4, "marketing": 6}
 ITEMS = "AbCd" + "AAAbbb"
@@ -16,7 +17,7 @@ ITEMS = "AbCd" + "AAAbbb"
 
 def result(items, **changes):
     settings = {"data": "d", "shots": 5, "prompt": "p", "subjects": [["anatomy", 4], ["x", 6]]}
-    return TaskResult("mmlu", settings | changes, {}, items)
+    return TaskResult("mmlu", settings | changes, {}, letters(items))
 
 
 def data_with_answers(answers):
@@ -94,10 +95,11 @@ def test_subjects_outside_mmlu_stand_apart():
 def test_chance_is_what_a_constant_answer_scores(right, at_chance):
     data = data_with_answers([i % 4 if i >= 20 else 3 for i in range(40)])
     predicted = [q.answer if i < right else (q.answer + 1) % 4 for i, q in enumerate(data.test)]
-    notes = chance_notes(pack_items(predicted, data), data)
-    assert bool(notes) == at_chance
+    doubts = chance_doubts(pack_items(predicted, data), data)
+    assert bool(doubts) == at_chance
     if at_chance:
-        assert "always answering D scores 0.625" in notes[0]
+        assert "always answering D scores 0.625" in doubts[0].text
+        assert (doubts[0].kind, doubts[0].figures["constant"]) == (DoubtKind.CHANCE, 0.625)
 
 
 def test_pairing_counts_flips_both_ways():

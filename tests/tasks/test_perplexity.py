@@ -9,6 +9,7 @@ import pytest
 from ewq.data.texts import Document, text_set
 from ewq.data.windows import DEFINITIONS, definition_named
 from ewq.errors import MeasurementError
+from ewq.measurement import Items
 from ewq.tasks import perplexity
 from tests.tasks.numpy_model import ALPHABET, BOS, NumpyModel
 
@@ -124,10 +125,10 @@ def test_results_are_repeatable_and_plain_json():
     definition = definition_named("disjoint", WINDOW)
     first = perplexity.run(NumpyModel(), TEXTS, definition)
     assert perplexity.run(NumpyModel(), TEXTS, definition) == first
-    assert json.loads(json.dumps(first.items)) == first.items
-    domain, nll, tokens, size, document = first.items[0]
-    assert (domain, tokens, size, document) == ("prose", 15, 15, 0)
-    assert nll > 0
+    assert Items.from_json(json.loads(json.dumps(first.items.to_json()))) == first.items
+    window = {name: column[0] for name, column in first.items.columns.items()}
+    assert window.pop("nll") > 0
+    assert window == {"domain": "prose", "tokens": 15, "bytes": 15, "document": 0}
 
 
 def test_windows_that_start_alike_are_handed_over_together():

@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from ewq.errors import MeasurementError
+from ewq.measurement import Items
 from ewq.tasks import samples
 from tests.tasks.numpy_model import BOS, NumpyModel
 
@@ -15,7 +17,7 @@ def run(model=None, new_tokens=8, prompts=PROMPTS):
 
 def with_tokens(**tokens):
     result = run(new_tokens=4)
-    return type(result)(result.task, result.settings, {}, tokens)
+    return replace(result, items=Items({"prompt": list(tokens), "tokens": list(tokens.values())}))
 
 
 def test_the_fixed_prompts_cover_what_readers_want_to_see():
@@ -28,8 +30,8 @@ def test_texts_are_kept_for_reading():
     assert [sample["name"] for sample in result.side["samples"]] == list(PROMPTS)
     sample = result.side["samples"][0]
     assert sample["prompt"] == "hello"
-    assert sample["text"] == NumpyModel().tokenizer.decode(result.items["greeting"])
-    assert json.loads(json.dumps(result.items)) == result.items
+    assert sample["text"] == NumpyModel().tokenizer.decode(result.items.column("tokens")[0])
+    assert Items.from_json(json.loads(json.dumps(result.items.to_json()))) == result.items
 
 
 @pytest.mark.parametrize("adds_bos", [True, False], ids=["bos", "no bos"])
@@ -37,7 +39,7 @@ def test_continuations_are_greedy_and_start_as_the_tokenizer_says(adds_bos):
     model = NumpyModel(adds_bos=adds_bos)
     ids = ([BOS] if adds_bos else []) + model.tokenizer.encode("hello", add_special_tokens=False)
     expected = list(model.generate([ids], 8).tokens[0])
-    assert run(model).items["greeting"] == expected
+    assert run(model).items.column("tokens")[0] == expected
 
 
 def test_agreement_counts_equal_positions():

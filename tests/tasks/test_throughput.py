@@ -6,6 +6,7 @@ import pytest
 
 from ewq.errors import BackendUnavailable, MeasurementError
 from ewq.instruments.gpu import ClockState
+from ewq.measurement import DoubtKind, Items
 from ewq.model import Generation
 from ewq.tasks import throughput
 from ewq.tasks.throughput import Protocol
@@ -42,21 +43,21 @@ def test_prefill_and_decode_are_computed_apart():
     assert value["ttft_s"] == pytest.approx(0.5)
     assert value["prefill_tokens_per_s_b8"] == pytest.approx(8 * 100 / 0.5)
     assert value["decode_tokens_per_s_b8_p10"] == pytest.approx(8 * 10 / 2.5)
-    assert result.notes == ()
+    assert result.doubts == ()
 
 
 def test_medians_and_percentiles_are_over_measured_rounds_only():
     # The first two rounds warm up and are slow.
     model = TimedModel(first_token_s=(9.0, 9.0, 1.0, 1.01, 1.02, 1.03, 1.04))
     result = throughput.run(model, Protocol(100, 2, (1,), 2, 5))
-    times = result.items["b1"]["first_token_s"]
+    times = result.items.column("first_token_s")
     assert times == [1.0, 1.01, 1.02, 1.03, 1.04]
     assert result.metrics["ttft_s"].value == pytest.approx(1.02)
     assert result.metrics["ttft_s_p10"].value == pytest.approx(np.quantile(times, 0.1))
     assert result.metrics["ttft_s_p90"].value == pytest.approx(np.quantile(times, 0.9))
     assert result.metrics["ttft_s"].n == 5
     assert 0 < result.metrics["ttft_s"].stderr < 0.03
-    assert json.loads(json.dumps(result.items)) == result.items
+    assert Items.from_json(json.loads(json.dumps(result.items.to_json()))) == result.items
 
 
 def test_every_round_runs_each_batch_size_once_from_a_synchronised_start():
@@ -84,25 +85,27 @@ def test_times_that_vary_are_measured_again_and_then_called_noisy():
     model = TimedModel(first_token_s=(1.0, 2.0))
     result = throughput.run(model, Protocol(10, 2, (1,), 0, 4))
     assert len(model.events) == 2 * 4 * 2
-    assert len(result.items["b1"]["decode_s"]) == 4
-    (note,) = result.notes
-    assert note.startswith("noisy: times of prefill at batch size 1 vary by ")
+    assert len(result.items.column("decode_s")) == 4
+    (doubt,) = result.doubts
+    assert (doubt.kind, set(doubt.figures)) == (DoubtKind.NOISE, {"variation"})
+    assert doubt.text.startswith("noisy: times of prefill at batch size 1 vary by ")
 
 
 def test_rounds_too_short_for_a_processor_are_called_so_and_not_repeated():
     model = TimedModel(first_token_s=(0.005,), step_s=(0.25,))
-    (note,) = throughput.run(model, Protocol(10, 2, (1,), 0, 4)).notes
-    assert note.startswith("too noisy to gate: a round's prefill at batch size 1 takes 5 ms")
+    (doubt,) = throughput.run(model, Protocol(10, 2, (1,), 0, 4)).doubts
+    assert (doubt.kind, doubt.figures) == (DoubtKind.NOISE, {"median_s": 0.005})
+    assert doubt.text.startswith("too noisy to gate: a round's prefill at batch size 1 takes 5 ms")
     assert len(model.events) == 4 * 2
 
 
 def test_steady_times_after_a_noisy_start_are_not_noisy():
     model = TimedModel(first_token_s=(1.0, 2.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0))
-    assert throughput.run(model, Protocol(10, 2, (1,), 0, 4)).notes == ()
+    assert throughput.run(model, Protocol(10, 2, (1,), 0, 4)).doubts == ()
 
 
 @pytest.mark.parametrize(
-    ("states", "notes"),
+    ("states", "texts"),
     [
         pytest.param((COOL, COOL), (), id="cool"),
         pytest.param(
@@ -113,11 +116,12 @@ def test_steady_times_after_a_noisy_start_are_not_noisy():
         pytest.param((None, None), (), id="no GPU"),
     ],
 )
-def test_clocks_are_read_before_and_after(monkeypatch, states, notes):
+def test_clocks_are_read_before_and_after(monkeypatch, states, texts):
     readings = iter(states)
     monkeypatch.setattr(throughput, "read_clocks", lambda device: next(readings))
     result = throughput.run(TimedModel(), Protocol(10, 4, (1,), 1, 2))
-    assert result.notes == notes
+    assert tuple(doubt.text for doubt in result.doubts) == texts
+    assert {doubt.kind for doubt in result.doubts} <= {DoubtKind.THROTTLING}
     moments = [state and state.to_json() for state in states]
     assert list(result.side["clocks"].values()) == moments
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ewq.storage.runs import read_run
-from tests.make_runs import GPU, metric, record, stored_run
+from tests.make_runs import GPU, NOISY, metric, record, stored_run
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "calibrate.py"
 SPEEDS = (100.0, 104.0, 96.0)
@@ -59,7 +59,7 @@ def test_what_repeats_exactly_keeps_the_built_in_tolerance(repeats):
 
 def test_what_a_run_itself_calls_noisy_does_not_widen_the_tolerance(repeats, tmp_path):
     noisy = throughput("fp16", 10)
-    noisy = replace(noisy, notes=("noisy: times of decode vary by 40% (more than 5%)",))
+    noisy = replace(noisy, doubts=NOISY)
     records = [noisy, throughput("ewq-0.5", 50), record("mmlu", "fp16", {"accuracy": metric(0.5)})]
     done = calibrate(*repeats, stored_run(tmp_path, records, number=9))
 

@@ -117,7 +117,7 @@ def notes(run: Run) -> list[str]:
 
 def memory_lines(run: Run) -> list[str]:
     """How far the memory before each load strays: what an earlier variant left behind."""
-    sides = {v: r.side or {} for (v, task), r in run.records.items() if task == "memory"}
+    sides = {v: r.side for (v, task), r in run.records.items() if task == "memory"}
     before = {v: side["baseline_bytes"] for v, side in sides.items() if "baseline_bytes" in side}
     if not before:
         return []
@@ -148,7 +148,7 @@ def agreement_table(runs: Mapping[str, Run]) -> list[str]:
         own = first.records.get((variant, "mmlu"))
         if own and alike([run.records.get((variant, "mmlu")) for run in runs.values()]):
             differing = [answers_that_differ(own, run.records.get(own.key)) for run in others]
-            rows.append([variant, f"answers that differ of {len(str(own.items))}", "", *differing])
+            rows.append([variant, f"answers that differ of {len(own.items)}", "", *differing])
     lines = table(" | ".join(["variant", "figure", *runs]), "ll" + "r" * len(runs), rows)
     return [*lines, "", *unlike]
 
@@ -167,7 +167,7 @@ def answers_that_differ(own: Record, other: Record | None) -> str:
     """A letter a question, upper case where it is right."""
     if other is None:
         return "–"
-    pairs = zip(str(own.items), str(other.items), strict=True)
+    pairs = zip(own.items.column("answer"), other.items.column("answer"), strict=True)
     return str(sum(a.upper() != b.upper() for a, b in pairs))
 
 

@@ -51,7 +51,7 @@ def section(subject: Reported) -> Section | None:
     groups: dict[tuple[float, ...], list[_Plan]] = {}
     for row in subject.rows:
         record = row.records.get("memory")
-        stored = (record.side or {}).get("plan") if record else None
+        stored = record.side.get("plan") if record else None
         if isinstance(stored, Mapping) and stored.get("blocks") and not _is_uniform(stored):
             plan = _read(row.variant, stored)
             groups.setdefault(plan.series, []).append(plan)

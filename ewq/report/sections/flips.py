@@ -50,10 +50,10 @@ def section(subject: Reported) -> Section | None:
 
 def _by_subject(record: Record, base: Record) -> dict[str, _Flips]:
     """Flips of each subject; empty where the two were not asked the same questions."""
-    new, old = record.items, base.items
     same = all(record.settings.get(key) == base.settings.get(key) for key in ("data", "subjects"))
-    if not same or not isinstance(new, str) or not isinstance(old, str):
+    if not same or not len(record.items) or not len(base.items):
         return {}
+    new, old = record.items.column("answer"), base.items.column("answer")
     subjects = cast("Sequence[tuple[str, int]]", record.settings.get("subjects") or ())
     found, begin = {}, 0
     for name, size in subjects:

@@ -31,7 +31,7 @@ def section(subject: Reported) -> Section | None:
 
 def _texts(row: VariantRow) -> dict[str, dict[str, str]]:
     record = row.records.get("samples")
-    stored: Any = (record.side or {}).get("samples") if record else None
+    stored: Any = record.side.get("samples") if record else None
     listed = stored if isinstance(stored, list) else []
     return {
         str(sample.get("name")): {

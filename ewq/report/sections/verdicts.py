@@ -35,7 +35,7 @@ def _of(records: Sequence[Record], verdict: Verdict) -> list[Record]:
 
 
 def _said(record: Record) -> str:
-    return "; ".join(record.reasons) or "no reason stored"
+    return "; ".join(map(str, record.reasons)) or "no reason stored"
 
 
 def _told(record: Record) -> Point:
@@ -74,7 +74,7 @@ def _notes(records: Sequence[Record]) -> Table:
     """What tasks remarked on their own measurements, the same remark once."""
     grouped: dict[tuple[str, str], list[str]] = {}
     for record in records:
-        for note in record.notes:
+        for note in record.remarks:
             grouped.setdefault((record.task, note), []).append(record.variant)
     rows = tuple((task, ", ".join(names), note) for (task, note), names in grouped.items())
     headings = ("Task", "Variants", "Remark")
