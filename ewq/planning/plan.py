@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ewq.codec import CodecError, decode, encode
 from ewq.errors import PlanError
 from ewq.files import write_text
 from ewq.measurement import Json
@@ -28,11 +29,15 @@ VOLATILE = frozenset({"ewq_version", "model"})
 """Fields that say who made the plan and under which name, not what it does."""
 NAMED = 3
 """How many offending names an error shows."""
-
-
-def _known(value: float) -> float | None:
-    """NaN, which a plan of the proof of concept has where it says nothing, as JSON's null."""
-    return value if math.isfinite(value) else None
+MIXED = "mixed"
+"""How the file tells that a block's weights have different precisions."""
+POC_PRECISIONS = {
+    "raw": Precision.RAW,
+    "8-bit": Precision.EIGHT_BIT,
+    "4-bit": Precision.FOUR_BIT,
+    "8bit": Precision.EIGHT_BIT,
+    "4bit": Precision.FOUR_BIT,
+}
 
 
 @dataclass(frozen=True)
@@ -49,17 +54,6 @@ class PlanBlock:
     """``None`` where a tensor-wise plan gives the block's weights different precisions."""
     size_bytes: int = 0
     """Of the block's quantizable weights in the target format; 0 where the plan does not say."""
-
-    def to_json(self) -> dict[str, Json]:
-        """The block as stored in ``blocks``."""
-        return {
-            "index": self.index,
-            "name": self.name,
-            "numel": self.numel,
-            "entropy": _known(self.entropy),
-            "precision": "mixed" if self.precision is None else self.precision.value,
-            "size_bytes": self.size_bytes,
-        }
 
 
 @dataclass(frozen=True)
@@ -106,35 +100,66 @@ class QuantizationPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON types."""
-        return {
-            "schema": SCHEMA,
-            "model": self.model,
-            "fingerprint": self.fingerprint,
-            "architecture": self.architecture,
-            "scorer": self.scorer,
-            "granularity": self.granularity,
-            "rule": dict(self.rule),
-            "mean": _known(self.mean),
-            "std": _known(self.std),
-            "thresholds": dict(self.thresholds),
-            "target": self.target,
-            "blocks": [block.to_json() for block in self.blocks],
-            "weights": {name: precision.value for name, precision in self.weights.items()},
-            "bits_per_weight": _known(self.bits_per_weight),
-            "size_bytes": self.size_bytes,
-            "ewq_version": self.ewq_version,
-        }
+        data: dict[str, Any] = {"schema": SCHEMA, **encode(self)}
+        for block in data["blocks"]:
+            block["precision"] = block["precision"] or MIXED
+        return data
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], source: str = "plan") -> QuantizationPlan:
+    def from_json(cls, data: Any, source: str = "plan") -> QuantizationPlan:  # noqa: ANN401
         """Build a plan from its JSON; also reads ``{"plan": {"0": "raw", "1": "4-bit"}}``.
 
         Raises:
             PlanError: unknown or missing keys, another schema, an unknown precision.
         """
-        from ewq.planning.reading import plan_from_json
+        if not isinstance(data, Mapping):
+            raise PlanError(f"{source} is not a plan: it holds no JSON object")
+        if "schema" not in data and isinstance(data.get("plan"), Mapping):
+            return _from_poc(data, source)
+        if data.get("schema") != SCHEMA:
+            raise PlanError(f"{source} has schema {data.get('schema')!r}; this ewq reads {SCHEMA}")
+        plain = {key: value for key, value in data.items() if key != "schema"}
+        if isinstance(plain.get("blocks"), list):
+            plain["blocks"] = [_without_mixed(block) for block in plain["blocks"]]
+        try:
+            return decode(cls, plain)
+        except CodecError as error:
+            raise PlanError(f"{source} is damaged: {error}") from error
 
-        return plan_from_json(data, source)
+
+def _without_mixed(block: Any) -> Any:  # noqa: ANN401 - parsed JSON
+    if isinstance(block, Mapping) and block.get("precision") == MIXED:
+        return {**block, "precision": None}
+    return block
+
+
+def _from_poc(data: Mapping[str, Any], source: str) -> QuantizationPlan:
+    """``{"plan": {"0": "raw", "1": "4-bit"}}``: precisions by block index, and nothing else.
+
+    Weights, entropies and sizes are unknown, so such a plan can be shown and
+    compared but not applied.
+    """
+    blocks = []
+    for key, value in data["plan"].items():
+        precision = POC_PRECISIONS.get(str(value))
+        if not str(key).isdecimal() or precision is None:
+            raise PlanError(f"{source}: block {key!r} has precision {value!r}, which is unknown")
+        blocks.append(PlanBlock(int(key), f"block {int(key)}", 0, math.nan, precision))
+    return QuantizationPlan(
+        model=str(data.get("model_id", data.get("model", "(unknown)"))),
+        fingerprint="",
+        architecture="",
+        scorer="(unknown)",
+        granularity="block",
+        rule={"kind": "poc"},
+        mean=math.nan,
+        std=math.nan,
+        thresholds={},
+        blocks=tuple(sorted(blocks, key=lambda block: block.index)),
+        weights={},
+        bits_per_weight=math.nan,
+        size_bytes=0,
+    )
 
 
 def read_plan(path: str | Path) -> QuantizationPlan:

@@ -78,14 +78,17 @@ def changed(**values: object):
 DAMAGED = {
     "no weights": (without("weights"), r"lacks keys: weights"),
     "unknown key": (changed(colour="red"), r"has unknown keys: colour"),
-    "schema 2": (changed(schema=2), r"has schema 2; this ewq reads 1"),
+    "schema 9": (changed(schema=9), r"has schema 9; this ewq reads 1"),
     "no schema": (without("schema"), r"has schema None"),
-    "precision": (changed(weights={"a": "3bit"}), r"weight a has precision '3bit'; known: raw"),
-    "blocks": (changed(blocks=[{"index": 0}]), r"a block lacks keys: entropy, name, numel"),
-    "blocks a number": (changed(blocks=7), r"is damaged"),
-    "size beyond any number": (changed(size_bytes=float("inf")), r"is damaged"),
-    "mean null": (changed(mean=None), r"is damaged"),
-    "weights a list": (changed(weights=[]), r"is damaged"),
+    "precision": (
+        changed(weights={"a": "3bit"}),
+        r"weights\.a: expected one of raw, 8bit, 4bit, found '3bit'",
+    ),
+    "blocks": (changed(blocks=[{"index": 0}]), r"blocks\[0\] lacks keys: entropy, name, numel"),
+    "blocks a number": (changed(blocks=7), r"blocks: expected a list, found 7"),
+    "size infinite": (changed(size_bytes=float("inf")), r"size_bytes: expected a whole number"),
+    "mean null": (changed(mean=None), r"mean: expected a number, found None"),
+    "weights a list": (changed(weights=[]), r"weights: expected a JSON object, found \[\]"),
     "a list": (lambda data: [data], r"holds no JSON object"),
 }
 
