@@ -1,0 +1,237 @@
+"""One choice from every group, at the least total cost within a total weight, exactly.
+
+The multiple-choice knapsack problem: groups are tensors and choices their types; cost is
+expected divergence and weight bytes, or the other way round. A Lagrange multiplier gives a plan
+that is nearly best and a proof how nearly; what could be better than that plan is little, and is
+searched through (Pisinger 1995, "A minimal algorithm for the multiple-choice
+knapsack problem").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+RELATIVE = 1e-12
+"""Differences of costs below this share of their total are rounding."""
+SCOUTED_STATES = 512
+"""States kept by the first, incomplete search, whose plan narrows the second one."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to settle a group."""
+
+    cost: float
+    weight: float
+
+
+def choose(groups: Sequence[Sequence[Choice]], limit: float) -> list[int] | None:
+    """The index of the choice of every group; of equal plans any one.
+
+    Args:
+        groups: at least one choice each.
+        limit: most total weight.
+
+    Returns:
+        ``None`` where even the lightest choices exceed the limit.
+    """
+    kept = [_undominated(group) for group in groups]
+    room = limit - sum(group[0][1].weight for group in kept)
+    if room < 0:
+        return None
+    tables = [_Table.of([choice for _, choice in group]) for group in kept]
+    found = _Search(tables, room).best()
+    return [group[place][0] for group, place in zip(kept, found, strict=True)]
+
+
+def _undominated(group: Sequence[Choice]) -> list[tuple[int, Choice]]:
+    """By rising weight and falling cost; what is heavier and no cheaper is left out."""
+    order = sorted(enumerate(group), key=lambda entry: (entry[1].weight, entry[1].cost))
+    kept: list[tuple[int, Choice]] = []
+    for entry in order:
+        if not kept or entry[1].cost < kept[-1][1].cost:
+            kept.append(entry)
+    return kept
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The undominated choices of a group, weights counted from the lightest."""
+
+    costs: Floats
+    weights: Floats
+
+    @classmethod
+    def of(cls, choices: Sequence[Choice]) -> _Table:
+        weights = np.array([choice.weight for choice in choices], dtype=np.float64)
+        costs = np.array([choice.cost for choice in choices], dtype=np.float64)
+        return cls(costs, weights - weights[0])
+
+    def cheapest(self, price: float) -> int:
+        """The best choice where a unit of weight costs ``price``; of equals the lightest."""
+        return int(np.argmin(self.costs + price * self.weights))
+
+
+class _Search:
+    def __init__(self, tables: Sequence[_Table], room: float) -> None:
+        self._tables, self._room = tables, room
+        self._price = self._find_price()
+        # What a choice costs beyond the best one of its group at this price.
+        self._extra = [_extra(table, self._price) for table in tables]
+        self._start = [table.cheapest(self._price) for table in tables]
+
+    def best(self) -> list[int]:
+        """The best plan."""
+        plan = self._filled(list(self._start))
+        scouted = self._search(self._gap(plan), SCOUTED_STATES)
+        plan = min((plan, scouted or plan), key=self._gap)
+        return self._search(self._gap(plan), None) or plan
+
+    def _find_price(self) -> float:
+        """The least price of weight at which the plan of the best choices fits."""
+        if self._weight([table.cheapest(0.0) for table in self._tables]) <= self._room:
+            return 0.0
+        slopes = np.concatenate([_slopes(table) for table in self._tables])
+        prices = np.unique(slopes[slopes > 0])
+        low, high = -1, len(prices) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            # Just above a slope the heavier of its two choices is given up.
+            price = float(prices[middle]) * (1 + RELATIVE)
+            fits = self._weight([table.cheapest(price) for table in self._tables]) <= self._room
+            low, high = (low, middle) if fits else (middle, high)
+        return float(prices[high]) * (1 + RELATIVE)
+
+    def _weight(self, plan: Sequence[int]) -> float:
+        return float(sum(t.weights[c] for t, c in zip(self._tables, plan, strict=True)))
+
+    def _gap(self, plan: Sequence[int]) -> float:
+        """How far a plan can be from the best: its extras and the price of the room it leaves."""
+        extra = sum(extra[c] for extra, c in zip(self._extra, plan, strict=True))
+        return float(extra + self._price * (self._room - self._weight(plan)))
+
+    def _filled(self, plan: list[int]) -> list[int]:
+        """Spend what room is left, each time where it saves the most cost for its weight."""
+        room = self._room - self._weight(plan)
+        while True:
+            steps = [
+                ((t.costs[c] - t.costs[n]) / (t.weights[n] - t.weights[c]), g, n)
+                for g, (t, c) in enumerate(zip(self._tables, plan, strict=True))
+                for n in range(c + 1, len(t.costs))
+                if t.weights[n] - t.weights[c] <= room
+            ]
+            if not steps:
+                return plan
+            _, group, choice = max(steps)
+            weights = self._tables[group].weights
+            room -= weights[choice] - weights[plan[group]]
+            plan[group] = choice
+
+    def _search(self, gap: float, most_states: int | None) -> list[int] | None:
+        """The best plan with less than ``gap``, if there is one.
+
+        States are partial plans: the weight beyond that of the starting plan, and the extras. A
+        plan better than the one known has extras below the gap and, in the end, no more weight
+        than fits and no less than the gap can pay for.
+        """
+        gap *= 1 - RELATIVE
+        open_groups = [
+            (group, np.flatnonzero(extra < gap))
+            for group, extra in enumerate(self._extra)
+            if np.count_nonzero(extra < gap) > 1
+        ]
+        moves = [
+            self._tables[g].weights[c] - self._tables[g].weights[self._start[g]]
+            for g, c in open_groups
+        ]
+        room = self._room - self._weight(self._start)
+        lightest = _sums_from_behind([float(move.min()) for move in moves])
+        heaviest = _sums_from_behind([float(move.max()) for move in moves])
+        states = _States(np.zeros(1), np.zeros(1))
+        trail: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        for step, (group, choices) in enumerate(open_groups):
+            states, parents, taken = states.extended(moves[step], self._extra[group][choices])
+            unspent = room - states.weights - heaviest[step + 1]
+            worst = states.extras + self._price * np.maximum(unspent, 0.0)
+            fits = states.weights + lightest[step + 1] <= room
+            order = states.front(np.flatnonzero(fits & (worst < gap)), self._price, most_states)
+            states = states.at(order)
+            trail.append((parents[order], taken[order]))
+        gaps = states.extras + self._price * (room - states.weights)
+        good = np.flatnonzero((states.weights <= room) & (gaps < gap))
+        if not good.size:
+            return None
+        return self._read(int(good[np.argmin(gaps[good])]), open_groups, trail)
+
+    def _read(
+        self,
+        state: int,
+        open_groups: Sequence[tuple[int, NDArray[np.int64]]],
+        trail: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    ) -> list[int]:
+        plan = list(self._start)
+        for (group, choices), (parents, taken) in zip(
+            reversed(open_groups), reversed(trail), strict=True
+        ):
+            plan[group] = int(choices[taken[state]])
+            state = int(parents[state])
+        return plan
+
+
+@dataclass(frozen=True)
+class _States:
+    """Partial plans."""
+
+    weights: Floats
+    extras: Floats
+
+    def extended(
+        self, weights: Floats, extras: Floats
+    ) -> tuple[_States, NDArray[np.int64], NDArray[np.int64]]:
+        """Every state with every choice; also each one's parent and choice."""
+        count, choices = len(self.weights), len(weights)
+        made = _States(
+            (self.weights[:, None] + weights).ravel(), (self.extras[:, None] + extras).ravel()
+        )
+        return made, np.repeat(np.arange(count), choices), np.tile(np.arange(choices), count)
+
+    def at(self, places: NDArray[np.int64]) -> _States:
+        """The states at some places."""
+        return _States(self.weights[places], self.extras[places])
+
+    def front(self, among: NDArray[np.int64], price: float, most: int | None) -> NDArray[np.int64]:
+        """Places that no other state beats in both weight and cost."""
+        costs = self.extras[among] - price * self.weights[among]
+        order = among[np.lexsort((costs, self.weights[among]))]
+        costs = self.extras[order] - price * self.weights[order]
+        least = np.minimum.accumulate(costs)
+        better = np.concatenate([[True], costs[1:] < least[:-1]])[: len(order)]
+        order = order[better]
+        if most is not None and len(order) > most:
+            order = np.sort(order[np.argpartition(self.extras[order], most)[:most]])
+        return order
+
+
+def _extra(table: _Table, price: float) -> Floats:
+    priced = table.costs + price * table.weights
+    extra: Floats = priced - priced.min()
+    return extra
+
+
+def _slopes(table: _Table) -> Floats:
+    """Cost saved for each unit of weight, between all pairs of choices."""
+    saved = table.costs[:, None] - table.costs[None, :]
+    weight = table.weights[None, :] - table.weights[:, None]
+    return (saved[weight > 0] / weight[weight > 0]).ravel()
+
+
+def _sums_from_behind(values: Sequence[float]) -> list[float]:
+    sums = [0.0]
+    for value in reversed(values):
+        sums.append(sums[-1] + value)
+    return sums[::-1]
