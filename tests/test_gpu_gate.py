@@ -110,7 +110,7 @@ def test_the_same_figures_pass(gate):
     verdict = gate.job()
 
     assert (verdict.returncode, verdict.stdout) == (0, "no regression\n")
-    assert (gate.out / "comment.md").read_text().startswith("### ewq: no regression (pass)")
+    assert (gate.out / "comment.md").read_text().startswith("### ewq: no change")
 
 
 def test_a_regression_fails_the_job_and_every_report_is_there(gate):
@@ -120,7 +120,7 @@ def test_a_regression_fails_the_job_and_every_report_is_there(gate):
 
     assert verdict.returncode == 1
     assert "::error::a metric got worse" in verdict.stdout
-    assert "| fail | ewq-0.65 | memory |" in (gate.out / "comment.md").read_text()
+    assert "| ewq-0.65 | memory weights\\_bytes | fail |" in (gate.out / "comment.md").read_text()
     assert {path.name for path in gate.out.iterdir()} >= {
         "comment.md",
         "compare.json",

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from ewq.errors import InputError
-from ewq.report.kinds import GGUF_PLANNED, GGUF_UNIFORM, OTHER, PLANNED, REFERENCE, UNIFORM, kind_of
+from ewq.report.plotting import (
+    GGUF_PLANNED,
+    GGUF_UNIFORM,
+    OTHER,
+    PLANNED,
+    UNIFORM,
+    UNQUANTIZED,
+    variant_kind,
+)
 from ewq.variants import (
     GgufFile,
     GgufPlanned,
@@ -81,8 +89,8 @@ def test_a_gguf_file_is_named_by_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "engine", "kind"),
     [
-        ("fp16", "transformers", REFERENCE),
-        ("gguf-f16", "llama.cpp", REFERENCE),
+        ("fp16", "transformers", UNQUANTIZED),
+        ("gguf-f16", "llama.cpp", UNQUANTIZED),
         ("ewq-0.65", "transformers", PLANNED),
         ("ewq-6bpw", "transformers", PLANNED),
         ("gguf-ewq-0.65", "llama.cpp", GGUF_PLANNED),
@@ -95,7 +103,7 @@ def test_a_gguf_file_is_named_by_its_file(tmp_path):
 )
 def test_engine_and_kind_of_a_stored_name_need_no_file(name, engine, kind):
     assert engine_of(name) == engine
-    assert kind_of(name) is kind
+    assert variant_kind(name) is kind
 
 
 def test_gguf_types_keep_llama_cpps_spelling():

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ewq.cli.report import STDOUT, write_output
+
 THRESHOLDS = Path("benchmarks/thresholds.toml")
 
 
@@ -30,7 +32,10 @@ def compare(
     current: Annotated[
         str | None, typer.Argument(help="The run in question; the newest stored one by default.")
     ] = None,
-    format_: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.MD,
+    format_: Annotated[
+        Format | None,
+        typer.Option("--format", help="By default as the output's name ends, or md."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="A file instead of standard output.")
     ] = None,
@@ -47,10 +52,12 @@ def compare(
     """Compare two runs: exit 0 without a regression, 1 with one, 2 if not comparable."""
     from ewq.gating.baseline import ANCESTOR, NEWEST, baseline_of
     from ewq.gating.compare import compare_runs
-    from ewq.gating.comparison_formats import FORMATS
     from ewq.gating.thresholds import BUILT_IN, load_thresholds
+    from ewq.report.comparison import FORMATS
+    from ewq.report.formats import format_of
     from ewq.storage.runs import newest_run, resolve_run
 
+    chosen = format_ or Format(format_of(output, list(Format), Format.MD))
     after = resolve_run(current, storage) if current else newest_run(storage)
     if baseline in (NEWEST, ANCESTOR):
         before = baseline_of(after, baseline, storage, Path())
@@ -62,18 +69,5 @@ def compare(
     variants = {variant for run in (before, after) for variant, _ in run.records}
     limits = load_thresholds(thresholds, variants) if thresholds else BUILT_IN
     comparison = compare_runs(before, after, limits)
-    text = FORMATS[format_.value](comparison)
-    if output is None:
-        typer.echo(text, nl=False)
-    else:
-        _write(output, text)
+    write_output(FORMATS[chosen.value](comparison), output or STDOUT)
     raise typer.Exit(comparison.exit_code)
-
-
-def _write(path: Path, text: str) -> None:
-    from ewq.errors import EwqError
-
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise EwqError(f"cannot write {path}: {error.strerror}") from error

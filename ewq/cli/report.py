@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+STDOUT = Path("-")
+
 
 class Format(StrEnum):
     """How the report is written."""
@@ -16,10 +18,10 @@ class Format(StrEnum):
     HTML = "html"
     MD = "md"
     JSON = "json"
+    CSV = "csv"
 
 
 DEFAULT_PAGE = Path("ewq-report.html")
-STDOUT = Path("-")
 
 
 def report(
@@ -33,15 +35,14 @@ def report(
     ] = None,
     format_: Annotated[
         Format | None,
-        typer.Option("--format", help="How to write it; by default as -o's name ends, or html."),
+        typer.Option("--format", help="By default as the output's name ends, or html."),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "-o",
             "--output",
-            help=f"Where to write it, - for standard output; by default {DEFAULT_PAGE} for html, "
-            "else standard output.",
+            help=f"A file, or - for standard output. Default: {DEFAULT_PAGE} for html, else -.",
             show_default=False,
         ),
     ] = None,
@@ -49,39 +50,37 @@ def report(
         ".benchmarks"
     ),
 ) -> None:
-    """Show one or more stored runs as a self-contained page, Markdown or JSON."""
-    from ewq.report.formats import FORMATS
+    """Show one or more stored runs as a self-contained page, Markdown, JSON or CSV."""
+    from ewq.report.formats import FORMATS, format_of
     from ewq.report.page import make_page
     from ewq.storage.runs import newest_run, resolve_run
 
-    chosen = format_ or _by_suffix(output)
+    chosen = format_ or Format(format_of(output, list(Format), Format.HTML))
+    target = output or (DEFAULT_PAGE if chosen is Format.HTML else STDOUT)
     found = [resolve_run(text, storage) for text in runs or ()] or [newest_run(storage)]
     page = make_page(list({run.path.resolve(): run for run in found}.values()))
     text = FORMATS[chosen.value](page)
-    target = output or (DEFAULT_PAGE if chosen is Format.HTML else STDOUT)
-    if target == STDOUT:
-        typer.echo(text, nl=False)
-    else:
-        _write(target, text)
+    write_output(text, target)
+    if target != STDOUT:
         print(f"wrote {target} ({len(text.encode()) / 1e6:.1f} MB)", file=sys.stderr)
 
 
-_SUFFIXES = {
-    ".html": Format.HTML,
-    ".htm": Format.HTML,
-    ".md": Format.MD,
-    ".json": Format.JSON,
-}
+def write_output(text: str, target: Path) -> None:
+    """Write a document as UTF-8, whatever the encoding of the terminal.
 
-
-def _by_suffix(output: Path | None) -> Format:
-    return _SUFFIXES.get(output.suffix.lower(), Format.HTML) if output else Format.HTML
-
-
-def _write(path: Path, text: str) -> None:
+    Raises:
+        EwqError: the file cannot be written.
+    """
     from ewq.errors import EwqError
+    from ewq.files import write_text
 
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise EwqError(f"cannot write {path}: {error.strerror}") from error
+    if target == STDOUT:
+        typer.echo(text.encode(), nl=False)
+    elif target.exists() and not target.is_file():
+        # A device or a pipe is written to, not replaced.
+        try:
+            target.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise EwqError(f"cannot write {target}: {error.strerror}") from error
+    else:
+        write_text(target, text)

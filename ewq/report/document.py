@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ewq.record import Verdict
+
 Figure = Mapping[str, Any]
 """``data`` and ``layout`` as plotly.js takes them; texts inside are escaped by ``plot_text``."""
+VERDICT = "Verdict"
+"""The heading whose column is coloured by each row's verdict."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Bullets:
     """A list."""
 
     points: tuple[Point, ...]
+    title: str = ""
+    folded: bool = False
+    """Whether readers open it by its title."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,9 @@ class Table:
     """Headings whose column is read, not compared: aligned left; the first column always is."""
     title: str = ""
     folded: bool = False
-    """Whether readers open it by its title; what few need, but nobody may miss."""
+    """Whether readers open it by its title: what few need, but nobody may miss."""
+    verdicts: tuple[Verdict, ...] = ()
+    """The verdict of each row, where rows have one: it colours the column ``Verdict``."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,7 @@ class Section:
     name: str
     """Unique within the page; becomes an element id."""
     title: str
+    """Empty for a part without a heading."""
     parts: tuple[Part, ...]
 
 

@@ -56,6 +56,12 @@ def markdown_block(text: str) -> str:
     return f"{fence}text\n{printable(text)}\n{fence}"
 
 
+def csv_text(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    line = printable(text)
+    return f"'{line}" if line.startswith(("=", "+", "-", "@", "\t")) else line
+
+
 def script_json(data: Any) -> str:  # noqa: ANN401 - whatever json takes
     """JSON for a ``<script>`` element: nothing in it can end the element."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))

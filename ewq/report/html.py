@@ -14,8 +14,8 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
-from ewq.record import Verdict
 from ewq.report.document import (
+    VERDICT,
     Bullets,
     Excerpt,
     Excerpts,
@@ -34,7 +34,6 @@ SIZE_LIMIT_BYTES = 6_000_000
 
 _TIED = re.compile(r" (?=%|±|(?:[GM]B|points|tokens/s)\b)|(?<=±) ")
 _LONG_CELL = 32
-_VERDICTS = frozenset(verdict.value for verdict in Verdict)
 
 
 def to_html(page: Page) -> str:
@@ -47,7 +46,9 @@ def to_html(page: Page) -> str:
         subtitle=html_text(page.subtitle),
         style=_asset("page.css"),
         links="".join(
-            f'<a href="#{html_text(s.name)}">{html_text(s.title)}</a>' for s in page.sections
+            f'<a href="#{html_text(section.name)}">{html_text(section.title)}</a>'
+            for section in page.sections
+            if section.title
         ),
         body="\n".join(_section(section) for section in page.sections),
         data="\n".join(_plot_data(plot) for plot in plots),
@@ -103,8 +104,8 @@ def _plotly() -> str:
 
 def _section(section: Section) -> str:
     body = "\n".join(_WRITERS[type(part)](part) for part in section.parts)
-    name, title = html_text(section.name), html_text(section.title)
-    return f'<section id="{name}"><h2>{title}</h2>\n{body}\n</section>'
+    heading = f"<h2>{html_text(section.title)}</h2>" if section.title else ""
+    return f'<section id="{html_text(section.name)}">{heading}\n{body}\n</section>'
 
 
 def _paragraph(part: Paragraph) -> str:
@@ -113,12 +114,20 @@ def _paragraph(part: Paragraph) -> str:
 
 
 def _bullets(part: Bullets) -> str:
-    return f'<ul class="points">{"".join(_point(point) for point in part.points)}</ul>'
+    points = "".join(_point(point) for point in part.points)
+    return _titled(f'<ul class="points">{points}</ul>', part.title, part.folded)
+
+
+def _titled(body: str, title: str, folded: bool) -> str:
+    """A table or list under its title, or behind it."""
+    if folded:
+        return f'<details class="folded"><summary>{html_text(title)}</summary>{body}</details>'
+    return f'<p class="quiet">{html_text(title)}</p>{body}' if title else body
 
 
 def _point(point: Point) -> str:
     lead = f"<b>{html_text(point.lead)}:</b>" if point.lead else ""
-    tag = '<span class="tag">not decided</span>' if point.open_question else ""
+    tag = '<span class="tag">undecided</span>' if point.open_question else ""
     kind = _class("open" * point.open_question or "bad" * point.bad)
     name = f"<strong>{html_text(point.name)}</strong>" if point.name else ""
     return f"<li{kind}>{tag}{lead}{name}{_prose(point.text)}</li>"
@@ -130,38 +139,35 @@ def _prose(text: str) -> str:
 
 
 def _table(part: Table) -> str:
-    title = html_text(part.title)
     words = [place == 0 or heading in part.words for place, heading in enumerate(part.headings)]
     head = "".join(
-        f'<th scope="col"{_class("word" if word else "")}>{html_text(heading)}</th>'
+        f'<th scope="col"{_class("word" * word)}>{html_text(heading)}</th>'
         for heading, word in zip(part.headings, words, strict=True)
     )
-    body = "\n".join(_row(row, words) for row in part.rows)
+    body = "\n".join(_row(part, place, words) for place in range(len(part.rows)))
     table = (
         f'<div class="scroll" tabindex="0"><table{_class("text" * all(words))}>'
         f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
     )
-    if part.folded:
-        return f'<details class="folded"><summary>{title}</summary>{table}</details>'
-    return f'<p class="quiet">{title}</p>{table}' if title else table
+    return _titled(table, part.title, part.folded)
 
 
-def _row(row: tuple[str, ...], words: list[bool]) -> str:
-    first = f'<th scope="row">{html_text(row[0])}</th>'
+def _row(part: Table, place: int, words: list[bool]) -> str:
+    first, *cells = part.rows[place]
+    verdict = part.verdicts[place].value if part.verdicts else ""
     rest = "".join(
-        f"<td{_class(_cell_class(cell, word))}>{html_text(cell)}</td>"
-        for cell, word in zip(row[1:], words[1:], strict=True)
+        f"<td{_class('word' * word, 'long' * (len(cell) > _LONG_CELL), verdict * judged)}>"
+        f"{html_text(cell)}</td>"
+        for cell, word, judged in zip(
+            cells, words[1:], (heading == VERDICT for heading in part.headings[1:]), strict=True
+        )
     )
-    return f"<tr>{first}{rest}</tr>"
+    return f'<tr><th scope="row">{html_text(first)}</th>{rest}</tr>'
 
 
-def _cell_class(cell: str, word: bool) -> str:
-    kinds = ("word" * word, "long" * (len(cell) > _LONG_CELL), cell if cell in _VERDICTS else "")
-    return " ".join(kind for kind in kinds if kind)
-
-
-def _class(names: str) -> str:
-    return f' class="{names}"' if names else ""
+def _class(*names: str) -> str:
+    given = " ".join(name for name in names if name)
+    return f' class="{given}"' if given else ""
 
 
 def _plot(part: Plot) -> str:

@@ -9,15 +9,16 @@ from ewq.report.document import Bullets, Excerpts, Page, Paragraph, Part, Plot, 
 from ewq.report.escaping import markdown_block, markdown_text
 
 
-def to_markdown(page: Page) -> str:
-    """The page as GitHub-flavoured Markdown."""
-    head = f"# {markdown_text(page.title)}\n\n{markdown_text(page.subtitle)}"
-    return "\n\n".join([head, *(_section(section) for section in page.sections)]) + "\n"
+def to_markdown(page: Page, level: int = 1) -> str:
+    """The page as GitHub-flavoured Markdown, its title a heading of ``level``."""
+    head = f"{'#' * level} {markdown_text(page.title)}\n\n{markdown_text(page.subtitle)}"
+    return "\n\n".join([head, *(_section(section, level + 1) for section in page.sections)]) + "\n"
 
 
-def _section(section: Section) -> str:
+def _section(section: Section, level: int) -> str:
     parts = [_WRITERS[type(part)](part) for part in section.parts]
-    return "\n\n".join([f"## {markdown_text(section.title)}", *parts])
+    heading = [f"{'#' * level} {markdown_text(section.title)}"] * bool(section.title)
+    return "\n\n".join([*heading, *parts])
 
 
 def _paragraph(part: Paragraph) -> str:
@@ -25,16 +26,24 @@ def _paragraph(part: Paragraph) -> str:
     return f"> **Note:** {text}" if part.warning else text
 
 
+def _titled(body: str, title: str, folded: bool) -> str:
+    """A table or list under its title, or behind it."""
+    text = markdown_text(title)
+    if folded:
+        return f"<details><summary>{text}</summary>\n\n{body}\n\n</details>"
+    return f"*{text}*\n\n{body}" if title else body
+
+
 def _bullets(part: Bullets) -> str:
     lines = []
     for point in part.points:
-        doubt = "(not decided) " if point.open_question else ""
+        doubt = "(undecided) " if point.open_question else ""
         lead = f"**{markdown_text(point.lead)}:** " if point.lead else ""
         name = f"**{markdown_text(point.name)}**" if point.name else ""
         # The rest of a sentence that begins with a name brings its own gap.
         gap = " " * (bool(name) and point.text.startswith(" "))
         lines.append(f"- {doubt}{lead}{name}{gap}{markdown_text(point.text)}")
-    return "\n".join(lines)
+    return _titled("\n".join(lines), part.title, part.folded)
 
 
 def _table(part: Table) -> str:
@@ -44,13 +53,14 @@ def _table(part: Table) -> str:
     ]
     rows = [part.headings, *part.rows]
     head, *body = [f"| {' | '.join(markdown_text(cell) for cell in row)} |" for row in rows]
-    title = [f"*{markdown_text(part.title)}*", ""] if part.title else []
-    return "\n".join([*title, head, f"| {' | '.join(rules)} |", *body])
+    table = "\n".join([head, f"| {' | '.join(rules)} |", *body])
+    return _titled(table, part.title, part.folded)
 
 
 def _plot(part: Plot) -> str:
-    title, caption = markdown_text(part.title), markdown_text(part.caption)
-    return f"### {title}\n\n{caption}\n\n{_table(part.table)}"
+    """The table that says the same, behind the plot's title."""
+    table = f"{markdown_text(part.caption)}\n\n{_table(part.table)}"
+    return _titled(table, part.title, folded=True)
 
 
 def _excerpts(part: Excerpts) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 from ewq.record import Record
 from ewq.report.document import Page, Section
-from ewq.report.headline import claims
+from ewq.report.recommendations import recommendations
+from ewq.report.rows import ReportedRun, reported_run
 from ewq.report.sections import SECTIONS
-from ewq.report.sections.quality import fronts
-from ewq.report.subject import Reported, reported
+from ewq.report.sections.against_size import pareto_fronts
 from ewq.storage.runs import Run
 
 SCHEMA = 1
@@ -23,44 +23,40 @@ def make_page(runs: Sequence[Run]) -> Page:
     Raises:
         InputError: the newest run holds nothing that ewq measured.
     """
-    subject = reported(runs)
-    made = (section(subject) for section in SECTIONS)
+    shown = reported_run(runs)
+    made = (section(shown) for section in SECTIONS)
     sections: tuple[Section, ...] = tuple(section for section in made if section is not None)
-    return Page(_title(subject), _subtitle(subject), sections, _data(subject))
+    title = f"{shown.first.model}: quantized variants compared"
+    return Page(title, _subtitle(shown), sections, _data(shown))
 
 
-def _title(subject: Reported) -> str:
-    return f"{subject.first.model}: quantized variants compared"
-
-
-def _subtitle(subject: Reported) -> str:
-    run = subject.run
-    count = len(subject.rows)
+def _subtitle(shown: ReportedRun) -> str:
+    run, count = shown.run, len(shown.rows)
     return (
-        f"{count} variant{'s' * (count != 1)}, tier {subject.first.tier}, on "
-        f"{subject.measured_on}; run {run.name} of {run.datetime:%Y-%m-%d}"
+        f"{count} variant{'s' * (count != 1)}, tier {shown.first.tier}, on {shown.device}; "
+        f"run {run.name} of {run.datetime:%Y-%m-%d}"
     )
 
 
-def _data(subject: Reported) -> dict[str, Any]:
+def _data(shown: ReportedRun) -> dict[str, Any]:
     """Everything a script may want, without per-item records."""
     return {
         "schema": SCHEMA,
-        "model": subject.first.model,
-        "fingerprint": subject.first.fingerprint,
-        "tier": subject.first.tier,
-        "runs": [_run(run) for run in subject.history],
-        "answers": [asdict(claim) for claim in claims(subject)],
-        "pareto_fronts": fronts(subject),
+        "model": shown.first.model,
+        "fingerprint": shown.first.fingerprint,
+        "tier": shown.first.tier,
+        "runs": [_run(run) for run in shown.history],
+        "answers": [asdict(each) for each in recommendations(shown)],
+        "pareto_fronts": pareto_fronts(shown),
         "variants": [
             {
                 "variant": row.variant,
                 "verdict": row.verdict.value,
                 "tasks": {task: _record(record) for task, record in row.records.items()},
             }
-            for row in subject.rows
+            for row in shown.rows
         ],
-        "environment": dict(subject.run.machine),
+        "environment": dict(shown.run.machine),
     }
 
 

@@ -1,38 +1,20 @@
-"""One row per variant in the shape people know from EWQ: memory, speed, MMLU, perplexity."""
+"""A stored run as reports see it: a row for each variant, and the runs before it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+from ewq.errors import InputError
 from ewq.gating.doubts import at_chance, doubt_about
 from ewq.gating.gates import overall
 from ewq.measurement import Metric
 from ewq.record import Record, Verdict
-from ewq.variants import table_place
-
-
-@dataclass(frozen=True)
-class SizeUnit:
-    """What sizes are given in, the same for all variants of a run."""
-
-    name: str
-    size_bytes: float
-
-    def of(self, size_bytes: float) -> float:
-        """A size in this unit."""
-        return size_bytes / self.size_bytes
-
-    def text(self, size_bytes: float) -> str:
-        """Three digits, without the unit."""
-        value = self.of(size_bytes)
-        return f"{value:.{decimals_for(value)}f}"
-
-
-GB, MB = SizeUnit("GB", 1e9), SizeUnit("MB", 1e6)
-_LEAST_GB = 0.05
-"""Where even the largest variant is smaller, sizes are in MB."""
+from ewq.report.estimate import Estimate, decimals_for
+from ewq.storage.runs import Run
+from ewq.variants import REFERENCE, table_place
 
 
 @dataclass(frozen=True)
@@ -44,19 +26,29 @@ class VariantRow:
     """Task -> record."""
 
     def metric(self, task: str, name: str) -> Metric | None:
-        """One figure, or ``None`` where it was not measured."""
+        """One figure as it was stored."""
         record = self.records.get(task)
         return record.metrics.get(name) if record else None
 
-    @property
-    def verdict(self) -> Verdict:
-        """The gate's word over all tasks."""
-        return overall(record.verdict for record in self.records.values())
+    def estimate(self, task: str, name: str, scale: float = 1.0) -> Estimate | None:
+        """One figure with its error, times ``scale``."""
+        metric = self.metric(task, name)
+        return None if metric is None else Estimate.from_metric(metric, scale)
+
+    def perplexity_change(self, domain: str = "") -> Estimate | None:
+        """Change of perplexity from FP16 in percent, paired on the same tokens."""
+        name = f"ln_ppl_ratio/{domain}" if domain else "ln_ppl_ratio"
+        metric = self.metric("perplexity", name)
+        return None if metric is None else Estimate.percent_change(metric)
 
     @property
-    def at_chance(self) -> bool:
-        """Whether the letter score of MMLU says nothing."""
-        record = self.records.get("mmlu")
+    def verdict(self) -> Verdict:
+        """The gravest verdict of all tasks."""
+        return overall(record.verdict for record in self.records.values())
+
+    def at_chance(self, task: str) -> bool:
+        """Whether the task's accuracy cannot be told from guessing."""
+        record = self.records.get(task)
         return record is not None and at_chance(record)
 
     @property
@@ -65,6 +57,27 @@ class VariantRow:
         record = self.records.get("throughput")
         doubt = doubt_about("decode_tokens_per_s", record) if record else None
         return doubt.text if doubt else ""
+
+    @property
+    def weights_bytes(self) -> float | None:
+        """Size of the variant's weights, scales included."""
+        metric = self.metric("memory", "weights_bytes")
+        return None if metric is None else metric.value
+
+    @property
+    def memory_bytes(self) -> float | None:
+        """Peak VRAM where there is a GPU, else the size of the weights."""
+        peak = self.metric("memory", "vram_peak_bytes")
+        return self.weights_bytes if peak is None else peak.value
+
+    @property
+    def plan(self) -> Mapping[str, Any] | None:
+        """The stored summary of the plan that made it; ``None`` for uniform and other variants."""
+        record = self.records.get("memory")
+        plan: Any = record.side.get("plan") if record else None
+        if not isinstance(plan, Mapping) or (plan.get("rule") or {}).get("kind") == "uniform":
+            return None
+        return plan
 
 
 def variant_rows(records: Iterable[Record]) -> list[VariantRow]:
@@ -75,91 +88,83 @@ def variant_rows(records: Iterable[Record]) -> list[VariantRow]:
     return [VariantRow(variant, grouped[variant]) for variant in sorted(grouped, key=table_place)]
 
 
-ABSENT = "–"
+@dataclass(frozen=True)
+class SizeUnit:
+    """What sizes are given in, the same for all variants of a run."""
+
+    name: str
+    size_bytes: float
+
+    def convert(self, size_bytes: float) -> float:
+        """A size in this unit."""
+        return size_bytes / self.size_bytes
+
+    def text(self, size_bytes: float) -> str:
+        """Three digits, without the unit."""
+        value = self.convert(size_bytes)
+        return f"{value:.{decimals_for(value)}f}"
 
 
-def memory_metric(row: VariantRow) -> Metric | None:
-    """Peak VRAM where there is a GPU, else what the weights weigh."""
-    return row.metric("memory", "vram_peak_bytes") or row.metric("memory", "weights_bytes")
-
-
-def memory(row: VariantRow, unit: SizeUnit) -> str:
-    """The size that tables show, in ``unit``."""
-    metric = memory_metric(row)
-    return ABSENT if metric is None else unit.text(metric.value)
+GB, MB = SizeUnit("GB", 1e9), SizeUnit("MB", 1e6)
+_LEAST_GB = 0.05
+"""Where even the largest variant is smaller, sizes are in MB."""
 
 
 def size_unit(rows: Sequence[VariantRow]) -> SizeUnit:
     """GB, or MB for models so small that GB would be a row of zeros."""
-    sizes = [metric.value for row in rows if (metric := memory_metric(row))]
+    sizes = [size for row in rows if (size := row.memory_bytes)]
     return MB if sizes and max(sizes) < _LEAST_GB * GB.size_bytes else GB
 
 
-def bits_per_weight(row: VariantRow) -> str:
-    """Bits per weight over the whole model, scales included."""
-    metric = row.metric("memory", "bits_per_weight")
-    return ABSENT if metric is None else f"{metric.value:.2f}"
+@dataclass(frozen=True)
+class ReportedRun:
+    """The newest of the runs given, and all of them in order of time."""
+
+    run: Run
+    history: tuple[Run, ...]
+    """Oldest first; the last is ``run``."""
+
+    @cached_property
+    def rows(self) -> list[VariantRow]:
+        """The run's variants."""
+        return variant_rows(self.run.records.values())
+
+    @property
+    def reference(self) -> VariantRow | None:
+        """The row that paired figures refer to, where the run measured it openly."""
+        return next((row for row in self.rows if row.variant == REFERENCE), None)
+
+    @cached_property
+    def first(self) -> Record:
+        """Any record: those of a run share model, fingerprint and tier."""
+        return next(iter(self.run.records.values()))
+
+    @property
+    def records(self) -> list[Record]:
+        """All records, variants in the order of tables."""
+        return [record for row in self.rows for record in row.records.values()]
+
+    @cached_property
+    def unit(self) -> SizeUnit:
+        """What sizes are given in."""
+        return size_unit(self.rows)
+
+    @property
+    def device(self) -> str:
+        """The name of the GPU or CPU that did the work."""
+        machine = self.run.machine
+        name = machine.get("gpu") or machine.get("cpu")
+        return f"{name}" if name else "an unknown device"
 
 
-def tokens_per_s(row: VariantRow) -> str:
-    """Decode speed at batch size 1 with its standard error; a tilde where clocks are in doubt."""
-    metric = row.metric("throughput", "decode_tokens_per_s")
-    if metric is None:
-        return ABSENT
-    doubt = "~" * bool(row.clock_doubt)
-    return doubt + with_error(metric.value, metric.stderr, decimals_for(metric.value))
+def reported_run(runs: Sequence[Run]) -> ReportedRun:
+    """Runs as a report takes them, in any order.
 
-
-def mmlu_percent(row: VariantRow) -> str:
-    """Accuracy with its standard error; a star where it is chance."""
-    metric = row.metric("mmlu", "accuracy")
-    if metric is None:
-        return ABSENT
-    return with_error(100 * metric.value, _scaled(metric.stderr, 100), 1) + "*" * row.at_chance
-
-
-def perplexity(row: VariantRow) -> str:
-    """Overall perplexity with its standard error."""
-    metric = row.metric("perplexity", "perplexity")
-    return ABSENT if metric is None else with_error(metric.value, metric.stderr, 2)
-
-
-def perplexity_change_percent(row: VariantRow) -> str:
-    """``100 * (exp(ln PPL ratio) - 1)`` against FP16 on the same tokens, paired error."""
-    metric = row.metric("perplexity", "ln_ppl_ratio")
-    if metric is None:
-        return ABSENT
-    ratio = math.exp(metric.value)
-    return with_error(100 * (ratio - 1), _scaled(metric.stderr, 100 * ratio), 2, signed=True)
-
-
-def mmlu_change_points(row: VariantRow) -> str:
-    """Change of MMLU in percentage points, paired error."""
-    metric = row.metric("mmlu", "accuracy_delta")
-    if metric is None:
-        return ABSENT
-    return with_error(100 * metric.value, _scaled(metric.stderr, 100), 1, signed=True)
-
-
-def kld_millinats(row: VariantRow) -> str:
-    """Mean KLD from FP16 in thousandths of a nat."""
-    metric = row.metric("divergence", "kld_mean")
-    if metric is None:
-        return ABSENT
-    return with_error(1000 * metric.value, _scaled(metric.stderr, 1000), 2)
-
-
-def with_error(value: float, stderr: float | None, digits: int, *, signed: bool = False) -> str:
-    """``12.34 ±0.05``; the error is left out where it is unknown."""
-    value = round(value, digits) + 0.0  # no "-0.00"
-    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-    return text if stderr is None else f"{text} ±{stderr:.{digits}f}"
-
-
-def decimals_for(value: float) -> int:
-    """Decimal places that leave three digits."""
-    return max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
-
-
-def _scaled(stderr: float | None, factor: float) -> float | None:
-    return None if stderr is None else stderr * factor
+    Raises:
+        InputError: the newest run holds nothing that ewq measured.
+    """
+    ordered = tuple(sorted(runs, key=lambda run: (run.datetime, run.path.name)))
+    newest = ordered[-1]
+    if not newest.records:
+        raise InputError(f"run {newest.path} holds no ewq record: nothing to report")
+    return ReportedRun(newest, ordered)

@@ -1,4 +1,4 @@
-"""The variants' table: which columns, and which of them fit a terminal."""
+"""The table of variants: its columns, which of them fit a terminal, and its footnotes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ewq.record import Verdict
-from ewq.report import rows as cells
+from ewq.report.document import VERDICT
 from ewq.report.escaping import terminal_line
-from ewq.report.evidence import LOSSES
-from ewq.report.rows import VariantRow
+from ewq.report.estimate import MISSING, decimals_for, figure_text
+from ewq.report.rows import VariantRow, size_unit
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+TASK_LABELS = {
+    "perplexity": "PPL",
+    "divergence": "KLD",
+    "mmlu": "MMLU",
+    "mmlu_cloze": "cloze",
+    "throughput": "speed",
+    "memory": "memory",
+}
+"""Short names of tasks beside their verdicts, in this order; other tasks stand by their own."""
+VERDICT_MARKS = {
+    Verdict.FAIL: "✗",
+    Verdict.INCONCLUSIVE: "?",
+    Verdict.IMPROVED: "▲",
+    Verdict.PASS: "✓",
+}
+"""Marks in the order they are shown in; what was not gated has none."""
 
 
 @dataclass(frozen=True)
@@ -26,29 +43,91 @@ class Column:
     """Where a terminal is too narrow for all columns, those of the highest number go first."""
 
 
-_WORDS = ("Variant", "Verdict")
+_WORDS = ("Variant", VERDICT)
+_MOST_NAMED = 3
 _GAP = 2
 """Blanks between columns."""
 _STYLES = {Verdict.FAIL: "bold red", Verdict.INCONCLUSIVE: "yellow", Verdict.IMPROVED: "green"}
 
 
-def columns_for(rows: Sequence[VariantRow]) -> tuple[Column, ...]:
-    """The columns of which anything was measured; the memory column says which memory it shows."""
-    unit = cells.size_unit(rows)
-    heading = f"VRAM {unit.name}" if _on_gpu(rows) else unit.name
+def columns_for(rows: Sequence[VariantRow], *, brief: bool = False) -> tuple[Column, ...]:
+    """The columns of which anything was measured or, for verdicts, gated.
+
+    Args:
+        rows: the variants.
+        brief: whether tasks that passed are counted instead of named.
+    """
+    unit, mmlu = size_unit(rows), mmlu_task(rows)
+    form = "MMLU" if mmlu == "mmlu" else "MMLU cloze"
+
+    def memory(row: VariantRow) -> str:
+        return MISSING if row.memory_bytes is None else unit.text(row.memory_bytes)
+
+    def accuracy(row: VariantRow) -> str:
+        text = figure_text(row.estimate(mmlu, "accuracy", 100), 1)
+        return text + "*" * (row.at_chance(mmlu) and text != MISSING)
+
     columns = (
         Column("Variant", lambda row: row.variant),
-        Column(heading, lambda row: cells.memory(row, unit), dispensable=3),
-        Column("Bits/w", cells.bits_per_weight, dispensable=6),
-        Column("Tok/s", cells.tokens_per_s, dispensable=4),
-        Column("MMLU %", cells.mmlu_percent, dispensable=1),
-        Column("Δ points", cells.mmlu_change_points, dispensable=8),
-        Column("PPL", cells.perplexity, dispensable=5),
-        Column("Δ PPL %", cells.perplexity_change_percent, dispensable=2),
-        Column("KLD mnat", cells.kld_millinats, dispensable=9),
-        Column("Verdict", lambda row: row.verdict.value, dispensable=7),
+        Column(f"VRAM {unit.name}" if _on_gpu(rows) else unit.name, memory, 3),
+        Column("Bits/w", _bits_per_weight, 8),
+        Column("Tok/s", tokens_per_s, 5),
+        Column(f"{form} %", accuracy, 6),
+        Column("Δ points", _figure(mmlu, "accuracy_delta", 100, 1, signed=True), 7),
+        Column("PPL", _figure("perplexity", "perplexity", 1, 2), 9),
+        Column("Δ PPL %", lambda row: figure_text(row.perplexity_change(), 2, signed=True), 4),
+        Column("KLD", kld, 2),
+        Column(VERDICT, lambda row: verdict_marks(row, brief=brief), 1),
     )
-    return tuple(c for c in columns if any(c.cell(row) != cells.ABSENT for row in rows))
+    return tuple(c for c in columns if any(c.cell(row) not in (MISSING, "") for row in rows))
+
+
+def _figure(
+    task: str, metric: str, scale: float, digits: int, *, signed: bool = False
+) -> Callable[[VariantRow], str]:
+    return lambda row: figure_text(row.estimate(task, metric, scale), digits, signed=signed)
+
+
+def mmlu_task(rows: Sequence[VariantRow]) -> str:
+    """The form of MMLU to show: letters, or cloze where the letters say nothing."""
+    useful = any("mmlu" in row.records and not row.at_chance("mmlu") for row in rows)
+    cloze = any("mmlu_cloze" in row.records for row in rows)
+    return "mmlu_cloze" if cloze and not useful else "mmlu"
+
+
+def _bits_per_weight(row: VariantRow) -> str:
+    found = row.estimate("memory", "bits_per_weight")
+    return MISSING if found is None else found.text(2, error=False)
+
+
+def tokens_per_s(row: VariantRow) -> str:
+    """Decode speed at batch size 1 with its standard error; a tilde where clocks are in doubt."""
+    found = row.estimate("throughput", "decode_tokens_per_s")
+    if found is None:
+        return MISSING
+    return "~" * bool(row.clock_doubt) + found.text(decimals_for(found.value))
+
+
+def kld(row: VariantRow) -> str:
+    """Mean KLD from FP16 in nats per token."""
+    found = row.estimate("divergence", "kld_mean")
+    return MISSING if found is None else found.rounded()
+
+
+def verdict_marks(row: VariantRow, *, brief: bool = False) -> str:
+    """``✗ KLD ? MMLU ✓ PPL``: what each gated task says; empty where nothing was gated.
+
+    Where it must be ``brief``, or more than three passed, passes are counted: ``✗ KLD ✓ 4``.
+    """
+    labels = [*TASK_LABELS, *row.records]
+    tasks = sorted(row.records, key=labels.index)
+    groups = []
+    for verdict, mark in VERDICT_MARKS.items():
+        own = [TASK_LABELS.get(t, t) for t in tasks if row.records[t].verdict is verdict]
+        if own:
+            counted = verdict is Verdict.PASS and (brief or len(own) > _MOST_NAMED)
+            groups.append(f"{mark} {len(own) if counted else ' '.join(own)}")
+    return " ".join(groups)
 
 
 def _on_gpu(rows: Sequence[VariantRow]) -> bool:
@@ -58,14 +137,16 @@ def _on_gpu(rows: Sequence[VariantRow]) -> bool:
 def terminal_table(rows: Sequence[VariantRow], width: int) -> Table:
     """The table for a terminal ``width`` columns wide.
 
-    Columns that do not fit are left out, never cut off: half a figure is a wrong figure.
+    Columns that do not fit are left out, never cut off: half a figure is a wrong figure. The line
+    below the table names them.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    shown = _fitting(columns_for(rows), rows, width)
+    columns = columns_for(rows, brief=True)
+    shown = _fitting(columns, rows, width)
     for column in shown:
         justify = "left" if column.heading in _WORDS else "right"
         table.add_column(column.heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -74,6 +155,10 @@ def terminal_table(rows: Sequence[VariantRow], width: int) -> Table:
         # Text, since names are data: a file may be called "[/]".
         words = [(terminal_line(c.cell(row)), c.heading in _WORDS) for c in shown]
         table.add_row(*(Text(text, style if word else "") for text, word in words))
+    hidden = [column.heading for column in columns if column not in shown]
+    if hidden:
+        table.caption = f"No room for: {', '.join(hidden)}."
+        table.caption_justify = "left"
     return table
 
 
@@ -97,23 +182,21 @@ def _width(column: Column, rows: Sequence[VariantRow]) -> int:
 
 def footnotes(rows: Sequence[VariantRow]) -> list[str]:
     """What a reader must know to read the table rightly."""
-    unit = cells.size_unit(rows).name
-    memory = f"VRAM {unit}: the peak. " if _on_gpu(rows) else f"{unit}: the weights. "
-    sized = any(cells.memory_metric(row) for row in rows)
-    errors = "± is one standard error; Δ is paired with fp16 on the same items."
-    notes = [memory * sized + errors]
+    unit, shown = size_unit(rows).name, {column.heading for column in columns_for(rows)}
+    parts = ["±: one standard error"]
+    if {"GB", "MB"} & shown:
+        parts.append(f"{unit}: weights")
+    if f"VRAM {unit}" in shown:
+        parts.append("VRAM: peak")
+    if {"Δ points", "Δ PPL %"} & shown:
+        parts.append("Δ: change from fp16 on the same items")
+    if "KLD" in shown:
+        parts.append("KLD: mean divergence from fp16 in nats per token")
+    notes = ["; ".join(parts) + "."]
+    if VERDICT in shown:
+        notes.append("✓ passed, ✗ failed, ? too little evidence, ▲ better than the baseline.")
     if any(row.clock_doubt for row in rows):
-        notes.append("~ this speed is rough: the clock was noisy or throttled.")
-    if largest := _undetected(rows):
-        text = ", ".join(f"{measure} {words}" for measure, words in largest.items())
-        notes.append(f"Changes below these could have gone unseen (5 %, power 80 %): {text}.")
-    if any(row.at_chance for row in rows):
-        notes.append("* MMLU at chance level: this model's letter score says nothing.")
+        notes.append("~ speed unreliable: noisy or throttled clock.")
+    if any(row.at_chance(mmlu_task(rows)) for row in rows):
+        notes.append("* accuracy no better than guessing.")
     return notes
-
-
-def _undetected(rows: Sequence[VariantRow]) -> dict[str, str]:
-    """Measure -> the change that would have been found in every variant."""
-    found = [loss for row in rows for ask in LOSSES if (loss := ask(row))]
-    found.sort(key=lambda loss: loss.detectable())
-    return {loss.measure: loss.detectable_words() for loss in found}

@@ -83,6 +83,7 @@ def test_run_without_records_is_bad_input(tmp_path):
 
 
 def test_unwritable_target_is_a_failure_at_work(storage):
+    (storage.parent / "file").write_text("")
     with pytest.raises(EwqError, match="cannot write") as caught:
-        call("-o", "missing/folder/report.html")
+        call("-o", "file/report.html")
     assert caught.value.exit_code == 3

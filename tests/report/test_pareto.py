@@ -2,7 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ewq.report.pareto import front
+from ewq.report.plotting import SizedPoint, pareto_front
+
+
+def front(candidates):
+    """``(size, badness, name)`` of the candidates on the front."""
+    points = [SizedPoint(name, size, value, value, value) for size, value, name in candidates]
+    kept = pareto_front(points, higher_is_better=False)
+    return [(point.size, point.value, point.variant) for point in kept]
+
 
 POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.text("ab", max_size=2)))
 
@@ -21,6 +29,12 @@ POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.text("ab", 
 )
 def test_front(candidates, names):
     assert "".join(name for *_, name in front(candidates)) == names
+
+
+def test_where_more_is_better_the_front_is_of_the_highest():
+    points = [SizedPoint("a", 1, 5, 5, 5), SizedPoint("b", 2, 4, 4, 4), SizedPoint("c", 3, 6, 6, 6)]
+    front_names = [each.variant for each in pareto_front(points, higher_is_better=True)]
+    assert front_names == ["a", "c"]
 
 
 @given(POINTS)

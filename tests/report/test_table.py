@@ -1,15 +1,16 @@
 import io
-import re
 
 import pytest
 from rich.console import Console
 
 from ewq.measurement import Metric
-from ewq.report.rows import variant_rows, with_error
-from ewq.report.table import columns_for, footnotes, terminal_table
+from ewq.record import Verdict
+from ewq.report.estimate import Estimate
+from ewq.report.rows import variant_rows
+from ewq.report.table import columns_for, footnotes, terminal_table, verdict_marks
 from ewq.storage.runs import read_run
 from ewq.variants import default_names, table_place
-from tests.make_runs import NOISY, record
+from tests.make_runs import CHANCE, NOISY, record
 from tests.report.example_runs import VARIANTS, write_example
 
 
@@ -37,19 +38,21 @@ def test_figures_are_whole_at_every_width_and_every_variant_is_there(rows, width
 @pytest.mark.parametrize(
     ("width", "shown", "left_out"),
     [
-        (60, {"Variant", "Tok/s", "MMLU %", "Δ PPL %"}, {"Bits/w", "Verdict"}),
-        (80, {"VRAM GB", "Bits/w", "Tok/s", "PPL"}, {"Verdict", "KLD mnat"}),
-        (160, {"Δ points", "KLD mnat", "Verdict"}, set()),
+        (60, {"Variant", "VRAM GB", "KLD", "Verdict"}, {"Bits/w", "Tok/s", "Δ PPL %"}),
+        (80, {"VRAM GB", "Δ PPL %", "Tok/s", "KLD", "Verdict"}, {"Bits/w", "MMLU %"}),
+        (100, {"MMLU %", "Δ points", "KLD", "Verdict"}, {"Bits/w"}),
+        (160, {"Δ points", "Bits/w", "KLD", "Verdict"}, set()),
     ],
 )
 def test_the_least_important_columns_go_first(rows, width, shown, left_out):
-    text = drawn(rows, width)
-    assert all(heading in text for heading in shown)
-    assert not any(heading in text for heading in left_out)
+    table, _, said = drawn(rows, width).partition("No room for:")
+    assert all(heading in table for heading in shown)
+    assert not any(heading in table for heading in left_out)
+    assert all(heading in " ".join(said.split()) for heading in left_out)
 
 
 def test_verdicts_are_coloured_on_terminals_only(rows):
-    assert "\x1b[1;31mfail" in drawn(rows, 160, color=True)
+    assert "\x1b[1;31m✗ PPL" in drawn(rows, 160, color=True)
     assert "\x1b" not in drawn(rows, 160)
 
 
@@ -105,7 +108,7 @@ def test_sizes_have_three_digits_in_one_unit(sizes_bytes, heading, shown):
     rows = sized(*sizes_bytes)
     column = next(c for c in columns_for(rows) if c.heading in ("GB", "MB"))
     assert (column.heading, [column.cell(row) for row in rows]) == (heading, shown)
-    assert footnotes(rows)[0].startswith(f"{heading}: the weights")
+    assert f"{heading}: weights" in footnotes(rows)[0]
 
 
 def test_speeds_of_doubtful_clocks_are_marked_and_explained():
@@ -121,18 +124,64 @@ def test_speeds_of_doubtful_clocks_are_marked_and_explained():
 
 @pytest.mark.parametrize(("value", "text"), [(-0.001, "+0.00"), (0.0, "+0.00"), (-0.01, "-0.01")])
 def test_nothing_is_minus_zero(value, text):
-    assert with_error(value, None, 2, signed=True) == text
+    assert Estimate(value).text(2, signed=True) == text
 
 
 def test_memory_is_named_by_what_was_measured(rows):
     assert "VRAM GB" in [column.heading for column in columns_for(rows)]
-    assert footnotes(rows)[0].startswith("VRAM GB")
+    assert "VRAM: peak" in footnotes(rows)[0]
 
 
-def test_the_table_says_which_changes_it_could_not_have_shown(rows):
-    (note,) = [note for note in footnotes(rows) if "gone unseen" in note]
-    assert re.search(r"\): perplexity [\d.]+ %, MMLU [\d.]+ points\.$", note)
-    assert not any("gone unseen" in note for note in footnotes(variant_rows([record("memory")])))
+@pytest.mark.parametrize(
+    ("value", "stderr", "text"),
+    [
+        (0.05886, 0.00989, "0.0589 ±0.0099"),
+        (0.28025, 0.03796, "0.280 ±0.038"),
+        (0.00446, 0.00058, "0.00446 ±0.00058"),
+        (0.0, 0.0, "0.00 ±0.00"),
+        (0.123456, None, "0.123"),
+        (12.0, 3.0, "12.0 ±3.0"),
+    ],
+)
+def test_an_error_decides_how_many_digits_are_shown(value, stderr, text):
+    assert Estimate(value, stderr).rounded() == text
+
+
+def judged(**verdicts):
+    records = [record(task, "ewq-0.5", verdict=verdict) for task, verdict in verdicts.items()]
+    return variant_rows(records)
+
+
+def test_each_gated_task_has_its_mark_the_gravest_first():
+    rows = judged(
+        mmlu=Verdict.INCONCLUSIVE,
+        memory=Verdict.NO_BASELINE,
+        perplexity=Verdict.PASS,
+        divergence=Verdict.FAIL,
+        mmlu_cloze=Verdict.PASS,
+    )
+    assert verdict_marks(rows[0]) == "✗ KLD ? MMLU ✓ PPL cloze"
+    assert verdict_marks(rows[0], brief=True) == "✗ KLD ? MMLU ✓ 2"
+
+
+def test_without_a_gate_there_is_no_verdict_and_where_no_row_has_one_no_column():
+    ungated = judged(mmlu=Verdict.NO_BASELINE)
+    assert verdict_marks(ungated[0]) == ""
+    assert "Verdict" not in [column.heading for column in columns_for(ungated)]
+    assert not any("passed" in note for note in footnotes(ungated))
+
+
+def test_the_cloze_form_is_shown_where_the_letters_are_guessed():
+    metrics = {"accuracy": Metric(0.25, "fraction", True, 100, 0.05)}
+    letters = record("mmlu", "fp16", metrics, doubts=CHANCE)
+    cloze = record("mmlu_cloze", "fp16", metrics)
+    (alone,), (both,) = variant_rows([letters]), variant_rows([letters, cloze])
+    assert [c.cell(alone) for c in columns_for([alone]) if "%" in c.heading] == ["25.0 ±5.0*"]
+    assert [(c.heading, c.cell(both)) for c in columns_for([both]) if "%" in c.heading] == [
+        ("MMLU cloze %", "25.0 ±5.0")
+    ]
+    assert any(note.startswith("*") for note in footnotes([alone]))
+    assert not any(note.startswith("*") for note in footnotes([both]))
 
 
 def test_columns_of_which_nothing_was_measured_are_left_out():

@@ -1,7 +1,7 @@
 """The parts of a report, in the order people read them.
 
-A section is a function ``Reported -> Section | None``; ``None`` where the run
-holds nothing for it. To add one, write it and add it to :data:`SECTIONS`.
+A section is a function ``ReportedRun -> Section | None``; ``None`` where the run holds nothing for
+it. To add one, write it and add it to :data:`SECTIONS`.
 """
 
 from __future__ import annotations
@@ -9,33 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ewq.report.document import Section
-from ewq.report.sections import (
-    answers,
-    blocks,
-    chance,
+from ewq.report.rows import ReportedRun
+from ewq.report.sections.against_size import quality, speed
+from ewq.report.sections.domains import domains
+from ewq.report.sections.history import history
+from ewq.report.sections.outputs import flips, samples
+from ewq.report.sections.overview import overview
+from ewq.report.sections.plans import blocks, controls
+from ewq.report.sections.run import protocol, verdicts
+
+SECTIONS: tuple[Callable[[ReportedRun], Section | None], ...] = (
+    overview,
+    verdicts,
+    quality,
+    speed,
     domains,
+    controls,
+    blocks,
     flips,
+    samples,
     history,
     protocol,
-    quality,
-    samples,
-    speed,
-    variants,
-    verdicts,
-)
-from ewq.report.subject import Reported
-
-SECTIONS: tuple[Callable[[Reported], Section | None], ...] = (
-    answers.section,
-    variants.section,
-    verdicts.section,
-    quality.section,
-    speed.section,
-    domains.section,
-    blocks.section,
-    chance.section,
-    flips.section,
-    samples.section,
-    history.section,
-    protocol.section,
 )

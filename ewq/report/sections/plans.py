@@ -1,4 +1,4 @@
-"""Entropy of every block with the plans' thresholds, and a strip of precisions for each plan."""
+"""Plans: what they have to beat, and where they spend their bits."""
 
 from __future__ import annotations
 
@@ -6,19 +6,79 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ewq.report import kinds
+from ewq.precision import Precision
+from ewq.report.controls import (
+    ControlComparison,
+    RandomRanking,
+    compare_with_controls,
+    rank_among_random,
+)
 from ewq.report.document import Paragraph, Part, Plot, Section, Table
-from ewq.report.drawing import layout
 from ewq.report.escaping import plot_text
-from ewq.report.rows import ABSENT
-from ewq.report.subject import Reported
+from ewq.report.plotting import GREEN, GREY, ORANGE, PURPLE, SKY, layout
+from ewq.report.rows import ReportedRun
 
-LETTERS = {"raw": "R", "8bit": "8", "4bit": "4", "mixed": "M"}
-WORDS = {"raw": "raw", "8bit": "8 bits", "4bit": "4 bits", "mixed": "mixed"}
-SPENT = {"raw": "raw", "8bit": "at 8 bits", "4bit": "at 4 bits", "mixed": "mixed"}
-COLORS = {**kinds.PRECISION_COLORS, "mixed": kinds.PURPLE}
-MARKS = {**kinds.PRECISION_MARKS, "mixed": "star"}
-_LEVELS = tuple(WORDS)
+RANDOM_CONTROLS = (
+    "Mean KLD from FP16, nats per token. A scorer is worth something only where its plan diverges "
+    "less than random plans of the same size; p is that of a permutation test."
+)
+
+
+UNIFORM_HEADINGS = ("Plan", "Control", "Size", "Perplexity %", "Outcome")
+RANDOM_HEADINGS = ("Plan", "KLD", "Random plans", "Median", "Range", "Beaten", "p", "Outcome")
+
+
+def controls(shown: ReportedRun) -> Section | None:
+    """Plans against uniform controls, and scored plans among random plans of their size."""
+    uniform, random = compare_with_controls(shown.rows), rank_among_random(shown.rows)
+    parts: list[Part] = []
+    if uniform:
+        rows = tuple(_control_cells(each) for each in uniform)
+        title = "Plans against uniform controls of the same engine, on the same texts"
+        parts.append(Table(UNIFORM_HEADINGS, rows, frozenset({"Control", "Outcome"}), title))
+    if random:
+        rows = tuple(_random_cells(each) for each in random)
+        parts.append(Paragraph(RANDOM_CONTROLS))
+        parts.append(Table(RANDOM_HEADINGS, rows, frozenset({"Outcome"})))
+    return Section("controls", "Plans against controls", tuple(parts)) if parts else None
+
+
+def _control_cells(found: ControlComparison) -> tuple[str, ...]:
+    size, perplexity = f"{found.size_percent:+.0f} %", found.perplexity.text(2, signed=True)
+    return (found.plan, found.control, size, perplexity, found.outcome)
+
+
+def _random_cells(found: RandomRanking) -> tuple[str, ...]:
+    klds = found.random_klds_nats
+    return (
+        found.plan,
+        f"{found.kld_nats:.3g}",
+        str(len(klds)),
+        f"{found.median_kld_nats:.3g}",
+        f"{klds[0]:.3g} to {klds[-1]:.3g}",
+        f"{found.beaten} of {len(klds)}",
+        f"{min(found.p_better, found.p_worse):.2f}",
+        found.outcome,
+    )
+
+
+@dataclass(frozen=True)
+class _Level:
+    """How one precision is written and drawn."""
+
+    letter: str
+    words: str
+    color: str
+    mark: str
+
+
+_LEVELS = {
+    Precision.RAW.value: _Level("R", "raw", GREEN, "circle"),
+    Precision.EIGHT_BIT.value: _Level("8", "8 bits", SKY, "square"),
+    Precision.FOUR_BIT.value: _Level("4", "4 bits", ORANGE, "diamond"),
+    "mixed": _Level("M", "mixed", PURPLE, "star"),
+}
+_BITS = (Precision.EIGHT_BIT.value, Precision.FOUR_BIT.value)
 RULE = (
     "A block whose {} is at or above the mean stays raw; below the mean, but above "
     "mean − factor × standard deviation, it gets 8 bits; further below, 4 bits."
@@ -46,14 +106,12 @@ class _Plan:
         return tuple(entropy for _, entropy, _ in self.blocks)
 
 
-def section(subject: Reported) -> Section | None:
+def blocks(shown: ReportedRun) -> Section | None:
     """One plot for each series of entropies (a run has one, unless scorers differ)."""
     groups: dict[tuple[float, ...], list[_Plan]] = {}
-    for row in subject.rows:
-        record = row.records.get("memory")
-        stored = record.side.get("plan") if record else None
-        if isinstance(stored, Mapping) and stored.get("blocks") and not _is_uniform(stored):
-            plan = _read(row.variant, stored)
+    for row in shown.rows:
+        if row.plan and row.plan.get("blocks"):
+            plan = _read(row.variant, row.plan)
             groups.setdefault(plan.series, []).append(plan)
     if not groups:
         return None
@@ -62,11 +120,6 @@ def section(subject: Reported) -> Section | None:
     words = {_measure(plans[0]).lower() for plans in groups.values()}
     intro = (Paragraph(RULE.format(" or ".join(sorted(words)))),) if by_factor else ()
     return Section("blocks", "Where the plans spend their bits", (*intro, *plots))
-
-
-def _is_uniform(stored: Mapping[str, Any]) -> bool:
-    """Controls are stored as plans too, but nothing was decided in them."""
-    return (stored.get("rule") or {}).get("kind") == "uniform"
 
 
 def _read(variant: str, stored: Mapping[str, Any]) -> _Plan:
@@ -78,7 +131,10 @@ def _read(variant: str, stored: Mapping[str, Any]) -> _Plan:
         float(stored["mean"]),
         float(stored["std"]),
         dict(stored.get("thresholds") or {}),
-        tuple((int(i), float(h), str(p or "mixed")) for i, h, p in stored["blocks"]),
+        tuple(
+            (int(index), float(entropy), precision if precision in _LEVELS else "mixed")
+            for index, entropy, precision in stored["blocks"]
+        ),
     )
 
 
@@ -89,19 +145,23 @@ def _plot(number: int, plans: list[_Plan]) -> Plot:
         title=f"{_measure(first)} by block ({first.scorer})",
         caption=f"Mean {first.mean:.4f} (the line for raw), standard deviation {first.std:.4f}. "
         f"Dashed: where each factor's 4 bits begin. Strips: R raw, 8 and 4 bits. Blocks: "
-        f"{_spent(plans)}",
+        f"{_counts(plans)}",
         figure=_figure(plans),
         table=_table(plans),
         height_px=400 + 24 * len(plans),
     )
 
 
-def _spent(plans: list[_Plan]) -> str:
-    """How many blocks have each precision; plans that spend alike are told once."""
+def _counts(plans: list[_Plan]) -> str:
+    """How many blocks have each precision; plans with the same counts stand together."""
     named: dict[str, list[str]] = {}
     for plan in plans:
         found = [precision for _, _, precision in plan.blocks]
-        counts = ", ".join(f"{found.count(p)} {SPENT[p]}" for p in _LEVELS if p in found)
+        counts = ", ".join(
+            f"{found.count(name)} {'at ' * (name in _BITS)}{level.words}"
+            for name, level in _LEVELS.items()
+            if name in found
+        )
         named.setdefault(counts, []).append(plan.variant)
     return "; ".join(f"{', '.join(names)}: {counts}" for counts, names in named.items()) + "."
 
@@ -138,7 +198,7 @@ def _lines(plans: list[_Plan]) -> list[tuple[float, str, str]]:
 
 
 def _line(value: float, dash: str) -> dict[str, Any]:
-    style = {"color": kinds.GREY, "width": 1, "dash": dash}
+    style = {"color": GREY, "width": 1, "dash": dash}
     return {
         "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value, "line": style,
     }  # fmt: skip
@@ -156,21 +216,21 @@ def _curve(plan: _Plan) -> dict[str, Any]:
     return {
         "type": "scatter", "mode": "lines", "hoverinfo": "skip", "showlegend": False,
         "x": [index for index, _, _ in plan.blocks], "y": list(plan.series),
-        "line": {"color": kinds.GREY, "width": 1},
+        "line": {"color": GREY, "width": 1},
     }  # fmt: skip
 
 
 def _dots(plan: _Plan) -> list[dict[str, Any]]:
     """Marks by the first plan's precision, so that the legend explains the strips too."""
     traces = []
-    for level in _LEVELS:
-        own = [(index, entropy) for index, entropy, precision in plan.blocks if precision == level]
+    for name, level in _LEVELS.items():
+        own = [(index, entropy) for index, entropy, precision in plan.blocks if precision == name]
         if own:
-            marker = {"color": COLORS[level], "symbol": MARKS[level], "size": 8}
+            marker = {"color": level.color, "symbol": level.mark, "size": 8}
             traces.append(
                 {
                     "type": "scatter", "mode": "markers", "marker": marker,
-                    "name": f"{WORDS[level]} in {plot_text(plan.variant)}",
+                    "name": f"{level.words} in {plot_text(plan.variant)}",
                     "x": [index for index, _ in own], "y": [entropy for _, entropy in own],
                     "hovertemplate": "block %{x}: %{y:.4f}<extra></extra>",
                 }
@@ -179,18 +239,18 @@ def _dots(plan: _Plan) -> list[dict[str, Any]]:
 
 
 def _strips(plans: list[_Plan]) -> dict[str, Any]:
-    levels = len(_LEVELS)
+    names, levels = list(_LEVELS), len(_LEVELS)
     scale = []
-    for position, level in enumerate(_LEVELS):
-        scale += [[position / levels, COLORS[level]], [(position + 1) / levels, COLORS[level]]]
+    for position, level in enumerate(_LEVELS.values()):
+        scale += [[position / levels, level.color], [(position + 1) / levels, level.color]]
     lettered = len(plans[0].blocks) <= _LETTERED
     return {
         "type": "heatmap",
         "yaxis": "y2",
         "x": [index for index, _, _ in plans[0].blocks],
         "y": [plot_text(plan.variant) for plan in plans],
-        "z": [[_LEVELS.index(precision) for _, _, precision in plan.blocks] for plan in plans],
-        "text": [[LETTERS[precision] for _, _, precision in plan.blocks] for plan in plans],
+        "z": [[names.index(precision) for _, _, precision in plan.blocks] for plan in plans],
+        "text": [[_LEVELS[precision].letter for _, _, precision in p.blocks] for p in plans],
         "texttemplate": "%{text}" if lettered else "",
         "textfont": {"size": 10, "color": "#000"},
         "hovertemplate": "%{y}, block %{x}: %{text}<extra></extra>",
@@ -205,11 +265,7 @@ def _strips(plans: list[_Plan]) -> dict[str, Any]:
 
 def _table(plans: list[_Plan]) -> Table:
     rows = tuple(
-        (
-            str(index),
-            f"{entropy:.4f}",
-            *(WORDS.get(plan.blocks[place][2], ABSENT) for plan in plans),
-        )
+        (str(index), f"{entropy:.4f}", *(_LEVELS[p.blocks[place][2]].words for p in plans))
         for place, (index, entropy, _) in enumerate(plans[0].blocks)
     )
     names = tuple(plan.variant for plan in plans)

@@ -1,4 +1,4 @@
-"""Claims are made where the statistics support them, and only there."""
+"""Recommendations are made where the statistics support them, and only there."""
 
 from dataclasses import replace
 
@@ -6,14 +6,14 @@ import pytest
 
 from ewq.measurement import Items, Metric
 from ewq.record import Verdict
-from ewq.report.headline import claims
-from ewq.report.subject import Reported, reported
+from ewq.report.recommendations import recommendations
+from ewq.report.rows import ReportedRun, reported_run
 from ewq.storage.runs import Run, read_run
 from tests.make_runs import CHANCE, THROTTLED, record
 from tests.report.example_runs import write_example
 
 NEAR, SMALL, SMALLEST, FASTEST = (
-    "Near-lossless", "Small loss, smaller model", "Memory above all", "Speed above all",
+    "Near-lossless", "Small loss", "Smallest", "Fastest",
 )  # fmt: skip
 
 
@@ -35,17 +35,17 @@ def variant(name, size, ln_ratio=None, stderr=0.001, *, mmlu=None, speed=None, *
 
 def said(*variants, need):
     records = [each for group in (variant("fp16", 2.0), *variants) for each in group]
-    return {claim.need: claim for claim in claims(_subject(records))}.get(need)
+    return {each.need: each for each in recommendations(_shown(records))}.get(need)
 
 
-def _subject(records) -> Reported:
+def _shown(records) -> ReportedRun:
     from datetime import UTC, datetime
     from pathlib import Path
 
     by_key = {each.key: each for each in records}
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     run = Run(Path("0001_x.json"), None, False, None, moment, {}, by_key, True)
-    return reported([run])
+    return reported_run([run])
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,18 @@ def test_many_variants_need_stronger_evidence_each():
 
 def test_what_stays_open_is_named():
     claim = said(variant("ewq-1.0", 1.5, 0.001), variant("ewq-0.5", 1.0, 0.0095), need=NEAR)
-    assert "Undecided: ewq-0.5 (perplexity +0.95 ±0.10 %)" in claim.sentence
+    assert claim.sentence == "ewq-1.0 (1.50 GB, 25 % smaller than FP16): perplexity +0.10 ±0.10 %."
+    assert claim.details == (
+        "ewq-1.0 is the smallest shown to stay within 1 % of FP16's perplexity. "
+        "Undecided: ewq-0.5 (perplexity +0.95 ±0.10 %)."
+    )
 
 
 def test_a_long_list_of_undecided_variants_is_cut_and_counted():
     open_ones = [variant(f"ewq-0.{n}", 1.0, 0.0095) for n in range(10, 17)]
-    sentence = said(*open_ones, need=NEAR).sentence
-    assert sentence.count("(perplexity") == 4
-    assert sentence.endswith("and 3 more.")
+    details = said(*open_ones, need=NEAR).details
+    assert details.count("(perplexity") == 4
+    assert details.endswith("and 3 more.")
 
 
 def test_chance_level_is_no_evidence_either_way():
@@ -105,7 +109,13 @@ def test_chance_level_is_no_evidence_either_way():
     guessing = [replace(each, doubts=CHANCE) if each.task == "mmlu" else each for each in records]
     claim = said(guessing, need=NEAR)
     assert claim.variant == "ewq-0.5"
-    assert "MMLU by letters is at chance level" in claim.sentence
+    assert "MMLU" not in claim.sentence + claim.details
+
+
+def test_a_loss_too_few_questions_could_show_is_said_behind_the_sentence():
+    claim = said(variant("ewq-0.5", 1.0, 0.004, mmlu=(-0.02, 0.03)), need=NEAR)
+    assert "MMLU" not in claim.sentence
+    assert "MMLU -2.0 ±3.0 points: a loss below 8.4 points could go unnoticed." in claim.details
 
 
 def test_failed_gates_are_told_with_the_claim():
@@ -137,21 +147,21 @@ def test_smallest_is_told_with_its_cost():
 
 
 def test_plan_beats_a_uniform_control_only_when_smaller_and_certainly_better(tmp_path):
-    subject = reported([read_run(write_example(tmp_path))])
-    claim = claims(subject)[-1]
+    shown = reported_run([read_run(write_example(tmp_path))])
+    claim = recommendations(shown)[-1]
     assert claim.variant == "ewq-0.65"
-    assert "ewq-0.65 is smaller than bnb-int8 and better" in claim.sentence
-    assert "ewq-0.5 is smaller" not in claim.sentence
+    assert claim.sentence == "ewq-0.65 is smaller and better than bnb-int8."
+    assert claim.details.startswith("ewq-0.65 against bnb-int8: size -2 %, perplexity -0.")
+    assert "other pairs undecided, or size against quality." in claim.details
 
 
 def test_a_control_that_beats_plans_is_an_answer_and_told_once(tmp_path):
     names = ("fp16", "ewq-1.0", "ewq-0.8", "gguf-q8_0", "gguf-ewq-0.65", "bnb-int8")
     path = write_example(tmp_path, names, change=_bnb_int8_as_good_as_fp16)
-    claim = claims(reported([read_run(path)]))[-1]
+    claim = recommendations(reported_run([read_run(path)]))[-1]
     assert claim.decided
     assert claim.variant == "bnb-int8"
-    assert claim.sentence.startswith("bnb-int8 is smaller than ewq-1.0 and ewq-0.8 and better")
-    assert claim.sentence.count("bnb-int8") == 1
+    assert claim.sentence == "bnb-int8 is smaller and better than ewq-1.0 and ewq-0.8."
 
 
 def _bnb_int8_as_good_as_fp16(stored):
@@ -182,4 +192,4 @@ def test_a_change_that_may_be_chance_is_told_as_such():
 
 
 def test_one_variant_supports_no_claim():
-    assert claims(_subject(variant("fp16", 2.0))) == []
+    assert recommendations(_shown(variant("fp16", 2.0))) == []

@@ -1,0 +1,215 @@
+"""What plots share: colours and marks of the kinds of variants, layouts, and three figures.
+
+Colours are Okabe and Ito's (2008), told apart by people with any common colour vision; kinds also
+differ in their marks, so that nothing depends on colour. Colours of ink, lines and paper are the
+style sheet's, which overrides plotly's, so that a plot follows dark mode and prints on white.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ewq.report.document import Figure, Label
+from ewq.report.escaping import plot_text
+from ewq.variants import FIXED, GgufType, Raw, Uniform, engine_of, is_plan_name
+
+BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
+VERMILLION, PURPLE, YELLOW, GREY = "#D55E00", "#CC79A7", "#F0E442", "#8A8F98"
+SERIES = (BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, GREY)
+MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+CLEAR = "rgba(0,0,0,0)"
+# Blue is better, vermillion worse, as deep as text stays readable on; no change is clear.
+WORSE = [[0.0, "rgba(213,94,0,0)"], [1.0, "rgba(213,94,0,.65)"]]
+NEUTRAL = [[0.0, "rgba(0,114,178,0)"], [1.0, "rgba(0,114,178,.65)"]]
+BETTER_OR_WORSE = [
+    [0.0, "rgba(0,114,178,.65)"],
+    [0.5, "rgba(0,114,178,0)"],
+    [0.5, "rgba(213,94,0,0)"],
+    [1.0, "rgba(213,94,0,.65)"],
+]
+
+
+@dataclass(frozen=True)
+class VariantKind:
+    """A sort of variant and how it is drawn."""
+
+    label: str
+    color: str
+    mark: str
+    planned: bool = False
+    """Whether a plan chose the precisions."""
+    control: bool = False
+    """Whether every block has the same precision: what a plan has to beat."""
+
+
+UNQUANTIZED = VariantKind("16 bits, not quantized", GREY, "star")
+PLANNED = VariantKind("EWQ plan, bitsandbytes", BLUE, "circle", planned=True)
+UNIFORM = VariantKind("uniform control, bitsandbytes", VERMILLION, "square-open", control=True)
+GGUF_PLANNED = VariantKind("EWQ plan, GGUF", GREEN, "diamond", planned=True)
+GGUF_UNIFORM = VariantKind("uniform control, GGUF preset", ORANGE, "diamond-open", control=True)
+OTHER = VariantKind("other", PURPLE, "cross")
+VARIANT_KINDS = (UNQUANTIZED, PLANNED, UNIFORM, GGUF_PLANNED, GGUF_UNIFORM, OTHER)
+_KIND_OF_RECIPE: dict[type, VariantKind] = {
+    Raw: UNQUANTIZED,
+    Uniform: UNIFORM,
+    GgufType: GGUF_UNIFORM,
+}
+
+
+def variant_kind(variant: str) -> VariantKind:
+    """The kind of a stored variant; names this version does not know are ``OTHER``."""
+    if variant == "gguf-f16":
+        return UNQUANTIZED
+    if is_plan_name(variant):
+        return GGUF_PLANNED if engine_of(variant) == "llama.cpp" else PLANNED
+    return _KIND_OF_RECIPE.get(type(FIXED.get(variant)), OTHER)
+
+
+def layout(x: str, y: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - plotly's own schema
+    """A layout with titled axes; ``more`` overrides or extends it, one level deep."""
+    base: dict[str, Any] = {
+        "margin": {"l": 58, "r": 16, "t": 12, "b": 52},
+        "paper_bgcolor": CLEAR,
+        "plot_bgcolor": CLEAR,
+        "font": {"family": "system-ui, sans-serif", "size": 12},
+        "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "xaxis": _axis(x),
+        "yaxis": _axis(y),
+        "dragmode": False,
+    }
+    for key, value in more.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        base[key] = {**base[key], **value} if both else value
+    return base
+
+
+def _axis(title: str) -> dict[str, Any]:
+    return {
+        "title": {"text": title, "standoff": 8},
+        "automargin": True,
+        "gridcolor": "#888",
+        "zeroline": False,
+        "fixedrange": True,
+    }
+
+
+@dataclass(frozen=True)
+class SizedPoint:
+    """A variant's size and one of its figures, each in the unit of its axis."""
+
+    variant: str
+    size: float
+    value: float
+    low: float
+    high: float
+    """Ends of the error bar."""
+    text: str = ""
+    """The figure as tables show it."""
+
+    @property
+    def label(self) -> Label:
+        """Its name, drawn beside it."""
+        return Label(self.size, self.value, plot_text(self.variant), self.low, self.high)
+
+
+def pareto_front(points: Sequence[SizedPoint], *, higher_is_better: bool) -> list[SizedPoint]:
+    """The points that no other beats in both size and value, smallest first.
+
+    Of points equal in both, all are kept.
+    """
+    sign = -1 if higher_is_better else 1
+
+    def rank(point: SizedPoint) -> tuple[float, float]:
+        return (point.size, sign * point.value)
+
+    kept: list[SizedPoint] = []
+    for point in sorted(points, key=lambda each: (*rank(each), each.variant)):
+        if not kept or rank(point)[1] < rank(kept[-1])[1] or rank(point) == rank(kept[-1]):
+            kept.append(point)
+    return kept
+
+
+def size_figure(
+    points: Sequence[SizedPoint],
+    axes: tuple[str, str],
+    front: Sequence[SizedPoint] = (),
+    *,
+    from_zero: bool = False,
+) -> Figure:
+    """Figures against sizes: a trace for each kind of variant, and the Pareto front as a line."""
+    line = {
+        "type": "scatter", "mode": "lines", "name": "Pareto front", "hoverinfo": "skip",
+        "x": [point.size for point in front], "y": [point.value for point in front],
+        "line": {"color": GREY, "width": 1.5, "dash": "dot", "shape": "hv"},
+    }  # fmt: skip
+    kinds = {kind: [p for p in points if variant_kind(p.variant) is kind] for kind in VARIANT_KINDS}
+    ends = [0.0] * from_zero + [end for point in points for end in (point.low, point.high)]
+    frame = layout(
+        *axes,
+        xaxis={"range": _padded([point.size for point in points], 0.12)},
+        yaxis={"range": _padded(ends, 0.1)},
+    )
+    traces = [_trace(kind, own, axes) for kind, own in kinds.items() if own]
+    return {"data": [line] * bool(front) + traces, "layout": frame}
+
+
+def _trace(kind: VariantKind, points: Sequence[SizedPoint], axes: tuple[str, str]) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": kind.label,
+        "x": [point.size for point in points],
+        "y": [point.value for point in points],
+        "text": [plot_text(point.variant) for point in points],
+        "marker": {
+            "color": kind.color, "symbol": kind.mark, "size": 11,
+            "line": {"width": 2, "color": kind.color},
+        },
+        "error_y": {
+            "type": "data", "color": kind.color, "thickness": 1.5, "symmetric": False,
+            "array": [point.high - point.value for point in points],
+            "arrayminus": [point.value - point.low for point in points],
+        },
+        "hovertemplate": f"%{{text}}<br>{axes[0]}: %{{x:.3g}}<br>{axes[1]}: %{{y:.4g}}"
+        "<extra></extra>",
+    }  # fmt: skip
+
+
+def _padded(values: list[float], share: float) -> list[float]:
+    """A range around ``values`` with room for labels."""
+    low, high = min(values), max(values)
+    room = share * (high - low or abs(high) or 1.0)
+    return [low - room, high + room]
+
+
+def heatmap(
+    columns: Sequence[str],
+    rows: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    texts: Sequence[Sequence[str]],
+    **more: Any,  # noqa: ANN401 - plotly's own schema
+) -> dict[str, Any]:
+    """A map with a text in each cell; names of ``columns`` and ``rows`` are escaped here."""
+    return {
+        "type": "heatmap",
+        "x": [plot_text(name) for name in columns],
+        "y": [plot_text(name) for name in rows],
+        "z": [list(line) for line in values],
+        "text": [list(line) for line in texts],
+        "texttemplate": "%{text}",
+        "hovertemplate": "%{y}, %{x}: %{text}<extra></extra>",
+        "showscale": False,
+        "xgap": 2,
+        "ygap": 2,
+        **more,
+    }
+
+
+def category_layout(**more: Any) -> dict[str, Any]:  # noqa: ANN401 - plotly's own schema
+    """The layout of a map: names on both axes, the first row on top."""
+    names = {"type": "category", "showgrid": False}
+    x, y = more.pop("xaxis", {}), more.pop("yaxis", {})
+    return layout("", "", xaxis=names | x, yaxis=names | {"autorange": "reversed"} | y, **more)

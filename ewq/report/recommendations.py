@@ -1,0 +1,238 @@
+"""Which variant to take for which need: said only where the run's statistics support it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ewq.record import Verdict
+from ewq.report.controls import ControlComparison, compare_with_controls
+from ewq.report.estimate import Estimate, decimals_for
+from ewq.report.evidence import Loss, Standing, losses
+from ewq.report.plotting import UNQUANTIZED, variant_kind
+from ewq.report.rows import ReportedRun, VariantRow
+from ewq.stats import ALPHA
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The answer to one need."""
+
+    need: str
+    variant: str | None
+    """The variant to take; ``None`` where no single one is."""
+    sentence: str
+    details: str = ""
+    """What the sentence rests on, and what is left open."""
+    decided: bool = True
+    """Whether the run's statistics settle it."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """How much a variant may lose to serve a need."""
+
+    name: str
+    perplexity_margin: float
+    """Share by which perplexity may grow."""
+    mmlu_margin: float
+    """Accuracy that may be lost, a fraction."""
+
+    def margin(self, loss: Loss) -> float:
+        """The limit on a loss, in the loss's unit."""
+        return math.log1p(self.perplexity_margin) if loss.is_perplexity else self.mmlu_margin
+
+    def limit(self, loss: Loss) -> str:
+        """The limit in words."""
+        if loss.is_perplexity:
+            return f"{100 * self.perplexity_margin:g} % of FP16's perplexity"
+        points = 100 * self.mmlu_margin
+        return f"{points:g} point{'s' * (points != 1)} of FP16's MMLU"
+
+
+NEEDS = (Need("Near-lossless", 0.01, 0.01), Need("Small loss", 0.05, 0.03))
+_NAMED = 4
+"""Undecided variants that are named."""
+
+
+def recommendations(shown: ReportedRun) -> list[Recommendation]:
+    """Answers in the order in which people ask; nothing about what was not measured."""
+    near, small = (_smallest_within(shown, need) for need in NEEDS)
+    if near and small and near.variant and near.variant == small.variant:
+        small = None  # the wider margin finds nothing smaller
+    found = [near, small, _smallest(shown), _fastest(shown), _plan_or_uniform(shown)]
+    return [each for each in found if each is not None]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A variant that could serve a need."""
+
+    row: VariantRow
+    size_bytes: float
+    losses: tuple[Loss, ...]
+    standings: tuple[Standing, ...]
+
+    @property
+    def serves(self) -> bool:
+        """The most sensitive measure shows the loss within, and none shows it beyond."""
+        return self.standings[0] is Standing.WITHIN and Standing.BEYOND not in self.standings
+
+    @property
+    def open(self) -> bool:
+        return not self.serves and Standing.BEYOND not in self.standings
+
+
+def _smallest_within(shown: ReportedRun, need: Need) -> Recommendation | None:
+    candidates = _candidates(shown.rows, need)
+    if not candidates:
+        return None
+    limit = need.limit(candidates[0].losses[0])
+    serving = [each for each in candidates if each.serves]
+    if not serving:
+        undecided = _undecided(candidates, math.inf)
+        sentence = f"no variant {'is shown to stay' if undecided else 'stays'} within {limit}."
+        return Recommendation(need.name, None, sentence, undecided, decided=not undecided)
+    best = min(serving, key=lambda each: each.size_bytes)
+    share = _share(best.size_bytes, shown)
+    sentence = f"{best.row.variant} ({_sized(best.size_bytes, shown)}{share}): "
+    sentence += f"{best.losses[0].phrase}.{_failed_gates(best.row)}"
+    details = [
+        f"{best.row.variant} is the smallest shown to stay within {limit}.",
+        *(
+            f"{loss.phrase[0].upper()}{loss.phrase[1:]}: "
+            f"a loss below {loss.detectable} could go unnoticed."
+            for loss, standing in zip(best.losses[1:], best.standings[1:], strict=True)
+            if standing is not Standing.WITHIN
+        ),
+        _undecided(candidates, best.size_bytes),
+    ]
+    return Recommendation(need.name, best.row.variant, sentence, " ".join(filter(None, details)))
+
+
+def _candidates(rows: Sequence[VariantRow], need: Need) -> list[_Candidate]:
+    quantized = [row for row in rows if variant_kind(row.variant) is not UNQUANTIZED]
+    measured = [(row, row.weights_bytes, losses(row)) for row in quantized]
+    usable = [(row, size, found) for row, size, found in measured if size and found]
+    # One need has one limit: variants without the most sensitive measure cannot be judged by it.
+    if any(found[0].is_perplexity for _, _, found in usable):
+        usable = [each for each in usable if each[2][0].is_perplexity]
+    alpha = ALPHA / max(1, len(usable))
+    return [
+        _Candidate(
+            row, size, found, tuple(loss.standing(need.margin(loss), alpha) for loss in found)
+        )
+        for row, size, found in usable
+    ]
+
+
+def _undecided(candidates: Sequence[_Candidate], below_bytes: float) -> str:
+    smaller = [each for each in candidates if each.open and each.size_bytes < below_bytes]
+    if not smaller:
+        return ""
+    named = [f"{each.row.variant} ({each.losses[0].phrase})" for each in smaller]
+    more = len(named) - _NAMED
+    rest = f" and {more} more" if more > 0 else ""
+    return f"Undecided: {', '.join(named[:_NAMED])}{rest}."
+
+
+def _sized(size_bytes: float, shown: ReportedRun) -> str:
+    return f"{shown.unit.text(size_bytes)} {shown.unit.name}"
+
+
+def _share(size_bytes: float, shown: ReportedRun) -> str:
+    whole = shown.reference and shown.reference.weights_bytes
+    return f", {100 * (1 - size_bytes / whole):.0f} % smaller than FP16" if whole else ""
+
+
+def _failed_gates(row: VariantRow) -> str:
+    """What must be said with every recommendation of a variant whose gates fail."""
+    return " Its gates fail." if row.verdict is Verdict.FAIL else ""
+
+
+def _smallest(shown: ReportedRun) -> Recommendation | None:
+    """Size is an exact count; what it costs is said with its error."""
+    sized = [(size, row) for row in shown.rows if (size := row.weights_bytes) is not None]
+    if len(sized) < 2:
+        return None
+    size, row = min(sized, key=lambda pair: pair[0])
+    costs = " and ".join(
+        loss.phrase + " (may be chance)" * (not loss.differs_from_zero) for loss in losses(row)
+    )
+    cost = costs or "its quality was not measured"
+    sentence = f"{row.variant} ({_sized(size, shown)}): {cost}.{_failed_gates(row)}"
+    return Recommendation("Smallest", row.variant, sentence)
+
+
+def _fastest(shown: ReportedRun) -> Recommendation | None:
+    """The fastest at decoding; not decided where a rival's clock or error leaves it open."""
+    timed = [(m, row) for row in shown.rows if (m := _decode(row))]
+    timed.sort(key=lambda pair: -pair[0].value)
+    if len(timed) < 2:
+        return None
+    need, (best, row), others = "Fastest", timed[0], timed[1:]
+    doubted = [each for _, each in timed[:2] if each.clock_doubt]
+    if doubted:
+        names = _listed([each.variant for each in doubted])
+        text = f"speed of {names} unreliable: noisy or throttled clock."
+        return Recommendation(need, None, text, f"{doubted[0].clock_doubt}.", decided=False)
+    speed = f"{row.variant} ({best.text(decimals_for(best.value))} tokens/s)"
+    if tied := _not_slower(best, others):
+        text = f"{speed} is not clearly faster than {_listed(tied)}."
+        return Recommendation(need, None, text, decided=False)
+    text = f"{speed}: {best.value / others[0][0].value:.2f} times {others[0][1].variant}."
+    return Recommendation(need, row.variant, text + _failed_gates(row))
+
+
+def _decode(row: VariantRow) -> Estimate | None:
+    """Decode speed at batch size 1; its error has the rounds' degrees of freedom."""
+    metric = row.metric("throughput", "decode_tokens_per_s")
+    return None if metric is None else Estimate(metric.value, metric.stderr, max(1, metric.n - 1))
+
+
+def _not_slower(best: Estimate, others: Sequence[tuple[Estimate, VariantRow]]) -> list[str]:
+    """Rivals that ``best`` is not shown to be faster than."""
+    from ewq.stats import noninferiority
+
+    def shown_faster(rival: Estimate) -> bool:
+        stderr = math.hypot(best.stderr or 0.0, rival.stderr or 0.0)
+        freedom = min(best.freedom or 1, rival.freedom or 1)
+        alpha = ALPHA / len(others)
+        return noninferiority(best.value - rival.value, stderr, 0.0, alpha, freedom).holds
+
+    return [row.variant for rival, row in others if not shown_faster(rival)]
+
+
+def _plan_or_uniform(shown: ReportedRun) -> Recommendation | None:
+    """Whether planning paid: plans against uniform variants of the same engine."""
+    pairs = compare_with_controls(shown.rows)
+    if not pairs:
+        return None
+    need = "Plan or uniform"
+    wins = [(pair.plan, pair.control) for pair in pairs if pair.plan_wins]
+    wins += [(pair.control, pair.plan) for pair in pairs if pair.control_wins]
+    if not wins:
+        text = "no plan beats a uniform control in both size and perplexity, or is beaten by one."
+        return Recommendation(need, None, text, decided=False)
+    winners = list(dict.fromkeys(winner for winner, _ in wins))
+    beaten = {name: [loser for winner, loser in wins if winner == name] for name in winners}
+    text = "; ".join(
+        f"{name} is smaller and better than {_listed(own)}" for name, own in beaten.items()
+    )
+    details = "; ".join(_differences(pair) for pair in pairs if pair.plan_wins or pair.control_wins)
+    rest = len(pairs) - len(wins)
+    others = f" {rest} other pair{'s' * (rest > 1)} undecided, or size against quality."
+    taken = winners[0] if len(winners) == 1 else None
+    return Recommendation(need, taken, f"{text}.", f"{details}.{others * bool(rest)}")
+
+
+def _differences(pair: ControlComparison) -> str:
+    return (
+        f"{pair.plan} against {pair.control}: size {pair.size_percent:+.0f} %, "
+        f"perplexity {pair.perplexity.text(2, signed=True)} %"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -1,0 +1,228 @@
+"""Quality and speed against size, each measure of quality with its Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ewq.report.document import Paragraph, Plot, Section, Table
+from ewq.report.estimate import Estimate, figure_text
+from ewq.report.evidence import MMLU_TASKS
+from ewq.report.plotting import SizedPoint, pareto_front, size_figure, variant_kind
+from ewq.report.rows import ReportedRun, VariantRow
+from ewq.report.table import mmlu_task, tokens_per_s
+
+DECODE = "decode_tokens_per_s"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One way to see quality."""
+
+    name: str
+    title: str
+    axis: str
+    estimate: Callable[[VariantRow], Estimate | None]
+    """In the axis's unit."""
+    digits: int
+    caption: str
+    higher_is_better: bool = False
+
+
+def main_plot(shown: ReportedRun) -> Plot | None:
+    """The picture that a report begins with: the most sensitive measure that was taken."""
+    return next(iter(_plots(shown)), None)
+
+
+def quality(shown: ReportedRun) -> Section | None:
+    """The measures that the report does not begin with."""
+    plots = _plots(shown)[1:]
+    return Section("quality", "Quality against size", tuple(plots)) if plots else None
+
+
+def _plots(shown: ReportedRun) -> list[Plot]:
+    found = ((measure, _points(shown, measure)) for measure in measures(shown))
+    return [_plot(shown, measure, points) for measure, points in found if points]
+
+
+def measures(shown: ReportedRun) -> tuple[Measure, ...]:
+    """What can be drawn of this run, the most sensitive first."""
+    return (_KLD, _perplexity(shown.rows), *_accuracies(shown.rows))
+
+
+_KLD = Measure(
+    "kld",
+    "KLD from FP16",
+    "mean KLD, nats per token",
+    lambda row: row.estimate("divergence", "kld_mean"),
+    5,
+    "Divergence of next-token distributions from FP16's; lower is better.",
+)
+
+
+def _perplexity(rows: Sequence[VariantRow]) -> Measure:
+    """Relative to FP16 where that was paired; FP16 itself changed by nothing."""
+    if not any(row.perplexity_change() for row in rows):
+        return Measure(
+            "perplexity",
+            "Perplexity",
+            "perplexity",
+            lambda row: row.estimate("perplexity", "perplexity"),
+            2,
+            "Lower is better. Nothing was paired with FP16: the intervals are those of the texts, "
+            "far wider than those of differences between variants.",
+        )
+
+    def change(row: VariantRow) -> Estimate | None:
+        is_reference = row.variant == "fp16" and "perplexity" in row.records
+        return row.perplexity_change() or (Estimate(0.0) if is_reference else None)
+
+    return Measure(
+        "perplexity",
+        "Perplexity",
+        "change from FP16, %",
+        change,
+        2,
+        "Lower is better. Intervals of the paired difference on the same tokens.",
+    )
+
+
+def _accuracies(rows: Sequence[VariantRow]) -> list[Measure]:
+    """The letters' score, which is the usual one; before it, the cloze form where letters guess."""
+    shown = dict.fromkeys((mmlu_task(rows), "mmlu"))
+    return [_accuracy(rows, task, MMLU_TASKS[task]) for task in shown]
+
+
+def _accuracy(rows: Sequence[VariantRow], task: str, title: str) -> Measure:
+    """Accuracy with the error of its difference from FP16, which itself differs by nothing."""
+    paired = any(row.metric(task, "accuracy_delta") for row in rows)
+    guessed = any(row.at_chance(task) for row in rows)
+
+    def accuracy(row: VariantRow) -> Estimate | None:
+        own, change = (row.estimate(task, name, 100) for name in ("accuracy", "accuracy_delta"))
+        return replace(change or Estimate(0.0), value=own.value) if own and paired else own
+
+    of_what = "the paired difference from FP16" if paired else "each accuracy by itself"
+    caption = f"Higher is better. Intervals of {of_what}."
+    caption += " No better than guessing: differences mean nothing." * guessed
+    return Measure(task.replace("_", "-"), title, "accuracy, %", accuracy, 1, caption, True)
+
+
+def _points(shown: ReportedRun, measure: Measure) -> list[SizedPoint]:
+    """The variants of which size and quality are known."""
+    return [
+        SizedPoint(
+            row.variant,
+            shown.unit.convert(row.weights_bytes),
+            found.value,
+            *found.bounds,
+            found.text(measure.digits),
+        )
+        for row in shown.rows
+        if row.weights_bytes and (found := measure.estimate(row))
+    ]
+
+
+def pareto_fronts(shown: ReportedRun) -> dict[str, list[str]]:
+    """Measure -> the variants on its Pareto front, smallest first."""
+    found = {measure: _points(shown, measure) for measure in measures(shown)}
+    return {
+        measure.name: [point.variant for point in _front(points, measure)]
+        for measure, points in found.items()
+        if points
+    }
+
+
+def _front(points: Sequence[SizedPoint], measure: Measure) -> list[SizedPoint]:
+    return pareto_front(points, higher_is_better=measure.higher_is_better)
+
+
+def _plot(shown: ReportedRun, measure: Measure, points: Sequence[SizedPoint]) -> Plot:
+    front, unit = _front(points, measure), shown.unit.name
+    rows = tuple(
+        (
+            point.variant,
+            f"{point.size:.4g}",
+            point.text,
+            "yes" if point in front else "no",
+            variant_kind(point.variant).label,
+        )
+        for point in sorted(points, key=lambda point: point.size)
+    )
+    headings = ("Variant", unit, f"{measure.title}: {measure.axis}", "On the front", "Kind")
+    return Plot(
+        name=f"quality-{measure.name}",
+        title=f"{measure.title} against size",
+        caption=f"{measure.caption} Bars: 95 % intervals. Dotted: the Pareto front, variants that "
+        "no other beats in both size and quality; where bars overlap, the order is uncertain. "
+        "Open marks: uniform controls.",
+        figure=size_figure(points, (f"weights, {unit}", measure.axis), front),
+        table=Table(headings, rows, frozenset({"Kind"})),
+        labels=tuple(point.label for point in points),
+    )
+
+
+def speed(shown: ReportedRun) -> Section | None:
+    """Decode speed with its spread over rounds; noise and throttling are said first."""
+    rows = [row for row in shown.rows if row.metric("throughput", DECODE)]
+    if not rows:
+        return None
+    warnings = tuple(Paragraph(text, warning=True) for text in _clock_doubts(rows))
+    table = _speed_table(rows)
+    points = [
+        SizedPoint(row.variant, shown.unit.convert(row.weights_bytes), *_spread(row))
+        for row in rows
+        if row.weights_bytes
+    ]
+    if not points:
+        return Section("speed", "Speed", (*warnings, table))
+    plot = Plot(
+        name="speed",
+        title="Decoding against size",
+        caption="Tokens per second at batch size 1; higher is better. Bars: 10th to 90th "
+        "percentile of the rounds.",
+        figure=size_figure(points, (f"weights, {shown.unit.name}", "tokens/s"), from_zero=True),
+        table=table,
+        labels=tuple(point.label for point in points),
+    )
+    return Section("speed", "Speed against size", (*warnings, plot))
+
+
+def _clock_doubts(rows: Sequence[VariantRow]) -> list[str]:
+    """One sentence for all variants whose clocks are in doubt, with the reason of the first."""
+    doubted = [row for row in rows if row.clock_doubt]
+    if not doubted:
+        return []
+    names = ", ".join(row.variant for row in doubted)
+    return [f"Unreliable speeds (~): {names}. {doubted[0].variant}: {doubted[0].clock_doubt}."]
+
+
+def _spread(row: VariantRow) -> tuple[float, float, float]:
+    """The median, 10th and 90th percentile; the median again where percentiles are missing."""
+    names = (DECODE, f"{DECODE}_p10", f"{DECODE}_p90")
+    found = [row.metric("throughput", name) for name in names]
+    median, low, high = (metric.value if metric else None for metric in found)
+    assert median is not None
+    return median, median if low is None else low, median if high is None else high
+
+
+def _speed_table(rows: Sequence[VariantRow]) -> Table:
+    headings = (
+        "Variant", "Decode tok/s", "10th – 90th", "Against FP16", "Prefill tok/s", "TTFT ms",
+    )  # fmt: skip
+
+    def cell(row: VariantRow, name: str, scale: float = 1.0, digits: int = 1) -> str:
+        return figure_text(row.estimate("throughput", name, scale), digits)
+
+    cells = tuple(
+        (
+            row.variant,
+            tokens_per_s(row),
+            " – ".join(f"{value:.4g}" for value in _spread(row)[1:]),
+            cell(row, "decode_ratio", digits=2),
+            cell(row, "prefill_tokens_per_s"),
+            cell(row, "ttft_s", 1000),
+        )
+        for row in rows
+    )
+    return Table(headings, cells)

@@ -1,0 +1,174 @@
+"""What the models answered and wrote: flips of MMLU's answers against FP16, and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, cast
+
+from ewq.record import Record
+from ewq.report.document import Excerpt, Excerpts, Paragraph, Plot, Section, Table
+from ewq.report.plotting import WORSE, category_layout, heatmap
+from ewq.report.rows import ReportedRun, VariantRow
+
+NO_REFERENCE = (
+    "This run holds no FP16 answers to the same questions: select fp16 together with the other "
+    "variants to count flips by subject."
+)
+
+
+@dataclass(frozen=True)
+class SubjectFlips:
+    """Answers to one subject's questions that changed."""
+
+    became_wrong: int
+    became_right: int
+    questions: int
+
+    @property
+    def count(self) -> int:
+        """Questions whose answer changed from right to wrong or back."""
+        return self.became_wrong + self.became_right
+
+
+_Flips = Mapping[str, Mapping[str, SubjectFlips]]
+"""Variant -> subject -> flips."""
+
+
+def flips(shown: ReportedRun) -> Section | None:
+    """A map of subjects and variants, subjects with most flips first."""
+    others = [r for r in shown.rows if "mmlu" in r.records and r is not shown.reference]
+    if not others:
+        return None
+    base = shown.reference.records.get("mmlu") if shown.reference else None
+    found = [(row.variant, _by_subject(row.records["mmlu"], base)) for row in others if base]
+    counted = {variant: subjects for variant, subjects in found if subjects}
+    parts = _drawn(counted) if counted else (Paragraph(NO_REFERENCE),)
+    return Section("flips", "Answers that flipped", parts)
+
+
+def _by_subject(record: Record, base: Record) -> dict[str, SubjectFlips]:
+    """Flips of each subject; empty where the two were not asked the same questions."""
+    same = all(record.settings.get(key) == base.settings.get(key) for key in ("data", "subjects"))
+    if not same or not len(record.items) or not len(base.items):
+        return {}
+    new, old = record.items.column("answer"), base.items.column("answer")
+    subjects = cast("Sequence[tuple[str, int]]", record.settings.get("subjects") or ())
+    found, begin = {}, 0
+    for name, size in subjects:
+        pairs = list(zip(old[begin : begin + size], new[begin : begin + size], strict=True))
+        became_wrong = sum(a.isupper() and b.islower() for a, b in pairs)
+        became_right = sum(a.islower() and b.isupper() for a, b in pairs)
+        found[name] = SubjectFlips(became_wrong, became_right, len(pairs))
+        begin += size
+    return found
+
+
+def _drawn(counted: _Flips) -> tuple[Paragraph | Plot, ...]:
+    names = next(iter(counted.values()))
+    totals = {name: sum(flips[name].count for flips in counted.values()) for name in names}
+    moved = sorted((name for name in names if totals[name]), key=lambda name: -totals[name])
+    steady = len(names) - len(moved)
+    intro = Paragraph(
+        "A flip is an answer that became wrong or became right. Equal numbers of both leave the "
+        "accuracy as it was, yet the model changed."
+        + f" {steady} of {len(names)} subjects did not flip in any variant."
+        * bool(steady)
+    )
+    if not moved:
+        return (intro,)
+    plot = Plot(
+        name="flips",
+        title="Flips by subject",
+        caption="Number of flips; colour: their share of the subject's questions.",
+        figure=_figure(moved, counted),
+        table=_table(moved, counted),
+        height_px=110 + 22 * len(moved),
+    )
+    return (intro, plot)
+
+
+def _figure(names: list[str], counted: _Flips) -> dict[str, Any]:
+    grid = [[subjects[name] for subjects in counted.values()] for name in names]
+    heat = heatmap(
+        list(counted),
+        [_spoken(name) for name in names],
+        [[each.count / each.questions if each.questions else 0.0 for each in row] for row in grid],
+        [[str(each.count or "") for each in row] for row in grid],
+        customdata=[[[f.became_wrong, f.became_right, f.questions] for f in row] for row in grid],
+        hovertemplate="%{x}, %{y}<br>%{customdata[0]} became wrong, %{customdata[1]} right "
+        "of %{customdata[2]}<extra></extra>",
+        colorscale=WORSE,
+        zmin=0.0,
+    )
+    frame = category_layout(
+        margin={"t": 4, "b": 8},
+        xaxis={"side": "top", "tickangle": -45, "dtick": 1},
+        yaxis={"dtick": 1, "tickfont": {"size": 11}},
+    )
+    return {"data": [heat], "layout": frame}
+
+
+def _table(names: list[str], counted: _Flips) -> Table:
+    def cell(subject: SubjectFlips) -> str:
+        return f"−{subject.became_wrong} +{subject.became_right}" if subject.count else "0"
+
+    sizes = next(iter(counted.values()))
+    rows = tuple(
+        (_spoken(name), str(sizes[name].questions), *(cell(own[name]) for own in counted.values()))
+        for name in names
+    )
+    return Table(("Subject", "Questions", *counted), rows, title="− became wrong, + became right")
+
+
+def _spoken(subject: str) -> str:
+    return subject.replace("_", " ")
+
+
+_Texts = Mapping[str, Mapping[str, str]]
+"""Name of a prompt -> ``prompt`` and ``text``."""
+
+
+def samples(shown: ReportedRun) -> Section | None:
+    """The same prompts continued by every variant; what differs from FP16's text is marked."""
+    texts = {row.variant: found for row in shown.rows if (found := _texts(row))}
+    if not texts:
+        return None
+    prompts = {name: sample["prompt"] for own in texts.values() for name, sample in own.items()}
+    base: _Texts = texts.get(shown.reference.variant, {}) if shown.reference else {}
+    marked = " Text is marked from its first difference from FP16's on." * bool(base)
+    intro = Paragraph(f"Greedy decoding.{marked} A difference is not a fault: judge by reading.")
+    groups = tuple(
+        Excerpts(name, prompt, tuple(_excerpts(name, texts, base)))
+        for name, prompt in prompts.items()
+    )
+    return Section("samples", "Samples", (intro, *groups))
+
+
+def _texts(row: VariantRow) -> dict[str, dict[str, str]]:
+    record = row.records.get("samples")
+    stored = record.side.get("samples") if record else None
+    return {
+        str(sample.get("name")): {key: str(sample.get(key, "")) for key in ("prompt", "text")}
+        for sample in (stored if isinstance(stored, list) else [])
+        if isinstance(sample, Mapping)
+    }
+
+
+def _excerpts(name: str, texts: Mapping[str, _Texts], base: _Texts) -> list[Excerpt]:
+    reference = base[name]["text"] if name in base else None
+    return [
+        _excerpt(variant, own[name]["text"], None if own is base else reference)
+        for variant, own in texts.items()
+        if name in own
+    ]
+
+
+def _excerpt(variant: str, text: str, reference: str | None) -> Excerpt:
+    if reference is None:
+        return Excerpt(variant, text, "")
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(reference, text, strict=False))
+    length = sum(1 for _ in shared)
+    note = "same as FP16" if text == reference else ""
+    return Excerpt(variant, text[:length], text[length:], note)

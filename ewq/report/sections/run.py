@@ -1,0 +1,166 @@
+"""The run itself: what its gates said, what is missing, where and how it was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ewq.gating.gates import PRECEDENCE
+from ewq.record import Record, Verdict
+from ewq.report.document import Bullets, Paragraph, Part, Point, Section, Table
+from ewq.report.rows import ReportedRun
+
+_LONGEST = 160
+"""Characters of a setting that are shown; longer ones are lists of prompts."""
+_WORDS = {Verdict.NO_BASELINE: "not gated"}
+
+
+def verdicts(shown: ReportedRun) -> Section:
+    """Counts of verdicts, the sentence behind each that is no pass, and gaps."""
+    records = shown.records
+    counted = {verdict: sum(r.verdict is verdict for r in records) for verdict in PRECEDENCE}
+    counts = ", ".join(
+        f"{number} {_WORDS.get(verdict, verdict.value)}"
+        for verdict, number in counted.items()
+        if number
+    )
+    parts: list[Part] = [Paragraph(f"{len(records)} measurements: {counts}.")]
+    points = [
+        *(_judged(r) for r in _having(records, Verdict.FAIL, Verdict.IMPROVED)),
+        *_inconclusive(records),
+        *(Point(text, "not measured", bad=True) for text in _gaps(shown)),
+    ]
+    parts += [Bullets(tuple(points))] if points else []
+    parts += [table for table in (_reasons(records), _remarks(records)) if table.rows]
+    return Section("verdicts", "Verdicts", tuple(parts))
+
+
+def _having(records: Sequence[Record], *verdicts: Verdict) -> list[Record]:
+    return [r for verdict in verdicts for r in records if r.verdict is verdict]
+
+
+def _reason(record: Record) -> str:
+    return "; ".join(map(str, record.reasons)) or "no reason stored"
+
+
+def _judged(record: Record) -> Point:
+    text = f"{record.variant}, {record.task}: {_reason(record)}"
+    return Point(text, record.verdict.value, bad=record.verdict is Verdict.FAIL)
+
+
+def _inconclusive(records: Sequence[Record]) -> list[Point]:
+    """One line a task: what is too little for one variant is mostly too little for all."""
+    return [
+        Point(f"{task}: {variants}", Verdict.INCONCLUSIVE.value, open_question=True)
+        for task, _, variants in _grouped(_having(records, Verdict.INCONCLUSIVE), lambda _: ("",))
+    ]
+
+
+def _grouped(
+    records: Sequence[Record], texts: Callable[[Record], Sequence[str]]
+) -> list[tuple[str, str, str]]:
+    """``(task, text, variants)``: each text of a task once, with all variants it is about."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for text in texts(record):
+            found.setdefault((record.task, text), []).append(record.variant)
+    return [(task, text, ", ".join(names)) for (task, text), names in found.items()]
+
+
+def _reasons(records: Sequence[Record]) -> Table:
+    inconclusive = _having(records, Verdict.INCONCLUSIVE)
+    rows = _grouped(inconclusive, lambda record: [_reason(record)])
+    return _folded("Why these are inconclusive", "Reason", rows)
+
+
+def _remarks(records: Sequence[Record]) -> Table:
+    """What tasks remarked on their own measurements."""
+    rows = _grouped(records, lambda record: record.remarks)
+    return _folded("Remarks on the measurements", "Remark", rows)
+
+
+def _folded(title: str, heading: str, rows: list[tuple[str, str, str]]) -> Table:
+    headings = ("Task", "Variants", heading)
+    body = tuple((task, variants, text) for task, text, variants in rows)
+    return Table(headings, body, frozenset(headings), title, folded=True)
+
+
+def _gaps(shown: ReportedRun) -> list[str]:
+    """Selected benchmarks without a record, grouped by reason."""
+    run = shown.run
+    grouped: dict[str, list[str]] = {}
+    for variant, task in run.lost:
+        reason = run.failed.get(f"{variant}/{task}") or "no reason stored"
+        grouped.setdefault(str(reason), []).append(f"{variant} {task}")
+    return [f"{', '.join(names)}: {reason}" for reason, names in grouped.items()]
+
+
+def protocol(shown: ReportedRun) -> Section:
+    """What somebody needs to repeat the run: its environment, and each task's settings."""
+    parts = [_run(shown)]
+    machine = {key: value for key, value in shown.run.machine.items() if value is not None}
+    parts += [_pairs("Environment", machine)] if machine else []
+    return Section("protocol", "Environment and protocol", (*parts, *_settings(shown)))
+
+
+def _run(shown: ReportedRun) -> Table:
+    run, first = shown.run, shown.first
+    facts = {
+        "model": first.model,
+        "fingerprint": first.fingerprint,
+        "tier": first.tier,
+        "stored": f"{run.datetime:%Y-%m-%d %H:%M} UTC",
+        "commit": (run.commit or "none") + " with local changes" * run.dirty,
+        "branch": run.branch or "none",
+        "file": run.path.name,
+    }
+    return _pairs("Run", facts)
+
+
+def _settings(shown: ReportedRun) -> list[Part]:
+    """One table a task; settings that differ between variants are told apart."""
+    by_task: dict[str, dict[str, dict[str, list[str]]]] = {}
+    for record in shown.records:
+        for key, value in record.settings.items():
+            seen = by_task.setdefault(record.task, {}).setdefault(key, {})
+            seen.setdefault(_setting_text(key, value), []).append(record.variant)
+    if not by_task:
+        return [Paragraph("No settings are stored.")]
+    merged = {
+        task: {key: _merged(seen) for key, seen in settings.items()}
+        for task, settings in by_task.items()
+    }
+    shared = _shared(list(merged.values()))
+    tables = [_pairs("Settings of all tasks", shared)] * bool(shared)
+    for task, settings in merged.items():
+        own = {key: value for key, value in settings.items() if key not in shared}
+        tables += [_pairs(task, own)] * bool(own)
+    return list(tables)
+
+
+def _shared(settings: list[dict[str, str]]) -> dict[str, str]:
+    """What several tasks all have in common, written once."""
+    first, *others = settings
+    common = {k: v for k, v in first.items() if all(other.get(k) == v for other in others)}
+    return common if others else {}
+
+
+def _merged(seen: Mapping[str, list[str]]) -> str:
+    if len(seen) == 1:
+        return next(iter(seen))
+    return "; ".join(f"{value} ({', '.join(names)})" for value, names in seen.items())
+
+
+def _setting_text(key: str, value: Any) -> str:  # noqa: ANN401 - stored JSON
+    if key == "subjects" and isinstance(value, list):
+        return f"{len(value)} subjects, {sum(int(n) for _, n in value)} questions"
+    if key.endswith("_bytes") and isinstance(value, int):
+        return f"{value / 1e9:.1f} GB"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _pairs(title: str, facts: Mapping[str, Any]) -> Table:
+    rows = tuple((str(key), _setting_text(key, value)) for key, value in facts.items())
+    return Table(("Setting", "Value"), rows, frozenset({"Value"}), title)
