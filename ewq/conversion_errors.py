@@ -16,36 +16,36 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_found: ContextVar[list[Exception] | None] = ContextVar("conversion errors", default=None)
+_errors: ContextVar[list[Exception] | None] = ContextVar("conversion errors", default=None)
 
 
-def noted(convert: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a conversion: :func:`told` raises the first error of any."""
+def remember_error(convert: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a conversion so that :func:`original_errors` can raise what it raised."""
 
     @wraps(convert)
-    def noting(*args: P.args, **kwargs: P.kwargs) -> T:
+    def remembering(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return convert(*args, **kwargs)
         except (MemoryError, RuntimeError) as error:
-            found = _found.get()
-            if found is not None:
+            errors = _errors.get()
+            if errors is not None:
                 # A copy: the error itself would keep its frames, and their tensors, alive.
-                found.append(type(error)(*error.args))
+                errors.append(type(error)(*error.args))
             raise
 
-    return noting
+    return remembering
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def original_errors() -> Iterator[None]:
     """Where loading in this block fails with a RuntimeError, raise the conversion's own."""
-    found: list[Exception] = []
-    token = _found.set(found)
+    errors: list[Exception] = []
+    token = _errors.set(errors)
     try:
         yield
     except RuntimeError:
-        if not found:
+        if not errors:
             raise
-        raise found[0] from None
+        raise errors[0] from None
     finally:
-        _found.reset(token)
+        _errors.reset(token)

@@ -8,7 +8,7 @@ from typing import Any
 from ewq.backends.decoders import AUTO
 from ewq.backends.padding import Padding
 from ewq.backends.transformers_model import TransformersModel
-from ewq.conversion_errors import told
+from ewq.conversion_errors import original_errors
 from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.instruments.gpu import ALL
 
@@ -90,7 +90,7 @@ def _load(
     where, file = _locate(source)
     try:
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(where, **file)
-        with told():
+        with original_errors():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where, output_loading_info=True, **file, **options
             )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,20 +15,30 @@ from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ewq.errors import EwqError, InputError
+from ewq.measurement import Json
 from ewq.planning.plan import QuantizationPlan, read_plan
-from ewq.quantizer.logs import quiet_bitsandbytes
-from ewq.quantizer.options import DEFAULT_BLOCK_SIZE, DEFAULT_INT8_THRESHOLD, Options
 
-# Before anything imports bitsandbytes, which speaks up when it is imported.
-quiet_bitsandbytes()
+QUIET_LOGGERS = (
+    # The cast to float16, formatted anew at every int8 product of every token of every layer,
+    # which costs more than a small product.
+    "bitsandbytes.autograd._functions",
+    # That an optional kernel package is not installed, at every import.
+    "bitsandbytes.backends.cpu.ops",
+)
 
 
 def require_bitsandbytes() -> None:
-    """Make sure that bitsandbytes can be imported.
+    """Make sure that bitsandbytes can be imported, and let it log errors only.
+
+    A log level that the user chose is left alone.
 
     Raises:
         EwqError: it cannot; one line instead of a traceback through transformers.
     """
+    for name in QUIET_LOGGERS:
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.ERROR)
     try:
         import_module("bitsandbytes")
     except ImportError as error:
@@ -38,9 +51,66 @@ require_bitsandbytes()
 
 METHOD = "ewq"
 """``quant_method`` in ``config.json``."""
-PlanSource = QuantizationPlan | Mapping[str, Any] | str | Path
 DOUBLE_TARGETS = {"nf4": False, "nf4-double": True}
 """Whether a plan counted its sizes with double quantization; GGUF plans do not say."""
+QUANT_TYPES = ("nf4", "fp4")
+BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
+"""What bitsandbytes quantizes to 4 bits on every device."""
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEFAULT_BLOCK_SIZE = 64
+DEFAULT_INT8_THRESHOLD = 6.0
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """Storage and computation of the quantized weights.
+
+    The defaults are those of transformers' own bitsandbytes methods, NF4
+    instead of FP4 apart (better for normally distributed weights, same cost),
+    so that ``ewq-*`` and ``bnb-*`` differ in the plan and in nothing else.
+    """
+
+    quant_type: str = "nf4"
+    """``nf4`` or ``fp4``."""
+    double_quant: bool = False
+    """Quantize the 4-bit scales too: 0.37 bits less per 4-bit weight, one more pass per product."""
+    block_size: int = DEFAULT_BLOCK_SIZE
+    """4-bit values that share a scale."""
+    compute_dtype: str = "auto"
+    """Dtype of the 4-bit products; ``auto`` is the model's own, so that nothing is cast."""
+    int8_threshold: float = DEFAULT_INT8_THRESHOLD
+    """Activations from this magnitude on are multiplied unquantized; 0 turns that off.
+
+    0 is faster (no search for outliers) and changes results by more than
+    rounding wherever a model has such outliers; hence not the default.
+    """
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("quant_type", QUANT_TYPES),
+            ("block_size", BLOCK_SIZES),
+            ("compute_dtype", COMPUTE_DTYPES),
+            ("double_quant", (True, False)),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                shown = ", ".join(str(one) for one in allowed)
+                raise InputError(f"EwqConfig: {name}={value!r}; there are: {shown}")
+        threshold = self.int8_threshold
+        number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+        if not number or not math.isfinite(threshold) or threshold < 0:
+            raise InputError(
+                f"EwqConfig: int8_threshold={threshold!r}; give 6.0, or 0 for no outlier handling"
+            )
+
+    @property
+    def target(self) -> str:
+        """The format of :mod:`ewq.planning.sizes` that a plan's sizes have to be counted for."""
+        return "nf4-double" if self.double_quant else "nf4"
+
+    def to_json(self) -> dict[str, Json]:
+        """The options as recorded in configs and benchmark records."""
+        return asdict(self)
 
 
 @register_quantization_config(METHOD)
@@ -62,7 +132,7 @@ class EwqConfig(QuantizationConfigMixin):
         double_quant: quantize the 4-bit scales too; unless given, as the plan counted its sizes.
         block_size: 4-bit values that share a scale.
         compute_dtype: of 4-bit products; ``auto`` is the model's dtype.
-        int8_threshold: see :class:`~ewq.quantizer.options.Options`.
+        int8_threshold: see :class:`StorageOptions`.
         llm_int8_enable_fp32_cpu_offload: as in ``BitsAndBytesConfig``: modules that the device
             map places on the processor or the disk stay unquantized instead of being refused.
 
@@ -73,7 +143,7 @@ class EwqConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        plan: PlanSource | None = None,
+        plan: QuantizationPlan | Mapping[str, Any] | str | Path | None = None,
         *,
         factor: float | None = None,
         target_bpw: float | None = None,
@@ -102,7 +172,7 @@ class EwqConfig(QuantizationConfigMixin):
         self.drafting = {"scorer": scorer, "granularity": granularity}
         self.plan = None if plan is None else _as_plan(plan)
         self._check_rule()
-        self.options = Options(
+        self.options = StorageOptions(
             quant_type=quant_type,
             double_quant=self._double_quant(double_quant),
             block_size=block_size,
@@ -161,7 +231,7 @@ class EwqConfig(QuantizationConfigMixin):
         )
 
 
-def _as_plan(plan: PlanSource) -> QuantizationPlan:
+def _as_plan(plan: QuantizationPlan | Mapping[str, Any] | str | Path) -> QuantizationPlan:
     if isinstance(plan, QuantizationPlan):
         return plan
     if isinstance(plan, Mapping):

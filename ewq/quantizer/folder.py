@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ewq import __version__
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
-from ewq.errors import EwqError, InputError
+from ewq.errors import InputError
+from ewq.files import whole_folder
 from ewq.instruments.memory import weights_bytes
 from ewq.planning.plan import QuantizationPlan, write_plan
+from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
-from ewq.quantizer.card import CARD, model_card
-from ewq.quantizer.config import EwqConfig
+from ewq.quantizer.config import EwqConfig, StorageOptions
 
 PLAN = "plan.json"
+CARD = "README.md"
+STORED = {
+    Precision.RAW: "as in the original",
+    Precision.EIGHT_BIT: "8 bits, LLM.int8",
+    Precision.FOUR_BIT: "4 bits",
+}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NOT_COPIED = (
     "config.json",
     "*.safetensors",
@@ -76,12 +85,12 @@ def quantize_to_folder(
     loaded = _load(checkpoint, config, device)
     plan = loaded.hf_quantizer.quantization_config.plan
     size = weights_bytes(loaded)
-    with _appearing(out) as folder:
+    with whole_folder(out) as folder:
         _copy_companions(checkpoint.path, folder)
         loaded.save_pretrained(folder)
         write_plan(plan, folder / PLAN)
         (folder / CARD).write_text(
-            model_card(plan, loaded.hf_quantizer.quantization_config.options, size),
+            _model_card(plan, loaded.hf_quantizer.quantization_config.options, size),
             encoding="utf-8",
         )
     return Quantized(out, plan, size)
@@ -114,27 +123,66 @@ def _load(checkpoint: Checkpoint, config: EwqConfig, device: str) -> Any:  # noq
     )
 
 
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its place once everything in it was written."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
-    except OSError as error:
-        raise EwqError(f"cannot write {out}: {error.strerror or error}") from error
-    try:
-        yield partial
-        partial.chmod(0o755)
-        for path in partial.iterdir():
-            path.chmod(0o644)
-        partial.replace(out)
-    except OSError as error:
-        raise EwqError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _copy_companions(source: Path, folder: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and not any(path.match(pattern) for pattern in NOT_COPIED):
             shutil.copyfile(path, folder / path.name)
+
+
+def _model_card(plan: QuantizationPlan, options: StorageOptions, weights_bytes: int) -> str:
+    """Markdown with the front matter of the Hugging Face hub."""
+    return "\n".join([*_front_matter(plan), *_opening(plan), *_facts(plan, options, weights_bytes)])
+
+
+def _front_matter(plan: QuantizationPlan) -> list[str]:
+    base = [f"base_model: {plan.model}"] if _HUB_ID.fullmatch(plan.model) else []
+    return ["---", "library_name: transformers", *base, "tags:", "- ewq", "- bitsandbytes", "---"]
+
+
+def _opening(plan: QuantizationPlan) -> list[str]:
+    name = plan.model.rstrip("/").rpartition("/")[2]
+    return [
+        f"# {name}, quantized by an entropy-weighted plan",
+        "",
+        "Opening this model needs the package `ewq`, which teaches transformers the method:",
+        "",
+        "```",
+        "pip install ewq",
+        "```",
+        "",
+        "```python",
+        "import ewq.quantizer  # before from_pretrained",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", device_map="auto")',
+        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+        "```",
+        "",
+        "Without that import transformers reports that the quantization type `ewq` is unknown",
+        "and would read packed weights as if they were plain ones: do not use the result.",
+        "",
+    ]
+
+
+def _facts(plan: QuantizationPlan, options: StorageOptions, weights_bytes: int) -> list[str]:
+    counts = Counter(plan.weights.values())
+    rows = [f"| {STORED[of]} | {counts[of]} |" for of in Precision if counts[of]]
+    return [
+        "## What was done",
+        "",
+        f"- original: `{plan.model}`, fingerprint `{plan.fingerprint}`",
+        f"- rule: `{json.dumps(dict(plan.rule))}`, scorer `{plan.scorer}`, per {plan.granularity}",
+        f"- plan: `plan.json`, digest `{plan.digest}`",
+        f"- options: `{json.dumps(options.to_json())}`",
+        f"- size in memory: {weights_bytes:,} bytes (planned: {plan.size_bytes:,})",
+        f"- made by ewq {__version__}",
+        "",
+        "| linear weights of the decoder blocks | count |",
+        "| --- | ---: |",
+        *rows,
+        "",
+        "Embeddings, norms, biases and the output head are as in the original. Weights that",
+        "bitsandbytes cannot quantize (experts stacked into one parameter) are too, whatever",
+        "the plan says; then the size in memory is above the planned one.",
+        "",
+    ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -12,21 +14,30 @@ from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
-from ewq.checkpoint.opening import Checkpoint
+from ewq.checkpoint.opening import Checkpoint, open_checkpoint
+from ewq.checkpoint.tensor_info import TensorInfo
+from ewq.errors import CheckpointError, PlanError
 from ewq.instruments.memory import weights_bytes
 from ewq.planning.analysis import analyze
-from ewq.planning.plan import QuantizationPlan, check_plan
+from ewq.planning.plan import NAMED, QuantizationPlan, check_plan
 from ewq.precision import Precision
-from ewq.quantizer.checks import check_stored, opened, quantizable
 from ewq.quantizer.config import METHOD, EwqConfig
-from ewq.quantizer.dequantize import dequantize_model
-from ewq.quantizer.modules import replacement
-from ewq.quantizer.ops import EwqDeserialize, EwqQuantize, is_quantized_weight, module_of
-from ewq.quantizer.pages import Housekeeper
-from ewq.quantizer.stored import state_to_save
+from ewq.quantizer.modules import dequantize_model, is_linear, replacement, state_to_save
+from ewq.quantizer.streaming import (
+    EwqDeserialize,
+    EwqQuantize,
+    MappedPages,
+    is_quantized_weight,
+    module_of,
+)
+
+logger = logging.getLogger(__name__)
 
 LOADED = {Precision.EIGHT_BIT: "is_loaded_in_8bit", Precision.FOUR_BIT: "is_loaded_in_4bit"}
 """Attributes by which peft and accelerate know bitsandbytes models."""
+
+COMPANIONS = {Precision.FOUR_BIT: ".weight.absmax", Precision.EIGHT_BIT: ".SCB"}
+"""What save_pretrained stores beside each quantized weight."""
 
 
 @register_quantizer(METHOD)
@@ -67,17 +78,17 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
 
     def _process_model_before_weight_loading(
         self,
-        model: Any,  # noqa: ANN401 - a PreTrainedModel
-        device_map: Any = None,  # noqa: ANN401 - str or dict
+        model: Any,  # noqa: ANN401 (a PreTrainedModel)
+        device_map: Any = None,  # noqa: ANN401 (str or dict)
         dtype: torch.dtype | None = None,
         checkpoint_files: Sequence[str] | None = None,
         **kwargs: object,
     ) -> None:
-        checkpoint = opened(checkpoint_files, str(model.config.name_or_path))
+        checkpoint = _opened(checkpoint_files, str(model.config.name_or_path))
         plan = self._settled_plan(checkpoint)
-        modules = quantizable(plan, model)
+        modules = _quantizable(plan, model)
         if self.pre_quantized:
-            check_stored(checkpoint.tensors, modules)
+            _check_stored(checkpoint.tensors, modules)
         modules = self._placed(modules, device_map)
         options = self.quantization_config.options
         named = options.compute_dtype
@@ -87,7 +98,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
             new = replacement(old, precision, options, compute, self.pre_quantized)
             model.set_submodule(name, new)
         self.precisions = frozenset(modules.values())
-        self.housekeeper = Housekeeper(checkpoint_files or ())
+        self.pages = MappedPages(checkpoint_files or ())
 
     def _settled_plan(self, checkpoint: Checkpoint) -> QuantizationPlan:
         """The config's plan, or the one its rule leads to; checked against the checkpoint."""
@@ -107,7 +118,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
     def _placed(
         self,
         modules: dict[str, Precision],
-        device_map: Any,  # noqa: ANN401 - str or dict
+        device_map: Any,  # noqa: ANN401 (str or dict)
     ) -> dict[str, Precision]:
         """Without the modules that offloading keeps unquantized, as bitsandbytes' methods do."""
         offload = self.quantization_config.llm_int8_enable_fp32_cpu_offload
@@ -119,10 +130,10 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
 
     def _process_model_after_weight_loading(
         self,
-        model: Any,  # noqa: ANN401 - a PreTrainedModel
+        model: Any,  # noqa: ANN401 (a PreTrainedModel)
         **kwargs: object,
-    ) -> Any:  # noqa: ANN401 - the same model
-        self.housekeeper.tidy()
+    ) -> Any:  # noqa: ANN401 (the same model)
+        self.pages.release()
         for precision in self.precisions & LOADED.keys():
             setattr(model, LOADED[precision], True)
         model.get_memory_footprint = MethodType(_footprint, model)
@@ -148,13 +159,13 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
 
     def _dequantize(
         self,
-        model: Any,  # noqa: ANN401 - a PreTrainedModel
+        model: Any,  # noqa: ANN401 (a PreTrainedModel)
         dtype: torch.dtype | None = None,
-    ) -> Any:  # noqa: ANN401 - the same model
+    ) -> Any:  # noqa: ANN401 (the same model)
         dequantize_model(model, dtype or model.dtype)
         return model
 
-    def remove_quantization_config(self, model: Any) -> None:  # noqa: ANN401 - a PreTrainedModel
+    def remove_quantization_config(self, model: Any) -> None:  # noqa: ANN401 (a PreTrainedModel)
         """Forget everything that marks a model as quantized."""
         super().remove_quantization_config(model)  # type: ignore[no-untyped-call]
         for name in ("get_memory_footprint", *LOADED.values()):
@@ -169,3 +180,71 @@ def _footprint(model: nn.Module, return_buffers: bool = True) -> int:
 def _is_ours(conversion: object) -> bool:
     operations = getattr(conversion, "operations", ())
     return any(isinstance(of, EwqDeserialize) for of in operations)
+
+
+def _opened(files: Sequence[str] | None, model: str) -> Checkpoint:
+    """The checkpoint that transformers is about to load.
+
+    Raises:
+        CheckpointError: a state dict was handed over instead, or the folder is incomplete.
+    """
+    if not files:
+        raise CheckpointError(
+            f"{model} comes as a state dict; ewq needs the folder to know it by its fingerprint"
+        )
+    return open_checkpoint(Path(files[0]).parent)
+
+
+def _quantizable(plan: QuantizationPlan, model: nn.Module) -> dict[str, Precision]:
+    """Module names that a plan quantizes, with their precisions.
+
+    Weights that bitsandbytes cannot quantize (experts stacked into one 3-D
+    parameter, subclasses of ``Linear``) stay raw, as in its own methods, and a
+    warning says how many.
+
+    Raises:
+        PlanError: the plan names a weight that the model does not have.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    unknown = [name for name in plan.weights if name not in parameters]
+    if unknown:
+        raise PlanError(
+            f"the plan for {plan.model} names {len(unknown)} weights that "
+            f"{type(model).__name__} lacks: {', '.join(unknown[:NAMED])}"
+        )
+    wanted = {name: of for name, of in plan.weights.items() if of is not Precision.RAW}
+    able = {name: of for name, of in wanted.items() if _replaceable(model, name)}
+    kept = [name for name in wanted if name not in able]
+    if kept:
+        logger.warning(
+            "%d of %d weights to quantize stay raw (%d bytes): bitsandbytes quantizes linear "
+            "modules only, not %s",
+            len(kept),
+            len(wanted),
+            sum(parameters[name].numel() * parameters[name].element_size() for name in kept),
+            ", ".join(kept[:NAMED]),
+        )
+    return {name.removesuffix(".weight"): of for name, of in able.items()}
+
+
+def _replaceable(model: nn.Module, name: str) -> bool:
+    path, _, leaf = name.rpartition(".")
+    return leaf == "weight" and is_linear(model.get_submodule(path))
+
+
+def _check_stored(tensors: Mapping[str, TensorInfo], modules: Mapping[str, Precision]) -> None:
+    """Refuse a quantized folder that lacks scales its plan calls for.
+
+    Raises:
+        CheckpointError: naming the precision and how many are there and should be.
+    """
+    for precision, suffix in COMPANIONS.items():
+        wanted = sum(of is precision for of in modules.values())
+        found = [name for name in tensors if name.endswith(suffix)]
+        if len(found) != wanted:
+            where = next(iter(tensors.values())).file.parent if tensors else "the folder"
+            raise CheckpointError(
+                f"{where} has scales for {len(found)} {precision.value} weights, its plan for "
+                f"{wanted}; it is incomplete or its config.json is another model's: "
+                "run `ewq quantize` again"
+            )

@@ -1,4 +1,4 @@
-"""The bitsandbytes module that stands for a linear one at each precision."""
+"""The bitsandbytes module that stands for a linear one at each precision, and the way back."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from bitsandbytes.functional import (
+    _convert_weight_packed_for_cpu_inverse,
+    dequantize_4bit,
+    int8_vectorwise_dequant,
+)
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt, Params4bit
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ewq.precision import Precision
-from ewq.quantizer.options import Options
+from ewq.quantizer.config import StorageOptions
 
+QUANTIZED = (Linear4bit, Linear8bitLt)
+STORED_DTYPES = {Precision.EIGHT_BIT: torch.int8, Precision.FOUR_BIT: torch.uint8}
 CPU_KERNEL_ROWS = 32
 """bitsandbytes' packed kernel for processors wants output rows in multiples of this."""
-
-
 PLAIN_SUBCLASSES = frozenset({"FalconLinear"})
 """Subclasses of ``Linear`` in transformers that compute the same function."""
 
@@ -27,7 +32,32 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, Conv1D) or kind is nn.Linear or kind.__name__ in PLAIN_SUBCLASSES
 
 
-def features(module: Any) -> tuple[int, int]:  # noqa: ANN401 - a linear module
+def replacement(
+    module: nn.Module,
+    precision: Precision,
+    options: StorageOptions,
+    dtype: torch.dtype,
+    stored: bool,
+) -> nn.Module:
+    """A quantized module on the meta device, waiting for its weight.
+
+    Args:
+        module: ``nn.Linear`` or ``Conv1D``, on the meta device.
+        precision: 8 or 4 bits.
+        options: how to store it.
+        dtype: of 4-bit products.
+        stored: the checkpoint holds quantized values already.
+    """
+    with torch.device("meta"):
+        new = _REPLACEMENTS[precision](module, options, dtype)
+    if stored:
+        new.weight.data = new.weight.data.to(dtype=STORED_DTYPES[precision])
+    # What transformers' own operations read to transpose Conv1D weights.
+    new.source_cls = type(module)  # type: ignore[assignment]
+    return new.requires_grad_(False).train(module.training)
+
+
+def _features(module: Any) -> tuple[int, int]:  # noqa: ANN401 (a linear module)
     """``(in, out)`` of a linear module; ``Conv1D`` stores its weight as ``[in, out]``."""
     if isinstance(module, Conv1D):
         rows, columns = module.weight.shape
@@ -35,12 +65,9 @@ def features(module: Any) -> tuple[int, int]:  # noqa: ANN401 - a linear module
     return int(module.in_features), int(module.out_features)
 
 
-def four_bit(module: nn.Module, options: Options, dtype: torch.dtype) -> Linear4bit:
-    """An empty 4-bit module in place of ``module``, on the current default device."""
-    rows_in, rows_out = features(module)
+def _four_bit(module: nn.Module, options: StorageOptions, dtype: torch.dtype) -> Linear4bit:
     new = Linear4bit(  # type: ignore[no-untyped-call]
-        rows_in,
-        rows_out,
+        *_features(module),
         module.bias is not None,
         compute_dtype=dtype,
         compress_statistics=options.double_quant,
@@ -54,11 +81,11 @@ def four_bit(module: nn.Module, options: Options, dtype: torch.dtype) -> Linear4
         quant_type=options.quant_type,
         module=new,
     )
-    new.support_avx512bf16_for_cpu = _packs(new, options.block_size, dtype)
+    new.support_avx512bf16_for_cpu = _may_repack(new, options.block_size, dtype)
     return new
 
 
-def _packs(module: Linear4bit, block_size: int, dtype: torch.dtype) -> bool:
+def _may_repack(module: Linear4bit, block_size: int, dtype: torch.dtype) -> bool:
     """Whether bitsandbytes may repack this weight for its bfloat16 kernel on processors.
 
     That kernel rounds activations and scales to bfloat16 whatever the compute
@@ -69,41 +96,102 @@ def _packs(module: Linear4bit, block_size: int, dtype: torch.dtype) -> bool:
     return bool(module.support_avx512bf16_for_cpu) and fits and dtype == torch.bfloat16
 
 
-def eight_bit(module: nn.Module, options: Options, dtype: torch.dtype) -> Linear8bitLt:
-    """An empty LLM.int8 module in place of ``module``; ``dtype`` does not matter to it."""
-    rows_in, rows_out = features(module)
+def _eight_bit(module: nn.Module, options: StorageOptions, _: torch.dtype) -> Linear8bitLt:
     return Linear8bitLt(
-        rows_in,
-        rows_out,
+        *_features(module),
         module.bias is not None,
         has_fp16_weights=False,
         threshold=options.int8_threshold,
     )
 
 
-REPLACEMENTS: Mapping[Precision, Callable[[nn.Module, Options, torch.dtype], nn.Module]] = {
-    Precision.EIGHT_BIT: eight_bit,
-    Precision.FOUR_BIT: four_bit,
+_REPLACEMENTS: Mapping[Precision, Callable[[nn.Module, StorageOptions, torch.dtype], nn.Module]] = {
+    Precision.EIGHT_BIT: _eight_bit,
+    Precision.FOUR_BIT: _four_bit,
 }
-STORED_DTYPES = {Precision.EIGHT_BIT: torch.int8, Precision.FOUR_BIT: torch.uint8}
 
 
-def replacement(
-    module: nn.Module, precision: Precision, options: Options, dtype: torch.dtype, stored: bool
-) -> nn.Module:
-    """A quantized module on the meta device, waiting for its weight.
+def state_to_save(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict as saved: 8-bit weights as one column, as bitsandbytes has 4-bit ones.
 
-    Args:
-        module: ``nn.Linear`` or ``Conv1D``, on the meta device.
-        precision: 8 or 4 bits.
-        options: how to store it.
-        dtype: of 4-bit products.
-        stored: the checkpoint holds quantized values already.
+    In their own shape a transformers that does not know this method would read
+    them as plain weights and build a model of noise; a column it refuses.
     """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            _undo_repacking(module)
+    state: dict[str, torch.Tensor] = model.state_dict()
+    for name, module in model.named_modules():
+        weight = state.get(f"{name}.weight")
+        if isinstance(module, Linear8bitLt) and weight is not None:
+            state[f"{name}.weight"] = weight.reshape(-1, 1)
+    return state
+
+
+def saved_in_shape(module: Linear8bitLt, weight: torch.Tensor) -> torch.Tensor:
+    """A saved 8-bit weight as ``[out, in]``."""
+    return weight.reshape(module.out_features, module.in_features)
+
+
+def _undo_repacking(module: Linear4bit) -> None:
+    """Put a weight back in order that bitsandbytes repacked for processors with AVX512-BF16.
+
+    Its first forward pass there rearranges values and scales in place. Its own way back leaves
+    the scales transposed, so that a model saved after a forward pass could not be opened again.
+    The scales stay rounded to bfloat16 in value.
+    """
+    parameter: Any = module.weight
+    state: Any = getattr(parameter, "quant_state", None)
+    if not getattr(state, "packing_format_for_cpu", False):
+        return
+    # float32 and row order before anything is derived from the scales.
+    absmax = state.absmax.T.contiguous().to(torch.float32)
+    weight, state = _convert_weight_packed_for_cpu_inverse(parameter.data, state)
+    if not state.nested:
+        state.absmax = absmax.reshape(-1)
+    parameter.data, parameter.quant_state, module.quant_state = weight, state, state
+
+
+def dequantized_weight(module: Any) -> torch.Tensor:  # noqa: ANN401 (a quantized module)
+    """The values that a quantized module multiplies with: ``[out, in]``."""
+    if isinstance(module, Linear4bit):
+        _undo_repacking(module)
+        weight: Any = module.weight
+        return dequantize_4bit(weight.data, weight.quant_state)
+    scales = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
+    values: torch.Tensor = int8_vectorwise_dequant(module.weight.data, scales)
+    return values
+
+
+def dequantize_model(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace every quantized module by the plain one it came from, in place."""
+    quantized = [(n, m) for n, m in model.named_modules() if isinstance(m, QUANTIZED)]
+    for name, module in quantized:
+        plain = _plain(module, dequantized_weight(module).to(dtype)).train(module.training)
+        _move_hook(module, plain)
+        model.set_submodule(name, plain)
+
+
+def _plain(module: Linear4bit | Linear8bitLt, weight: torch.Tensor) -> nn.Module:
+    """The module of the original class; Conv1D keeps its weight transposed and has a bias."""
+    new: nn.Module
     with torch.device("meta"):
-        new = REPLACEMENTS[precision](module, options, dtype)
-    if stored:
-        new.weight.data = new.weight.data.to(dtype=STORED_DTYPES[precision])
-    # What transformers' own operations read to transpose Conv1D weights.
-    new.source_cls = type(module)  # type: ignore[assignment]
-    return new.requires_grad_(False).train(module.training)
+        if getattr(module, "source_cls", nn.Linear) is Conv1D:
+            new = Conv1D(module.out_features, module.in_features)  # type: ignore[no-untyped-call]
+            weight = weight.T.contiguous()
+        else:
+            new = nn.Linear(module.in_features, module.out_features, module.bias is not None)
+    new.weight = nn.Parameter(weight, requires_grad=False)
+    if module.bias is not None:
+        new.bias = nn.Parameter(module.bias.data.to(weight.dtype), requires_grad=False)
+    return new
+
+
+def _move_hook(old: nn.Module, new: nn.Module) -> None:
+    """Keep accelerate's device hook where the model is spread over devices."""
+    hook = getattr(old, "_hf_hook", None)
+    if hook is not None:
+        from accelerate.hooks import add_hook_to_module, remove_hook_from_module
+
+        remove_hook_from_module(old)
+        add_hook_to_module(new, hook)

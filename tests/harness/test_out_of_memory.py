@@ -88,12 +88,12 @@ def test_nothing_is_held_by_an_earlier_attempt_that_failed_too():
 @pytest.mark.parametrize("name", ["bnb-nf4", "bnb-int8", "ewq-0.65"])
 def test_running_out_while_quantizing_is_told_through_transformers(name, monkeypatch):
     """transformers catches the error and raises another that does not name it."""
-    from ewq.quantizer import ops
+    from ewq.quantizer import streaming
 
     def run_out(*_, **__):
         raise torch.OutOfMemoryError(CUDA)
 
-    for operation in ops.QUANTIZE.values():
+    for operation in streaming.QUANTIZE.values():
         monkeypatch.setattr(operation, "convert", run_out)
     subject = Subject("tiny", str(fixture_path("tiny-llama")))
     with pytest.raises(MeasurementError, match=r"20\.50 GiB more needed"), reported(name, "cpu"):

@@ -12,8 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from ewq.planning.plan import read_plan
 from ewq.precision import Precision
 from ewq.quantizer import EwqConfig
-from ewq.quantizer.dequantize import dequantized_weight
-from ewq.quantizer.ops import QUANTIZED
+from ewq.quantizer.modules import QUANTIZED, dequantized_weight
 from tests.quantizer.models import IDS, load, logits, plan_for, save, save_llama
 
 SIZES = {

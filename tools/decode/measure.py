@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from ewq.planning.analysis import Analysis, analyze
 from ewq.precision import Precision
 from ewq.quantizer import EwqConfig
-from ewq.quantizer.logs import QUIET
+from ewq.quantizer.config import QUIET_LOGGERS
 
 SHAPE = {
     "vocab_size": 4096,
@@ -83,7 +83,7 @@ def load(
 @contextmanager
 def warnings_as(name: str) -> Iterator[None]:
     """bitsandbytes' warnings on for the recipe that says so, into nothing but a formatter."""
-    logger = logging.getLogger(QUIET[0])
+    logger = logging.getLogger(QUIET_LOGGERS[0])
     sink = Path(os.devnull).open("w")  # noqa: SIM115 - closed below with the handler gone
     handler = logging.StreamHandler(sink)
     before = logger.level, logger.propagate

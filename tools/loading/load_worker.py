@@ -19,8 +19,8 @@ from ewq.instruments.memory import weights_bytes
 from ewq.planning.plan import read_plan
 from ewq.precision import Precision
 from ewq.quantizer import EwqConfig
+from ewq.quantizer.config import StorageOptions
 from ewq.quantizer.modules import replacement
-from ewq.quantizer.options import Options
 
 
 class AnonymousPeak:
@@ -73,7 +73,7 @@ def swapped(folder: str, plan_path: str) -> torch.nn.Module:
         path = name.removesuffix(".weight")
         if precision is not Precision.RAW:
             old = model.get_submodule(path)
-            new = replacement(old, precision, Options(), model.dtype, stored=False)
+            new = replacement(old, precision, StorageOptions(), model.dtype, stored=False)
             new.weight = type(new.weight)(
                 old.weight.data, requires_grad=False, **new.weight.__dict__
             ).to("cpu")

@@ -6,8 +6,8 @@ import mmap
 
 import pytest
 
-from ewq.quantizer import pages
-from ewq.quantizer.pages import Housekeeper, parse_smaps
+from ewq.quantizer import streaming
+from ewq.quantizer.streaming import MappedPages, parse_smaps
 
 SMAPS = """\
 7f00-8f00 rw-p 00000000 fe:00 12 /models/a b.safetensors
@@ -31,7 +31,7 @@ def test_file_mappings_are_read_with_their_dirty_bytes():
 
 
 @pytest.mark.parametrize("written", [False, True], ids=["clean", "written"])
-def test_mapped_content_is_the_same_after_tidying(tmp_path, written):
+def test_mapped_content_is_the_same_after_releasing(tmp_path, written):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"x" * (1 << 16))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
@@ -39,18 +39,18 @@ def test_mapped_content_is_the_same_after_tidying(tmp_path, written):
             mapped[:3] = b"new"
         before = mapped[:]
 
-        Housekeeper([str(path)]).tidy()
+        MappedPages([str(path)]).release()
 
         assert mapped[:] == before
 
 
-def test_it_tidies_once_per_so_many_bytes(monkeypatch):
+def test_they_are_released_once_per_so_many_bytes(monkeypatch):
     rounds = []
-    keeper = Housekeeper(())
-    monkeypatch.setattr(keeper, "tidy", lambda: rounds.append(1))
+    pages = MappedPages(())
+    monkeypatch.setattr(pages, "release", lambda: rounds.append(1))
 
-    keeper.used(pages.EVERY_BYTES - 1)
+    pages.used(streaming.EVERY_BYTES - 1)
     assert not rounds
-    keeper.used(1)
+    pages.used(1)
 
     assert len(rounds) == 1

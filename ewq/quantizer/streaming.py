@@ -1,7 +1,17 @@
-"""What happens to each tensor as it streams from the checkpoint."""
+"""Each tensor on its way from the checkpoint to its module, and the memory it gives back.
+
+A tensor that was quantized is done with, but its pages stay resident as part of the mapped file,
+and the working copies stay in the allocator. On Linux both are handed back as loading goes on, so
+that the peak follows the finished model and not the checkpoint. Elsewhere nothing is done.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,15 +25,17 @@ from transformers.integrations.bitsandbytes import (
     Bnb8bitQuantize,
 )
 
-from ewq.conversion_errors import noted
-from ewq.quantizer.stored import in_shape
+from ewq.conversion_errors import remember_error
+from ewq.quantizer.modules import QUANTIZED, saved_in_shape
 
-QUANTIZED = (Linear4bit, Linear8bitLt)
 QUANTIZE: dict[type[nn.Module], Any] = {Linear4bit: Bnb4bitQuantize, Linear8bitLt: Bnb8bitQuantize}
 DESERIALIZE: dict[type[nn.Module], Any] = {
     Linear4bit: Bnb4bitDeserialize,
     Linear8bitLt: Bnb8bitDeserialize,
 }
+MADV_DONTNEED = 4
+EVERY_BYTES = 64 * 1024 * 1024
+"""Source bytes between two rounds of giving memory back; a round costs milliseconds."""
 Tensors = dict[str, Any]
 
 
@@ -34,17 +46,16 @@ def module_of(model: nn.Module, parameter: str) -> nn.Module:
 
 def is_quantized_weight(model: nn.Module, parameter: str) -> bool:
     """Whether a parameter is the weight of a quantized module."""
-    path, _, name = parameter.rpartition(".")
-    return name == "weight" and isinstance(model.get_submodule(path), QUANTIZED)
+    return parameter.endswith(".weight") and isinstance(module_of(model, parameter), QUANTIZED)
 
 
 class EwqQuantize(ConversionOps):
     """Quantizes the weights of one converter as their modules' classes say."""
 
-    def __init__(self, hf_quantizer: Any) -> None:  # noqa: ANN401 - the quantizer makes these
+    def __init__(self, hf_quantizer: Any) -> None:  # noqa: ANN401 (the quantizer makes these)
         self.hf_quantizer = hf_quantizer
 
-    @noted
+    @remember_error
     def convert(  # type: ignore[override]
         self, input_dict: Tensors, model: nn.Module | None = None, **kwargs: object
     ) -> Tensors:
@@ -57,7 +68,7 @@ class EwqQuantize(ConversionOps):
                 continue
             operation = QUANTIZE[type(module_of(model, name))](self.hf_quantizer)
             result.update(operation.convert({name: value}, model=model, **kwargs))
-            self.hf_quantizer.housekeeper.used(_first(value).nbytes)
+            self.hf_quantizer.pages.used(_first(value).nbytes)
         return result
 
 
@@ -81,8 +92,8 @@ class EwqDeserialize(ConversionOps):
         if len(input_dict) > 1 and isinstance(module, QUANTIZED):
             operation = DESERIALIZE[type(module)](self.hf_quantizer)
             if isinstance(module, Linear8bitLt):
-                weight = _first(input_dict["weight"])
-                input_dict = {**input_dict, "weight": in_shape(module, weight)}
+                weight = saved_in_shape(module, _first(input_dict["weight"]))
+                input_dict = {**input_dict, "weight": weight}
             found: Tensors = operation.convert(
                 input_dict, model=model, full_layer_name=full_layer_name, **kwargs
             )
@@ -99,3 +110,54 @@ def _cast(value: list[torch.Tensor] | torch.Tensor, dtype: torch.dtype) -> torch
 
 def _first(value: list[torch.Tensor] | torch.Tensor) -> torch.Tensor:
     return value[0] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One mapped stretch of a file in this process."""
+
+    start: int
+    nbytes: int
+    path: str
+    dirty_bytes: int
+    """Written to since it was mapped; dropping such pages would lose the change."""
+
+
+def parse_smaps(text: str) -> Iterator[Mapping]:
+    """The file mappings in the text of ``/proc/self/smaps``."""
+    span, path = "", ""
+    for line in text.splitlines():
+        first, _, rest = line.partition(" ")
+        if not first.endswith(":"):
+            span, path = first, " ".join(rest.split()[4:])
+        elif first == "Private_Dirty:" and path.startswith("/"):
+            low, _, high = span.partition("-")
+            start = int(low, 16)
+            yield Mapping(start, int(high, 16) - start, path, int(rest.split()[0]) * 1024)
+
+
+class MappedPages:
+    """The checkpoint's files as mapped here: counts what was read and drops it now and then."""
+
+    def __init__(self, files: Collection[str]) -> None:
+        self._files = {str(Path(file).resolve()) for file in files}
+        self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+        self._since_bytes = 0
+
+    def used(self, nbytes: int) -> None:
+        """``nbytes`` more of the checkpoint were quantized and are not needed again."""
+        self._since_bytes += nbytes
+        if self._since_bytes >= EVERY_BYTES:
+            self.release()
+
+    def release(self) -> None:
+        """Drop clean pages of the checkpoint, which come back from the page cache if needed."""
+        self._since_bytes = 0
+        if self._libc is None:
+            return
+        for mapping in parse_smaps(Path("/proc/self/smaps").read_text()):
+            if mapping.path in self._files and mapping.dirty_bytes == 0:
+                start, length = ctypes.c_void_p(mapping.start), ctypes.c_size_t(mapping.nbytes)
+                self._libc.madvise(start, length, MADV_DONTNEED)
+        if hasattr(self._libc, "malloc_trim"):
+            self._libc.malloc_trim(0)
