@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ class Generation:
     """Seconds from the call to the first new token of the whole batch (TTFT; prefill time)."""
     step_s: tuple[float, ...]
     """Seconds of each later decode step of the whole batch; ``len == new_tokens - 1``."""
+
+    @classmethod
+    def from_clock(cls, tokens: Sequence[Sequence[int]], clock: Sequence[float]) -> Generation:
+        """The tokens of each row, with readings in seconds at the start and after each step."""
+        steps = tuple(end - begin for begin, end in pairwise(clock))
+        return cls(tuple(tuple(row) for row in tokens), steps[0], steps[1:])
 
 
 class LanguageModel(Protocol):

@@ -9,51 +9,22 @@ step the same computation, so that on CUDA it can be recorded once and replayed:
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from ewq.backends.batching import new_cache
 from ewq.backends.int8_step import DecoderUnsupported, StaticInt8
-from ewq.backends.prefix_cache import new_cache
-from ewq.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger(__name__)
-
-AUTO = "auto"
-
-
-class Decoder(Protocol):
-    """Carries out the steps of a generation; the result is the same for all."""
-
-    mode: str
-
-    def begin(self, rows: int, length: int) -> Any:  # noqa: ANN401 (transformers is untyped)
-        """An empty cache for ``rows`` sequences of at most ``length`` tokens."""
-        ...
-
-    def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:  # noqa: ANN401
-        """Feed ``ids`` ``[rows, tokens]``; each row's most likely next token, ``[rows, 1]``."""
-        ...
-
-    def check(self) -> None:
-        """After the last step of a generation.
-
-        Raises:
-            DecoderUnsupported: what was generated must not be used.
-        """
-        ...
-
-    def close(self) -> None:
-        """Let go of the model and of everything allocated for it."""
-        ...
-
 
 class EagerDecoder:
-    """A cache that grows by one token a step; works for every model."""
+    """A cache that grows by one token a step; works for every model.
+
+    Every other way is a subclass and decodes the same tokens.
+    """
 
     mode = "eager"
 
@@ -61,18 +32,32 @@ class EagerDecoder:
         self._model = model
 
     def begin(self, rows: int, length: int) -> Any:  # noqa: ANN401
-        """See :class:`Decoder`."""
+        """An empty cache for ``rows`` sequences of at most ``length`` tokens.
+
+        Raises:
+            DecoderUnsupported: this way of decoding does not work for this model.
+        """
         return new_cache(self._model.config)
 
     def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:  # noqa: ANN401
-        """See :class:`Decoder`; ties go to the lowest token id."""
+        """Feed ``ids`` ``[rows, tokens]``; each row's most likely next token, ``[rows, 1]``.
+
+        Ties go to the lowest token id.
+
+        Raises:
+            DecoderUnsupported: this way of decoding does not work for this model.
+        """
         return self._best(ids, positions, cache, None)
 
     def check(self) -> None:
-        """See :class:`Decoder`."""
+        """Called after the last step of a generation.
+
+        Raises:
+            DecoderUnsupported: what was generated must not be used.
+        """
 
     def close(self) -> None:
-        """See :class:`Decoder`."""
+        """Let go of the model and of everything allocated for it."""
         self._model = None
 
     def _best(
@@ -104,7 +89,7 @@ class StaticDecoder(EagerDecoder):
         self._caches: dict[tuple[int, int], Any] = {}
 
     def begin(self, rows: int, length: int) -> Any:  # noqa: ANN401
-        """See :class:`Decoder`."""
+        """A cache of exactly ``length`` tokens, reused from the last generation of that shape."""
         from transformers import StaticCache
 
         cache = self._caches.get((rows, length))
@@ -117,7 +102,7 @@ class StaticDecoder(EagerDecoder):
         return cache
 
     def close(self) -> None:
-        """See :class:`Decoder`."""
+        """Let go of the model and of the caches."""
         super().close()
         self._caches.clear()
 
@@ -137,7 +122,7 @@ class GraphDecoder(StaticDecoder):
         """By the identity of the cache; ``None`` after the first step."""
 
     def begin(self, rows: int, length: int) -> Any:  # noqa: ANN401
-        """See :class:`Decoder`."""
+        """A cache of fixed size, whose address the recording knows."""
         self._require_one_gpu()
         cache = super().begin(rows, length)
         if any(cache.is_sliding):
@@ -146,7 +131,7 @@ class GraphDecoder(StaticDecoder):
         return cache
 
     def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:  # noqa: ANN401
-        """See :class:`Decoder`."""
+        """A replay, except for the prompt and for the first two steps of a shape."""
         if ids.shape[1] > 1:
             return super().step(ids, positions, cache)
         if id(cache) not in self._recordings:
@@ -162,11 +147,11 @@ class GraphDecoder(StaticDecoder):
         return recording.best.clone()
 
     def check(self) -> None:
-        """See :class:`Decoder`."""
+        """Refuse results with more int8 outliers than a recording computes."""
         self._int8.check()
 
     def close(self) -> None:
-        """See :class:`Decoder`."""
+        """Let go of the model, the recordings and their memory."""
         self._recordings.clear()
         self._int8.close()
         super().close()
@@ -252,12 +237,12 @@ class CompiledDecoder(StaticDecoder):
         )
 
     def begin(self, rows: int, length: int) -> Any:  # noqa: ANN401
-        """See :class:`Decoder`."""
+        """A cache of fixed size, so that one compilation serves all steps."""
         self._int8.reset()
         return super().begin(rows, length)
 
     def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:  # noqa: ANN401
-        """See :class:`Decoder`."""
+        """A compiled step, except for the prompt."""
         import torch
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
@@ -274,7 +259,7 @@ class CompiledDecoder(StaticDecoder):
             raise DecoderUnsupported(reason) from error
 
     def check(self) -> None:
-        """See :class:`Decoder`."""
+        """Refuse results with more int8 outliers than the compiled step computes."""
         self._int8.check()
 
     def close(self) -> None:
@@ -311,45 +296,3 @@ class CompiledDecoder(StaticDecoder):
 def _inductor_options(model: Any) -> dict[str, Any]:  # noqa: ANN401 (transformers is untyped)
     """Round where the uncompiled step rounds, so that 16-bit results are the same."""
     return {"emulate_precision_casts": True, "triton.cudagraphs": model.device.type == "cuda"}
-
-
-_DECODERS: dict[str, type[EagerDecoder]] = {
-    decoder.mode: decoder
-    for decoder in (EagerDecoder, StaticDecoder, GraphDecoder, CompiledDecoder)
-}
-MODES = (AUTO, *_DECODERS)
-_ORDER: dict[str, Sequence[str]] = {
-    "compile": ("compile", "graph", "static", "eager"),
-    "graph": ("graph", "static", "eager"),
-    "static": ("static", "eager"),
-    "eager": ("eager",),
-}
-"""What is tried in turn when a way of decoding is not supported."""
-
-
-class DecoderChain:
-    """The decoder in force, and what to fall back to."""
-
-    def __init__(self, model: Any, wanted: str) -> None:  # noqa: ANN401 (transformers is untyped)
-        if wanted not in MODES:
-            raise InputError(f"unknown decode mode {wanted!r}; give one of {', '.join(MODES)}")
-        if wanted == AUTO:
-            wanted = "graph" if model.device.type == "cuda" else "eager"
-        self._model = model
-        self._left = list(_ORDER[wanted])
-        self.current: Decoder = _DECODERS[self._left.pop(0)](model)
-        self.notes: list[str] = []
-
-    def fall_back(self, reason: DecoderUnsupported) -> None:
-        """Take the next decoder and say so."""
-        refused = self.current.mode
-        self.current.close()
-        self.current = _DECODERS[self._left.pop(0)](self._model)
-        note = f"decode mode {refused} is not supported here ({reason}); using {self.current.mode}"
-        self.notes.append(note)
-        logger.warning(note)
-
-    def close(self) -> None:
-        """Let go of the model."""
-        self.current.close()
-        self._model = None

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ewq.backends.llama_options import LlamaCppOptions, native_options
-from ewq.backends.log_softmax import log_softmax
-from ewq.errors import CheckpointError, InputError, MeasurementError
+from ewq.backends.batching import (
+    check_prompts,
+    check_start,
+    check_suffixes,
+    log_softmax,
+    split_shared,
+)
+from ewq.errors import InputError, MeasurementError
 from ewq.model import Generation, ModelInfo, TokenIds
 
 if TYPE_CHECKING:
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from ewq.checkpoint.gguf_header import GgufHeader
     from ewq.gguf.llama_native import NativeModel, Tokens
     from ewq.measurement import Json
 
@@ -37,7 +39,6 @@ class LlamaCppModel:
         native: the loaded model.
         tokenizer: the original checkpoint's ``transformers`` tokenizer.
         info: facts about the model.
-        options: as given to :func:`load_llama_cpp`.
     """
 
     def __init__(
@@ -45,19 +46,17 @@ class LlamaCppModel:
         native: NativeModel,
         tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
         info: ModelInfo,
-        options: LlamaCppOptions,
     ) -> None:
         self.info = info
         self.tokenizer: Any = tokenizer
-        self.batch_tokens = options.batch_tokens
+        self.batch_tokens = native.batch_tokens
         self._native = native
-        self._options = options
         self._calls = 0
 
     def last_logprobs(
         self, prefix: TokenIds, suffixes: Sequence[TokenIds], columns: Sequence[int]
     ) -> NDArray[np.float32]:
-        """See :meth:`ewq.model.LanguageModel.last_logprobs`."""
+        """Log-probabilities of ``columns`` after each prompt, ``[len(suffixes), len(columns)]``."""
         import numpy as np
 
         wanted_from = [len(prefix) + len(suffix) - 1 for suffix in suffixes]
@@ -70,18 +69,16 @@ class LlamaCppModel:
     def token_logprobs(
         self, prefix: TokenIds, suffixes: Sequence[TokenIds]
     ) -> list[NDArray[np.float32]]:
-        """See :meth:`ewq.model.LanguageModel.token_logprobs`."""
+        """Log-probability of every token of every suffix, one array a suffix."""
         import numpy as np
         import torch
 
-        if not len(prefix):
-            raise InputError("token_logprobs needs a prefix of at least one token, got none")
+        check_suffixes(self.info, prefix, suffixes)
         results = [np.empty(len(suffix), dtype=np.float32) for suffix in suffixes]
         filled = [index for index, suffix in enumerate(suffixes) if len(suffix)]
         self._check_ids([suffixes[index][-1:] for index in filled])
         # A suffix's last token is only predicted, never fed.
         fed = [suffixes[index][:-1] for index in filled]
-        self._check_length(len(prefix) + max((len(s) + 1 for s in fed), default=0))
         rows = self._rows(prefix, fed, [len(prefix) - 1] * len(fed))
         for index, row in zip(filled, rows, strict=True):
             targets = torch.tensor(list(suffixes[index]))[:, None]
@@ -89,36 +86,27 @@ class LlamaCppModel:
         return results
 
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
-        """See :meth:`ewq.model.LanguageModel.logprobs`."""
+        """Distributions of ``ids[start:]``, block by block."""
         from ewq.gguf.llama_native import Tokens
 
-        if not 1 <= start < len(ids):
-            raise InputError(f"start is {start}; give 1 to {len(ids) - 1} for {len(ids)} tokens")
-        self._check_length(len(ids))
+        check_start(self.info, ids, start)
         self._check_ids([ids])
         self._begin(len(ids))
-        yield from self._distributions(Tokens.piece(ids[:-1], 0, 0, start - 1))
+        yield from self._distributions(Tokens.stretch(ids[:-1], 0, 0, start - 1))
 
     def generate(self, prompts: Sequence[TokenIds], new_tokens: int) -> Generation:
-        """See :meth:`ewq.model.LanguageModel.generate`."""
+        """Greedy decoding, timed; all prompts in one batch."""
         from ewq.gguf.llama_native import Tokens
 
-        lengths = {len(prompt) for prompt in prompts}
-        if len(lengths) != 1 or 0 in lengths or new_tokens < 1:
+        length = check_prompts(self.info, prompts, new_tokens)
+        if len(prompts) > self._native.max_rows:
             raise InputError(
-                f"generate needs prompts of one length and at least one new token, "
-                f"got lengths {sorted(lengths)} and {new_tokens} new tokens"
+                f"{len(prompts)} prompts at once; llama.cpp takes {self._native.max_rows}"
             )
-        length = lengths.pop()
-        if len(prompts) > self._options.max_sequences:
-            raise InputError(
-                f"{len(prompts)} prompts exceed max_sequences={self._options.max_sequences}"
-            )
-        self._check_length(length + new_tokens)
         self._check_ids(prompts)
         self._begin(len(prompts) * (length + new_tokens))
         first = Tokens.joined(
-            [Tokens.piece(prompt, 0, row, length - 1) for row, prompt in enumerate(prompts)]
+            [Tokens.stretch(prompt, 0, row, length - 1) for row, prompt in enumerate(prompts)]
         )
         return self._timed(first, len(prompts), length, new_tokens)
 
@@ -138,36 +126,24 @@ class LlamaCppModel:
             self._native.run(Tokens(produced[-1], positions, sequences, wanted))
             produced.append(self._native.logits(rows).argmax(axis=1).astype(np.int32))
             clock.append(time.perf_counter())
-        tokens = np.stack(produced, axis=1).tolist()
-        return Generation(
-            tokens=tuple(tuple(row) for row in tokens),
-            first_token_s=clock[1] - clock[0],
-            step_s=tuple(b - a for a, b in pairwise(clock[1:])),
-        )
+        return Generation.from_clock(np.stack(produced, axis=1).tolist(), clock)
 
     @property
     def settings(self) -> dict[str, Json]:
-        """How llama.cpp computes; see :attr:`ewq.model.LanguageModel.settings`."""
+        """How llama.cpp computes: its batches, its cache, and whether it uses flash attention."""
         return {"engine": self.info.engine, "dtype": self.info.dtype, **self._native.settings}
 
     def synchronize(self) -> None:
-        """See :meth:`ewq.model.LanguageModel.synchronize`."""
+        """Wait until the device has finished."""
         self._native.synchronize()
 
     def close(self) -> None:
-        """See :meth:`ewq.model.LanguageModel.close`."""
+        """Free the context and the weights."""
         self._native.close()
 
     def _begin(self, cells: int) -> None:
         self._calls += 1
         self._native.prepare(cells)
-
-    def _check_length(self, tokens: int) -> None:
-        if tokens > self.info.context_length:
-            raise MeasurementError(
-                f"sequence of {tokens} tokens exceeds the context length of "
-                f"{self.info.context_length}; nothing is truncated"
-            )
 
     def _check_ids(self, sequences: Sequence[TokenIds]) -> None:
         for ids in sequences:
@@ -186,15 +162,10 @@ class LlamaCppModel:
         """
         if not suffixes:
             return
-        shared = list(prefix[:-1])
-        tails = [list(prefix[-1:]) + list(suffix) for suffix in suffixes]
-        if not all(tails):
-            raise InputError("a sequence without tokens predicts nothing; give a prefix or a BOS")
-        self._check_length(len(shared) + max(map(len, tails)))
+        shared, tails = split_shared(self.info, prefix, suffixes)
         self._check_ids([shared, *tails])
-        groups = group_by_tokens(
-            [len(tail) for tail in tails], self._options.batch_tokens, self._options.max_sequences
-        )
+        lengths = [len(tail) for tail in tails]
+        groups = group_by_tokens(lengths, self._native.batch_tokens, self._native.max_rows)
         self._begin(len(shared) + max(sum(len(tails[i]) for i in group) for group in groups))
         self._feed(shared)
         for group in groups:
@@ -205,7 +176,7 @@ class LlamaCppModel:
         from ewq.gguf.llama_native import Tokens
 
         if shared:
-            for _ in self._native.decode(Tokens.piece(shared, 0, 0, len(shared))):
+            for _ in self._native.decode(Tokens.stretch(shared, 0, 0, len(shared))):
                 pass
 
     def _group(
@@ -220,7 +191,7 @@ class LlamaCppModel:
         for sequence, (tail, wanted_from) in enumerate(chosen, start=1):
             if position:
                 self._native.share(0, sequence)
-            pieces.append(Tokens.piece(tail, position, sequence, wanted_from))
+            pieces.append(Tokens.stretch(tail, position, sequence, wanted_from))
         counts = [len(tail) - wanted_from for tail, wanted_from in chosen]
         held: list[torch.Tensor] = []
         for block in self._distributions(Tokens.joined(pieces)):
@@ -267,51 +238,48 @@ def group_by_tokens(lengths: Sequence[int], budget: int, most: int) -> list[rang
 def load_llama_cpp(
     path: str | Path,
     tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
-    options: LlamaCppOptions | None = None,
     *,
-    device: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    cache_type: str = "F16",
 ) -> LlamaCppModel:
-    """Load a GGUF file.
+    """Load a GGUF file, after trying it in a child process: a bad one can abort the process.
 
     Args:
         path: the file.
         tokenizer: the original checkpoint's ``transformers`` tokenizer, as for every engine.
-        options: how to run it.
-        device: replaces the options' device.
+        device: ``cpu``; ``cuda`` or ``cuda:all`` offloads all layers, ``cuda:1`` to that GPU.
+        threads: CPU threads; default: as many as torch uses, so that engines compare.
+        cache_type: ggml type of the key-value cache, one of
+            :data:`ewq.gguf.llama_native.CACHE_TYPES`.
 
     Raises:
         BackendUnavailable: no llama.cpp, or no GPU support for a GPU device.
         CheckpointError: not a GGUF file, damaged, or one llama.cpp cannot run.
+        InputError: a device or a type that does not exist.
     """
+    import torch
+
     from ewq.checkpoint.gguf_header import read_header
-    from ewq.gguf.llama_native import NativeModel, llama_library
+    from ewq.gguf.llama_native import NativeModel, check_device
     from ewq.gguf.probe import probe_file
 
-    options = options or LlamaCppOptions()
-    options = replace(options, device=device or options.device)
-    path = Path(path)
-    library = llama_library()
+    check_device(device)
     header = read_header(path)
-    chosen = native_options(library, options)
-    if options.probe:
-        probe_file(path)
-    native = NativeModel(path, chosen)
-    try:
-        info = _describe(native, header, options)
-    except CheckpointError:
-        native.close()
-        raise
-    return LlamaCppModel(native, tokenizer, info, options)
-
-
-def _describe(native: NativeModel, header: GgufHeader, options: LlamaCppOptions) -> ModelInfo:
-    trained = native.trained_context
-    return ModelInfo(
+    probe_file(Path(path))
+    native = NativeModel(
+        Path(path),
+        device=device,
+        threads=threads or torch.get_num_threads(),
+        cache_type=cache_type,
+    )
+    info = ModelInfo(
         engine="llama.cpp",
-        device=options.device,
+        device=device,
         dtype="float32",
-        context_length=min(trained, options.context_length or trained),
+        context_length=native.trained_context,
         vocab_size=native.vocab_size,
         weights_bytes=header.weights_bytes,
         bits_per_weight=8 * header.weights_bytes / header.parameters,
     )
+    return LlamaCppModel(native, tokenizer, info)

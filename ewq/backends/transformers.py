@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ewq.backends.decoders import AUTO
-from ewq.backends.padding import Padding
+from ewq.backends.decoding import AUTO
 from ewq.backends.transformers_model import TransformersModel
 from ewq.conversion_errors import original_errors
 from ewq.errors import CheckpointError, InputError, MeasurementError
@@ -23,9 +22,6 @@ def load_transformers(
     dtype: str = "float32",
     batch_tokens: int = 8192,
     tokenizer: Any = None,  # noqa: ANN401 (transformers is untyped)
-    context_length: int | None = None,
-    padding: str = "right",
-    share_prefix: bool = True,
     decode_mode: str = AUTO,
 ) -> TransformersModel:
     """Load a hub id, a local folder or a ``.gguf`` file.
@@ -38,19 +34,14 @@ def load_transformers(
         dtype: compute dtype, such as ``float32`` or ``bfloat16``.
         batch_tokens: most tokens of a batch, shared prefix and padding included.
         tokenizer: a tokenizer to use instead of the checkpoint's own.
-        context_length: longest sequence accepted; default: what the config says.
-        padding: ``right`` or ``left``; the same answers either way.
-        share_prefix: compute a common prefix once; the same answers either way.
         decode_mode: how :meth:`TransformersModel.generate` steps; the same tokens
             whichever it is (see :mod:`ewq.backends.decoders`).
 
     Raises:
         CheckpointError: the source cannot be found or read.
         MeasurementError: all GPUs together cannot hold it.
-        InputError: an unknown dtype, padding side or decode mode.
+        InputError: an unknown dtype or decode mode.
     """
-    if padding not in list(Padding):
-        raise InputError(f"unknown padding side {padding!r}; give right or left")
     options = _load_options(dtype, device, quantization_config)
     model, tokenizer = _load(source, tokenizer, options)
     if device == ALL:
@@ -59,9 +50,6 @@ def load_transformers(
         model,
         tokenizer,
         batch_tokens=batch_tokens,
-        context_length=context_length,
-        padding=Padding(padding),
-        share_prefix=share_prefix,
         decode_mode=decode_mode,
         checkpoint_dtype=_checkpoint_dtype(source),
         device=device if device == ALL else None,

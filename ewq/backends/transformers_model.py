@@ -7,12 +7,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ewq.backends.batching import Limits, plan_batches, split_shared
-from ewq.backends.decode import decode
-from ewq.backends.decoders import AUTO, DecoderChain
-from ewq.backends.log_softmax import log_softmax
-from ewq.backends.padding import Padding, pad_rows
-from ewq.backends.prefix_cache import can_share, fork, new_cache
+from ewq.backends.batching import (
+    BatchLimits,
+    can_share,
+    check_prompts,
+    check_start,
+    check_suffixes,
+    fork,
+    log_softmax,
+    new_cache,
+    pad_rows,
+    plan_batches,
+    split_shared,
+)
+from ewq.backends.decoding import AUTO, GreedyDecoding
 from ewq.errors import InputError, MeasurementError
 from ewq.instruments.memory import parameter_count, weights_bytes
 from ewq.model import Generation, ModelInfo, TokenIds
@@ -35,15 +43,13 @@ class TransformersModel:
         model: a loaded ``...ForCausalLM``.
         tokenizer: the checkpoint's tokenizer.
         batch_tokens: most tokens of a batch, shared prefix and padding included.
-        context_length: longest sequence accepted; default: what the config says.
-        padding: side on which short rows are filled.
-        share_prefix: compute a common prefix once. Switched off by itself for
-            architectures with recurrent state, and with left padding, which
-            would put a gap between the prefix and the row.
         decode_mode: ``eager``, ``static``, ``graph``, ``compile``, or ``auto``: ``graph``
             on CUDA, else ``eager``. What is not supported falls back with a note.
         checkpoint_dtype: the checkpoint's own type, by which raw weights are weighed.
         device: what :attr:`info` calls the place, for a model on more than one GPU.
+
+    Raises:
+        InputError: no room in a batch, an unknown decode mode, or no known context length.
     """
 
     def __init__(
@@ -52,9 +58,6 @@ class TransformersModel:
         tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
         *,
         batch_tokens: int = 8192,
-        context_length: int | None = None,
-        padding: Padding = Padding.RIGHT,
-        share_prefix: bool = True,
         decode_mode: str = AUTO,
         checkpoint_dtype: torch.dtype | None = None,
         device: str | None = None,
@@ -64,21 +67,20 @@ class TransformersModel:
         self._loaded: Any = model.eval()
         self.tokenizer: Any = tokenizer
         self.batch_tokens = batch_tokens
-        info = describe(model, context_length, checkpoint_dtype)
+        info = describe(model, checkpoint_dtype)
         self.info = replace(info, device=device or info.device)
-        self._padding = padding
         self._cuda_devices = {p.device for p in model.parameters() if p.is_cuda}
-        self._caches = can_share(model.config)
-        self._share_prefix = share_prefix and self._caches and padding is Padding.RIGHT
-        self._decoders = DecoderChain(model, decode_mode)
+        self._shares_prefix = can_share(model.config)
+        """Not where layers keep a recurrent state."""
+        self._decoding = GreedyDecoding(model, decode_mode, self.synchronize)
 
     def last_logprobs(
         self, prefix: TokenIds, suffixes: Sequence[TokenIds], columns: Sequence[int]
     ) -> NDArray[np.float32]:
-        """See :meth:`ewq.model.LanguageModel.last_logprobs`."""
+        """Log-probabilities of ``columns`` after each prompt, ``[len(suffixes), len(columns)]``."""
         import numpy as np
 
-        shared, rows = split_shared(prefix, suffixes)
+        shared, rows = split_shared(self.info, prefix, suffixes)
         result = np.empty((len(rows), len(columns)), dtype=np.float32)
         for batch, logits in self._batches(shared, rows, [1] * len(rows)):
             wanted = logits[:, list(columns)] - logits.logsumexp(dim=-1, keepdim=True)
@@ -88,18 +90,17 @@ class TransformersModel:
     def token_logprobs(
         self, prefix: TokenIds, suffixes: Sequence[TokenIds]
     ) -> list[NDArray[np.float32]]:
-        """See :meth:`ewq.model.LanguageModel.token_logprobs`."""
+        """Log-probability of every token of every suffix, one array a suffix."""
         import numpy as np
 
-        if not prefix:
-            raise InputError("token_logprobs needs a prefix of at least one token, got none")
+        check_suffixes(self.info, prefix, suffixes)
         results = [np.empty(len(suffix), dtype=np.float32) for suffix in suffixes]
         for index, suffix in enumerate(suffixes):
             if len(suffix) > self._block_rows:
                 results[index] = self._long_logprobs(prefix, suffix)
         short = [i for i, suffix in enumerate(suffixes) if 0 < len(suffix) <= self._block_rows]
         # A suffix's last token is only predicted, never fed.
-        shared, rows = split_shared(prefix, [suffixes[i][:-1] for i in short])
+        shared, rows = split_shared(self.info, prefix, [suffixes[i][:-1] for i in short])
         for batch, logits in self._batches(shared, rows, [len(row) for row in rows]):
             chosen = [short[i] for i in batch]
             flat = _gather(logits, [token for i in chosen for token in suffixes[i]])
@@ -109,35 +110,27 @@ class TransformersModel:
         return results
 
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
-        """See :meth:`ewq.model.LanguageModel.logprobs`."""
-        if not 1 <= start < len(ids):
-            raise InputError(f"start is {start}; give 1 to {len(ids) - 1} for {len(ids)} tokens")
-        self._check_length(len(ids))
+        """Distributions of ``ids[start:]`` in blocks of at most :data:`LOGIT_BLOCK_BYTES`."""
+        check_start(self.info, ids, start)
         inputs = list(ids[:-1])
-        cache = self._prefill(inputs[: start - 1]) if self._caches else None
+        cache = self._prefill(inputs[: start - 1]) if self._shares_prefix else None
         for begin in range(start - 1, len(inputs), self._block_rows):
             end = min(begin + self._block_rows, len(inputs))
-            first = begin if self._caches else 0
+            first = begin if self._shares_prefix else 0
             # Not held by a name while the caller works: it would double the memory.
             yield log_softmax(self._forward(cache, first, [inputs[first:end]], [end - begin]))
 
     def generate(self, prompts: Sequence[TokenIds], new_tokens: int) -> Generation:
-        """See :meth:`ewq.model.LanguageModel.generate`."""
+        """Greedy decoding, timed; the first call of a shape may compile or record."""
         import torch
 
-        lengths = {len(prompt) for prompt in prompts}
-        if len(lengths) != 1 or 0 in lengths or new_tokens < 1:
-            raise InputError(
-                f"generate needs prompts of one length and at least one new token, "
-                f"got lengths {sorted(lengths)} and {new_tokens} new tokens"
-            )
-        self._check_length(lengths.pop() + new_tokens)
+        check_prompts(self.info, prompts, new_tokens)
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self._input_device)
         with torch.no_grad():
-            return decode(self._decoders, ids, new_tokens, self.synchronize)
+            return self._decoding.generate(ids, new_tokens)
 
     def synchronize(self) -> None:
-        """See :meth:`ewq.model.LanguageModel.synchronize`."""
+        """Wait for every GPU that holds a part of the model."""
         import torch
 
         for device in self._cuda_devices:
@@ -149,7 +142,7 @@ class TransformersModel:
 
         if self._loaded is None:
             return
-        self._decoders.close()
+        self._decoding.close()
         for module in list(self._loaded.modules()):
             vars(module).clear()
         self._loaded = None
@@ -162,11 +155,11 @@ class TransformersModel:
     @property
     def decode_mode(self) -> str:
         """The way of decoding in force, after any fallback."""
-        return self._decoders.current.mode
+        return self._decoding.decoder.mode
 
     @property
     def settings(self) -> dict[str, Json]:
-        """How this model computes; see :attr:`ewq.model.LanguageModel.settings`."""
+        """How this model computes: its batches, its type, and how it decodes."""
         return {
             "engine": self.info.engine,
             "dtype": self.info.dtype,
@@ -177,7 +170,7 @@ class TransformersModel:
     @property
     def notes(self) -> tuple[str, ...]:
         """What did not work as asked, for people."""
-        return tuple(self._decoders.notes)
+        return tuple(self._decoding.notes)
 
     @property
     def _model(self) -> Any:  # noqa: ANN401 (transformers is untyped)
@@ -194,26 +187,16 @@ class TransformersModel:
     def _block_rows(self) -> int:
         return max(1, LOGIT_BLOCK_BYTES // (4 * self.info.vocab_size))
 
-    def _check_length(self, tokens: int) -> None:
-        if tokens > self.info.context_length:
-            raise MeasurementError(
-                f"sequence of {tokens} tokens exceeds the context length of "
-                f"{self.info.context_length}; nothing is truncated"
-            )
-
     def _batches(
         self, shared: list[int], rows: list[list[int]], kept: list[int]
     ) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
         """Row indices of each batch with the float32 logits of its kept positions, row by row."""
         if not rows:
             return
-        if not all(rows):
-            raise InputError("a sequence without tokens predicts nothing; give a prefix or a BOS")
-        self._check_length(len(shared) + max(map(len, rows)))
-        if not self._share_prefix:
+        if not self._shares_prefix:
             shared, rows = [], [shared + row for row in rows]
         cache = self._prefill(shared) if shared else None
-        limits = Limits(len(shared), self.batch_tokens, self._block_rows)
+        limits = BatchLimits(len(shared), self.batch_tokens, self._block_rows)
         for batch in plan_batches(list(map(len, rows)), kept, limits):
             chosen = [rows[i] for i in batch]
             forked = fork(cache, len(batch)) if cache is not None else None
@@ -235,7 +218,7 @@ class TransformersModel:
         """Float32 logits ``[sum(kept), vocab]`` of each row's last ``kept`` positions."""
         import torch
 
-        padded = pad_rows(rows, kept, shared, self._padding)
+        padded = pad_rows(rows, kept, shared)
         device = self._input_device
         keep = padded.keep.to(device)
         with torch.no_grad():
@@ -273,14 +256,20 @@ def _gather(logits: torch.Tensor, tokens: Sequence[int]) -> NDArray[np.float32]:
 
 def describe(
     model: Any,  # noqa: ANN401 (transformers is untyped)
-    context_length: int | None = None,
     checkpoint_dtype: torch.dtype | None = None,
 ) -> ModelInfo:
-    """Facts about a loaded transformers model; ``checkpoint_dtype`` as in :func:`weights_bytes`."""
+    """Facts about a loaded transformers model; ``checkpoint_dtype`` as in :func:`weights_bytes`.
+
+    Raises:
+        InputError: the config does not say how long a sequence may be.
+    """
     config = model.config.get_text_config()
-    limit = context_length or _context_length(config)
+    limit = _context_length(config)
     if limit is None:
-        raise InputError("the config states no context length; give context_length")
+        raise InputError(
+            f"the config.json of {type(model).__name__} states no context length; add "
+            '"max_position_embeddings"'
+        )
     weights = weights_bytes(model, checkpoint_dtype)
     head = model.get_output_embeddings()
     return ModelInfo(

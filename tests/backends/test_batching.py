@@ -1,8 +1,12 @@
 import pytest
+import torch
 
-from ewq.backends.batching import Limits, plan_batches, split_shared
+from ewq.backends.batching import BatchLimits, log_softmax, plan_batches, split_shared
+from ewq.errors import InputError, MeasurementError
+from ewq.model import ModelInfo
 
-WIDE = Limits(shared=0, tokens=10_000, kept=10_000)
+INFO = ModelInfo("transformers", "cpu", "float32", 5, 10, 1, 8.0)
+WIDE = BatchLimits(shared=0, tokens=10_000, kept=10_000)
 
 
 def ones(lengths):
@@ -16,24 +20,24 @@ def ones(lengths):
 )
 @pytest.mark.parametrize("tokens", [1, 50, 10_000])
 def test_every_row_is_in_exactly_one_batch(lengths, tokens):
-    batches = plan_batches(lengths, ones(lengths), Limits(7, tokens, 10_000))
+    batches = plan_batches(lengths, ones(lengths), BatchLimits(7, tokens, 10_000))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
 
 
 def test_a_batch_with_its_shared_tokens_stays_in_the_budget():
     lengths = [10] * 30
-    for batch in plan_batches(lengths, ones(lengths), Limits(90, 450, 10_000)):
+    for batch in plan_batches(lengths, ones(lengths), BatchLimits(90, 450, 10_000)):
         assert len(batch) * 100 <= 450
 
 
 def test_needed_logits_are_bounded_too():
     lengths = [10] * 9
-    batches = plan_batches(lengths, lengths, Limits(0, 10_000, 25))
+    batches = plan_batches(lengths, lengths, BatchLimits(0, 10_000, 25))
     assert [len(batch) for batch in batches] == [2, 2, 2, 2, 1]
 
 
 def test_what_exceeds_a_limit_stands_alone():
-    assert plan_batches([500, 400], [1, 1], Limits(0, 100, 10)) == [(0,), (1,)]
+    assert plan_batches([500, 400], [1, 1], BatchLimits(0, 100, 10)) == [(0,), (1,)]
 
 
 def test_longest_rows_come_first_and_ties_keep_their_order():
@@ -56,6 +60,26 @@ def test_composition_depends_on_lengths_alone():
 @pytest.mark.parametrize("prefix", [[], [1], [1, 2, 3]])
 def test_split_shared_loses_no_token(prefix):
     suffixes = [[7, 8], [9]]
-    shared, rows = split_shared(prefix, suffixes)
+    shared, rows = split_shared(INFO, prefix, suffixes)
     assert [shared + row for row in rows] == [prefix + suffix for suffix in suffixes]
     assert all(rows)
+
+
+def test_rows_that_cannot_be_scored_are_refused():
+    with pytest.raises(InputError, match="without tokens"):
+        split_shared(INFO, [], [[]])
+    with pytest.raises(MeasurementError, match="6 tokens exceeds the context length of 5"):
+        split_shared(INFO, [1, 2, 3], [[4], [4, 5, 6]])
+
+
+@pytest.mark.parametrize("vocabulary", [96, 262_144])
+def test_it_is_exact_to_float32_whatever_the_vocabulary(vocabulary):
+    logits = 3 * torch.randn((8, vocabulary), generator=torch.Generator().manual_seed(1))
+    exact = logits.double().log_softmax(-1)
+    assert (log_softmax(logits) - exact).abs().max() < 5e-6
+
+
+def test_it_leaves_the_logits_as_they_are():
+    logits = torch.tensor([[1.0, 2.0, 3.0]])
+    log_softmax(logits)
+    assert logits.tolist() == [[1.0, 2.0, 3.0]]

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from ewq.backends import decoders
+from ewq.backends import decoding
 from ewq.backends.decoders import (
     CompiledDecoder,
     DecoderUnsupported,
@@ -41,7 +41,7 @@ def traced(monkeypatch):
         def __init__(self, model):
             super().__init__(model, backend="eager")
 
-    monkeypatch.setitem(decoders._DECODERS, "compile", Traced)
+    monkeypatch.setitem(decoding.DECODERS, "compile", Traced)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def graphs(monkeypatch):
             recorded.append(best)
             return lambda: best.copy_(work()), best
 
-    monkeypatch.setitem(decoders._DECODERS, "graph", Replayed)
+    monkeypatch.setitem(decoding.DECODERS, "graph", Replayed)
     return recorded
 
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_recorded_falls_back_with_a_note(llama, graphs, monkeypat
     def refuse(work):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(decoders._DECODERS["graph"], "_captured", staticmethod(refuse))
+    monkeypatch.setattr(decoding.DECODERS["graph"], "_captured", staticmethod(refuse))
     model = load(llama, "graph")
     expected = load(llama, "eager").generate(PROMPTS, 5).tokens
     assert model.generate(PROMPTS, 5).tokens == expected
@@ -141,7 +141,7 @@ def test_out_of_memory_while_recording_is_no_reason_to_fall_back(llama, graphs, 
     def refuse(work):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(decoders._DECODERS["graph"], "_captured", staticmethod(refuse))
+    monkeypatch.setattr(decoding.DECODERS["graph"], "_captured", staticmethod(refuse))
     with pytest.raises(torch.OutOfMemoryError):
         load(llama, "graph").generate(PROMPTS, 5)
 
@@ -152,7 +152,7 @@ def test_shapes_by_turns_keep_their_caches(llama):
     for _ in range(3):
         model.generate(PROMPTS, 4)
         model.generate(PROMPTS[:1], 4)
-    assert len(model._decoders.current._caches) == 2
+    assert len(model._decoding.decoder._caches) == 2
     assert model.notes == ()
 
 
@@ -164,7 +164,7 @@ def test_one_compilation_serves_all_steps_of_a_shape(llama, monkeypatch):
         return graph.forward
 
     model = load(llama, "compile")
-    model._decoders.current = CompiledDecoder(model._model, backend=count)
+    model._decoding.decoder = CompiledDecoder(model._model, backend=count)
     for _ in range(2):
         model.generate(PROMPTS, NEW_TOKENS)
     assert len(graphs) == 1
@@ -176,7 +176,7 @@ def test_what_does_not_compile_falls_back_with_a_note(llama, caplog):
         raise RuntimeError("no kernel for this card")
 
     model = load(llama, "compile")
-    model._decoders.current = CompiledDecoder(model._model, backend=refuse)
+    model._decoding.decoder = CompiledDecoder(model._model, backend=refuse)
     with caplog.at_level(logging.WARNING):
         tokens = model.generate(PROMPTS, NEW_TOKENS).tokens
     assert tokens == load(llama, "eager").generate(PROMPTS, NEW_TOKENS).tokens
@@ -190,7 +190,7 @@ def test_what_does_not_compile_falls_back_with_a_note(llama, caplog):
 
 def test_past_the_recompilation_limit_nothing_runs_uncompiled_in_silence(llama):
     model = load(llama, "compile")
-    model._decoders.current = CompiledDecoder(model._model, backend="eager")
+    model._decoding.decoder = CompiledDecoder(model._model, backend="eager")
     with torch._dynamo.config.patch(recompile_limit=1):
         for length in (3, 4, 5):
             model.generate([PROMPTS[0][:length]], 3)

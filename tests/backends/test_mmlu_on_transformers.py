@@ -1,5 +1,7 @@
 """MMLU through the real engine: no way of batching may change a letter."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -64,11 +66,8 @@ def expected(folder, tokenizer, data):
         {},
         {"batch_tokens": 1},
         {"batch_tokens": 100_000},
-        {"share_prefix": False},
-        {"padding": "left"},
-        {"padding": "left", "batch_tokens": 1},
     ],
-    ids=["default", "one by one", "all together", "prefix repeated", "left", "left one by one"],
+    ids=["default", "one by one", "all together"],
 )
 def test_every_way_of_batching_gives_the_naive_answers(folder, tokenizer, data, expected, options):
     model = load_transformers(folder, tokenizer=tokenizer, **options)
@@ -91,6 +90,7 @@ def test_the_same_run_twice_is_identical(folder, tokenizer, data, task):
 
 
 def test_a_context_too_short_names_question_and_lengths(folder, tokenizer, data):
-    model = load_transformers(folder, tokenizer=tokenizer, context_length=300)
+    model = load_transformers(folder, tokenizer=tokenizer)
+    model.info = replace(model.info, context_length=300)
     with pytest.raises(MeasurementError, match=r"question \d+: prompt of \d+ tokens .* 300"):
         mmlu.run(model, data, shots=5)

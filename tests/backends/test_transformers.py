@@ -54,14 +54,14 @@ def load(folder, **options):
     return load_transformers(folder, tokenizer=NoTokenizer(), **options)
 
 
-@pytest.mark.parametrize("padding", ["right", "left"])
-@pytest.mark.parametrize("share_prefix", [True, False], ids=["shared", "repeated"])
+@pytest.mark.parametrize("shares", [True, False], ids=["shared", "repeated"])
 @pytest.mark.parametrize("batch_tokens", [1, 200, 100_000], ids=["one by one", "some", "all 64"])
 def test_batching_padding_and_prefix_sharing_change_no_answer(
-    folder, prompts, padding, share_prefix, batch_tokens
+    folder, prompts, shares, batch_tokens, monkeypatch
 ):
     prefix, suffixes = prompts
-    model = load(folder, padding=padding, share_prefix=share_prefix, batch_tokens=batch_tokens)
+    monkeypatch.setattr(backend, "can_share", lambda config: shares)
+    model = load(folder, batch_tokens=batch_tokens)
     expected = np.stack([naive_logprobs(folder, prefix + s)[-1, [3, 4, 5, 6]] for s in suffixes])
     scored = model.last_logprobs(prefix, suffixes, [3, 4, 5, 6])
     np.testing.assert_allclose(scored, expected, atol=TOLERANCE)
@@ -81,7 +81,7 @@ def test_a_shared_prefix_may_end_anywhere_in_an_attention_window(
 ):
     """The cache of a sliding layer keeps the last 7 tokens of the prefix, and knows how many."""
     model = load(sliding)
-    assert model._share_prefix
+    assert model._shares_prefix
     prefix, suffixes = (prompts[0] * 2)[:length], prompts[1][:20]
     expected = np.stack([naive_logprobs(sliding, prefix + s)[-1, [3, 4, 5, 6]] for s in suffixes])
     for _ in range(2):  # the first call's rows must leave no trace
@@ -220,7 +220,6 @@ def test_close_frees_the_weights_although_somebody_holds_the_model(llama):
     ("options", "message"),
     [
         ({"dtype": "float31"}, "float31"),
-        ({"padding": "middle"}, "middle"),
         ({"batch_tokens": 0}, "batch_tokens"),
     ],
 )
