@@ -47,5 +47,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf,demo,dev]'
-	$(BIN)/python -m ewq.gguf
+	$(BIN)/python -m ewq.gguf.convert
 	touch $@

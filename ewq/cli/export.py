@@ -38,17 +38,17 @@ def export(
 ) -> None:
     """Convert and quantize with llama.cpp; the file appears once it is complete and checked."""
     from ewq.cli.progress import terminal_progress
-    from ewq.gguf.export import Request, carry_out, command_for
+    from ewq.gguf.export import export_command, export_gguf
     from ewq.gguf.recipe import make_recipe, parse_types
     from ewq.planning.plan import read_plan
 
     recipe = make_recipe(type_name, read_plan(plan) if plan else None, parse_types(types), imatrix)
-    request = Request(model, out, recipe, converter)
+    progress = terminal_progress()
     if print_command:
-        script = command_for(request, terminal_progress())
+        script = export_command(model, out, recipe, converter=converter, progress=progress)
         print(json.dumps({"command": script}) if as_json else script)
         return
-    report = carry_out(request, terminal_progress())
+    report = export_gguf(model, out, recipe, converter=converter, progress=progress)
     if as_json:
         print(json.dumps(report.to_json(), indent=1))
         return

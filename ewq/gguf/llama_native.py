@@ -18,16 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ewq.errors import BackendUnavailable, CheckpointError, MeasurementError
+from ewq.errors import BackendUnavailable, CheckpointError, InputError, MeasurementError
+from ewq.instruments.gpu import ALL
 from ewq.measurement import Json
 
 INSTALL_HINT = "llama.cpp is not installed: pip install 'ewq[gguf]'"
 
 _OUTPUT_BYTES = 128 * 2**20
 """Most bytes of logits one decode may return; bounds memory for 150k-word vocabularies."""
-F32_CACHE = 0
-CACHE_NAMES = {F32_CACHE: "F32", 1: "F16"}
-"""ggml type of the key-value cache -> name."""
+BATCH_TOKENS = 512
+"""Most tokens of one ``llama_decode``, shared prefix not counted; its physical batch as well."""
+MAX_ROWS = 64
+CACHE_TYPES = {"F32": 0, "F16": 1}
+"""Type of the key-value cache -> ggml's number for it; F16 is llama.cpp's default."""
 _LOG_ERROR = 4
 _messages: deque[str] = deque(maxlen=8)
 _log_callback: list[Any] = []
@@ -50,6 +53,25 @@ def llama_library() -> Any:  # noqa: ANN401 (ctypes module)
         library.llama_log_set(callback, ctypes.c_void_p(0))
         library.llama_backend_init()
         _close_at_exit()
+    return library
+
+
+def check_device(device: str) -> Any:  # noqa: ANN401 (ctypes module)
+    """llama.cpp's C functions, if they can compute on a device.
+
+    Raises:
+        BackendUnavailable: no llama.cpp, or a build without support for GPUs.
+        InputError: a device that does not exist.
+    """
+    library = llama_library()
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and device != ALL and not index.isdecimal()):
+        raise InputError(f"device {device!r}; give cpu, cuda, cuda:all or such as cuda:1")
+    if kind == "cuda" and not library.llama_supports_gpu_offload():
+        raise BackendUnavailable(
+            f"device {device!r} asked for, but this llama-cpp-python has no GPU support; "
+            "reinstall it with CMAKE_ARGS=-DGGML_CUDA=on or use --ewq-device cpu"
+        )
     return library
 
 
@@ -99,7 +121,7 @@ class Tokens:
         )
 
     @staticmethod
-    def piece(ids: Any, position: int, sequence: int, wanted_from: int) -> Tokens:  # noqa: ANN401
+    def stretch(ids: Any, position: int, sequence: int, wanted_from: int) -> Tokens:  # noqa: ANN401
         """One stretch of one sequence; outputs are wanted from index ``wanted_from`` on."""
         array = np.asarray(ids, dtype=np.int32)
         wanted = np.zeros(len(array), dtype=np.int8)
@@ -112,31 +134,14 @@ class Tokens:
         )
 
     @staticmethod
-    def joined(pieces: list[Tokens]) -> Tokens:
-        """The pieces one after another."""
+    def joined(stretches: list[Tokens]) -> Tokens:
+        """The stretches one after another."""
         return Tokens(
-            np.concatenate([piece.ids for piece in pieces]),
-            np.concatenate([piece.positions for piece in pieces]),
-            np.concatenate([piece.sequences for piece in pieces]),
-            np.concatenate([piece.wanted for piece in pieces]),
+            np.concatenate([each.ids for each in stretches]),
+            np.concatenate([each.positions for each in stretches]),
+            np.concatenate([each.sequences for each in stretches]),
+            np.concatenate([each.wanted for each in stretches]),
         )
-
-
-@dataclass(frozen=True)
-class NativeOptions:
-    """How llama.cpp is to run."""
-
-    gpu: bool
-    """Whether all layers go to the GPU."""
-    threads: int
-    batch_tokens: int
-    """Most tokens of one ``llama_decode``."""
-    micro_batch_tokens: int
-    max_sequences: int
-    cache_type: int
-    """ggml type of the key-value cache: 1 is F16, 0 is F32 (``F32_CACHE``)."""
-    gpu_index: int | None = None
-    """One GPU alone; ``None`` lets llama.cpp spread over all there are."""
 
 
 class NativeModel:
@@ -144,13 +149,33 @@ class NativeModel:
 
     The context starts small and grows to what a call needs, so that memory
     measured is memory used.
+
+    Args:
+        path: the file; it must have passed :func:`ewq.gguf.probe.probe_file`.
+        device: ``cpu``, ``cuda``, ``cuda:all`` or such as ``cuda:1``.
+        threads: CPU threads.
+        cache_type: one of :data:`CACHE_TYPES`.
+
+    Raises:
+        BackendUnavailable: no llama.cpp, or one without support for that device.
+        CheckpointError: llama.cpp cannot load the file.
+        InputError: a device or type that does not exist.
     """
 
-    def __init__(self, path: Path, options: NativeOptions) -> None:
-        self._lib = llama_library()
-        self._options = options
+    def __init__(
+        self, path: Path, *, device: str = "cpu", threads: int = 1, cache_type: str = "F16"
+    ) -> None:
+        self._lib = check_device(device)
+        if cache_type not in CACHE_TYPES:
+            raise InputError(f"cache type {cache_type!r}; give one of {', '.join(CACHE_TYPES)}")
+        self._device = device
+        self._threads = threads
+        self._cache_type = cache_type
         self._context: Any = None
         self._cells = 0
+        self.batch_tokens = BATCH_TOKENS
+        self.max_rows = min(MAX_ROWS, int(self._lib.llama_max_parallel_sequences()) - 1)
+        """Most sequences that share a prefix in one batch; one more holds the prefix."""
         self._model = self._load(path)
         vocab = self._lib.llama_model_get_vocab(self._model)
         self.vocab_size = int(self._lib.llama_vocab_n_tokens(vocab))
@@ -159,10 +184,11 @@ class NativeModel:
 
     def _load(self, path: Path) -> Any:  # noqa: ANN401 (opaque pointer)
         params = self._lib.llama_model_default_params()
-        params.n_gpu_layers = -1 if self._options.gpu else 0
-        if self._options.gpu_index is not None:
+        params.n_gpu_layers = 0 if self._device == "cpu" else -1
+        index = self._device.partition(":")[2]
+        if index.isdecimal():
             params.split_mode = self._lib.LLAMA_SPLIT_MODE_NONE
-            params.main_gpu = self._options.gpu_index
+            params.main_gpu = int(index)
         _messages.clear()
         model = self._lib.llama_model_load_from_file(str(path).encode(), params)
         if not model:
@@ -172,13 +198,12 @@ class NativeModel:
     @property
     def settings(self) -> dict[str, Json]:
         """What the context is made with, in llama.cpp's words (``n_batch``, ``n_ubatch``, ...)."""
-        cache = CACHE_NAMES[self._options.cache_type]
         return {
-            "batch_tokens": self._options.batch_tokens,
-            "ubatch_tokens": self._options.micro_batch_tokens,
-            "cache_type_k": cache,
-            "cache_type_v": cache,
-            "flash_attention": "off" if self._options.cache_type == F32_CACHE else "auto",
+            "batch_tokens": self.batch_tokens,
+            "ubatch_tokens": self.batch_tokens,
+            "cache_type_k": self._cache_type,
+            "cache_type_v": self._cache_type,
+            "flash_attention": "off" if self._cache_type == "F32" else "auto",
         }
 
     @property
@@ -198,18 +223,16 @@ class NativeModel:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
 
     def _new_context(self, model: Any) -> Any:  # noqa: ANN401 (opaque pointer)
-        options = self._options
         params = self._lib.llama_context_default_params()
         params.n_ctx = self._cells
-        params.n_batch = min(options.batch_tokens, self._cells)
-        params.n_ubatch = min(options.micro_batch_tokens, params.n_batch)
-        params.n_seq_max = options.max_sequences
-        params.n_threads = params.n_threads_batch = options.threads
-        params.type_k = params.type_v = options.cache_type
-        if options.cache_type == F32_CACHE:
+        params.n_batch = params.n_ubatch = min(self.batch_tokens, self._cells)
+        params.n_seq_max = 1 + self.max_rows
+        params.n_threads = params.n_threads_batch = self._threads
+        params.type_k = params.type_v = CACHE_TYPES[self._cache_type]
+        if self._cache_type == "F32":
             # Flash attention rounds keys and values to F16 whatever the cache holds.
             params.flash_attn_type = self._lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.offload_kqv = params.op_offload = options.gpu
+        params.offload_kqv = params.op_offload = self._device != "cpu"
         params.no_perf = True
         # One buffer for all sequences: copying a prefix copies no memory. A full-size
         # sliding-window cache, because a pruned one could not be shared or rolled back.
@@ -240,7 +263,7 @@ class NativeModel:
             yield self._decode_part(part)
 
     def _parts(self, tokens: Tokens) -> Iterator[Tokens]:
-        limit = min(self._options.batch_tokens, self._cells)
+        limit = min(self.batch_tokens, self._cells)
         if len(tokens) <= limit and int(tokens.wanted.sum()) <= self._rows_cap:
             yield tokens
             return

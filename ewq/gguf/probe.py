@@ -1,8 +1,10 @@
-"""Trying a GGUF file in a child process, because native code may abort on a bad one.
+"""Whether a GGUF file that somebody names can be used: it loads, and it is of the model under test.
 
-A valid header does not make a loadable model: llama.cpp checks shapes and
-metadata with assertions that end the process. The child loads the file and
-computes two tokens; only a file that survives is opened here.
+A valid header does not make a loadable model: llama.cpp checks shapes and metadata with assertions
+that end the process. So a child loads the file and computes two tokens; only a file that survives
+is opened here. And a file of another model would be scored on this model's token ids: finite
+numbers without a meaning. Its header says enough to refuse it. A fine-tuned model passes, as it
+must: its shape and its tokens are those of its base.
 """
 
 from __future__ import annotations
@@ -10,12 +12,26 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ewq.checkpoint.gguf_file import NAMES_OF
+from ewq.checkpoint.gguf_header import GgufHeader, read_header
 from ewq.errors import CheckpointError, EwqError
 
 TIMEOUT_S = 900
 ASSERTION = "GGML_ASSERT"
+TOKENS, TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+NORMAL = 1
+"""Type of a token that stands for text; converters rename others, and invent padding."""
+MOST_PADDING = 256
+"""Rows of the embedding that converters add or drop to reach a round number."""
+MOST_RENAMED = 0.01
+"""Share of normal tokens that another converter may spell otherwise; other tokenizers differ
+in almost all."""
+SAME_TO_LLAMA_CPP = {"mistral": "llama", "mixtral": "llama"}
 _passed: set[tuple[str, int, int]] = set()
 
 
@@ -62,15 +78,107 @@ def abort_reason(status: int, stderr: str) -> str:
     return signal.Signals(-status).name
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a checkpoint's header and a GGUF header both tell."""
+
+    architecture: str
+    """llama.cpp's name, or transformers' ``model_type`` where llama.cpp's is not known."""
+    blocks: int
+    width: int
+    vocabulary: int
+    """Rows of the embedding."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.architecture} with {self.blocks} blocks of width {self.width} "
+            f"and {self.vocabulary} tokens"
+        )
+
+
+def shape_of_config(config: Mapping[str, Any], blocks: int) -> Shape:
+    """The shape of a Hugging Face checkpoint with so many blocks, by its ``config.json``."""
+    text = config.get("text_config") or config
+    kind = str(text.get("model_type", "")).removesuffix("_text").replace("_", "")
+    return Shape(
+        architecture=SAME_TO_LLAMA_CPP.get(kind, kind),
+        blocks=blocks,
+        width=text.get("hidden_size") or text.get("n_embd") or 0,
+        vocabulary=text.get("vocab_size") or 0,
+    )
+
+
+def require_same_model(
+    path: Path,
+    ours: Shape,
+    tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
+    label: str,
+) -> None:
+    """Refuse a file whose shape or whose tokens are not those of the model under test.
+
+    Args:
+        path: the ``.gguf`` file.
+        ours: the checkpoint's shape.
+        tokenizer: the checkpoint's ``transformers`` tokenizer, whose ids the file will be fed.
+        label: the model's name for people.
+
+    Raises:
+        CheckpointError: another model's file, or no readable GGUF file at all.
+    """
+    header = read_header(path, whole_arrays=(TOKENS, TOKEN_TYPES))
+    theirs = _shape_of(header)
+    if not _compatible(ours, theirs):
+        raise _foreign(path, f"is {theirs}, {label} is {ours}")
+    differing, compared = _differing_tokens(header.metadata, tokenizer)
+    if differing > MOST_RENAMED * compared:
+        raise _foreign(path, f"spells {differing} of {compared} tokens otherwise than {label}")
+
+
+def _foreign(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} {why}: not a file of this model; give its own with --ewq-model")
+
+
+def _shape_of(header: GgufHeader) -> Shape:
+    kind = header.architecture
+    embedding = next((t.shape for t in header.tensors if t.name == "token_embd.weight"), (0, 0))
+    return Shape(
+        architecture=kind,
+        blocks=header.metadata.get(f"{kind}.block_count", 0),
+        width=header.metadata.get(f"{kind}.embedding_length", 0),
+        vocabulary=embedding[-1],
+    )
+
+
+def _compatible(ours: Shape, theirs: Shape) -> bool:
+    # Only a known name can contradict: llama.cpp's names follow no rule.
+    known = ours.architecture in NAMES_OF and theirs.architecture in NAMES_OF
+    return (
+        (ours.architecture == theirs.architecture or not known)
+        and (ours.blocks, ours.width) == (theirs.blocks, theirs.width)
+        and abs(ours.vocabulary - theirs.vocabulary) < MOST_PADDING
+    )
+
+
+def _differing_tokens(metadata: Mapping[str, Any], tokenizer: Any) -> tuple[int, int]:  # noqa: ANN401
+    """Normal tokens spelled otherwise, and how many were compared; ``(0, 0)`` without a list."""
+    tokens, types = metadata.get(TOKENS), metadata.get(TOKEN_TYPES)
+    if not isinstance(tokens, list) or not isinstance(types, list):
+        return 0, 0
+    normal = [id for id, kind in enumerate(types[: len(tokens)]) if kind == NORMAL]
+    ours = tokenizer.convert_ids_to_tokens(normal)
+    differing = sum(tokens[id] != token for id, token in zip(normal, ours, strict=True))
+    return differing, len(normal)
+
+
 def main(path: Path) -> None:
     """The child's work: load, compute two tokens, check that they are numbers."""
     import numpy as np
 
-    from ewq.gguf.llama_native import NativeModel, NativeOptions, Tokens
+    from ewq.gguf.llama_native import NativeModel, Tokens
 
-    native = NativeModel(path, NativeOptions(False, 1, 32, 32, 1, 1))
+    native = NativeModel(path)
     native.prepare(32)
-    for logits in native.decode(Tokens.piece([0, native.vocab_size - 1], 0, 0, 0)):
+    for logits in native.decode(Tokens.stretch([0, native.vocab_size - 1], 0, 0, 0)):
         if not np.isfinite(logits).all():
             raise CheckpointError(f"{path}: its logits are not finite; the weights are damaged")
     native.close()

@@ -1,15 +1,47 @@
-"""Running llama.cpp's quantizer in a child process and hearing what it did."""
+"""llama.cpp's quantizer: a job as data, its run in a child process, and the child itself.
+
+The quantizer may abort on bad input, so it runs in a child (``python -m ewq.gguf.quantize``) that
+reads the job from standard input, reports ``PROGRESS n total`` and ``FALLBACK tensor wanted
+stored`` lines on standard output, and ends with status 0 only when the file is whole.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import json
+import re
+import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from ewq.errors import EwqError
+from ewq.errors import EwqError, InputError
+from ewq.gguf.imatrix import read_imatrix
 from ewq.gguf.probe import abort_reason
-from ewq.gguf.quantize_job import QuantizeJob
 from ewq.progress import NO_PROGRESS, Progress
+
+STEP = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
+FALLBACK = re.compile(r"warning: (\S+) .*for type\s+(\S+)\) -> falling back to\s+(\S+)")
+
+
+@dataclass(frozen=True)
+class QuantizeJob:
+    """One run of llama.cpp's quantizer."""
+
+    source: Path
+    out: Path
+    type_name: str
+    """llama.cpp's recipe: ``Q8_0``, ``Q4_K_M``, ... What ``types`` leaves open follows it."""
+    types: Mapping[str, str] = field(default_factory=dict)
+    """Tensor name -> ggml type, exact."""
+    embedding_type: str | None = None
+    output_type: str | None = None
+    imatrix: Path | None = None
+    requantize: bool = False
+    """Whether tensors that are quantized already may be quantized again."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +53,29 @@ class Fallback:
     stored: str
 
 
+def as_command(job: QuantizeJob, program: str = "llama-quantize") -> str:
+    """The job as a shell command for llama.cpp's own program, one option a line."""
+    options = [["--allow-requantize"]] if job.requantize else []
+    if job.imatrix:
+        options.append(["--imatrix", str(job.imatrix)])
+    if job.embedding_type:
+        options.append(["--token-embedding-type", job.embedding_type.lower()])
+    if job.output_type:
+        options.append(["--output-tensor-type", job.output_type.lower()])
+    for tensor, type_name in job.types.items():
+        options.append(["--tensor-type", f"{exact_pattern(tensor)}={type_name.lower()}"])
+    words = [[program], *options, [str(job.source), str(job.out), job.type_name]]
+    return " \\\n  ".join(shlex.join(line) for line in words)
+
+
+def exact_pattern(tensor: str) -> str:
+    """A regular expression that matches this tensor's name and no other.
+
+    The quantizer searches, so an unanchored ``blk.1`` would also match ``blk.10``.
+    """
+    return f"^{re.escape(tensor)}$"
+
+
 def run_quantizer(job: QuantizeJob, progress: Progress = NO_PROGRESS) -> tuple[Fallback, ...]:
     """Run a job; the output file is whole when this returns.
 
@@ -30,32 +85,29 @@ def run_quantizer(job: QuantizeJob, progress: Progress = NO_PROGRESS) -> tuple[F
     Raises:
         EwqError: llama.cpp refused or aborted; one line says why.
     """
-    command = [sys.executable, "-m", "ewq.gguf.quantize_child"]
-    fallbacks: list[Fallback] = []
+    command = [sys.executable, "-m", "ewq.gguf.quantize"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
+        assert child.stdin is not None
+        assert child.stderr is not None
         try:
-            _give(child, job)
-            _follow(child, progress, fallbacks)
+            child.stdin.write(json.dumps(asdict(job), default=str))
+            child.stdin.close()
+            fallbacks = _follow(child, progress)
         except BaseException:
             child.kill()
             raise
         finally:
             progress.finish()
-        said = child.stderr.read() if child.stderr else ""
+        said = child.stderr.read()
     if child.returncode:
         raise EwqError(_reason(job, child.returncode, said))
-    return tuple(fallbacks)
+    return fallbacks
 
 
-def _give(child: subprocess.Popen[str], job: QuantizeJob) -> None:
-    assert child.stdin is not None
-    child.stdin.write(job.to_json())
-    child.stdin.close()
-
-
-def _follow(child: subprocess.Popen[str], progress: Progress, fallbacks: list[Fallback]) -> None:
+def _follow(child: subprocess.Popen[str], progress: Progress) -> tuple[Fallback, ...]:
     assert child.stdout is not None
+    fallbacks: list[Fallback] = []
     for line in child.stdout:
         word, *rest = line.split()
         if word == "FALLBACK":
@@ -64,6 +116,7 @@ def _follow(child: subprocess.Popen[str], progress: Progress, fallbacks: list[Fa
             progress.start("quantizing", int(rest[1]), "tensors")
         if word == "PROGRESS":
             progress.advance(1)
+    return tuple(fallbacks)
 
 
 def _reason(job: QuantizeJob, status: int, said: str) -> str:
@@ -71,3 +124,108 @@ def _reason(job: QuantizeJob, status: int, said: str) -> str:
         return f"llama.cpp aborted while quantizing {job.source}: {abort_reason(status, said)}"
     lines = said.strip().splitlines()
     return lines[-1] if lines else f"llama.cpp could not quantize {job.source}"
+
+
+def main(job: QuantizeJob) -> None:
+    """The child's work: run the job.
+
+    Raises:
+        InputError: llama.cpp has no such recipe or type.
+        EwqError: llama.cpp gave up; its last error is quoted.
+    """
+    from ewq.gguf.llama_native import last_message, llama_library
+
+    library = llama_library()
+    callback = library.llama_log_callback(_report)
+    library.llama_log_set(callback, ctypes.c_void_p(0))
+    params = library.llama_model_quantize_default_params()
+    params.ftype = _recipe_number(library, job.type_name)
+    params.allow_requantize = job.requantize
+    if job.embedding_type:
+        params.token_embedding_type = _type_number(job.embedding_type)
+    if job.output_type:
+        params.output_tensor_type = _type_number(job.output_type)
+    kept: list[Any] = [callback, _set_types(library, params, job.types)]
+    if job.imatrix:
+        kept.append(_set_imatrix(library, params, job.imatrix))
+    source, out = str(job.source).encode(), str(job.out).encode()
+    if library.llama_model_quantize(source, out, ctypes.byref(params)):
+        raise EwqError(f"llama.cpp could not quantize {job.source}: {last_message()}")
+
+
+_line: list[str] = []
+"""Parts of a log line; llama.cpp sends one line in several calls."""
+
+
+def _report(level: int, text: bytes, user_data: Any) -> None:  # noqa: ANN401 (C pointer)
+    from ewq.gguf.llama_native import remember
+
+    remember(level, text, user_data)
+    _line.append(text.decode("utf-8", errors="replace"))
+    if not _line[-1].endswith("\n"):
+        return
+    line = "".join(_line)
+    _line.clear()
+    if match := STEP.match(line):
+        _say("PROGRESS", *match.groups())
+    elif match := FALLBACK.search(line):
+        _say("FALLBACK", *match.groups())
+
+
+def _say(*words: str) -> None:
+    sys.stdout.write(" ".join(words) + "\n")
+    sys.stdout.flush()
+
+
+def _recipe_number(library: Any, name: str) -> int:  # noqa: ANN401 (C library)
+    key = f"LLAMA_FTYPE_{'ALL' if name == 'F32' else 'MOSTLY'}_{name}"
+    value = getattr(library, key, None)
+    if value is None:
+        raise InputError(f"llama.cpp has no type {name!r}; try F16, BF16, Q8_0, Q6_K or Q4_K_M")
+    return int(value)
+
+
+def _type_number(name: str) -> int:
+    import gguf
+
+    try:
+        return int(gguf.GGMLQuantizationType[name])
+    except KeyError:
+        raise InputError(f"ggml has no type {name!r}; try F16, BF16, Q8_0, Q6_K or Q4_K") from None
+
+
+def _set_types(library: Any, params: Any, types: Mapping[str, str]) -> Any:  # noqa: ANN401
+    """Tell llama.cpp exact types; what is returned must live as long as ``params``."""
+    # The array ends with an entry whose pattern is null; ctypes zeroes it.
+    entries = (library.llama_model_tensor_override * (len(types) + 1))()
+    for entry, (tensor, name) in zip(entries, types.items(), strict=False):
+        entry.pattern = exact_pattern(tensor).encode()
+        entry.type = _type_number(name)
+    params.tt_overrides = entries
+    return entries
+
+
+def _set_imatrix(library: Any, params: Any, path: Path) -> Any:  # noqa: ANN401 (C structures)
+    """Tell llama.cpp importances; what is returned must live as long as ``params``."""
+    importance = read_imatrix(path)
+    entries = (library.llama_model_imatrix_data * (len(importance) + 1))()
+    for entry, (tensor, values) in zip(entries, importance.items(), strict=False):
+        entry.name = tensor.encode()
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entry.size = len(values)
+    params.imatrix = entries
+    return entries, importance
+
+
+def _job(text: str) -> QuantizeJob:
+    data: dict[str, Any] = json.loads(text)
+    for key in ("source", "out", "imatrix"):
+        data[key] = Path(data[key]) if data[key] else None
+    return QuantizeJob(**data)
+
+
+if __name__ == "__main__":
+    try:
+        main(_job(sys.stdin.read()))
+    except EwqError as error:
+        sys.exit(str(error))

@@ -1,13 +1,15 @@
-"""What a GGUF is to be made into: one of llama.cpp's recipes, or a plan."""
+"""What a GGUF is to be made into: one of llama.cpp's recipes, or a plan, tensor by tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ewq.errors import BackendUnavailable, InputError
+from ewq.checkpoint.gguf_header import GgufHeader, GgufTensor
+from ewq.errors import BackendUnavailable, InputError, PlanError
 from ewq.precision import Precision
 
 if TYPE_CHECKING:
@@ -19,6 +21,15 @@ DEFAULT_TYPES: Mapping[Precision, str] = {
     Precision.FOUR_BIT: "Q4_K",
 }
 """Precision -> ggml type."""
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+ROUTER = "ffn_gate_inp.weight"
+"""End of the name of a matrix that llama.cpp's quantizer leaves as it is, whatever is asked."""
+NESTED = ("language_model.",)
+"""Parts that vision models put in front of their text model, and GGUF does not have."""
+STACKED = {"gate_up_proj": ("gate_proj", "up_proj")}
+"""Parameters that transformers stacks and GGUF keeps apart (experts)."""
+NAMED = 3
+"""How many offending names an error shows."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +54,8 @@ Recipe = TypeRecipe | PlanRecipe
 
 
 def make_recipe(
-    type_name: str | None,
-    plan: QuantizationPlan | None,
+    type_name: str | None = None,
+    plan: QuantizationPlan | None = None,
     types: Mapping[Precision, str] | None = None,
     imatrix: Path | None = None,
 ) -> Recipe:
@@ -56,27 +67,17 @@ def make_recipe(
         BackendUnavailable: the ``gguf`` extra, which knows the types, is absent.
     """
     if (type_name is None) == (plan is None):
-        raise InputError("give either a type such as Q4_K_M or a plan, not both and not neither")
+        raise InputError("give exactly one of --type (such as Q4_K_M) and --plan")
     if plan is not None:
         chosen = {**DEFAULT_TYPES, **(types or {})}
-        _check(chosen.values(), "GGMLQuantizationType", "", "F16, Q8_0, Q6_K, Q4_K")
+        _check_types(chosen.values(), "GGMLQuantizationType", "", "F16, Q8_0, Q6_K, Q4_K")
         return PlanRecipe(plan, chosen, imatrix)
     if types:
-        raise InputError("types per precision need a plan; a single type is named by --type")
+        raise InputError("--types needs --plan; a single type is named by --type")
     name = str(type_name).upper()
     if name != "F32":
-        _check([name], "LlamaFileType", "MOSTLY_", "F16, BF16, Q8_0, Q6_K, Q4_K_M")
+        _check_types([name], "LlamaFileType", "MOSTLY_", "F16, BF16, Q8_0, Q6_K, Q4_K_M")
     return TypeRecipe(name, imatrix)
-
-
-def _check(names: Iterable[str], table: str, prefix: str, examples: str) -> None:
-    try:
-        import gguf
-    except ImportError as error:
-        raise BackendUnavailable("exporting GGUF needs: pip install 'ewq[gguf]'") from error
-    for name in names:
-        if f"{prefix}{name}" not in getattr(gguf, table).__members__:
-            raise InputError(f"llama.cpp has no type {name!r}; there are for example {examples}")
 
 
 def parse_types(text: str) -> dict[Precision, str]:
@@ -89,6 +90,122 @@ def parse_types(text: str) -> dict[Precision, str]:
     for part in filter(None, text.split(",")):
         precision, separator, name = part.partition("=")
         if not separator or not name or precision.strip() not in list(Precision):
-            raise InputError(f"types {part!r}: write for example raw=F16,8bit=Q8_0,4bit=Q4_K")
+            raise InputError(f"invalid --types {part!r}: expected raw=F16,8bit=Q8_0,4bit=Q4_K")
         types[Precision(precision.strip())] = name.strip().upper()
     return types
+
+
+def exact_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
+    """A type for every matrix of the file that llama.cpp will quantize: planned, or raw.
+
+    Raises:
+        PlanError: as :func:`tensors_of_weights`.
+    """
+    planned = _planned_types(source, recipe)
+    raw = recipe.types[Precision.RAW]
+    asked = {*planned, EMBEDDING, OUTPUT}
+    return {
+        tensor.name: planned.get(tensor.name, raw)
+        for tensor in source.tensors
+        # Other matrices stay F32 in llama.cpp whatever is asked.
+        if _is_quantizable(tensor) and tensor.name in asked
+    }
+
+
+def left_alone(source: GgufHeader, recipe: PlanRecipe) -> tuple[str, ...]:
+    """A note on weights that the plan quantizes and llama.cpp does not, if there are any."""
+    planned, raw = _planned_types(source, recipe), recipe.types[Precision.RAW]
+    left = [t for t in source.tensors if planned.get(t.name, raw) != raw and not _is_quantizable(t)]
+    if not left:
+        return ()
+    kept = sum(tensor.nbytes for tensor in left)
+    return (
+        f"{len(left)} weights of the plan ({kept:,} bytes, such as {left[0].name}) are not "
+        "quantized: llama.cpp quantizes neither routers nor single rows",
+    )
+
+
+def tensors_of_weights(
+    header: GgufHeader, weights: Collection[str]
+) -> Mapping[str, tuple[str, ...]]:
+    """GGUF tensor names for every weight of a plan, by gguf-py's own table.
+
+    Args:
+        header: of the file the plan is applied to.
+        weights: names as in transformers' state dict, or the file's own names.
+
+    Raises:
+        PlanError: a weight that the file has no tensor for; the first few are named.
+    """
+    names = _TensorNames(header)
+    found = {weight: names.of_weight(weight) for weight in weights}
+    missing = [weight for weight, tensors in found.items() if not tensors]
+    if missing:
+        raise PlanError(
+            f"{header.path.name} ({header.architecture}) has no tensor for {len(missing)} weights "
+            f"of the plan: {', '.join(missing[:NAMED])}"
+        )
+    return found
+
+
+def _planned_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
+    """Tensor name -> type, for every weight of the plan."""
+    names = tensors_of_weights(source, recipe.plan.weights)
+    return {
+        tensor: recipe.types[precision]
+        for weight, precision in recipe.plan.weights.items()
+        for tensor in names[weight]
+    }
+
+
+def _is_quantizable(tensor: GgufTensor) -> bool:
+    """Whether llama.cpp's quantizer touches it: no vector, also none stored as one row."""
+    return math.prod(tensor.shape[1:]) > 1 and not tensor.name.endswith(ROUTER)
+
+
+def _check_types(names: Iterable[str], table: str, prefix: str, examples: str) -> None:
+    try:
+        import gguf
+    except ImportError as error:
+        raise BackendUnavailable("exporting GGUF needs: pip install 'ewq[gguf]'") from error
+    for name in names:
+        if f"{prefix}{name}" not in getattr(gguf, table).__members__:
+            raise InputError(f"llama.cpp has no type {name!r}; there are for example {examples}")
+
+
+class _TensorNames:
+    """From names of transformers to those of one GGUF file."""
+
+    def __init__(self, header: GgufHeader) -> None:
+        try:
+            import gguf
+        except ImportError as error:
+            raise BackendUnavailable("exporting GGUF needs: pip install 'ewq[gguf]'") from error
+        self._present = {tensor.name for tensor in header.tensors}
+        kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+        if header.architecture not in kinds:
+            raise PlanError(f"gguf-py knows no architecture {header.architecture!r}; update gguf")
+        blocks = header.metadata.get(f"{header.architecture}.block_count")
+        if not isinstance(blocks, int):
+            raise PlanError(f"{header.path.name} does not say how many blocks it has")
+        self._map = gguf.get_tensor_name_map(kinds[header.architecture], blocks)
+
+    def of_weight(self, weight: str) -> tuple[str, ...]:
+        """The file's tensors for one weight; empty where there is none."""
+        if weight in self._present:
+            return (weight,)
+        for part in NESTED:
+            weight = weight.replace(part, "")
+        return self._single(weight) or self._unstacked(weight)
+
+    def _single(self, weight: str) -> tuple[str, ...]:
+        name = self._map.get_name(weight, try_suffixes=(".weight", ".bias"))
+        # Expert stacks carry no suffix in transformers and ".weight" in GGUF.
+        return next(((n,) for n in (name, f"{name}.weight") if n in self._present), ())
+
+    def _unstacked(self, weight: str) -> tuple[str, ...]:
+        for stacked, parts in STACKED.items():
+            if stacked in weight:
+                names = [self._single(weight.replace(stacked, part)) for part in parts]
+                return tuple(name for found in names for name in found) if all(names) else ()
+        return ()

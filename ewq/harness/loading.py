@@ -90,10 +90,14 @@ def _quantizer() -> ModuleType:
 
 def _gguf_path(recipe: GgufType | GgufPlanned, subject: Subject) -> Path:
     """The exported file, made on first use."""
-    from ewq.gguf import cached_gguf
+    from ewq.gguf.cache import cached_gguf
+    from ewq.gguf.recipe import make_recipe
 
-    what = recipe.type_name if isinstance(recipe, GgufType) else subject.plan(recipe.plan)
-    return cached_gguf(subject.folder, what, cache_dir("gguf"), progress=subject.progress)
+    if isinstance(recipe, GgufType):
+        made = make_recipe(recipe.type_name)
+    else:
+        made = make_recipe(plan=subject.plan(recipe.plan))
+    return cached_gguf(subject.folder, made, cache_dir("gguf"), progress=subject.progress)
 
 
 def _raw(_: Raw, subject: Subject, placement: Placement) -> Loaded:
@@ -135,8 +139,7 @@ def _gguf_planned(recipe: GgufPlanned, subject: Subject, placement: Placement) -
 
 def _export_notes(path: Path, plan: QuantizationPlan) -> tuple[str, ...]:
     from ewq.checkpoint.gguf_header import read_header
-    from ewq.gguf.recipe import PlanRecipe
-    from ewq.gguf.tensor_types import left_alone
+    from ewq.gguf.recipe import PlanRecipe, left_alone
 
     return left_alone(read_header(path), PlanRecipe(plan))
 
@@ -148,7 +151,7 @@ def _gguf_file(recipe: GgufFile, subject: Subject, placement: Placement) -> Load
 
 def _require_same_model(path: Path, subject: Subject) -> None:
     from ewq.checkpoint.layout import find_layout
-    from ewq.gguf.identity import require_same_model, shape_of_config
+    from ewq.gguf.probe import require_same_model, shape_of_config
 
     blocks = len(find_layout(subject.checkpoint).blocks)
     shape = shape_of_config(subject.checkpoint.config, blocks)

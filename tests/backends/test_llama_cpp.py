@@ -6,20 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from ewq.backends.llama_cpp import LlamaCppOptions, group_by_tokens
+from ewq.backends.llama_cpp import group_by_tokens
 from ewq.backends.llama_cpp import load_llama_cpp as load_any
 from ewq.backends.transformers import load_transformers
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import BackendUnavailable, InputError, MeasurementError
+from ewq.gguf import llama_native
 from tests.gguf.models import shared_gguf
 
 ROUNDING = 0.02
 """Nats by which float16 matrix products of another batch shape may move a log-probability."""
 
 
-def load_llama_cpp(path, tokenizer, options=None, **more):
+def load_llama_cpp(path, tokenizer, **options):
     """One thread: two would wait for each other on a busy machine."""
-    return load_any(path, tokenizer, replace(options or LlamaCppOptions(), threads=1), **more)
+    return load_any(path, tokenizer, threads=1, **options)
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +80,11 @@ LENGTHS = (5, 0, 1, 30, 600, 70, 2, 9)
 
 
 @pytest.mark.parametrize("prefix_length", [1, 2, 150, 700])
-@pytest.mark.parametrize("max_sequences", [1, 3, 64])
-def test_shared_prefixes_change_nothing(file, reference, ids, prefix_length, max_sequences):
-    options = LlamaCppOptions(batch_tokens=256, max_sequences=max_sequences)
-    model = load_llama_cpp(file, reference.tokenizer, options)
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_shared_prefixes_change_nothing(file, reference, ids, prefix_length, rows, monkeypatch):
+    monkeypatch.setattr(llama_native, "BATCH_TOKENS", 256)
+    monkeypatch.setattr(llama_native, "MAX_ROWS", rows)
+    model = load_llama_cpp(file, reference.tokenizer)
     prefix = ids[:prefix_length]
     suffixes = [ids[200 + i : 200 + i + n] for i, n in enumerate(LENGTHS)]
     last = model.last_logprobs(prefix, suffixes, [3, 50, 4])
@@ -103,8 +105,6 @@ def test_no_prefix_and_no_suffixes(model, reference, ids):
 
 
 def test_rows_limit_splits_blocks_without_a_seam(file, reference, ids, monkeypatch):
-    from ewq.gguf import llama_native
-
     whole = load_llama_cpp(file, reference.tokenizer)
     monkeypatch.setattr(llama_native, "_OUTPUT_BYTES", 4 * 1024 * 7)
     split = load_llama_cpp(file, reference.tokenizer)
@@ -140,7 +140,7 @@ def test_the_same_call_gives_the_same_numbers(model, ids):
 
 def test_a_float32_cache_is_not_rounded_back(file, model, ids):
     """Flash attention would round it to float16 and give the very same numbers."""
-    exact = load_llama_cpp(file, None, LlamaCppOptions(cache_dtype="float32"))
+    exact = load_llama_cpp(file, None, cache_type="F32")
     rounded, kept = (torch.cat(list(each.logprobs(ids[:200], 1))) for each in (model, exact))
     exact.close()
     assert not torch.equal(rounded, kept)
@@ -156,7 +156,8 @@ TOO_LONG = {
 
 @pytest.mark.parametrize("call", TOO_LONG.values(), ids=TOO_LONG)
 def test_nothing_is_truncated(file, call):
-    model = load_llama_cpp(file, None, LlamaCppOptions(context_length=64))
+    model = load_llama_cpp(file, None)
+    model.info = replace(model.info, context_length=64)
     call(model, 64)
     with pytest.raises(MeasurementError, match="65 tokens exceeds the context length of 64"):
         call(model, 65)
@@ -214,6 +215,12 @@ def test_a_gpu_that_the_build_cannot_use_is_said(file):
         pytest.skip("this build has GPU support")
     with pytest.raises(BackendUnavailable, match="no GPU support"):
         load_llama_cpp(file, None, device="cuda")
+
+
+@pytest.mark.parametrize("options", [{"device": "tpu"}, {"cache_type": "Q9"}])
+def test_a_device_or_cache_that_does_not_exist_is_named(file, options):
+    with pytest.raises(InputError, match=next(iter(options.values()))):
+        load_llama_cpp(file, None, **options)
 
 
 @pytest.mark.parametrize(

@@ -44,13 +44,12 @@ def transformers_engine(architecture, scratch):
 
 
 def llama_cpp_engine():
-    from ewq.backends.llama_cpp import LlamaCppOptions, load_llama_cpp
+    from ewq.backends.llama_cpp import load_llama_cpp
 
     folder = fixture_path("tiny-llama")
     file = shared_gguf(folder, "F16")
-    options = LlamaCppOptions(threads=1, probe=False)
     # Weights and cache are rounded to float16.
-    return Engine(folder, lambda: load_llama_cpp(file, NoTokenizer(), options), 0.05)
+    return Engine(folder, lambda: load_llama_cpp(file, NoTokenizer(), threads=1), 0.05)
 
 
 @pytest.fixture(scope="module", params=[*sorted(ARCHITECTURES), "llama.cpp"])

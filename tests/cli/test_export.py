@@ -49,10 +49,10 @@ def test_json_is_one_document(call, source, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ((), "either a type"),
-        (("--type", "Q8_0", "--types", "raw=F16"), "need a plan"),
+        ((), "exactly one of --type"),
+        (("--type", "Q8_0", "--types", "raw=F16"), "--types needs --plan"),
         (("--type", "Q77"), "no type 'Q77'"),
-        (("--type", "Q8_0", "--types", "raw"), "write for example"),
+        (("--type", "Q8_0", "--types", "raw"), "expected raw=F16"),
     ],
     ids=["neither type nor plan", "types without plan", "unknown type", "malformed types"],
 )

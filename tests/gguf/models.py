@@ -25,7 +25,7 @@ def require_gguf():
 
 @cache
 def require_converter():
-    from ewq.gguf.converter import find_converter
+    from ewq.gguf.convert import find_converter
 
     require_gguf()
     try:

@@ -6,8 +6,8 @@ import pytest
 
 from ewq.checkpoint import gguf_header
 from ewq.errors import BackendUnavailable
-from ewq.gguf import cached_gguf
-from ewq.gguf.recipe import make_recipe
+from ewq.gguf.cache import cached_gguf
+from ewq.gguf.recipe import TypeRecipe, make_recipe
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def export(folder):
 
 
 def variant(folder):
-    cached_gguf(folder, "Q8_0", folder)
+    cached_gguf(folder, TypeRecipe("Q8_0"), folder)
 
 
 def load(folder):

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from ewq.backends.llama_cpp import LlamaCppOptions, load_llama_cpp
+from ewq.backends.llama_cpp import load_llama_cpp
 from ewq.backends.transformers import load_transformers
 from ewq.checkpoint.embedded import fixture_path
 from ewq.checkpoint.gguf_header import read_header
-from ewq.gguf import export_gguf
-from ewq.gguf.export import make_job
-from ewq.gguf.recipe import PlanRecipe
+from ewq.gguf.export import export_gguf, make_job
+from ewq.gguf.recipe import PlanRecipe, make_recipe
 from ewq.planning.analysis import analyze
 from ewq.precision import Precision
 from tests.gguf.models import require_converter, require_gguf
@@ -69,7 +68,7 @@ def folder(request, tmp_path):
 
 
 def test_conversion_keeps_the_distributions_and_plans_find_every_matrix(folder, tmp_path):
-    file = export_gguf(folder, tmp_path / "f32.gguf", type_name="F32").path
+    file = export_gguf(folder, tmp_path / "f32.gguf", make_recipe("F32")).path
     theirs, ours = distributions(folder, file)
     assert float((theirs.exp() * (theirs - ours)).sum(-1).mean()) < 1e-4
     entropy = float(-(theirs.exp() * theirs).sum(-1).mean())
@@ -87,7 +86,7 @@ def test_experts_take_the_plans_type_and_routers_stay_as_they_are(family, tmp_pa
     require_converter()
     folder = save_random(family, tmp_path / "model")
     plan = analyze(folder, cache=False).uniform_plan(Precision.EIGHT_BIT)
-    report = export_gguf(folder, tmp_path / "q8.gguf", plan=plan)
+    report = export_gguf(folder, tmp_path / "q8.gguf", make_recipe(plan=plan))
     types = {tensor.name: tensor.stored for tensor in report.tensors}
     experts = [kind for name, kind in types.items() if "_exps.weight" in name]
     routers = [kind for name, kind in types.items() if "ffn_gate_inp" in name]
@@ -100,7 +99,7 @@ def test_experts_take_the_plans_type_and_routers_stay_as_they_are(family, tmp_pa
 
 def distributions(folder, file):
     reference = load_transformers(folder)
-    model = load_llama_cpp(file, reference.tokenizer, LlamaCppOptions(threads=1))
+    model = load_llama_cpp(file, reference.tokenizer, threads=1)
     text = "The rule is old, but nobody has tried it on such a small thing. "
     ids = reference.tokenizer(text * 8)["input_ids"][:120]
     both = [torch.cat(list(each.logprobs(ids, 1))) for each in (reference, model)]

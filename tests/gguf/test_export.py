@@ -11,10 +11,10 @@ import pytest
 from ewq.checkpoint.embedded import fixture_path
 from ewq.checkpoint.gguf_header import read_header
 from ewq.errors import EwqError, InputError, PlanError
-from ewq.gguf import cached_gguf, export_gguf
 from ewq.gguf import export as export_module
-from ewq.gguf.export import Request, command_for
-from ewq.gguf.recipe import PlanRecipe, TypeRecipe
+from ewq.gguf.cache import cached_gguf
+from ewq.gguf.export import export_command, export_gguf
+from ewq.gguf.recipe import make_recipe
 from ewq.precision import Precision
 from tests.gguf.models import BLOCKS, ODD_WIDTH
 
@@ -38,7 +38,9 @@ def plan(deep):
 @pytest.fixture(scope="module")
 def mixed(deep_base, plan, deep, gguf_cache, tmp_path_factory):
     """A plan applied, with its report."""
-    return export_gguf(deep, tmp_path_factory.mktemp("mixed") / "mixed.gguf", plan=plan)
+    return export_gguf(
+        deep, tmp_path_factory.mktemp("mixed") / "mixed.gguf", make_recipe(plan=plan)
+    )
 
 
 def test_the_files_types_are_the_plans(mixed):
@@ -119,7 +121,7 @@ def test_transformers_opens_the_file(mixed, deep):
 
 def test_other_types_per_precision(deep, deep_base, plan, gguf_cache):
     types = {RAW: "BF16", EIGHT: "Q6_K", FOUR: "Q5_0"}
-    path = cached_gguf(deep, plan, gguf_cache, types=types)
+    path = cached_gguf(deep, make_recipe(plan=plan, types=types), gguf_cache)
     stored = {tensor.name: tensor.type_name for tensor in read_header(path).tensors}
     for index, precision in enumerate(PRECISIONS):
         assert stored[f"blk.{index}.attn_q.weight"] == types[precision]
@@ -128,33 +130,33 @@ def test_other_types_per_precision(deep, deep_base, plan, gguf_cache):
 
 def test_a_plan_of_another_model_is_refused(plan, gguf_cache, tmp_path):
     with pytest.raises(PlanError):
-        export_gguf(fixture_path("tiny-llama"), tmp_path / "out.gguf", plan=plan)
+        export_gguf(fixture_path("tiny-llama"), tmp_path / "out.gguf", make_recipe(plan=plan))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("type_name", ["Q8_0", "Q4_K_M", "F16"])
 def test_a_gguf_is_exported_to_another_type(deep_base, tmp_path, type_name):
-    report = export_gguf(deep_base, tmp_path / "out.gguf", type_name=type_name)
+    report = export_gguf(deep_base, tmp_path / "out.gguf", make_recipe(type_name))
     assert report.path.is_file()
     assert type_name.removesuffix("_M") in report.bytes_by_type
     assert not report.notes
 
 
 def test_quantizing_twice_is_said(tmp_path, deep_base):
-    first = export_gguf(deep_base, tmp_path / "first.gguf", type_name="Q8_0")
-    second = export_gguf(first.path, tmp_path / "second.gguf", type_name="Q4_K_M")
+    first = export_gguf(deep_base, tmp_path / "first.gguf", make_recipe("Q8_0"))
+    second = export_gguf(first.path, tmp_path / "second.gguf", make_recipe("Q4_K_M"))
     assert "quantized before" in second.notes[0]
 
 
 @pytest.mark.parametrize("type_name", ["Q9_X", "NONSENSE", "MIXED"])
 def test_unknown_types_are_refused(tmp_path, deep_base, type_name):
     with pytest.raises(InputError, match=f"no type '{type_name}'"):
-        export_gguf(deep_base, tmp_path / "out.gguf", type_name=type_name)
+        export_gguf(deep_base, tmp_path / "out.gguf", make_recipe(type_name))
 
 
 def test_a_folder_is_no_output(tmp_path, deep_base):
     with pytest.raises(InputError, match=r"name the \.gguf file"):
-        export_gguf(deep_base, tmp_path, type_name="Q8_0")
+        export_gguf(deep_base, tmp_path, make_recipe("Q8_0"))
 
 
 class Stopped(BaseException):
@@ -170,7 +172,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, deep_base, monkeypatch, 
     out.write_bytes(b"what was there before")
     monkeypatch.setattr(export_module, step, stop)
     with pytest.raises(Stopped):
-        export_gguf(deep_base, out, type_name="Q8_0")
+        export_gguf(deep_base, out, make_recipe("Q8_0"))
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [
         ("out.gguf", b"what was there before")
     ]
@@ -185,7 +187,7 @@ def test_a_type_nobody_asked_for_is_an_error(mixed, deep_base):
 
 
 def test_the_command_matches_each_tensor_alone(deep, deep_base, plan, mixed):
-    script = command_for(Request(deep, mixed.path, PlanRecipe(plan)))
+    script = export_command(deep, mixed.path, make_recipe(plan=plan))
     convert, quantize = script.split(" && \\\n")
     assert shlex.split(convert)[:2] == ["python", "convert_hf_to_gguf.py"]
     words = shlex.split(quantize)
@@ -198,9 +200,9 @@ def test_the_command_matches_each_tensor_alone(deep, deep_base, plan, mixed):
 
 
 def test_the_command_of_a_plain_type_is_a_conversion(tmp_path, gguf_cache):
-    request = Request(fixture_path("tiny-llama"), tmp_path / "x.gguf", TypeRecipe("F16"))
-    words = shlex.split(command_for(request))
-    assert words[-4:] == ["--outtype", "f16", "--outfile", str(tmp_path / "x.gguf")]
+    out = tmp_path / "x.gguf"
+    words = shlex.split(export_command(fixture_path("tiny-llama"), out, make_recipe("F16")))
+    assert words[-4:] == ["--outtype", "f16", "--outfile", str(out)]
 
 
 def importance(path, names, columns, scale):
@@ -227,7 +229,7 @@ def test_an_importance_matrix_changes_what_is_stored(deep_base, tmp_path):
     for scale in (1.0, 1e4):
         matrix = importance(tmp_path / "imatrix.gguf", names, 256, scale)
         out = tmp_path / "out.gguf"
-        export_gguf(deep_base, out, type_name="Q4_K_S", imatrix=matrix)
+        export_gguf(deep_base, out, make_recipe("Q4_K_S", imatrix=matrix))
         found = {t.name: t for t in gguf.GGUFReader(out).tensors}
         values.append(np.array(found["blk.0.attn_q.weight"].data))
     assert (values[0] != values[1]).any()
@@ -236,22 +238,24 @@ def test_an_importance_matrix_changes_what_is_stored(deep_base, tmp_path):
 def test_a_wrong_importance_matrix_is_refused(deep_base, tmp_path):
     (tmp_path / "m.dat").write_bytes(b"\x05\0\0\0junk")
     with pytest.raises(EwqError, match="not an importance matrix"):
-        export_gguf(deep_base, tmp_path / "o.gguf", type_name="Q4_K_S", imatrix=tmp_path / "m.dat")
+        export_gguf(
+            deep_base, tmp_path / "o.gguf", make_recipe("Q4_K_S", imatrix=tmp_path / "m.dat")
+        )
 
 
 def test_the_cache_is_keyed_by_content(deep, deep_base, plan, gguf_cache):
-    first = cached_gguf(deep, plan, gguf_cache)
+    first = cached_gguf(deep, make_recipe(plan=plan), gguf_cache)
     stamp = first.stat().st_mtime_ns
-    assert cached_gguf(deep, plan, gguf_cache) == first
+    assert cached_gguf(deep, make_recipe(plan=plan), gguf_cache) == first
     assert first.stat().st_mtime_ns == stamp
     other = replace(plan, weights={**plan.weights, next(iter(plan.weights)): FOUR})
-    assert cached_gguf(deep, other, gguf_cache) != first
-    assert cached_gguf(deep, "BF16", gguf_cache) == deep_base
+    assert cached_gguf(deep, make_recipe(plan=other), gguf_cache) != first
+    assert cached_gguf(deep, make_recipe("BF16"), gguf_cache) == deep_base
 
 
 def test_a_damaged_cache_entry_is_made_again(deep, deep_base, gguf_cache):
-    path = cached_gguf(deep, "Q8_0", gguf_cache)
+    path = cached_gguf(deep, make_recipe("Q8_0"), gguf_cache)
     whole = path.read_bytes()
     os.truncate(path, len(whole) // 2)
-    assert cached_gguf(deep, "Q8_0", gguf_cache) == path
+    assert cached_gguf(deep, make_recipe("Q8_0"), gguf_cache) == path
     assert path.read_bytes() == whole

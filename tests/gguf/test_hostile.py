@@ -16,9 +16,9 @@ FILES = int(os.environ.get("EWQ_FUZZ_FILES", "36"))
 
 
 def load(path):
-    from ewq.backends.llama_cpp import LlamaCppOptions, load_llama_cpp
+    from ewq.backends.llama_cpp import load_llama_cpp
 
-    return load_llama_cpp(path, None, LlamaCppOptions(threads=1))
+    return load_llama_cpp(path, None, threads=1)
 
 
 def evaluated_or_refused(path):

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import CheckpointError
-from ewq.gguf.identity import Shape, require_same_model, shape_of_config
+from ewq.gguf.probe import Shape, require_same_model, shape_of_config
 
 OURS = Shape("llama", 8, 64, 1024)
 """The tiny Llama, whose file is under test."""

@@ -4,7 +4,7 @@ import pytest
 
 from ewq.checkpoint.gguf_header import GgufHeader, GgufTensor
 from ewq.errors import PlanError
-from ewq.gguf.names import tensors_of_weights
+from ewq.gguf.recipe import tensors_of_weights
 from tests.gguf.models import require_gguf
 
 

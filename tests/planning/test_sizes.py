@@ -90,11 +90,12 @@ def test_an_exported_gguf_weighs_what_its_plan_says(tmp_path: Path):
     if not FIXTURE.is_dir():
         pytest.skip("needs the fixture model")
     from ewq.gguf.export import export_gguf
+    from ewq.gguf.recipe import make_recipe
 
     plan = analyze(FIXTURE, cache=False).plan(1.0, target="gguf")
     assert set(plan.weights.values()) == set(Precision)
 
-    report = export_gguf(FIXTURE, tmp_path / "model.gguf", plan=plan)
+    report = export_gguf(FIXTURE, tmp_path / "model.gguf", make_recipe(plan=plan))
 
     assert report.weights_bytes == plan.size_bytes
     assert report.bits_per_weight == plan.bits_per_weight

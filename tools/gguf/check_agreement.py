@@ -17,7 +17,8 @@ from ewq.backends.llama_cpp import load_llama_cpp
 from ewq.backends.transformers import load_transformers
 from ewq.data.mmlu import load_mmlu
 from ewq.files import cache_dir
-from ewq.gguf import cached_gguf
+from ewq.gguf.cache import cached_gguf
+from ewq.gguf.recipe import make_recipe
 from ewq.tasks import mmlu
 
 TIE_NATS = 0.05
@@ -65,7 +66,7 @@ def main():
     parser.add_argument("--shots", type=int, default=5)
     options = parser.parse_args()
     reference = load_transformers(options.model)
-    path = cached_gguf(options.model, "F16", cache_dir("gguf"))
+    path = cached_gguf(options.model, make_recipe("F16"), cache_dir("gguf"))
     other = load_llama_cpp(path, reference.tokenizer)
     window = min(512, reference.info.context_length)
     text = options.text.read_text(encoding="utf-8")[: 8 * options.tokens]

@@ -25,7 +25,8 @@ from transformers import AutoTokenizer
 from ewq.backends.llama_cpp import load_llama_cpp
 from ewq.data.mmlu import load_mmlu
 from ewq.files import cache_dir
-from ewq.gguf import cached_gguf
+from ewq.gguf.cache import cached_gguf
+from ewq.gguf.recipe import make_recipe
 from ewq.tasks import mmlu
 
 WAYS = ("logprobs", "letter", "letter_afresh")
@@ -86,7 +87,7 @@ def main():
     threads = torch.get_num_threads()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     data = load_mmlu(options.mmlu).only(options.subjects.split(",")).first(options.per_subject)
-    path = cached_gguf(options.model, options.type, cache_dir("gguf"))
+    path = cached_gguf(options.model, make_recipe(options.type), cache_dir("gguf"))
     model = load_llama_cpp(path, tokenizer)
     model.last_logprobs([], [[0] * 64], [0])
     begin = time.perf_counter()

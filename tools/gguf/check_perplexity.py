@@ -22,7 +22,8 @@ from ewq.backends.llama_cpp import load_llama_cpp
 from ewq.data.texts import load_texts
 from ewq.data.windows import DEFINITIONS
 from ewq.files import cache_dir
-from ewq.gguf import cached_gguf
+from ewq.gguf.cache import cached_gguf
+from ewq.gguf.recipe import make_recipe
 from ewq.tasks import perplexity
 
 CHUNK = 512
@@ -62,7 +63,7 @@ def main():
     while len(tokenizer("".join(lines))["input_ids"]) > (options.chunks + 1) * CHUNK:
         lines = lines[: int(len(lines) * 0.9)]
     text = "".join(lines)
-    path = cached_gguf(options.model, options.type, cache_dir("gguf"))
+    path = cached_gguf(options.model, make_recipe(options.type), cache_dir("gguf"))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "wikitext.txt").write_text(text, encoding="utf-8")
         texts = load_texts(Path(folder) / "wikitext.txt")

@@ -4,7 +4,7 @@ import pytest
 
 from ewq.checkpoint.gguf_header import read_header
 from ewq.errors import BackendUnavailable, CheckpointError, InputError
-from ewq.gguf import converter
+from ewq.gguf import convert
 from ewq.gguf.convert import UNKNOWN_TOKENIZER_NOTE, convert_folder
 from tests.gguf.models import require_converter
 
@@ -12,23 +12,23 @@ from tests.gguf.models import require_converter
 def test_a_named_script_is_used(tmp_path, monkeypatch):
     script = tmp_path / "mine.py"
     script.touch()
-    assert converter.find_converter(script) == script
-    monkeypatch.setenv(converter.VARIABLE, str(script))
-    assert converter.find_converter() == script
+    assert convert.find_converter(script) == script
+    monkeypatch.setenv(convert.VARIABLE, str(script))
+    assert convert.find_converter() == script
 
 
 def test_a_named_script_must_exist(tmp_path):
     with pytest.raises(InputError, match=r"convert_hf_to_gguf\.py"):
-        converter.find_converter(tmp_path / "absent.py")
+        convert.find_converter(tmp_path / "absent.py")
 
 
 def test_offline_and_absent_is_one_clear_line(tmp_path, monkeypatch):
-    monkeypatch.delenv(converter.VARIABLE, raising=False)
+    monkeypatch.delenv(convert.VARIABLE, raising=False)
     monkeypatch.setenv("EWQ_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(BackendUnavailable, match="--converter") as caught:
-        converter.find_converter()
+        convert.find_converter()
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.py"))
 
