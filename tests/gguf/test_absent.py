@@ -7,7 +7,7 @@ import pytest
 from ewq.checkpoint import gguf_header
 from ewq.errors import BackendUnavailable
 from ewq.gguf.cache import cached_gguf
-from ewq.gguf.recipe import TypeRecipe, make_recipe
+from ewq.gguf.recipe import make_recipe
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def export(folder):
 
 
 def variant(folder):
-    cached_gguf(folder, TypeRecipe("Q8_0"), folder)
+    cached_gguf(folder, make_recipe("Q8_0"), folder)
 
 
 def load(folder):
