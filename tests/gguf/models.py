@@ -34,13 +34,14 @@ def require_converter():
         pytest.skip(str(error))
 
 
-def shared_gguf(source, what):
+def shared_gguf(source, type_name):
     """A GGUF file in the session's cache, made by one process; not to be changed."""
-    from ewq.gguf import cached_gguf
+    from ewq.gguf.cache import cached_gguf
+    from ewq.gguf.recipe import make_recipe
 
     require_converter()
     with alone("gguf"):
-        return cached_gguf(source, what, cache_dir("gguf"))
+        return cached_gguf(source, make_recipe(type_name), cache_dir("gguf"))
 
 
 def save_deep(folder):
