@@ -52,7 +52,7 @@ def convert_folder(
         out: the file to write; not atomic, so a scratch name.
         type_name: ``F32``, ``F16`` or ``BF16`` for matrices; vectors stay F32.
         converter: llama.cpp's own script instead of the pinned one.
-        progress: told in percent of the bytes to write.
+        progress: counts percent of the bytes to write.
 
     Returns:
         Notes for people.
@@ -99,7 +99,7 @@ def _why(stderr: str) -> str:
 
 
 def find_converter(explicit: Path | None = None) -> Path:
-    """The converter's script: as told, from the environment, or installed into the cache once.
+    """The script named here, that of the environment, or the pinned one, fetched once.
 
     Args:
         explicit: llama.cpp's own ``convert_hf_to_gguf.py``; ``$EWQ_GGUF_CONVERTER`` does the same.

@@ -72,7 +72,7 @@ def quantize_to_folder(
         config: plan or rule, and how to store the weights.
         out: a folder that does not exist yet, or is empty.
         device: where each weight is quantized.
-        progress: told about bytes downloaded.
+        progress: counts bytes downloaded.
 
     Raises:
         InputError: ``out`` is in use, or ``model`` is a GGUF file or quantized already.
