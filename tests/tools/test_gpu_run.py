@@ -1,96 +1,267 @@
-"""The steps of ``tools/gpu/run.sh`` and how a second call goes on; Python is a stand-in."""
+"""The steps of ``tools/gpu/run.sh``, and how a call goes on after a cut; Python is a stand-in."""
 
+import json
 import os
+import random
+import signal
 import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "gpu" / "run.sh"
-PYTHON = r"""#!/usr/bin/env bash
-echo "$@" >> "$CALLS"
-case "$*" in
-*-m\ pytest*--benchmark-json=*/${FAILING:-none}.json*) exit "${STATUS:-1}";;
-*-m\ pytest*) for word in "$@"; do case "$word" in
-    --benchmark-json=*) echo '{}' > "${word#*=}";;
-    esac; done;;
-*embedded_model*) echo /model;;
-esac
+from tests.make_runs import metric, record, stored_run
+
+FOLDER = Path(__file__).parents[2] / "tools" / "gpu"
+MEASUREMENTS = 3
+RUNS = ["smoke", "shape", "shape-eager", "shape-gguf", "embedded"]
+RUNS += ["agreement-gpu", "agreement-gpu-float32", "agreement-cpu", "shape-compile"]
+STAND_IN = (
+    f"#!{sys.executable} -SE\nMEASUREMENTS = {MEASUREMENTS}\n"
+    + r"""
+import json, os, signal, sys, time
+words = sys.argv[1:]
+def note(file, text):
+    with open(os.environ["NOTES"] + "/" + file, "a") as stream:
+        stream.write(text + "\n")
+def option(name):
+    return next(word.split("=", 1)[1] for word in words if word.startswith(name + "="))
+def stop(*_):
+    json.dump({"complete": False}, open(path, "w"))
+    sys.exit(2)
+note("calls", " ".join(words))
+if "--run" in words:
+    try:
+        print("complete" if json.load(open(words[-1]))["complete"] else "failed")
+    except (OSError, ValueError):
+        print("missing")
+elif words[:2] == ["-m", "pytest"]:
+    path = option("--benchmark-json")
+    name = os.path.basename(path).removesuffix(".json")
+    signal.signal(signal.SIGINT, stop)
+    open(path, "w").close()
+    runs = option("--benchmark-storage").removeprefix("file://")
+    journal, done = runs + "/journal.jsonl", []
+    os.makedirs(runs, exist_ok=True)
+    if "--ewq-resume" in words:
+        done = open(journal).read().split()
+    else:
+        open(journal, "w").close()
+    failing = os.environ.get("FAILING") == name
+    for number in map(str, range(MEASUREMENTS - failing)):
+        if number not in done:
+            time.sleep(float(os.environ.get("STEP_S", "0")))
+            note("measured", name + " " + number)
+            with open(journal, "a") as stream:
+                stream.write(number + "\n")
+    json.dump({"complete": not failing}, open(path, "w"))
+    os.remove(journal)
+    sys.exit(1)
+elif words[0].endswith("ceilings.py"):
+    json.dump({}, open(words[-1], "w"))
 """
+)
+
+
+class Machine:
+    """A folder of wheels, a folder of results, and a Python that pretends."""
+
+    def __init__(self, folder):
+        self.folder, self.out, self.wheels = folder, folder / "out", folder / "wheels"
+        self.wheels.mkdir()
+        self.python = folder / "python"
+        self.python.write_text(STAND_IN)
+        self.python.chmod(0o755)
+
+    def start(self, *steps, **environment):
+        (self.folder / "calls").write_text("")
+        given = {"PYTHON": str(self.python), "NOTES": str(self.folder), "DEVICE": "cpu"}
+        given["EWQ_CACHE"] = str(self.out / "work" / "cache")
+        command = ["bash", FOLDER / "run.sh", self.wheels, self.out, *steps]
+        return subprocess.Popen(
+            command,
+            env=os.environ | given | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *steps, **environment):
+        process = self.start(*steps, **environment)
+        said, _ = process.communicate(timeout=120)
+        return process.returncode, said
+
+    @property
+    def calls(self):
+        return (self.folder / "calls").read_text().splitlines()
+
+    @property
+    def begun(self):
+        """Runs that this call began, in order."""
+        pytests = [call for call in self.calls if call.startswith("-m pytest")]
+        return [
+            call.split("--benchmark-json=")[1].split(".json")[0].split("/")[-1] for call in pytests
+        ]
+
+    @property
+    def measured(self):
+        path = self.folder / "measured"
+        return Counter(path.read_text().splitlines() if path.exists() else ())
+
+    def complete(self, name):
+        path = self.out / f"{name}.json"
+        return path.exists() and json.loads(path.read_text())["complete"]
 
 
 @pytest.fixture
-def run(tmp_path):
-    stand_in = tmp_path / "python"
-    stand_in.write_text(PYTHON)
-    stand_in.chmod(0o755)
-    (tmp_path / "wheels").mkdir(exist_ok=True)
-
-    def call(*steps, **environment):
-        calls = tmp_path / "calls"
-        calls.write_text("")
-        given = os.environ | {"PYTHON": str(stand_in), "CALLS": str(calls), "DEVICE": "cpu"}
-        command = ["bash", SCRIPT, tmp_path / "wheels", tmp_path / "out", *steps]
-        done = subprocess.run(
-            command, env=given | environment, capture_output=True, text=True, timeout=60
-        )
-        return done, calls.read_text().splitlines()
-
-    return call
+def machine(tmp_path):
+    return Machine(tmp_path)
 
 
-def test_every_step_runs_once(run):
-    done, calls = run()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("finished\n")
-    runs = [call for call in calls if "-m pytest" in call]
-    names = ["embedded", "shape", "shape-eager", "shape-static", "shape-graph", "shape-compile"]
-    names += ["agreement-gpu", "agreement-gpu-float32", "agreement-cpu"]
-    assert [
-        call.split("--benchmark-json=")[1].split("/out/")[1].split(".json")[0] for call in runs
-    ] == names
-    _, again = run()
-    assert not [call for call in again if "-m pytest" in call]
+def test_every_step_runs_once(machine):
+    status, said = machine.run()
+
+    assert status == 0, said
+    assert said.endswith("finished\n")
+    assert machine.begun == RUNS
+    machine.run()
+    assert machine.begun == []
 
 
-def test_failing_gates_end_nothing(run):
-    done, calls = run("embedded", "shape", FAILING="embedded", STATUS="1")
-    assert done.returncode == 0
-    assert len([call for call in calls if "-m pytest" in call]) == 2
+@pytest.mark.parametrize("seed", [1, 2])
+def test_calls_cut_at_random_moments_lose_nothing_and_call_nothing_done_that_is_not(machine, seed):
+    rng, cuts = random.Random(seed), 4
+    for _ in range(cuts):
+        process = machine.start(STEP_S="0.05")
+        time.sleep(rng.uniform(0.2, 3))
+        os.killpg(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()
+        assert "finished\n" not in said.replace("not finished", "")
+        for name in filter(machine.complete, RUNS):
+            assert all(machine.measured[f"{name} {n}"] for n in range(MEASUREMENTS)), name
+
+    status, said = machine.run()
+
+    assert status == 0, said
+    assert all(map(machine.complete, RUNS))
+    expected = {f"{name} {n}" for name in RUNS for n in range(MEASUREMENTS)}
+    assert set(machine.measured) == expected
+    # Only what was under way when a call was cut is measured again.
+    assert machine.measured.total() <= len(expected) + cuts
 
 
-def test_a_run_that_did_not_get_through_is_tried_again_and_the_rest_goes_on(run, tmp_path):
-    done, calls = run("embedded", "shape", FAILING="embedded", STATUS="3")
-    assert done.returncode == 1
-    assert "not finished: embedded; call again" in done.stdout
-    assert len([call for call in calls if "-m pytest" in call]) == 2
-    journal = tmp_path / "out" / "work" / "runs" / "embedded" / "journal.jsonl"
-    journal.parent.mkdir(parents=True)
-    journal.write_text("")
-    done, calls = run("embedded", "shape")
-    assert done.returncode == 0
-    [call] = [call for call in calls if "-m pytest" in call]
-    assert "--ewq-resume" in call
+def test_a_run_of_which_something_failed_is_not_done_and_tried_again_after_the_rest(machine):
+    status, said = machine.run(FAILING="shape")
+
+    assert status == 1
+    assert said.endswith("not finished: shape; call again to go on\n")
+    assert machine.begun == RUNS
+    machine.run("ceilings", "shape", "compile", FAILING="shape")
+    assert machine.begun == ["shape"]
+    status, _ = machine.run()
+    assert status == 0
+    assert machine.begun == ["shape"]
 
 
-def test_when_the_time_is_over_nothing_is_started(run):
-    done, calls = run("embedded", LIMIT_S="5")
-    assert done.returncode == 1
-    assert "call again to go on" in done.stdout
-    assert not [call for call in calls if "-m pytest" in call]
+def test_a_run_that_was_interrupted_in_order_goes_on(machine):
+    status, said = machine.run(
+        "smoke", "shape", LIMIT_S="5", FINISH_S="0", LEAST_S="1", STEP_S="1.5"
+    )
+
+    assert status == 1
+    assert said.endswith("shape; call again to go on\n")
+    assert machine.measured.total() < 2 * MEASUREMENTS
+    status, _ = machine.run("smoke", "shape")
+    assert status == 0
+    assert machine.measured.total() == 2 * MEASUREMENTS
 
 
-def test_parts_of_a_wheel_are_joined(run, tmp_path):
-    wheel = tmp_path / "wheels" / "large-1.0-py3-none-any.whl"
-    for number, text in enumerate(["one ", "two"]):
-        wheel.with_name(f"{wheel.name}.part-0{number}").write_text(text)
-    done, calls = run("install")
-    assert done.returncode == 0
+def test_when_the_time_is_over_nothing_is_started(machine):
+    status, said = machine.run("embedded", LIMIT_S="65")
+
+    assert status == 1
+    assert "not finished: embedded; call again to go on" in said
+    assert machine.begun == []
+
+
+def test_whatever_there_is_is_packed(machine):
+    machine.run("smoke")
+
+    with tarfile.open(machine.out / "results.tar.gz") as packed:
+        names = set(packed.getnames())
+    assert {"./smoke.json", "./smoke.log"} <= names
+    assert not [name for name in names if name.startswith("./work")]
+
+
+def test_two_calls_do_not_work_in_one_folder(machine):
+    first = machine.start("smoke", STEP_S="1")
+    while not machine.calls:
+        time.sleep(0.05)
+    status, said = machine.run("smoke")
+    first.communicate()
+
+    assert status == 1
+    assert "an earlier call is still at work" in said
+
+
+def test_what_an_earlier_call_left_half_done_is_removed(machine):
+    leftover = machine.out / "work" / "cache" / "dummy" / ".qwen3-8b-1234"
+    whole = leftover.with_name("qwen3-8b")
+    for folder in (leftover, whole):
+        folder.mkdir(parents=True)
+    machine.run("ceilings")
+
+    assert whole.exists()
+    assert not leftover.exists()
+
+
+def cut(wheel, *parts):
+    for number, text in enumerate(parts):
+        wheel.with_name(f"{wheel.name}.part-{number}-of-{len(parts)}").write_text(text)
+
+
+def test_parts_of_a_wheel_are_joined(machine):
+    wheel = machine.wheels / "large-1.0-py3-none-any.whl"
+    cut(wheel, "one ", "two")
+    status, said = machine.run("install")
+
+    assert status == 0, said
     assert wheel.read_text() == "one two"
-    assert any("pip install" in call and wheel.name in call for call in calls)
+    assert any("pip install" in call and wheel.name in call for call in machine.calls)
 
 
-def test_an_unknown_step_is_named_with_the_known_ones(run):
-    done, _ = run("everything")
-    assert done.returncode == 2
-    assert "no step everything; install build ceilings" in done.stderr
+def test_a_wheel_of_which_a_part_is_missing_is_not_joined(machine):
+    wheel = machine.wheels / "large-1.0-py3-none-any.whl"
+    cut(wheel, "one ", "two ", "three")
+    wheel.with_name(f"{wheel.name}.part-1-of-3").unlink()
+    status, said = machine.run("install")
+
+    assert status == 1
+    assert "large-1.0-py3-none-any.whl: 2 of 3 parts are here" in said
+    assert not wheel.exists()
+
+
+def test_an_unknown_step_is_named_with_the_known_ones(machine):
+    status, said = machine.run("everything")
+
+    assert status == 2
+    assert "no step everything; install build ceilings" in said
+
+
+def environment(*arguments):
+    command = [sys.executable, FOLDER / "environment.py", "cpu", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_stored_run_says_how_far_it_got(tmp_path):
+    records = [record("mmlu", "fp16", {"accuracy": metric(0.5)})]
+    whole = stored_run(tmp_path, records)
+    part = stored_run(tmp_path, records, number=2, session={"complete": False})
+
+    assert environment("--run", whole) == "complete\n"
+    assert environment("--run", part) == "failed\n"
+    assert environment("--run", tmp_path / "none.json") == "missing\n"
