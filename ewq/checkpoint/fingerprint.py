@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ewq.checkpoint.tensor_info import TensorInfo
+from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import CheckpointError
 
 WHOLE_BYTES = 64 * 1024

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.gguf_header import GgufTensor, read_header
-from ewq.checkpoint.tensor_info import TensorInfo
+from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import BackendUnavailable, CheckpointError
 
 if TYPE_CHECKING:
@@ -79,20 +79,33 @@ NAMES_OF: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "gptneox": ("gpt_neox.layers.", NEOX_NAMES),
 }
 """GGUF architecture -> prefix of a block, and the loaded name of each linear tensor in it."""
+KEPT_ITEMS = 64
 DEQUANTIZED_BLOCKS = 4096
 """At once: enough to amortise the call, few enough to stay in the cache."""
 ROUTERS = ("ffn_gate_inp", "ffn_gate_inp_shexp")
 
 
-def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
-    """Metadata and tensors of a GGUF file; shapes in PyTorch's order, output rows first.
+def read_gguf(path: Path) -> tuple[str, dict[str, Any], dict[str, TensorInfo]]:
+    """Architecture, metadata and tensors of a GGUF file; shapes are PyTorch's, output rows first.
 
     Raises:
         CheckpointError: not GGUF, truncated, or a header that contradicts itself.
     """
     header = read_header(path)
     tensors = {one.name: _info(path, header.data_start, one) for one in header.tensors}
-    return dict(header.metadata), tensors
+    return header.architecture, _config(header.metadata), tensors
+
+
+def _config(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata without vocabularies, which are counted; fingerprints rest on this spelling."""
+    return {
+        key: f"GgufArray(length={len(value)})" if _is_long(value) else value
+        for key, value in metadata.items()
+    }
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, list) and len(value) > KEPT_ITEMS
 
 
 def _info(path: Path, start: int, tensor: GgufTensor) -> TensorInfo:

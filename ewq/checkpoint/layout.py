@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ewq.checkpoint.families import FAMILY_OF, Family
-from ewq.checkpoint.tensor_info import TensorInfo
+from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import CheckpointError
 
 if TYPE_CHECKING:

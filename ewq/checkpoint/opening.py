@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.fingerprint import fingerprint_of
 from ewq.checkpoint.hub import resolve
-from ewq.checkpoint.safetensors_file import read_header
-from ewq.checkpoint.tensor_info import TensorInfo, map_bytes
+from ewq.checkpoint.tensors import TensorInfo, map_bytes, read_safetensors
 from ewq.errors import CheckpointError
 from ewq.progress import NO_PROGRESS, Progress
 
@@ -80,7 +79,7 @@ class Checkpoint:
         Raises:
             CheckpointError: no such tensor, or a dtype that torch does not have.
         """
-        from ewq.checkpoint.tensor_values import as_torch
+        from ewq.checkpoint.tensors import as_torch
 
         return as_torch(self.tensor(name))
 
@@ -111,8 +110,8 @@ def _architecture(config: Mapping[str, Any], folder: Path) -> str:
 def _open_gguf(model: str, path: Path) -> Checkpoint:
     from ewq.checkpoint.gguf_file import read_gguf
 
-    metadata, tensors = read_gguf(path)
-    return Checkpoint(model, path, metadata, str(metadata["general.architecture"]), tensors)
+    architecture, metadata, tensors = read_gguf(path)
+    return Checkpoint(model, path, metadata, architecture, tensors)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -136,7 +135,7 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
     if (folder / INDEX).is_file():
         return _read_sharded(folder)
     if (folder / SINGLE).is_file():
-        return read_header(folder / SINGLE)
+        return read_safetensors(folder / SINGLE)
     raise CheckpointError(_why_no_weights(folder))
 
 
@@ -161,7 +160,7 @@ def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
             raise CheckpointError(f"{folder / INDEX} names {shard}, which is outside the folder")
         if not (folder / shard).is_file():
             raise CheckpointError(f"{folder / INDEX} names {shard}, which is missing; download it")
-        headers[shard] = read_header(folder / shard)
+        headers[shard] = read_safetensors(folder / shard)
     missing = [name for name, shard in weight_map.items() if name not in headers[shard]]
     if missing:
         raise CheckpointError(

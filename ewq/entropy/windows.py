@@ -14,8 +14,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ewq.checkpoint.tensor_info import TensorInfo, map_bytes, read_ahead
-from ewq.checkpoint.tensor_values import TORCH_NAMES, as_torch
+from ewq.checkpoint.tensors import TensorInfo, as_torch, map_bytes, read_ahead, torch_dtype
 from ewq.errors import CheckpointError
 
 WINDOW_BYTES = 16 * 2**20
@@ -86,7 +85,7 @@ def _fp8_table(dtype: str) -> NDArray[np.float32]:
     import torch
 
     patterns = torch.from_numpy(np.arange(256, dtype=np.uint8))
-    table: NDArray[np.float32] = patterns.view(getattr(torch, TORCH_NAMES[dtype])).float().numpy()
+    table: NDArray[np.float32] = patterns.view(torch_dtype(dtype)).float().numpy()
     return table
 
 

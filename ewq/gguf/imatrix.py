@@ -39,7 +39,7 @@ def _read_gguf(path: Path) -> dict[str, NDArray[np.float32]]:
     import numpy as np
     from gguf import GGUFReader
 
-    read_header(path, needs_architecture=False)
+    read_header(path)
     arrays = {tensor.name: np.asarray(tensor.data) for tensor in GGUFReader(path).tensors}
     found = {}
     for name, sums in arrays.items():

@@ -125,7 +125,7 @@ def require_same_model(
     Raises:
         CheckpointError: another model's file, or no readable GGUF file at all.
     """
-    header = read_header(path, whole_arrays=(TOKENS, TOKEN_TYPES))
+    header = read_header(path)
     theirs = _shape_of(header)
     if not _compatible(ours, theirs):
         raise _foreign(path, f"is {theirs}, {label} is {ours}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from ewq.checkpoint.layout import SCALES, Layout, Weight, scale_of
 from ewq.checkpoint.opening import Checkpoint
-from ewq.checkpoint.tensor_info import TensorInfo
+from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import InputError
 from ewq.precision import Precision
 

@@ -15,7 +15,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
-from ewq.checkpoint.tensor_info import TensorInfo
+from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import CheckpointError, PlanError
 from ewq.instruments.memory import weights_bytes
 from ewq.planning.analysis import analyze

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ewq.checkpoint.opening import open_checkpoint
-from ewq.checkpoint.tensor_info import map_bytes
+from ewq.checkpoint.tensors import map_bytes
 from ewq.errors import CheckpointError
 from tests.architectures import build
 

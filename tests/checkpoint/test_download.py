@@ -117,7 +117,7 @@ def test_a_connection_that_breaks_is_one_line_and_whole_files_stay(tmp_path: Pat
     with fake_hub(files) as hub:
         again = resolved(hub, tmp_path, "owner/model")
 
-    assert said.startswith("refused: owner/model could not be downloaded whole (")
+    assert said.startswith("refused: download of owner/model incomplete (")
     assert "\n" not in said
     assert again["steps"][0] == ["downloading owner/model", 200_000, "bytes"]
     assert (Path(again["found"]) / "model.safetensors").read_bytes() == files["model.safetensors"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ewq.checkpoint.tensor_info import TensorInfo
+from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import InputError
 from ewq.planning.sizes import FORMATS, StoredWeight, format_of
 from ewq.precision import Precision

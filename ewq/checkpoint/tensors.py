@@ -1,0 +1,171 @@
+"""Tensors as they lie on disk: where, of which type, and their bytes and values, memory-mapped."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ewq.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+DTYPES = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U64": ("uint64", 8),
+    "U32": ("uint32", 4),
+    "U16": ("uint16", 2),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+}
+"""safetensors' spelling -> torch's name, and bytes of a value."""
+LONGEST_HEADER_BYTES = 100_000_000
+"""The limit of safetensors' reference implementation."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One stored tensor."""
+
+    name: str
+    dtype: str
+    """safetensors spelling (``BF16``, ``F8_E4M3``), or the GGUF type (``Q8_0``)."""
+    shape: tuple[int, ...]
+    nbytes: int
+    """Bytes as stored."""
+    file: Path
+    offset: int
+    """Of the first byte in ``file``."""
+    packed: bool = False
+    """Stored as GGUF blocks, which hold scales among the values."""
+
+    @property
+    def numel(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def loaded_nbytes(self) -> int:
+        """Bytes once loaded and not quantized: as stored, but GGUF blocks become 16-bit floats."""
+        return 2 * self.numel if self.packed else self.nbytes
+
+
+def map_bytes(info: TensorInfo, first: int = 0, count: int | None = None) -> NDArray[np.uint8]:
+    """Bytes ``[first : first + count]`` of a tensor, mapped copy-on-write.
+
+    The mapping ends with the array, and with it the memory it occupies.
+    """
+    import numpy as np
+
+    wanted = info.nbytes - first if count is None else count
+    if not wanted:
+        return np.empty(0, np.uint8)
+    offset = info.offset + first
+    start = offset - offset % mmap.ALLOCATIONGRANULARITY
+    try:
+        with info.file.open("rb") as file:
+            mapped = mmap.mmap(
+                file.fileno(), offset + wanted - start, access=mmap.ACCESS_COPY, offset=start
+            )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {info.name} from {info.file}: {error}") from error
+    return np.frombuffer(mapped, np.uint8, count=wanted, offset=offset - start)
+
+
+def read_ahead(info: TensorInfo, first: int, count: int) -> None:
+    """Ask the system to read bytes that will be needed soon; returns at once."""
+    if hasattr(os, "posix_fadvise"):
+        with info.file.open("rb") as file:
+            os.posix_fadvise(file.fileno(), info.offset + first, count, os.POSIX_FADV_WILLNEED)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """torch's dtype of a safetensors spelling.
+
+    Raises:
+        CheckpointError: this torch has no such dtype.
+    """
+    import torch
+
+    found = getattr(torch, DTYPES[name][0], None)
+    if not isinstance(found, torch.dtype):
+        raise CheckpointError(f"this torch has no dtype {DTYPES[name][0]} for {name}; update torch")
+    return found
+
+
+def as_torch(info: TensorInfo) -> torch.Tensor:
+    """The tensor in its stored dtype and shape, memory-mapped; GGUF blocks become float32.
+
+    Raises:
+        CheckpointError: torch has no such dtype.
+    """
+    import torch
+
+    if info.packed:
+        from ewq.checkpoint.gguf_file import dequantized
+
+        return torch.from_numpy(dequantized(map_bytes(info), info.dtype)).reshape(info.shape)
+    dtype = torch_dtype(info.dtype)
+    if not info.nbytes:
+        return torch.empty(info.shape, dtype=dtype)
+    return torch.frombuffer(map_bytes(info), dtype=dtype).reshape(info.shape)
+
+
+def read_safetensors(path: Path) -> dict[str, TensorInfo]:
+    """Names, dtypes, shapes and byte ranges of a safetensors file, from its header.
+
+    Eight bytes of length, then JSON: https://github.com/huggingface/safetensors#format.
+
+    Raises:
+        CheckpointError: truncated, damaged, or a dtype that is not known here.
+    """
+    try:
+        size_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(LONGEST_HEADER_BYTES, size_bytes - 8):
+                raise CheckpointError(f"{path} is truncated or not safetensors; download it again")
+            header = json.loads(file.read(length))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is not a JSON object; download it again")
+    start = 8 + length
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    tensors = {name: _tensor(path, start, name, entry) for name, entry in entries.items()}
+    end = max((info.offset + info.nbytes for info in tensors.values()), default=start)
+    if end > size_bytes:
+        raise CheckpointError(
+            f"{path} is truncated: it holds {size_bytes} bytes of {end}; download it again"
+        )
+    return tensors
+
+
+def _tensor(path: Path, start: int, name: str, entry: Any) -> TensorInfo:  # noqa: ANN401
+    try:
+        dtype, shape = entry["dtype"], tuple(int(size) for size in entry["shape"])
+        first, last = (int(offset) for offset in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the header entry of {name} is damaged") from error
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{path}: {name} has dtype {dtype}; known: {', '.join(DTYPES)}")
+    if last - first != DTYPES[dtype][1] * math.prod(shape) or first < 0:
+        raise CheckpointError(f"{path}: the size of {name} does not follow from its shape")
+    return TensorInfo(name, dtype, shape, last - first, path, start + first)
