@@ -24,6 +24,7 @@ from ewq.harness.session import (
     task_of,
     why_ungated,
 )
+from ewq.tasks.table import TASKS
 from ewq.variants import REFERENCE, find_variant
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def place(item: pytest.Item) -> tuple[int, bool]:
         """By variant; memory first, since other tasks leave freed blocks behind."""
         variant, task = key_of(item) or ("", "")
-        return (order[variant], task != "memory")
+        return (order[variant], not (task in TASKS and TASKS[task].first))
 
     grouped = sorted((items[index] for index in slots), key=place)
     for index, item in zip(slots, grouped, strict=True):
@@ -181,7 +182,6 @@ def measure(
     benchmark: BenchmarkFixture,
 ) -> Callable[[], Record]:
     """Measure the test's task on its variant, store the record, and apply the gate."""
-    from ewq.harness.jobs import JOBS
     from ewq.harness.measuring import JournalLost
     from ewq.harness.measuring import measure as measure_task
 
@@ -190,7 +190,7 @@ def measure(
         raise pytest.UsageError("a test that uses `measure` needs @pytest.mark.task(NAME)")
 
     def run() -> Record:
-        if ewq_bench.subject.is_dummy and not JOBS[task].on_random_weights:
+        if ewq_bench.subject.is_dummy and not TASKS[task].on_random_weights:
             pytest.skip(f"{task} says nothing about random weights")
         try:
             record = measure_task(ewq_bench, variant, task, benchmark)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from ewq.gating.doubts import doubt_about
 from ewq.gating.pairing import PairedChange, paired_changes
-from ewq.gating.thresholds import Tolerance
 from ewq.measurement import Metric
 from ewq.record import Record, Verdict
+from ewq.tasks.table import Tolerance
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from ewq.gating.change import Change, changes, incomparable
 from ewq.gating.gates import overall
-from ewq.gating.thresholds import BUILT_IN, Thresholds, Tolerance
+from ewq.gating.thresholds import BUILT_IN, Thresholds
 from ewq.record import Record, Verdict
 from ewq.storage.environment import comparable, differences
 from ewq.storage.runs import Key, Run
+from ewq.tasks.table import Tolerance
 
 EXIT_SAME, EXIT_REGRESSION, EXIT_NOT_COMPARABLE = 0, 1, 2
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ewq.measurement import Doubt, DoubtKind
-from ewq.metrics import is_choice, is_clocked, is_paired
 from ewq.record import Record, Verdict
+from ewq.tasks.table import Figure, Kind, figure_of
 
 _ANY = frozenset({Verdict.PASS, Verdict.FAIL, Verdict.IMPROVED})
 # A variant that fell to chance while its reference did not has failed for certain; only agreeing
@@ -14,16 +14,16 @@ _ANY = frozenset({Verdict.PASS, Verdict.FAIL, Verdict.IMPROVED})
 _GOOD_NEWS = frozenset({Verdict.PASS, Verdict.IMPROVED})
 
 
-def _is_speed_ratio(metric: str) -> bool:
-    return is_clocked(metric) and is_paired(metric)
+def _is_clocked(figure: Figure) -> bool:
+    return figure.kind is Kind.CLOCK
 
 
-_EFFECTS: Mapping[DoubtKind, tuple[Callable[[str], bool], frozenset[Verdict]]] = {
-    DoubtKind.THROTTLING: (is_clocked, _ANY),
-    DoubtKind.NOISE: (is_clocked, _ANY),
-    DoubtKind.OTHER_SESSION: (_is_speed_ratio, _ANY),
-    DoubtKind.CHANCE: (is_choice, _GOOD_NEWS),
-    DoubtKind.APPROXIMATE_REFERENCE: (is_paired, _ANY),
+_EFFECTS: Mapping[DoubtKind, tuple[Callable[[Figure], bool], frozenset[Verdict]]] = {
+    DoubtKind.THROTTLING: (_is_clocked, _ANY),
+    DoubtKind.NOISE: (_is_clocked, _ANY),
+    DoubtKind.OTHER_SESSION: (lambda figure: _is_clocked(figure) and figure.paired, _ANY),
+    DoubtKind.CHANCE: (lambda figure: figure.kind is Kind.CHOICE, _GOOD_NEWS),
+    DoubtKind.APPROXIMATE_REFERENCE: (lambda figure: figure.paired, _ANY),
 }
 """Kind -> the metrics it concerns, and the verdicts on them that become inconclusive."""
 
@@ -33,9 +33,12 @@ def doubt_about(metric: str, record: Record, verdict: Verdict | None = None) -> 
 
     With ``verdict``: the first that makes this verdict on the metric inconclusive.
     """
+    figure = figure_of(record.task, metric)
+    if figure is None:
+        return None
     for doubt in record.doubts:
         concerns, undermined = _EFFECTS[doubt.kind]
-        if concerns(metric) and (verdict is None or verdict in undermined):
+        if concerns(figure) and (verdict is None or verdict in undermined):
             return doubt
     return None
 

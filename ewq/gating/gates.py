@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ewq.gating.change import changes, incomparable
 from ewq.gating.doubts import doubt_about
-from ewq.gating.thresholds import Limit, Test, Tolerance
+from ewq.gating.thresholds import Limit, Test
 from ewq.measurement import Metric
-from ewq.metrics import DEVICE_ALTERNATIVES
 from ewq.record import Reason, Record, Verdict
+from ewq.tasks.table import Tolerance, figure_of
 
 PRECEDENCE = (
     Verdict.FAIL,
@@ -116,9 +115,9 @@ def _limit_finding(record: Record, name: str, limit: Limit) -> Reason:
 
 
 def _missing(record: Record, name: str, limit: Limit) -> Reason:
-    other = DEVICE_ALTERNATIVES.get(name)
-    if other in record.metrics:
-        text = f"{name} does not apply: this device reports {other}"
+    figure = figure_of(record.task, name)
+    if figure and figure.alternative in record.metrics:
+        text = f"{name} does not apply: this device reports {figure.alternative}"
         return Reason(Verdict.PASS, text, metric=name)
     known = ", ".join(record.metrics) or "none"
     text = f"{name}: missing metric, gated by {limit}; present: {known}"
@@ -138,17 +137,17 @@ def _noninferiority(record: Record, name: str, limit: Limit) -> tuple[Verdict, s
     shown, text = _bounds_shown(metric, limit)
     if shown:
         return Verdict.PASS, text
-    failed = _beyond(metric.value, limit) and _changed(name, metric, limit)
+    failed = _beyond(metric.value, limit) and _changed(record.task, name, metric, limit)
     return (Verdict.FAIL if failed else Verdict.INCONCLUSIVE), text
 
 
-def _changed(name: str, metric: Metric, limit: Limit) -> bool:
+def _changed(task: str, name: str, metric: Metric, limit: Limit) -> bool:
     """Whether the metric is certainly not what two equal variants have."""
     from ewq.stats import noninferiority
 
     assert metric.stderr is not None
-    equal = 1.0 if _NO_CHANGE_IS_ONE.fullmatch(name) else 0.0
-    distance = abs(metric.value - equal)
+    figure = figure_of(task, name)
+    distance = abs(metric.value - (figure.equal if figure else 0.0))
     return noninferiority(distance, metric.stderr, 0.0, limit.alpha, _freedom(metric)).holds
 
 
@@ -198,16 +197,6 @@ _TESTS: dict[Test, Callable[[Record, str, Limit], tuple[Verdict, str]]] = {
     Test.NONINFERIORITY: _noninferiority,
     Test.MCNEMAR: _mcnemar,
 }
-
-_NO_CHANGE_IS_ONE = re.compile(r"top1_agreement|(prefill|decode)_ratio.*|samples_token_agreement.*")
-"""Paired metrics that are one for two equal variants; the others are zero."""
-
-_BEHIND: dict[str, tuple[str, Callable[[float, float], float]]] = {
-    "accuracy_delta": ("accuracy", lambda value, delta: value - delta),
-    "ln_ppl_ratio": ("perplexity", lambda value, ratio: value / math.exp(ratio)),
-    "decode_ratio": ("decode_tokens_per_s", lambda value, ratio: value / ratio if ratio else 0.0),
-}
-"""Paired metric -> the metric it is made of, and how the reference's value follows."""
 
 
 def _beyond(value: float, limit: Limit) -> bool:
@@ -262,8 +251,11 @@ def _figure(metric: Metric, limit: Limit) -> str:
 
 def _two_values(record: Record, name: str, metric: Metric) -> str:
     """The reference's value and this variant's, behind a paired metric."""
-    base, invert = _BEHIND.get(name, ("", None))
+    figure = figure_of(record.task, name)
+    if figure is None or figure.reference is None:
+        return ""
+    base, invert = figure.reference
     now = record.metrics.get(base)
-    if now is None or invert is None:
+    if now is None:
         return ""
     return f" ({base}: reference {invert(now.value, metric.value):.4g}, now {now.value:.4g})"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from ewq.measurement import Items
 from ewq.record import Record
+from ewq.tasks.table import TASKS, ItemMean, Task
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,27 @@ def paired_changes(before: Record, after: Record) -> dict[str, PairedChange]:
 
     Empty where the task keeps no items, or the items are not about the same questions or texts.
     """
-    pair = _PAIRINGS.get(after.task)
-    if pair is None or not len(before.items) or not len(after.items):
+    task = TASKS.get(after.task)
+    if task is None or not _same_items(task, before.items, after.items):
         return {}
-    return pair(before, after)
+    return {
+        figure.key: _answers(before, after) if mean.size is None else _means(before, after, mean)
+        for figure in task.figures
+        if (mean := figure.mean)
+    }
 
 
-def _pair_answers(before: Record, after: Record) -> dict[str, PairedChange]:
-    """Items hold one letter a question, upper case where it is right."""
+def _same_items(task: Task, old: Items, new: Items) -> bool:
+    return len(old) == len(new) > 0 and all(
+        list(old.column(name)) == list(new.column(name)) for name in task.item_names
+    )
+
+
+def _answers(before: Record, after: Record) -> PairedChange:
+    """By an exact test; questions of one subject belong together."""
     from ewq.stats import paired_accuracy
 
     old, new = before.items.column("answer"), after.items.column("answer")
-    if len(old) != len(new):
-        return {}
     subjects = cast("Sequence[tuple[str, int]]", after.settings.get("subjects") or [])
     labels = [name for name, size in subjects for _ in range(size)]
     result = paired_accuracy(
@@ -48,34 +56,11 @@ def _pair_answers(before: Record, after: Record) -> dict[str, PairedChange]:
         [letter.isupper() for letter in new],
         labels if len(labels) == len(new) else None,
     )
-    change = PairedChange(result.stderr, result.mcnemar_p, result.smallest_detectable)
-    return {"accuracy": change}
+    return PairedChange(result.stderr, result.mcnemar_p, result.smallest_detectable)
 
 
-def _pair_windows(before: Record, after: Record) -> dict[str, PairedChange]:
-    old, new = before.items, after.items
-    if not _equal(old, new, "domain", "tokens", "bytes", "document"):
-        return {}
-    nll, tokens, size_bytes = (sum(new.column(name)) for name in ("nll", "tokens", "bytes"))
-    per_token = _difference(old, new, "nll")
-    return {
-        "perplexity": _scaled(per_token, math.exp(nll / tokens)),
-        "bits_per_byte": _scaled(per_token, tokens / (size_bytes * math.log(2))),
-    }
-
-
-def _pair_divergences(before: Record, after: Record) -> dict[str, PairedChange]:
-    old, new = before.items, after.items
-    if not _equal(old, new, "domain", "tokens", "document"):
-        return {}
-    return {
-        "kld_mean": _difference(old, new, "kld"),
-        "top1_agreement": _difference(old, new, "same_top"),
-    }
-
-
-def _difference(old: Items, new: Items, name: str) -> PairedChange:
-    """How sure the change of a mean per token is; windows of one document belong together."""
+def _means(before: Record, after: Record, mean: ItemMean) -> PairedChange:
+    """By the error of the difference; windows of one document belong together."""
     from ewq.stats import (
         clustered_ratio,
         clusters_of,
@@ -83,32 +68,16 @@ def _difference(old: Items, new: Items, name: str) -> PairedChange:
         two_sided_p,
     )
 
-    estimate = clustered_ratio(
-        [after - before for before, after in zip(old.column(name), new.column(name), strict=True)],
-        new.column("tokens"),
-        clusters_of(new.column("document")),
+    old, new = before.items.column(mean.column), after.items.column(mean.column)
+    sizes = after.items.column(mean.size or "")
+    change = clustered_ratio(
+        [now - then for then, now in zip(old, new, strict=True)],
+        sizes,
+        clusters_of(after.items.column("document")),
     )
-    if estimate.stderr is None:
+    if change.stderr is None:
         return PairedChange(None, None, None)
-    freedom = estimate.clusters - 1
-    p_value = two_sided_p(estimate.value, estimate.stderr, freedom)
-    detectable = smallest_detectable_difference(estimate.stderr, df=freedom)
-    return PairedChange(estimate.stderr, p_value, detectable)
-
-
-def _scaled(change: PairedChange, scale: float) -> PairedChange:
-    if change.stderr is None or change.detectable is None:
-        return change
-    return PairedChange(change.stderr * scale, change.p_value, change.detectable * scale)
-
-
-def _equal(old: Items, new: Items, *names: str) -> bool:
-    return all(list(old.column(name)) == list(new.column(name)) for name in names)
-
-
-_PAIRINGS: dict[str, Callable[[Record, Record], dict[str, PairedChange]]] = {
-    "mmlu": _pair_answers,
-    "mmlu_cloze": _pair_answers,
-    "perplexity": _pair_windows,
-    "divergence": _pair_divergences,
-}
+    slope = mean.slope(sum(new) / sum(sizes))
+    detectable = smallest_detectable_difference(change.stderr, df=change.freedom)
+    p_value = two_sided_p(change.value, change.stderr, change.freedom)
+    return PairedChange(change.stderr * slope, p_value, detectable * slope)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ewq.errors import InputError
-from ewq.metrics import TASK_METRICS, is_known, is_paired
+from ewq.tasks.table import TASKS, Tolerance, figure_of
 from ewq.variants import REFERENCE, find_variant, is_plan_name
 
 DEFAULT_ALPHA = 0.05
@@ -49,72 +49,21 @@ class Limit:
         return ", ".join(f"{name} {value:g}" for name, value in parts if value is not None)
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """How much worse than its baseline a metric may get before that is a regression."""
-
-    relative: float | None = None
-    """Share of the baseline's value."""
-    absolute: float | None = None
-    """In the metric's unit; the larger of the two counts where both are given."""
-    alpha: float = DEFAULT_ALPHA
-
-    def allowed(self, before: float) -> float:
-        """The tolerated change from a baseline of ``before``, in the metric's unit."""
-        return max((self.relative or 0.0) * abs(before), self.absolute or 0.0)
-
-    def __str__(self) -> str:
-        relative = None if self.relative is None else f"{self.relative:.2%}"
-        absolute = None if self.absolute is None else f"{self.absolute:g}"
-        return " or ".join(part for part in (relative, absolute) if part is not None)
-
-
 Limits = Mapping[str, Mapping[str, Limit]]
 """Task -> metric -> limit."""
 Tolerances = Mapping[str, Mapping[str, Tolerance]]
 """Task -> metric -> tolerance."""
 
-_RESIDENT_BYTES = 64e6
-"""Allocators and library caches move a process's resident memory by tens of megabytes."""
-
 DEFAULT_TOLERANCES: Tolerances = {
-    "mmlu": {"accuracy": Tolerance(absolute=0.005)},
-    "mmlu_cloze": {"accuracy": Tolerance(absolute=0.005)},
-    "perplexity": {
-        "perplexity": Tolerance(relative=0.001),
-        "bits_per_byte": Tolerance(relative=0.001),
-    },
-    "divergence": {
-        "kld_mean": Tolerance(relative=0.01, absolute=1e-5),
-        "kld_p99": Tolerance(relative=0.10, absolute=1e-4),
-        "top1_agreement": Tolerance(absolute=0.005),
-        "rms_delta_p": Tolerance(relative=0.05, absolute=1e-4),
-    },
-    "throughput": {
-        "prefill_tokens_per_s": Tolerance(relative=0.10),
-        "decode_tokens_per_s": Tolerance(relative=0.10),
-        "ttft_s": Tolerance(relative=0.10),
-        "decode_ratio": Tolerance(relative=0.10),
-    },
-    "memory": {
-        "weights_bytes": Tolerance(relative=0.005),
-        "bits_per_weight": Tolerance(relative=0.005),
-        "vram_peak_bytes": Tolerance(relative=0.05),
-        "ram_peak_bytes": Tolerance(relative=0.05, absolute=_RESIDENT_BYTES),
-        "load_peak_ram_bytes": Tolerance(relative=0.10, absolute=_RESIDENT_BYTES),
-    },
+    name: {each.key: each.tolerance for each in task.figures if each.tolerance}
+    for name, task in TASKS.items()
 }
 """What counts where the thresholds file says nothing; the file overrides metric by metric."""
 CPU_TOLERANCES: Tolerances = {
-    "throughput": {
-        "prefill_tokens_per_s": Tolerance(relative=0.5),
-        "decode_tokens_per_s": Tolerance(relative=0.5),
-        "ttft_s": Tolerance(relative=1.0),
-        "decode_ratio": Tolerance(relative=0.5),
-    },
+    name: {each.key: each.cpu_tolerance for each in task.figures if each.cpu_tolerance}
+    for name, task in TASKS.items()
 }
-"""The same on a CPU: half the speed. Other programs' use of caches and memory moves more there
-than a change of code does; calibrate your machine for less (``tools/calibrate.py``)."""
+"""The same on a CPU; calibrate your machine for less (``tools/calibrate.py``)."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +85,11 @@ class Thresholds:
         own = self.variants.get(variant, {}).get(task, {})
         limits = {**self.default.get(task, {}), **own}
         if variant == REFERENCE:
-            return {metric: limit for metric, limit in limits.items() if not is_paired(metric)}
+            return {
+                metric: limit
+                for metric, limit in limits.items()
+                if not ((figure := figure_of(task, metric)) and figure.paired)
+            }
         return limits
 
     def tolerances_for(self, task: str, device: str) -> dict[str, Tolerance]:
@@ -229,11 +182,11 @@ class _Reader:
 
     def _entries(self, table: object, place: str) -> Iterator[tuple[str, str, dict[str, Any], str]]:
         tasks = self.table(table, place)
-        self.require_known(tasks, TASK_METRICS, place)
+        self.require_known(tasks, TASKS, place)
         for task, metrics in tasks.items():
             for metric, entry in self.table(metrics, f"{place}.{task}").items():
                 where = f"{place}.{task}.{metric}"
-                if not is_known(task, metric):
+                if figure_of(task, metric) is None:
                     raise self._error(where, f"unknown metric of task {task!r}")
                 yield task, metric, self.table(entry, where), where
 

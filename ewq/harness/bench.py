@@ -12,22 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from ewq.harness.data import RunData
 from ewq.harness.handle import VariantHandle, set_libraries_aside
-from ewq.harness.jobs import JOBS
 from ewq.harness.loading import Loaded, get_ready, weights_bytes
 from ewq.harness.options import Options
 from ewq.harness.out_of_memory import reported
 from ewq.harness.placement import Placement
 from ewq.harness.references import References
 from ewq.harness.subject import Subject
-from ewq.harness.tiers import Tier
 from ewq.progress import Progress
 from ewq.record import Record
+from ewq.tasks.table import TASKS, Pairing
+from ewq.tasks.tiers import Tier
 from ewq.variants import REFERENCE, Variant
 
 if TYPE_CHECKING:
-    from ewq.data.mmlu import MmluData
-    from ewq.data.texts import TextSet
-    from ewq.data.windows import Definition
     from ewq.gating.thresholds import Thresholds
     from ewq.instruments.load_watch import LoadReading
     from ewq.storage.journal import Journal
@@ -69,21 +66,6 @@ class Bench:
         """Variant -> how often it ended an earlier process of this run."""
         for key, times in self.journal.crashes.items():
             self.past_crashes[key[0]] += times
-
-    @property
-    def mmlu(self) -> MmluData:
-        """The questions of this tier."""
-        return self.data.mmlu
-
-    @property
-    def texts(self) -> TextSet:
-        """The texts to score; tasks take as many tokens per domain as the tier allows."""
-        return self.data.texts
-
-    @property
-    def definition(self) -> Definition:
-        """How perplexity cuts the texts into windows."""
-        return self.data.definition
 
     def handle(self, variant: Variant) -> VariantHandle:
         """A handle that loads ``variant`` on first use; loads are counted."""
@@ -132,9 +114,10 @@ class Bench:
     def prepare_references(self) -> None:
         """Measure or recall the reference for tasks that pair with it but do not select it."""
         own = {task for variant, task in self.selected if variant == REFERENCE}
-        paired = {task for variant, task in self.selected if variant != REFERENCE and _pairs(task)}
+        others = {task for variant, task in self.selected if variant != REFERENCE}
+        paired = {task for task in others if TASKS[task].pairing is not Pairing.NONE}
         if self.subject.is_dummy:
-            paired = {task for task in paired if JOBS[task].on_random_weights}
+            paired = {task for task in paired if TASKS[task].on_random_weights}
         self.references.prepare(sorted(paired - own))
 
     def restore_distributions(self, task: str, handle: VariantHandle) -> None:
@@ -143,7 +126,8 @@ class Bench:
         They are large and deterministic, so the journal does not keep them.
         """
         todo = [key for key in self.selected if key not in self.journal.completed]
-        if task == "divergence" and any(key[1] == task for key in todo):
+        recorded = TASKS[task].pairing is Pairing.DISTRIBUTIONS
+        if recorded and any(key[1] == task for key in todo):
             self.references.distributions(handle)
 
     def close(self) -> None:
@@ -168,7 +152,3 @@ def run_settings(
         **asdict(placement),
         **{f"{task} data": digest for task, digest in data.digests(t for _, t in selected).items()},
     }
-
-
-def _pairs(task: str) -> bool:
-    return task == "divergence" or JOBS[task].pair is not None

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import EwqError
 from ewq.harness.options import Options
-from ewq.harness.tiers import Tier
 from ewq.progress import NO_PROGRESS, Progress
+from ewq.tasks.table import TASKS, Data
+from ewq.tasks.tiers import Tier
 
 if TYPE_CHECKING:
     from ewq.data.mmlu import MmluData
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from ewq.data.windows import Definition
 
 MMLU_SEED = 1234
-_MMLU_TASKS = ("mmlu", "mmlu_cloze", "noise_floor")
-_TEXT_TASKS = ("perplexity", "divergence")
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,10 @@ class RunData:
 
     def digest(self, task: str) -> str:
         """Of the data that a task reads; empty for tasks that make their own."""
-        if task in _MMLU_TASKS:
+        data = TASKS[task].data
+        if data is Data.QUESTIONS:
             return self.mmlu.digest
-        return self.texts.digest if task in _TEXT_TASKS else ""
+        return self.texts.digest if data is Data.TEXTS else ""
 
     def digests(self, tasks: Iterable[str]) -> dict[str, str]:
         """Task -> digest of its data. Data that cannot be read is its own test's to tell."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ewq.errors import EwqError
 from ewq.harness.loading import Loaded
+from ewq.instruments.memory import collect_garbage
 from ewq.variants import Variant
 
 if TYPE_CHECKING:
@@ -105,11 +106,3 @@ def set_libraries_aside() -> None:
     if not gc.get_freeze_count():
         gc.collect()
         gc.freeze()
-
-
-def collect_garbage() -> None:
-    """Collect cycles and hand cached GPU memory back to the driver."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ewq.errors import EwqError, MeasurementError
 from ewq.gating.gates import judge
 from ewq.harness.handle import VariantHandle
-from ewq.harness.jobs import JOBS, Work
+from ewq.harness.inputs import BenchInputs
 from ewq.harness.out_of_memory import reported
-from ewq.measurement import Metric, TaskResult
+from ewq.measurement import TaskResult
 from ewq.record import Reason, Record, Verdict
+from ewq.tasks.table import TASKS, Work
 from ewq.variants import REFERENCE, GgufFile
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _fresh(bench: Bench, handle: VariantHandle, task: str, benchmark: BenchmarkF
     _kept(lambda: bench.journal.started(key))
     try:
         with reported(f"{handle.name}, {task}", bench.placement.device):
-            work = JOBS[task].prepare(bench, handle)
+            work = TASKS[task].prepare(BenchInputs(bench, handle))
             _time(benchmark, work)
             record = _record(bench, handle, task, work)
     except BaseException as error:  # Ctrl-C too: it is no crash of the variant
@@ -94,6 +95,8 @@ def _refuse_repeated_crash(bench: Bench, key: Key) -> None:
 def _record(bench: Bench, handle: VariantHandle, task: str, work: Work) -> Record:
     result = work.result()
     reference = None if handle.name == REFERENCE else bench.references.get(task)
+    metrics = {**result.metrics, **TASKS[task].pair(result, reference)}
+    TASKS[task].check(metrics)
     return Record(
         model=bench.subject.label,
         fingerprint=bench.subject.fingerprint,
@@ -101,7 +104,7 @@ def _record(bench: Bench, handle: VariantHandle, task: str, work: Work) -> Recor
         task=task,
         tier=bench.options.tier,
         settings={**bench.placement.settings, **_file_settings(handle), **result.settings},
-        metrics={**result.metrics, **_paired(task, result, reference)},
+        metrics=metrics,
         items=result.items,
         plan=handle.plan.digest if handle.plan else None,
         doubts=(*result.doubts, *bench.references.doubts(task)),
@@ -139,11 +142,6 @@ def _plan_for_reports(task: str, handle: VariantHandle) -> dict[str, Any]:
         "blocks": blocks,
     }
     return {"plan": drawn}
-
-
-def _paired(task: str, result: TaskResult, reference: TaskResult | None) -> Mapping[str, Metric]:
-    pair = JOBS[task].pair
-    return pair(result, reference) if pair and reference else {}
 
 
 def _judge(bench: Bench, record: Record) -> Record:

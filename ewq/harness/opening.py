@@ -12,8 +12,8 @@ from ewq.harness.options import Options
 from ewq.harness.placement import Placement, find_placement
 from ewq.harness.session import PREVIOUS_JOURNAL
 from ewq.harness.subject import Subject
-from ewq.harness.tiers import Tier, tier_sizes
 from ewq.progress import Progress
+from ewq.tasks.tiers import Tier, tier_sizes
 from ewq.variants import GgufPlanned, Planned
 
 if TYPE_CHECKING:

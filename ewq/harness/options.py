@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ewq.errors import InputError
-from ewq.harness.tiers import TIERS
+from ewq.tasks.tiers import TIERS
 from ewq.variants import Variant, default_names, find_variant, in_run_order, parse_factor
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")

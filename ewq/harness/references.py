@@ -13,16 +13,18 @@ import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ewq.errors import EwqError
 from ewq.files import cache_dir
-from ewq.harness.jobs import JOBS
+from ewq.harness.inputs import BenchInputs
 from ewq.harness.out_of_memory import reported
 from ewq.measurement import Doubt, DoubtKind, TaskResult
+from ewq.tasks.table import TASKS, Pairing
 from ewq.variants import REFERENCE, find_variant
 
 if TYPE_CHECKING:
+    from ewq.data.reference_logprobs import Reference
     from ewq.harness.bench import Bench
     from ewq.harness.handle import VariantHandle
 
@@ -43,12 +45,12 @@ class References:
         self._origin: dict[str, str] = {}
         self.replayed: set[str] = set()
         """Tasks whose reference was measured before the run was interrupted."""
-        self._distributions: Any = None
+        self._distributions: Reference | None = None
 
     def remember(self, task: str, result: TaskResult) -> None:
         """Keep the reference's own result, for this run and for later ones."""
         self._results[task] = result
-        if not JOBS[task].same_session:
+        if not TASKS[task].same_session:
             self._store(task, result)
 
     def get(self, task: str) -> TaskResult | None:
@@ -62,7 +64,7 @@ class References:
 
     def doubts(self, task: str) -> tuple[Doubt, ...]:
         """Why figures paired with the reference are not to be trusted."""
-        replayed = task in self.replayed and JOBS[task].same_session
+        replayed = task in self.replayed and TASKS[task].same_session
         return (BEFORE_INTERRUPTION,) if replayed else ()
 
     def prepare(self, tasks: Iterable[str]) -> None:
@@ -75,7 +77,7 @@ class References:
         if missing:
             self._measure(missing)
 
-    def distributions(self, handle: VariantHandle) -> Any:  # noqa: ANN401 - see tasks.divergence
+    def distributions(self, handle: VariantHandle) -> Reference:
         """The reference's log-probabilities; recorded now if ``handle`` is the reference.
 
         Raises:
@@ -99,7 +101,7 @@ class References:
 
         self._distributions = divergence.record_reference(
             handle.model,
-            self._bench.texts,
+            self._bench.data.texts,
             cache_dir("reference-logprobs"),
             max_tokens_per_domain=self._bench.sizes.divergence_tokens,
             progress=self._bench.progress,
@@ -118,19 +120,19 @@ class References:
             handle.close()
 
     def _measure_one(self, task: str, handle: VariantHandle) -> None:
-        if task == "divergence":
+        if TASKS[task].pairing is Pairing.DISTRIBUTIONS:
             self._record(handle)
             return
-        work = JOBS[task].prepare(self._bench, handle)
+        work = TASKS[task].prepare(BenchInputs(self._bench, handle))
         for _ in range(work.warmup_rounds + work.rounds):
             work.once()
         self.remember(task, work.result())
         self._origin[task] = MEASURED_FOR_PAIRING
 
     def _recall(self, task: str) -> bool:
-        path = self._path(task)
-        if JOBS[task].pair is None or JOBS[task].same_session or not path.is_file():
-            return JOBS[task].pair is None and task != "divergence"
+        known, path = TASKS[task], self._path(task)
+        if known.pairing is not Pairing.RESULTS or known.same_session or not path.is_file():
+            return known.pairing is Pairing.NONE
         try:
             self._results[task] = TaskResult.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError):

@@ -131,9 +131,17 @@ def high_water_mark_bytes(proc: Path = PROC) -> int:
     raise OSError(f"{proc / 'status'} has no VmHWM line")
 
 
+def collect_garbage() -> None:
+    """Collect cycles and hand cached GPU memory back to the driver."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def release_free_memory() -> None:
     """Give freed memory back to the system, so that a baseline holds live objects only."""
-    gc.collect()
+    collect_garbage()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
         if trim is not None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from ewq.data.texts import TextSet
     from ewq.model import LanguageModel
+    from ewq.tasks.table import Inputs
 
     Array = NDArray[np.float64]
 
@@ -89,6 +90,17 @@ def record_reference(
     finally:
         progress.finish()
     return writer.reference
+
+
+def measure(inputs: Inputs) -> TaskResult:
+    """The tier's texts against the reference's recorded log-probabilities."""
+    return run(
+        inputs.model,
+        inputs.texts,
+        inputs.distributions,
+        max_tokens_per_domain=inputs.sizes.divergence_tokens,
+        progress=inputs.progress,
+    )
 
 
 def run(

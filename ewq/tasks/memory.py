@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from ewq.errors import MeasurementError
 from ewq.instruments.gpu import gpus_of
 from ewq.instruments.load_watch import LoadReading, instrument_for
-from ewq.instruments.memory import MemoryInstrument
+from ewq.instruments.memory import MemoryInstrument, release_free_memory
 from ewq.measurement import Json, Metric, TaskResult
 from ewq.tasks.throughput import SEED, random_prompts
 
 if TYPE_CHECKING:
     from ewq.model import LanguageModel
+    from ewq.tasks.table import Inputs
 
 TASK = "memory"
 PROMPT_TOKENS = 512
@@ -33,6 +34,13 @@ class Round:
     prompt_tokens: int = PROMPT_TOKENS
     new_tokens: int = NEW_TOKENS
     batch_size: int = 1
+
+
+def measure(inputs: Inputs) -> TaskResult:
+    """One round of the tier's lengths, after what earlier tasks left behind is given back."""
+    release_free_memory()
+    work = Round(inputs.sizes.prompt_tokens, inputs.sizes.new_tokens)
+    return run(inputs.model, inputs.load_reading, work)
 
 
 def run(

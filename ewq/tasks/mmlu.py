@@ -26,9 +26,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ewq.tasks.table import Inputs
+
 TASK = "mmlu"
 CONTINUATIONS = tuple(f" {letter}" for letter in LETTERS)
 """The space belongs to the letter: ``" A"`` and ``"A"`` are different tokens."""
+
+
+def measure(inputs: Inputs) -> TaskResult:
+    """The tier's questions with five shots."""
+    return run(inputs.model, inputs.questions, progress=inputs.progress)
 
 
 def run(

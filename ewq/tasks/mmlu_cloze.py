@@ -31,7 +31,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ewq.tasks.table import Inputs
+
 TASK = "mmlu_cloze"
+
+
+def measure(inputs: Inputs) -> TaskResult:
+    """The tier's questions."""
+    return run(inputs.model, inputs.questions, progress=inputs.progress)
 
 
 def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRESS) -> TaskResult:

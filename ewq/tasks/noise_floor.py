@@ -22,10 +22,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ewq.tasks.table import Inputs
+
     Logprobs = NDArray[np.float32]
 
 TASK = "noise_floor"
 QUESTIONS = 200
+
+
+def measure(inputs: Inputs) -> TaskResult:
+    """As many of the tier's questions as it asks thrice."""
+    questions = inputs.sizes.noise_questions
+    return run(inputs.model, inputs.questions, questions=questions, progress=inputs.progress)
 
 
 def run(

@@ -22,6 +22,7 @@ from ewq.stats import RatioEstimate, clustered_ratio, clusters_of, paired_ratio
 if TYPE_CHECKING:
     from ewq.data.texts import TextSet
     from ewq.model import LanguageModel
+    from ewq.tasks.table import Inputs
 
 TASK = "perplexity"
 # Windows with a common prefix (BOS) are handed over together; the model batches them.
@@ -37,6 +38,17 @@ class _Item:
     tokens: int
     bytes: int
     document: int
+
+
+def measure(inputs: Inputs) -> TaskResult:
+    """The tier's texts under the definition that is usual for them."""
+    return run(
+        inputs.model,
+        inputs.texts,
+        inputs.definition,
+        max_tokens_per_domain=inputs.sizes.text_tokens,
+        progress=inputs.progress,
+    )
 
 
 def run(

@@ -17,6 +17,7 @@ from ewq.stats import clustered_ratio
 
 if TYPE_CHECKING:
     from ewq.model import LanguageModel
+    from ewq.tasks.table import Inputs
 
 TASK = "samples"
 NEW_TOKENS = 48
@@ -39,6 +40,11 @@ PROMPTS = {
     "story": "Once upon a time, in a small village by the sea, there lived a girl who",
     "list": "Three simple ways to save energy at home:\n1.",
 }
+
+
+def measure(inputs: Inputs) -> TaskResult:
+    """All prompts, continued by as many tokens as the tier asks for."""
+    return run(inputs.model, new_tokens=inputs.sizes.sample_tokens, progress=inputs.progress)
 
 
 def run(

@@ -3,7 +3,8 @@
 For ``B`` prompts of ``P`` tokens continued by exactly ``N``:
 ``prefill_tokens_per_s = B P / t_first``, ``decode_tokens_per_s = B (N - 1) / sum t_step``,
 ``ttft_s = t_first``. The model's own clock readings are synchronised with the
-device and exclude tokenization and sampling.
+device and exclude tokenization and sampling. Metrics are medians over rounds with ``_p10`` and
+``_p90``; those of a batch size ``B`` above 1 have ``_bB`` before the percentile.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -19,18 +20,14 @@ import numpy as np
 from ewq.errors import BackendUnavailable, MeasurementError
 from ewq.instruments.gpu import ClockState, read_clocks
 from ewq.measurement import Doubt, DoubtKind, Items, Json, Metric, TaskResult
-from ewq.progress import NO_PROGRESS, Progress
 from ewq.quantiles import quantile
+from ewq.tasks.table import Work
 
 if TYPE_CHECKING:
     from ewq.model import Generation, LanguageModel
+    from ewq.tasks.table import Inputs
 
 TASK = "throughput"
-BATCH_SIZES = (1, 8)
-PROMPT_TOKENS = 512
-NEW_TOKENS = 128
-WARMUP_ROUNDS = 2
-ROUNDS = 5
 SEED = 20250307
 _SHARES = {"": 0.5, "_p10": 0.1, "_p90": 0.9}
 # Coefficient of variation above which a median is not to be trusted.
@@ -45,11 +42,11 @@ _SHORTEST_S = {"cpu": 0.05, "cuda": 0.002}
 class Protocol:
     """What one round does, and how many there are."""
 
-    prompt_tokens: int = PROMPT_TOKENS
-    new_tokens: int = NEW_TOKENS
-    batch_sizes: tuple[int, ...] = BATCH_SIZES
-    warmup_rounds: int = WARMUP_ROUNDS
-    rounds: int = ROUNDS
+    prompt_tokens: int
+    new_tokens: int
+    batch_sizes: tuple[int, ...]
+    warmup_rounds: int
+    rounds: int
     seed: int = SEED
     """Of the prompts' token ids."""
 
@@ -77,10 +74,15 @@ class Sample:
 class Rounds:
     """Rounds to be timed one by one; whoever calls :meth:`one` owns the stopwatch.
 
-    The first ``warmup_rounds`` calls count for nothing. Made by :func:`prepare`.
+    The first ``warmup_rounds`` calls count for nothing.
+
+    Raises:
+        MeasurementError: the model's context is too short for prompt and new tokens, or the
+            protocol measures nothing.
     """
 
     def __init__(self, model: LanguageModel, protocol: Protocol) -> None:
+        _check_protocol(model, protocol)
         self.protocol = protocol
         self._model = model
         self._prompts = {
@@ -104,11 +106,6 @@ class Rounds:
         self._calls += 1
         if self._calls == self.protocol.warmup_rounds:
             self._before = self._clocks()
-
-    @property
-    def noisy(self) -> bool:
-        """Whether the times of any phase and batch size vary by more than 5 %."""
-        return bool(self._noise_doubts())
 
     def result(self) -> TaskResult:
         """The figures of all measured rounds.
@@ -188,42 +185,18 @@ class Rounds:
         ]
 
 
-def prepare(model: LanguageModel, protocol: Protocol | None = None) -> Rounds:
-    """Rounds ready to run, such as by ``benchmark.pedantic(rounds.one, ...)``.
-
-    Raises:
-        MeasurementError: the model's context is too short for prompt and new tokens, or the
-            protocol measures nothing.
-    """
-    protocol = protocol or Protocol()
-    wanted = protocol.prompt_tokens + protocol.new_tokens
-    if wanted > model.info.context_length:
-        raise MeasurementError(
-            f"{protocol.prompt_tokens} prompt and {protocol.new_tokens} new tokens do not fit the "
-            f"model's context of {model.info.context_length}; ask for fewer"
-        )
-    if protocol.prompt_tokens < 1 or protocol.new_tokens < 2 or not protocol.batch_sizes:
-        raise MeasurementError(
-            "throughput needs a prompt token, two new tokens and a batch size at least; got "
-            f"{protocol.prompt_tokens}, {protocol.new_tokens} and {protocol.batch_sizes}"
-        )
-    return Rounds(model, protocol)
-
-
-def run(
-    model: LanguageModel, protocol: Protocol | None = None, *, progress: Progress = NO_PROGRESS
-) -> TaskResult:
-    """Warm up, measure, and measure once more from the start if the first attempt is noisy.
-
-    Metrics for batch size 1, each a median over rounds with ``_p10`` and ``_p90``:
-    ``prefill_tokens_per_s``, ``decode_tokens_per_s``, ``ttft_s``; for a batch
-    size ``B`` above 1 the same with ``_bB`` before the percentile. Items: the
-    ``first_token_s`` and ``decode_s`` of every round, by ``batch_size``.
-    """
-    rounds = _measured(model, protocol or Protocol(), progress)
-    if rounds.noisy:
-        rounds = _measured(model, rounds.protocol, progress)
-    return rounds.result()
+def prepare(inputs: Inputs) -> Work:
+    """The tier's rounds, to be timed one by one."""
+    sizes = inputs.sizes
+    protocol = Protocol(
+        prompt_tokens=sizes.prompt_tokens,
+        new_tokens=sizes.new_tokens,
+        batch_sizes=sizes.batch_sizes,
+        warmup_rounds=sizes.warmup_rounds,
+        rounds=sizes.rounds,
+    )
+    rounds = Rounds(inputs.model, protocol)
+    return Work(rounds.one, rounds.result, sizes.rounds, sizes.warmup_rounds)
 
 
 def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
@@ -246,32 +219,24 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     return ratios
 
 
-def fit(context_length: int, protocol: Protocol) -> Protocol:
-    """The protocol, or one with fewer tokens that a short context can hold."""
-    if protocol.prompt_tokens + protocol.new_tokens <= context_length:
-        return protocol
-    new_tokens = max(2, min(protocol.new_tokens, context_length // 4))
-    prompt_tokens = max(1, min(protocol.prompt_tokens, context_length - new_tokens))
-    return replace(protocol, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+def _check_protocol(model: LanguageModel, protocol: Protocol) -> None:
+    wanted = protocol.prompt_tokens + protocol.new_tokens
+    if wanted > model.info.context_length:
+        raise MeasurementError(
+            f"{protocol.prompt_tokens} prompt and {protocol.new_tokens} new tokens do not fit the "
+            f"model's context of {model.info.context_length}; ask for fewer"
+        )
+    if protocol.prompt_tokens < 1 or protocol.new_tokens < 2 or not protocol.batch_sizes:
+        raise MeasurementError(
+            "throughput needs a prompt token, two new tokens and a batch size at least; got "
+            f"{protocol.prompt_tokens}, {protocol.new_tokens} and {protocol.batch_sizes}"
+        )
 
 
 def random_prompts(vocab_size: int, count: int, length: int, seed: int) -> list[list[int]]:
     """``count`` prompts of ``length`` uniformly random token ids, the same for the same seed."""
     ids = np.random.default_rng(seed).integers(0, vocab_size, (count, length))
     return [[int(token) for token in row] for row in ids]
-
-
-def _measured(model: LanguageModel, protocol: Protocol, progress: Progress) -> Rounds:
-    rounds = prepare(model, protocol)
-    total = protocol.warmup_rounds + protocol.rounds
-    progress.start("throughput", total, "rounds")
-    try:
-        for _ in range(total):
-            rounds.one()
-            progress.advance(1)
-    finally:
-        progress.finish()
-    return rounds
 
 
 def _sample(generation: Generation) -> Sample:

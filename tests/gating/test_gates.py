@@ -10,6 +10,7 @@ from ewq.gating.gates import _figure, judge, overall
 from ewq.gating.thresholds import DEFAULT_TOLERANCES, Limit, Test, Tolerance
 from ewq.measurement import Items, Metric
 from ewq.record import Verdict
+from ewq.tasks.table import TASKS
 from tests.make_runs import CHANCE, NOISY, THROTTLED, answers, metric, mmlu, record
 
 P, F, Q, N, U = (
@@ -130,7 +131,9 @@ LIMITS = {
     ("limits", "metrics", "doubts", "expected"), LIMITS.values(), ids=LIMITS.keys()
 )
 def test_limits(limits, metrics, doubts, expected):
-    judgement = judge(record(metrics=metrics, doubts=doubts), limits)
+    names = {*limits, *metrics}
+    task = next(task for task in TASKS.values() if all(task.figure(name) for name in names))
+    judgement = judge(record(task.name, metrics=metrics, doubts=doubts), limits)
 
     assert judgement.verdict is expected, judgement
     assert bool(judgement.reasons) == (expected is not P)
@@ -149,7 +152,7 @@ def test_a_failure_carries_both_values_tolerance_statistic_and_what_could_be_det
 
 def test_a_perplexity_failure_names_both_perplexities():
     metrics = ppl(math.log(2)) | {"perplexity": metric(20.0, stderr=0.5, better=False)}
-    (reason,) = judge(record(metrics=metrics), {"ln_ppl_ratio": NO_WORSE_PPL}).reasons
+    (reason,) = judge(record("perplexity", metrics=metrics), {"ln_ppl_ratio": NO_WORSE_PPL}).reasons
 
     assert "perplexity: reference 10, now 20" in str(reason)
 

@@ -5,7 +5,8 @@ import weakref
 
 import pytest
 
-from ewq.harness.handle import collect_garbage, set_libraries_aside
+from ewq.harness.handle import set_libraries_aside
+from ewq.instruments.memory import collect_garbage
 
 
 class Node:

@@ -7,7 +7,7 @@ import pytest
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import InputError
 from ewq.harness.data import RunData
-from ewq.harness.tiers import tier_sizes
+from ewq.tasks.tiers import tier_sizes
 
 
 class Told:

@@ -7,8 +7,7 @@ import pytest
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.harness.data import RunData
-from ewq.harness.tiers import TIERS, tier_sizes
-from ewq.metrics import is_known
+from ewq.tasks.tiers import TIERS, tier_sizes
 from tests.harness.fakes import TASKS, set_behaviour
 
 CARRIED_QUESTIONS = 288
@@ -189,17 +188,6 @@ def test_collecting_imports_no_heavy_library(project):
     )
     (project.path / "conftest.py").unlink()
     assert project.run("python", "-c", script).ret == 0
-
-
-def test_every_metric_a_task_reports_is_in_the_vocabulary(bench, project):
-    bench(*TWO, "--benchmark-autosave")
-    unknown = {
-        (task, name)
-        for (_, task), record in records(project).items()
-        for name in record["metrics"]
-        if not is_known(task, name)
-    }
-    assert not unknown
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])

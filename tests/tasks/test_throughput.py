@@ -35,8 +35,15 @@ class TimedModel(NumpyModel):
         return Generation(tokens, next(self._first), (next(self._step),) * (new_tokens - 1))
 
 
+def run(model, protocol):
+    rounds = throughput.Rounds(model, protocol)
+    for _ in range(protocol.warmup_rounds + protocol.rounds):
+        rounds.one()
+    return rounds.result()
+
+
 def test_prefill_and_decode_are_computed_apart():
-    result = throughput.run(TimedModel(), Protocol(100, 11, (1, 8), 1, 3))
+    result = run(TimedModel(), Protocol(100, 11, (1, 8), 1, 3))
     value = {key: metric.value for key, metric in result.metrics.items()}
     assert value["prefill_tokens_per_s"] == pytest.approx(100 / 0.5)
     assert value["decode_tokens_per_s"] == pytest.approx(10 / 2.5)
@@ -49,7 +56,7 @@ def test_prefill_and_decode_are_computed_apart():
 def test_medians_and_percentiles_are_over_measured_rounds_only():
     # The first two rounds warm up and are slow.
     model = TimedModel(first_token_s=(9.0, 9.0, 1.0, 1.01, 1.02, 1.03, 1.04))
-    result = throughput.run(model, Protocol(100, 2, (1,), 2, 5))
+    result = run(model, Protocol(100, 2, (1,), 2, 5))
     times = result.items.column("first_token_s")
     assert times == [1.0, 1.01, 1.02, 1.03, 1.04]
     assert result.metrics["ttft_s"].value == pytest.approx(1.02)
@@ -62,15 +69,8 @@ def test_medians_and_percentiles_are_over_measured_rounds_only():
 
 def test_every_round_runs_each_batch_size_once_from_a_synchronised_start():
     model = TimedModel()
-    throughput.run(model, Protocol(10, 4, (1, 8), 1, 2))
+    run(model, Protocol(10, 4, (1, 8), 1, 2))
     assert model.events == ["synchronize", (1, 10, 4), (8, 10, 4)] * 3
-
-
-def test_rounds_can_be_driven_by_somebody_elses_stopwatch():
-    rounds = throughput.prepare(TimedModel(), Protocol(10, 4, (1,), 2, 3))
-    for _ in range(5):
-        rounds.one()
-    assert rounds.result().metrics["ttft_s"].n == 3
 
 
 def test_prompts_are_the_same_for_every_model():
@@ -81,27 +81,19 @@ def test_prompts_are_the_same_for_every_model():
     assert 0 <= min(map(min, prompts)) <= max(map(max, prompts)) < 50
 
 
-def test_times_that_vary_are_measured_again_and_then_called_noisy():
-    model = TimedModel(first_token_s=(1.0, 2.0))
-    result = throughput.run(model, Protocol(10, 2, (1,), 0, 4))
-    assert len(model.events) == 2 * 4 * 2
+def test_times_that_vary_are_called_noisy():
+    result = run(TimedModel(first_token_s=(1.0, 2.0)), Protocol(10, 2, (1,), 0, 4))
     assert len(result.items.column("decode_s")) == 4
     (doubt,) = result.doubts
     assert (doubt.kind, set(doubt.figures)) == (DoubtKind.NOISE, {"variation"})
     assert doubt.text.startswith("noisy: times of prefill at batch size 1 vary by ")
 
 
-def test_rounds_too_short_for_a_processor_are_called_so_and_not_repeated():
+def test_rounds_too_short_for_a_processor_are_called_so():
     model = TimedModel(first_token_s=(0.005,), step_s=(0.25,))
-    (doubt,) = throughput.run(model, Protocol(10, 2, (1,), 0, 4)).doubts
+    (doubt,) = run(model, Protocol(10, 2, (1,), 0, 4)).doubts
     assert (doubt.kind, doubt.figures) == (DoubtKind.NOISE, {"median_s": 0.005})
     assert doubt.text.startswith("too noisy to gate: a round's prefill at batch size 1 takes 5 ms")
-    assert len(model.events) == 4 * 2
-
-
-def test_steady_times_after_a_noisy_start_are_not_noisy():
-    model = TimedModel(first_token_s=(1.0, 2.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0))
-    assert throughput.run(model, Protocol(10, 2, (1,), 0, 4)).doubts == ()
 
 
 @pytest.mark.parametrize(
@@ -119,7 +111,7 @@ def test_steady_times_after_a_noisy_start_are_not_noisy():
 def test_clocks_are_read_before_and_after(monkeypatch, states, texts):
     readings = iter(states)
     monkeypatch.setattr(throughput, "read_clocks", lambda device: next(readings))
-    result = throughput.run(TimedModel(), Protocol(10, 4, (1,), 1, 2))
+    result = run(TimedModel(), Protocol(10, 4, (1,), 1, 2))
     assert tuple(doubt.text for doubt in result.doubts) == texts
     assert {doubt.kind for doubt in result.doubts} <= {DoubtKind.THROTTLING}
     moments = [state and state.to_json() for state in states]
@@ -132,14 +124,14 @@ def test_a_driver_that_tells_no_clocks_is_noted(monkeypatch, error):
         raise error("Not Supported")
 
     monkeypatch.setattr(throughput, "read_clocks", refuse)
-    result = throughput.run(TimedModel(), Protocol(10, 4, (1,), 1, 2))
+    result = run(TimedModel(), Protocol(10, 4, (1,), 1, 2))
     assert result.notes == ("clock state unknown: Not Supported",)
 
 
 def test_ratios_are_to_the_reference():
     protocol = Protocol(100, 11, (1, 8), 0, 3)
-    base = throughput.run(TimedModel(first_token_s=(0.5,), step_s=(0.2,)), protocol)
-    new = throughput.run(TimedModel(first_token_s=(1.0,), step_s=(0.1,)), protocol)
+    base = run(TimedModel(first_token_s=(0.5,), step_s=(0.2,)), protocol)
+    new = run(TimedModel(first_token_s=(1.0,), step_s=(0.1,)), protocol)
     ratios = {key: metric.value for key, metric in throughput.pair(new, base).items()}
     assert ratios == pytest.approx(
         {"decode_ratio": 2, "prefill_ratio": 0.5, "decode_ratio_b8": 2, "prefill_ratio_b8": 0.5}
@@ -148,8 +140,8 @@ def test_ratios_are_to_the_reference():
 
 def test_a_ratios_error_joins_both_errors():
     protocol = Protocol(100, 11, (1,), 0, 4)
-    steady = throughput.run(TimedModel(), protocol)
-    varying = throughput.run(TimedModel(step_s=(0.25, 0.26, 0.25, 0.24)), protocol)
+    steady = run(TimedModel(), protocol)
+    varying = run(TimedModel(step_s=(0.25, 0.26, 0.25, 0.24)), protocol)
     one = throughput.pair(varying, steady)["decode_ratio"].stderr
     both = throughput.pair(varying, varying)["decode_ratio"].stderr
     assert both == pytest.approx(one * 2**0.5, rel=0.05)
@@ -158,27 +150,18 @@ def test_a_ratios_error_joins_both_errors():
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
-        pytest.param(Protocol(600, 128), "600 prompt and 128 new tokens do not fit", id="context"),
-        pytest.param(Protocol(10, 1), "two new tokens", id="no decode"),
-        pytest.param(Protocol(10, 4, ()), "batch size at least", id="no batch"),
+        pytest.param(Protocol(600, 128, (1,), 0, 2), "600 prompt and 128 new", id="context"),
+        pytest.param(Protocol(10, 1, (1,), 0, 2), "two new tokens", id="no decode"),
+        pytest.param(Protocol(10, 4, (), 0, 2), "batch size at least", id="no batch"),
         pytest.param(Protocol(10, 4, (1,), 2, 1), "1 measured rounds", id="one round"),
     ],
 )
 def test_a_protocol_that_measures_nothing_is_an_error(protocol, message):
     with pytest.raises(MeasurementError, match=message):
-        throughput.run(TimedModel(), protocol)
+        run(TimedModel(), protocol)
 
 
 def test_different_protocols_cannot_be_paired():
-    runs = [throughput.run(TimedModel(), Protocol(n, 4, (1,), 0, 2)) for n in (10, 20)]
+    runs = [run(TimedModel(), Protocol(n, 4, (1,), 0, 2)) for n in (10, 20)]
     with pytest.raises(MeasurementError, match="measured differently"):
         throughput.pair(*runs)
-
-
-@pytest.mark.parametrize(
-    ("context", "expected"), [(640, (512, 128)), (256, (192, 64)), (8192, (512, 128))]
-)
-def test_a_protocol_can_be_fitted_to_a_short_context(context, expected):
-    fitted = throughput.fit(context, Protocol())
-    assert (fitted.prompt_tokens, fitted.new_tokens) == expected
-    assert fitted.prompt_tokens + fitted.new_tokens <= context

@@ -7,6 +7,7 @@ from pathlib import Path
 from calibration.spread import Spread, spreads, to_table, to_toml
 
 from ewq.gating.thresholds import Limit, Thresholds, load_thresholds
+from ewq.measurement import DoubtKind
 from ewq.storage.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +81,7 @@ def _untrusted(runs: list[Run]) -> list[str]:
     counts: dict[str, int] = {}
     for run in runs:
         for (variant, task), record in run.records.items():
-            if task == "throughput" and any("nois" in note.lower() for note in record.notes):
+            if task == "throughput" and any(d.kind is DoubtKind.NOISE for d in record.doubts):
                 counts[variant] = counts.get(variant, 0) + 1
     if not counts:
         return []

@@ -137,7 +137,7 @@ def notes(run: Run) -> list[str]:
     """What did not go as asked: failures, and notes of the records."""
     said = [f"- {key}: {reason}" for key, reason in run.failed.items()]
     for (variant, task), record in run.records.items():
-        said += [f"- {variant}/{task}: {note}" for note in record.notes]
+        said += [f"- {variant}/{task}: {note}" for note in record.remarks]
     return ["", *dict.fromkeys(said)] if said else []
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ewq.metrics import is_clocked
 from ewq.record import Record
 from ewq.report.document import Bullets, Paragraph, Part, Plot, Point, Section, Table
 from ewq.report.escaping import plot_text
@@ -15,6 +14,7 @@ from ewq.report.plotting import MARKS, SERIES, layout
 from ewq.report.rows import ReportedRun
 from ewq.storage.environment import comparable, differences
 from ewq.storage.runs import Run
+from ewq.tasks.table import Kind, figure_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def _comparable(run: Run, shown: ReportedRun, tracked: Tracked, key: tuple[str, 
         return False
     same_device = not comparable(run.machine, shown.run.machine)
     same = old.fingerprint == new.fingerprint and old.settings == new.settings
-    return same and (same_device or not is_clocked(tracked.metric))
+    figure = figure_of(tracked.task, tracked.metric)
+    return same and (same_device or figure is None or figure.kind is not Kind.CLOCK)
 
 
 def _left_out(shown: ReportedRun) -> list[str]:

@@ -1,0 +1,382 @@
+"""The table of tasks: everything that is known of a task without running it.
+
+A task's code is the module of its name in this package, imported when the
+task runs. It has ``measure(inputs) -> TaskResult``, or ``prepare(inputs) ->
+Work`` where one measurement takes several timed rounds; ``pair(result,
+reference) -> dict[str, Metric]`` where its result is paired with the reference's.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+from ewq.errors import InputError, MeasurementError
+from ewq.measurement import Metric, TaskResult
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from ewq.data.mmlu import MmluData
+    from ewq.data.reference_logprobs import Reference
+    from ewq.data.texts import TextSet
+    from ewq.data.windows import Definition
+    from ewq.instruments.load_watch import LoadReading
+    from ewq.model import LanguageModel
+    from ewq.progress import Progress
+    from ewq.tasks.tiers import Tier
+
+
+class Data(StrEnum):
+    """What a task reads; loaded before the clock starts."""
+
+    NONE = ""
+    QUESTIONS = "questions"
+    TEXTS = "texts"
+
+
+class Pairing(StrEnum):
+    """How a task compares with the reference variant."""
+
+    NONE = "none"
+    RESULTS = "results"
+    """The module's ``pair`` compares two results item by item."""
+    DISTRIBUTIONS = "distributions"
+    """The task itself reads the reference's recorded log-probabilities."""
+
+
+class Kind(StrEnum):
+    """What a figure comes from, and so what can make it doubtful."""
+
+    QUALITY = "quality"
+    CHOICE = "choice"
+    """A share of right answers, or its change: it says nothing at chance level."""
+    CLOCK = "clock"
+    """It suffers from noise and throttling."""
+    COUNT = "count"
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How much worse than its baseline a metric may get before that is a regression."""
+
+    relative: float | None = None
+    """Share of the baseline's value."""
+    absolute: float | None = None
+    """In the metric's unit; the larger of the two counts where both are given."""
+    alpha: float = 0.05
+    """Probability of a false alarm."""
+
+    def allowed(self, before: float) -> float:
+        """The tolerated change from a baseline of ``before``, in the metric's unit."""
+        return max((self.relative or 0.0) * abs(before), self.absolute or 0.0)
+
+    def __str__(self) -> str:
+        relative = None if self.relative is None else f"{self.relative:.2%}"
+        absolute = None if self.absolute is None else f"{self.absolute:g}"
+        return " or ".join(part for part in (relative, absolute) if part is not None)
+
+
+@dataclass(frozen=True)
+class ItemMean:
+    """How a metric follows from items, so that two runs can be compared item by item."""
+
+    column: str
+    size: str | None = None
+    """The column to divide by. ``None``: the first holds letters, upper case where they are right,
+    and two runs are compared by an exact test."""
+    slope: Callable[[float], float] = lambda mean: 1.0
+    """Change of the metric per change of the mean, at a mean."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Metrics that share a name pattern, and what may be said about them."""
+
+    key: str
+    """A name, or a regular expression that whole names match."""
+    unit: str
+    higher_is_better: bool | None
+    kind: Kind = Kind.QUALITY
+    paired: bool = False
+    """Whether it compares with the reference variant, which therefore has none itself."""
+    equal: float = 0.0
+    """What a paired figure is for two equal variants."""
+    reference: tuple[str, Callable[[float, float], float]] | None = None
+    """The metric a paired figure is made of, and how the reference's value follows from both."""
+    alternative: str = ""
+    """The metric that devices of another kind report instead."""
+    mean: ItemMean | None = None
+    tolerance: Tolerance | None = None
+    """Against a baseline, where a thresholds file says nothing; ``None``: not gated."""
+    cpu_tolerance: Tolerance | None = None
+    """The same on a CPU, where other programs move it more than a change of code does."""
+
+
+class Inputs(Protocol):
+    """What the harness gives a task. Everything is loaded on first use."""
+
+    @property
+    def model(self) -> LanguageModel:
+        """The variant's model. Do not keep it: the handle behind it closes it."""
+
+    @property
+    def load_reading(self) -> LoadReading:
+        """Seconds and memory that loading took."""
+
+    @property
+    def questions(self) -> MmluData:
+        """The tier's MMLU questions."""
+
+    @property
+    def texts(self) -> TextSet:
+        """The texts to score."""
+
+    @property
+    def definition(self) -> Definition:
+        """How perplexity cuts the texts into windows."""
+
+    @property
+    def distributions(self) -> Reference:
+        """The reference's log-probabilities."""
+
+    @property
+    def sizes(self) -> Tier:
+        """How much the tier measures."""
+
+    @property
+    def progress(self) -> Progress:
+        """Where progress is shown."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One task on one variant, ready to be timed."""
+
+    once: Callable[[], object]
+    """One timed round. It ends only when the device has finished."""
+    result: Callable[[], TaskResult]
+    """The outcome, after all rounds."""
+    rounds: int = 1
+    warmup_rounds: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task."""
+
+    name: str
+    figures: tuple[Figure, ...]
+    """The first whose key matches a metric's name describes it."""
+    data: Data = Data.NONE
+    pairing: Pairing = Pairing.NONE
+    item_names: tuple[str, ...] = ()
+    """Columns that say which item a row is: equal in two runs that can be compared by items."""
+    item_values: tuple[str, ...] = ()
+    """Columns that were measured."""
+    in_rounds: bool = False
+    """Whether one measurement takes several timed rounds."""
+    same_session: bool = False
+    """Whether the reference must be measured in the same session: clocks drift between runs."""
+    on_random_weights: bool = False
+    """Whether the values of the weights do not matter to it."""
+    first: bool = False
+    """Whether it is measured before a variant's other tasks, which leave freed memory behind."""
+
+    @property
+    def module(self) -> ModuleType:
+        """The task's code."""
+        return import_module(f"ewq.tasks.{self.name}")
+
+    def prepare(self, inputs: Inputs) -> Work:
+        """Load the model and the data, so that only the task's own work is timed."""
+        _ = inputs.model
+        if self.data is not Data.NONE:
+            _ = inputs.questions if self.data is Data.QUESTIONS else inputs.texts
+        if self.in_rounds:
+            work: Work = self.module.prepare(inputs)
+            return work
+        measure, outcome = self.module.measure, list[TaskResult]()
+        return Work(lambda: outcome.append(measure(inputs)), lambda: outcome[-1])
+
+    def pair(self, result: TaskResult, reference: TaskResult | None) -> Mapping[str, Metric]:
+        """Metrics of a result against the reference's; none where the task does not pair results.
+
+        Raises:
+            MeasurementError: the two are not about the same items.
+        """
+        if reference is None or self.pairing is not Pairing.RESULTS:
+            return {}
+        metrics: Mapping[str, Metric] = self.module.pair(result, reference)
+        return metrics
+
+    def figure(self, metric: str) -> Figure | None:
+        """What is known of a metric; ``None`` where the task does not report it."""
+        return next((each for each in self.figures if re.fullmatch(each.key, metric)), None)
+
+    def check(self, metrics: Mapping[str, Metric]) -> None:
+        """Refuse metrics that are not as the table says, before they are stored.
+
+        Raises:
+            MeasurementError: an unknown metric, or another unit or direction.
+        """
+        for name, metric in metrics.items():
+            known = self.figure(name)
+            if known is None:
+                raise MeasurementError(f"{self.name} reports {name!r}, which its table entry lacks")
+            found = (metric.unit, metric.higher_is_better)
+            if found != (known.unit, known.higher_is_better):
+                raise MeasurementError(
+                    f"{self.name} reports {name!r} with unit and direction {found}, not as in its "
+                    f"table entry: {(known.unit, known.higher_is_better)}"
+                )
+
+
+def find_task(name: str) -> Task:
+    """The task of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in TASKS:
+        raise InputError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def figure_of(task: str, metric: str) -> Figure | None:
+    """What is known of a metric of a task; ``None`` where either is unknown."""
+    return TASKS[task].figure(metric) if task in TASKS else None
+
+
+_SPREAD = r"(_b\d+)?(_p10|_p90)?"
+"""Batch size above 1, then percentile."""
+_RESIDENT_BYTES = 64e6
+"""Allocators and library caches move a process's resident memory by tens of megabytes."""
+_TENTH, _HALF = Tolerance(relative=0.10), Tolerance(relative=0.5)
+
+_ANSWERS = (
+    Figure(
+        "accuracy", "fraction", True, Kind.CHOICE,
+        mean=ItemMean("answer"), tolerance=Tolerance(absolute=0.005),
+    ),
+    Figure(r"accuracy_macro|accuracy/.+", "fraction", True, Kind.CHOICE),
+    Figure(r"answered_[A-D]", "fraction", None),
+    Figure(
+        "accuracy_delta", "fraction", True, Kind.CHOICE, paired=True,
+        reference=("accuracy", lambda now, delta: now - delta),
+    ),
+    Figure("flips", "fraction", False, paired=True),
+    Figure("mcnemar_p", "p", None, Kind.CHOICE, paired=True),
+)  # fmt: skip
+
+_PERPLEXITY = (
+    Figure(
+        "perplexity", "ratio", False,
+        mean=ItemMean("nll", "tokens", math.exp), tolerance=Tolerance(relative=0.001),
+    ),
+    Figure(r"perplexity/.+", "ratio", False),
+    Figure(
+        "bits_per_byte", "bits", False,
+        mean=ItemMean("nll", "bytes", lambda _: 1 / math.log(2)),
+        tolerance=Tolerance(relative=0.001),
+    ),
+    Figure(r"bits_per_byte/.+", "bits", False),
+    Figure(
+        "ln_ppl_ratio", "nats", False, paired=True,
+        reference=("perplexity", lambda now, ratio: now / math.exp(ratio)),
+    ),
+    Figure(r"ln_ppl_ratio/.+", "nats", False, paired=True),
+)  # fmt: skip
+
+_DIVERGENCE = (
+    Figure(
+        "kld_mean", "nats", False, paired=True,
+        mean=ItemMean("kld", "tokens"), tolerance=Tolerance(relative=0.01, absolute=1e-5),
+    ),
+    Figure(
+        "kld_p99", "nats", False, paired=True, tolerance=Tolerance(relative=0.10, absolute=1e-4)
+    ),
+    Figure(r"kld_p\d+", "nats", False, paired=True),
+    Figure(
+        "top1_agreement", "fraction", True, paired=True, equal=1.0,
+        mean=ItemMean("same_top", "tokens"), tolerance=Tolerance(absolute=0.005),
+    ),
+    Figure(
+        "rms_delta_p", "fraction", False, paired=True,
+        tolerance=Tolerance(relative=0.05, absolute=1e-4),
+    ),
+    Figure("ln_ppl_ratio", "nats", False, paired=True),
+)  # fmt: skip
+
+_THROUGHPUT = (
+    *(
+        Figure(f"{phase}_tokens_per_s", "tokens/s", True, Kind.CLOCK,
+               tolerance=_TENTH, cpu_tolerance=_HALF)
+        for phase in ("prefill", "decode")
+    ),
+    Figure("ttft_s", "s", False, Kind.CLOCK,
+           tolerance=_TENTH, cpu_tolerance=Tolerance(relative=1.0)),
+    Figure(rf"(prefill|decode)_tokens_per_s{_SPREAD}", "tokens/s", True, Kind.CLOCK),
+    Figure(rf"ttft_s{_SPREAD}", "s", False, Kind.CLOCK),
+    Figure(
+        "decode_ratio", "ratio", True, Kind.CLOCK, paired=True, equal=1.0,
+        reference=("decode_tokens_per_s", lambda now, ratio: now / ratio if ratio else 0.0),
+        tolerance=_TENTH, cpu_tolerance=_HALF,
+    ),
+    Figure(r"(prefill|decode)_ratio(_b\d+)?", "ratio", True, Kind.CLOCK, paired=True, equal=1.0),
+)  # fmt: skip
+
+_MEMORY = (
+    Figure("weights_bytes", "bytes", False, Kind.COUNT, tolerance=Tolerance(relative=0.005)),
+    Figure("bits_per_weight", "bits", False, Kind.COUNT, tolerance=Tolerance(relative=0.005)),
+    Figure("vram_peak_bytes", "bytes", False, Kind.COUNT,
+           alternative="ram_peak_bytes", tolerance=Tolerance(relative=0.05)),
+    Figure("ram_peak_bytes", "bytes", False, Kind.COUNT,
+           alternative="vram_peak_bytes", tolerance=Tolerance(0.05, _RESIDENT_BYTES)),
+    Figure("load_peak_ram_bytes", "bytes", False, Kind.COUNT,
+           tolerance=Tolerance(0.10, _RESIDENT_BYTES)),
+    Figure("load_s", "s", False, Kind.CLOCK),
+)  # fmt: skip
+
+_SAMPLES = (
+    Figure("samples_token_agreement", "fraction", True, paired=True, equal=1.0),
+    Figure("samples_common_tokens", "count", True, paired=True),
+)
+
+_NOISE_FLOOR = (
+    Figure(r"flips/(repeat|regrouped)", "fraction", False),
+    Figure(r"logprob_change/(repeat|regrouped)", "nats", False),
+)
+
+TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        Task("mmlu", _ANSWERS, Data.QUESTIONS, Pairing.RESULTS, item_values=("answer",)),
+        Task("mmlu_cloze", _ANSWERS, Data.QUESTIONS, Pairing.RESULTS, item_values=("answer",)),
+        Task(
+            "perplexity", _PERPLEXITY, Data.TEXTS, Pairing.RESULTS,
+            item_names=("domain", "tokens", "bytes", "document"), item_values=("nll",),
+        ),
+        Task(
+            "divergence", _DIVERGENCE, Data.TEXTS, Pairing.DISTRIBUTIONS,
+            item_names=("domain", "tokens", "document"),
+            item_values=("kld", "same_top", "delta_p_squared", "nll_change"),
+        ),
+        Task(
+            "throughput", _THROUGHPUT, pairing=Pairing.RESULTS,
+            item_names=("batch_size",), item_values=("first_token_s", "decode_s"),
+            in_rounds=True, same_session=True, on_random_weights=True,
+        ),
+        Task("memory", _MEMORY, on_random_weights=True, first=True),
+        Task("noise_floor", _NOISE_FLOOR, Data.QUESTIONS, item_values=("answer",)),
+        Task(
+            "samples", _SAMPLES, pairing=Pairing.RESULTS,
+            item_names=("prompt",), item_values=("tokens",),
+        ),
+    )
+}  # fmt: skip
