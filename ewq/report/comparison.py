@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ewq.gating.compare import Comparison, Row
@@ -12,7 +13,7 @@ from ewq.report.estimate import MISSING
 from ewq.report.formats import to_json
 from ewq.report.html import to_html
 from ewq.report.markdown import to_markdown
-from ewq.storage.runs import Run
+from ewq.report.rows import run_data
 
 COMMENT_LIMIT = 65_536
 """Largest comment GitHub takes; counted here in UTF-8 bytes, which are never fewer."""
@@ -159,14 +160,11 @@ def _changes(comparison: Comparison, rows: Sequence[Row]) -> Table:
 
 def _cause(comparison: Comparison, row: Row) -> str:
     """What else is different between the two measurements."""
-    old, new = (run.records.get((row.variant, row.task)) for run in _runs(comparison))
+    runs = (comparison.before, comparison.after)
+    old, new = (run.records.get((row.variant, row.task)) for run in runs)
     planned = old is not None and new is not None and old.plan != new.plan
     words = ["another plan"] * planned + ["other versions"] * bool(comparison.differences)
     return ", ".join(words)
-
-
-def _runs(comparison: Comparison) -> tuple[Run, Run]:
-    return comparison.before, comparison.after
 
 
 def _rest(rows: Sequence[Row], ranked: Sequence[Row]) -> list[Part]:
@@ -226,8 +224,8 @@ def _data(comparison: Comparison) -> dict[str, Any]:
         "schema": 1,
         "verdict": comparison.verdict.value,
         "exit_code": comparison.exit_code,
-        "before": _run_data(comparison.before),
-        "after": _run_data(comparison.after),
+        "before": run_data(comparison.before),
+        "after": run_data(comparison.after),
         "refusals": list(comparison.refusals),
         "losses": list(comparison.losses),
         "uncovered": list(comparison.uncovered),
@@ -236,29 +234,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _run_data(run: Run) -> dict[str, Any]:
-    return {
-        "path": str(run.path),
-        "commit": run.commit,
-        "dirty": run.dirty,
-        "datetime": run.datetime.isoformat(),
-        "complete": run.complete,
-    }
-
-
 def _row_data(row: Row) -> dict[str, Any]:
     change = row.change
-    return {
-        "variant": row.variant,
-        "task": row.task,
-        "metric": change.metric,
-        "unit": change.unit,
-        "before": change.before,
-        "after": change.after,
-        "delta": change.delta,
-        "relative": change.relative,
-        "stderr": change.stderr,
-        "p_value": change.p_value,
-        "verdict": change.verdict.value if change.verdict else None,
-        "sentence": change.sentence,
-    }
+    derived = {name: getattr(change, name) for name in ("delta", "relative", "sentence")}
+    return {"variant": row.variant, "task": row.task, **asdict(change), **derived}

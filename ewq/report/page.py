@@ -9,7 +9,7 @@ from typing import Any
 from ewq.record import Record
 from ewq.report.document import Page, Section
 from ewq.report.recommendations import recommendations
-from ewq.report.rows import ReportedRun, reported_run
+from ewq.report.rows import ReportedRun, reported_run, run_data
 from ewq.report.sections import SECTIONS
 from ewq.report.sections.against_size import pareto_fronts
 from ewq.storage.runs import Run
@@ -45,7 +45,7 @@ def _data(shown: ReportedRun) -> dict[str, Any]:
         "model": shown.first.model,
         "fingerprint": shown.first.fingerprint,
         "tier": shown.first.tier,
-        "runs": [_run(run) for run in shown.history],
+        "runs": [run_data(run) for run in shown.history],
         "answers": [asdict(each) for each in recommendations(shown)],
         "pareto_fronts": pareto_fronts(shown),
         "variants": [
@@ -57,18 +57,6 @@ def _data(shown: ReportedRun) -> dict[str, Any]:
             for row in shown.rows
         ],
         "environment": dict(shown.run.machine),
-    }
-
-
-def _run(run: Run) -> dict[str, Any]:
-    return {
-        "name": run.name,
-        "path": str(run.path),
-        "commit": run.commit,
-        "dirty": run.dirty,
-        "datetime": run.datetime.isoformat(),
-        "complete": run.complete,
-        "missing": [list(key) for key in run.lost],
     }
 
 

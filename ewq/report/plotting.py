@@ -8,10 +8,10 @@ style sheet's, which overrides plotly's, so that a plot follows dark mode and pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ewq.report.document import Figure, Label
+from ewq.report.document import Figure, Label, Plot
 from ewq.report.escaping import plot_text
 from ewq.variants import FIXED, GgufType, Raw, Uniform, engine_of, is_plan_name
 
@@ -185,17 +185,59 @@ def _padded(values: list[float], share: float) -> list[float]:
     return [low - room, high + room]
 
 
+@dataclass(frozen=True)
+class MapCell:
+    """One cell of a map."""
+
+    value: float | None
+    """What colours it."""
+    text: str
+    full_text: str
+    """As the table under the map has it."""
+
+
+def map_plot(
+    plot: Plot, cells: Mapping[str, Sequence[MapCell]], columns: Sequence[str], **colors: Any
+) -> Plot:
+    """``plot`` with a map as its figure, and its table filled.
+
+    Args:
+        plot: name, title, caption, and a table of headings only.
+        cells: name of a row -> its cells; names are escaped here.
+        columns: names of the columns.
+        colors: plotly's options of the colour scale.
+    """
+    heat = heatmap(
+        columns,
+        list(cells),
+        [[cell.value for cell in line] for line in cells.values()],
+        [[cell.text for cell in line] for line in cells.values()],
+        **colors,
+    )
+    names = {"type": "category", "showgrid": False, "dtick": 1}
+    frame = layout(
+        "", "",
+        margin={"t": 4, "b": 8},
+        xaxis={**names, "side": "top", "tickangle": -45},
+        yaxis={**names, "autorange": "reversed", "tickfont": {"size": 11}},
+    )  # fmt: skip
+    rows = tuple((name, *(cell.full_text for cell in line)) for name, line in cells.items())
+    table = replace(plot.table, rows=rows)
+    height_px = 110 + 24 * len(cells)
+    return replace(plot, figure={"data": [heat], "layout": frame}, table=table, height_px=height_px)
+
+
 def heatmap(
-    columns: Sequence[str],
+    columns: Sequence[str | int],
     rows: Sequence[str],
     values: Sequence[Sequence[float | None]],
     texts: Sequence[Sequence[str]],
-    **more: Any,  # noqa: ANN401 - plotly's own schema
+    **more: Any,
 ) -> dict[str, Any]:
-    """A map with a text in each cell; names of ``columns`` and ``rows`` are escaped here."""
+    """A coloured grid with a text in each cell; names are escaped here."""
     return {
         "type": "heatmap",
-        "x": [plot_text(name) for name in columns],
+        "x": [plot_text(name) if isinstance(name, str) else name for name in columns],
         "y": [plot_text(name) for name in rows],
         "z": [list(line) for line in values],
         "text": [list(line) for line in texts],
@@ -206,10 +248,3 @@ def heatmap(
         "ygap": 2,
         **more,
     }
-
-
-def category_layout(**more: Any) -> dict[str, Any]:  # noqa: ANN401 - plotly's own schema
-    """The layout of a map: names on both axes, the first row on top."""
-    names = {"type": "category", "showgrid": False}
-    x, y = more.pop("xaxis", {}), more.pop("yaxis", {})
-    return layout("", "", xaxis=names | x, yaxis=names | {"autorange": "reversed"} | y, **more)

@@ -168,3 +168,16 @@ def reported_run(runs: Sequence[Run]) -> ReportedRun:
     if not newest.records:
         raise InputError(f"run {newest.path} holds no ewq record: nothing to report")
     return ReportedRun(newest, ordered)
+
+
+def run_data(run: Run) -> dict[str, Any]:
+    """What a script may want to know of a run."""
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "commit": run.commit,
+        "dirty": run.dirty,
+        "datetime": run.datetime.isoformat(),
+        "complete": run.complete,
+        "missing": [list(key) for key in run.lost],
+    }

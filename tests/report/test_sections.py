@@ -39,8 +39,8 @@ def asked(variant, items):
 def test_flips_are_counted_by_subject_and_direction_most_flipped_first():
     section = flips(shown(asked("fp16", "ABcDaB"), asked("bnb-nf4", "abCDAB")))
     assert only(section, Plot).table.rows == (
-        ("anatomy", "3", "−2 +1"),
-        ("virology", "2", "−0 +1"),
+        ("anatomy (3)", "−2 +1"),
+        ("virology (2)", "−0 +1"),
     )
     assert "1 of 3 subjects did not flip" in section.parts[0].text
 
@@ -152,18 +152,22 @@ def test_failures_are_told_each_and_inconclusive_records_once_a_task_with_reason
     assert remarks.rows == (("mmlu", "ewq-1.0, bnb-nf4", "few questions"),)
 
 
-def test_settings_that_all_tasks_share_are_told_once_and_bulky_ones_in_words():
-    settings = {"device": "cuda:0", "subjects": [["anatomy", 3], ["law", 2]]}
+def test_each_value_of_a_setting_stands_once_with_its_tasks_and_variants():
+    questions = {"device": "cuda:0", "subjects": [["anatomy", 3], ["law", 2]]}
     section = protocol(
         shown(
-            record("mmlu", "fp16", settings=settings),
-            record("perplexity", "fp16", {}, settings={"device": "cuda:0", "window": 8}),
+            record("mmlu", "fp16", settings=questions | {"batch": 8}),
+            record("mmlu", "bnb-nf4", settings=questions | {"batch": 4}),
+            record("perplexity", "fp16", {}, settings={"device": "cuda:0", "batch": 8}),
         )
     )
-    tables = {part.title: part.rows for part in section.parts if isinstance(part, Table)}
-    assert tables["Settings of all tasks"] == (("device", "cuda:0"),)
-    assert tables["mmlu"] == (("subjects", "2 subjects, 5 questions"),)
-    assert tables["perplexity"] == (("window", "8"),)
+    (table,) = (part for part in section.parts if part.headings[-1] == "Variants")
+    assert table.rows == (
+        ("batch", "4", "mmlu", "bnb-nf4"),
+        ("batch", "8", "mmlu, perplexity", "fp16"),
+        ("device", "cuda:0", "all", "all"),
+        ("subjects", "2 subjects, 5 questions", "mmlu", "all"),
+    )
 
 
 def test_doubtful_clocks_are_told_in_one_warning():

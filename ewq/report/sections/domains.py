@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ewq.report.document import Plot, Section, Table
 from ewq.report.estimate import MISSING, Estimate, figure_text
 from ewq.report.evidence import MMLU_TASKS
-from ewq.report.plotting import BETTER_OR_WORSE, NEUTRAL, category_layout, heatmap
+from ewq.report.plotting import BETTER_OR_WORSE, NEUTRAL, MapCell, map_plot
 from ewq.report.rows import ReportedRun, VariantRow
 
 _CHANGES, _PERPLEXITIES, _ACCURACIES = "ln_ppl_ratio/", "perplexity/", "accuracy/"
@@ -37,54 +36,36 @@ def _domain_map(rows: Sequence[VariantRow]) -> Plot | None:
     if not found:
         return None
 
-    def cell(row: VariantRow, domain: str) -> Estimate | None:
-        if paired:
-            return row.perplexity_change(domain)
-        return row.estimate("perplexity", prefix + domain)
-
-    cells = {row.variant: [cell(row, domain) for domain in found] for row in measured}
+    estimates = {
+        row.variant: [
+            row.perplexity_change(name) if paired else row.estimate("perplexity", prefix + name)
+            for name in found
+        ]
+        for row in measured
+    }
+    known = [abs(cell.value) for line in estimates.values() for cell in line if cell]
     caption = (
         "Change of perplexity from FP16 in %, paired on the same tokens. ~: not distinguishable "
         "from no change at 95 %, or of unknown error."
         if paired
         else "Perplexity; nothing in this run was paired with FP16."
     )
-    texts = (
-        (name, *(figure_text(c, 2, signed=paired) for c in own)) for name, own in cells.items()
-    )
-    return Plot(
-        name="domains",
-        title="Perplexity by domain",
-        caption=caption,
-        figure={"data": [_map(cells, found, paired)], "layout": category_layout()},
-        table=Table(("Variant", *found), tuple(texts)),
-        height_px=130 + 30 * len(measured),
-    )
-
-
-def _map(
-    cells: dict[str, list[Estimate | None]], names: Sequence[str], paired: bool
-) -> dict[str, Any]:
-    values = [[None if cell is None else cell.value for cell in line] for line in cells.values()]
-    known = [abs(value) for line in values for value in line if value is not None]
-    extreme = max(known, default=1.0) or 1.0
-
-    def text(cell: Estimate | None) -> str:
-        if cell is None:
-            return MISSING
-        if not paired:
-            return f"{cell.value:.3g}"
-        return "~" * (not cell.differs_from_zero) + cell.text(1, signed=True, error=False)
-
-    return heatmap(
-        names,
-        list(cells),
-        values,
-        [[text(cell) for cell in line] for line in cells.values()],
+    return map_plot(
+        Plot("domains", "Perplexity by domain", caption, {}, Table(("Variant", *found), ())),
+        {name: [_cell(each, paired) for each in line] for name, line in estimates.items()},
+        found,
         colorscale=BETTER_OR_WORSE if paired else NEUTRAL,
-        zmin=-extreme if paired else min(known, default=0.0),
-        zmax=extreme,
+        zmin=-max(known) if paired else min(known),
+        zmax=max(known) or 1.0,
     )
+
+
+def _cell(estimate: Estimate | None, paired: bool) -> MapCell:
+    if estimate is None:
+        return MapCell(None, MISSING, MISSING)
+    doubt = "~" * (paired and not estimate.differs_from_zero)
+    short = estimate.text(1, signed=paired, error=False)
+    return MapCell(estimate.value, doubt + short, estimate.text(2, signed=paired))
 
 
 def _group_table(task: str, rows: Sequence[VariantRow]) -> Table | None:

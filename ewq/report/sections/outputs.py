@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, cast
+from typing import cast
 
 from ewq.record import Record
 from ewq.report.document import Excerpt, Excerpts, Paragraph, Plot, Section, Table
-from ewq.report.plotting import WORSE, category_layout, heatmap
+from ewq.report.plotting import WORSE, MapCell, map_plot
 from ewq.report.rows import ReportedRun, VariantRow
 
 NO_REFERENCE = (
@@ -78,48 +78,27 @@ def _drawn(counted: _Flips) -> tuple[Paragraph | Plot, ...]:
     )
     if not moved:
         return (intro,)
-    plot = Plot(
-        name="flips",
-        title="Flips by subject",
-        caption="Number of flips; colour: their share of the subject's questions.",
-        figure=_figure(moved, counted),
-        table=_table(moved, counted),
-        height_px=110 + 22 * len(moved),
-    )
-    return (intro, plot)
-
-
-def _figure(names: list[str], counted: _Flips) -> dict[str, Any]:
-    grid = [[subjects[name] for subjects in counted.values()] for name in names]
-    heat = heatmap(
-        list(counted),
-        [_spoken(name) for name in names],
-        [[each.count / each.questions if each.questions else 0.0 for each in row] for row in grid],
-        [[str(each.count or "") for each in row] for row in grid],
-        customdata=[[[f.became_wrong, f.became_right, f.questions] for f in row] for row in grid],
-        hovertemplate="%{x}, %{y}<br>%{customdata[0]} became wrong, %{customdata[1]} right "
-        "of %{customdata[2]}<extra></extra>",
-        colorscale=WORSE,
-        zmin=0.0,
-    )
-    frame = category_layout(
-        margin={"t": 4, "b": 8},
-        xaxis={"side": "top", "tickangle": -45, "dtick": 1},
-        yaxis={"dtick": 1, "tickfont": {"size": 11}},
-    )
-    return {"data": [heat], "layout": frame}
-
-
-def _table(names: list[str], counted: _Flips) -> Table:
-    def cell(subject: SubjectFlips) -> str:
-        return f"−{subject.became_wrong} +{subject.became_right}" if subject.count else "0"
-
     sizes = next(iter(counted.values()))
-    rows = tuple(
-        (_spoken(name), str(sizes[name].questions), *(cell(own[name]) for own in counted.values()))
-        for name in names
+    cells = {
+        f"{_spoken(name)} ({sizes[name].questions})": [
+            _cell(subjects[name]) for subjects in counted.values()
+        ]
+        for name in moved
+    }
+    caption = (
+        "− became wrong, + became right; colour: their share of the subject's questions, whose "
+        "number stands behind its name."
     )
-    return Table(("Subject", "Questions", *counted), rows, title="− became wrong, + became right")
+    headings = Table(("Subject", *counted), ())
+    plot = Plot("flips", "Flips by subject", caption, {}, headings)
+    return (intro, map_plot(plot, cells, list(counted), colorscale=WORSE, zmin=0.0))
+
+
+def _cell(flips: SubjectFlips) -> MapCell:
+    if not flips.count:
+        return MapCell(0.0, "", "0")
+    text = f"−{flips.became_wrong} +{flips.became_right}"
+    return MapCell(flips.count / flips.questions, text, text)
 
 
 def _spoken(subject: str) -> str:

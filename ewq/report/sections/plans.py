@@ -15,7 +15,7 @@ from ewq.report.controls import (
 )
 from ewq.report.document import Paragraph, Part, Plot, Section, Table
 from ewq.report.escaping import plot_text
-from ewq.report.plotting import GREEN, GREY, ORANGE, PURPLE, SKY, layout
+from ewq.report.plotting import GREEN, GREY, ORANGE, PURPLE, SKY, heatmap, layout
 from ewq.report.rows import ReportedRun
 
 RANDOM_CONTROLS = (
@@ -69,14 +69,13 @@ class _Level:
     letter: str
     words: str
     color: str
-    mark: str
 
 
 _LEVELS = {
-    Precision.RAW.value: _Level("R", "raw", GREEN, "circle"),
-    Precision.EIGHT_BIT.value: _Level("8", "8 bits", SKY, "square"),
-    Precision.FOUR_BIT.value: _Level("4", "4 bits", ORANGE, "diamond"),
-    "mixed": _Level("M", "mixed", PURPLE, "star"),
+    Precision.RAW.value: _Level("R", "raw", GREEN),
+    Precision.EIGHT_BIT.value: _Level("8", "8 bits", SKY),
+    Precision.FOUR_BIT.value: _Level("4", "4 bits", ORANGE),
+    "mixed": _Level("M", "mixed", PURPLE),
 }
 _BITS = (Precision.EIGHT_BIT.value, Precision.FOUR_BIT.value)
 RULE = (
@@ -144,7 +143,8 @@ def _plot(number: int, plans: list[_Plan]) -> Plot:
         name=f"blocks-{number}",
         title=f"{_measure(first)} by block ({first.scorer})",
         caption=f"Mean {first.mean:.4f} (the line for raw), standard deviation {first.std:.4f}. "
-        f"Dashed: where each factor's 4 bits begin. Strips: R raw, 8 and 4 bits. Blocks: "
+        "Dashed: where each factor's 4 bits begin. Strips: R raw (green), 8 bits (blue), "
+        "4 bits (orange), M mixed (purple). Blocks: "
         f"{_counts(plans)}",
         figure=_figure(plans),
         table=_table(plans),
@@ -183,7 +183,7 @@ def _figure(plans: list[_Plan]) -> dict[str, Any]:
             _line_label(value, text, place) for place, (value, text, _) in enumerate(_lines(plans))
         ],
     )  # fmt: skip
-    return {"data": [_curve(first), *_dots(first), _strips(plans)], "layout": frame}
+    return {"data": [_curve(first), _strips(plans)], "layout": frame}
 
 
 def _lines(plans: list[_Plan]) -> list[tuple[float, str, str]]:
@@ -214,53 +214,34 @@ def _line_label(value: float, text: str, place: int) -> dict[str, Any]:
 
 def _curve(plan: _Plan) -> dict[str, Any]:
     return {
-        "type": "scatter", "mode": "lines", "hoverinfo": "skip", "showlegend": False,
+        "type": "scatter", "mode": "lines+markers", "showlegend": False,
         "x": [index for index, _, _ in plan.blocks], "y": list(plan.series),
-        "line": {"color": GREY, "width": 1},
+        "line": {"color": GREY, "width": 1}, "marker": {"color": GREY, "size": 7},
+        "hovertemplate": "block %{x}: %{y:.4f}<extra></extra>",
     }  # fmt: skip
 
 
-def _dots(plan: _Plan) -> list[dict[str, Any]]:
-    """Marks by the first plan's precision, so that the legend explains the strips too."""
-    traces = []
-    for name, level in _LEVELS.items():
-        own = [(index, entropy) for index, entropy, precision in plan.blocks if precision == name]
-        if own:
-            marker = {"color": level.color, "symbol": level.mark, "size": 8}
-            traces.append(
-                {
-                    "type": "scatter", "mode": "markers", "marker": marker,
-                    "name": f"{level.words} in {plot_text(plan.variant)}",
-                    "x": [index for index, _ in own], "y": [entropy for _, entropy in own],
-                    "hovertemplate": "block %{x}: %{y:.4f}<extra></extra>",
-                }
-            )  # fmt: skip
-    return traces
-
-
 def _strips(plans: list[_Plan]) -> dict[str, Any]:
+    """Precisions of every block, a row for each plan, coloured in equal steps."""
     names, levels = list(_LEVELS), len(_LEVELS)
     scale = []
     for position, level in enumerate(_LEVELS.values()):
         scale += [[position / levels, level.color], [(position + 1) / levels, level.color]]
-    lettered = len(plans[0].blocks) <= _LETTERED
-    return {
-        "type": "heatmap",
-        "yaxis": "y2",
-        "x": [index for index, _, _ in plans[0].blocks],
-        "y": [plot_text(plan.variant) for plan in plans],
-        "z": [[names.index(precision) for _, _, precision in plan.blocks] for plan in plans],
-        "text": [[_LEVELS[precision].letter for _, _, precision in p.blocks] for p in plans],
-        "texttemplate": "%{text}" if lettered else "",
-        "textfont": {"size": 10, "color": "#000"},
-        "hovertemplate": "%{y}, block %{x}: %{text}<extra></extra>",
-        "colorscale": scale,
-        "zmin": -0.5,
-        "zmax": levels - 0.5,
-        "showscale": False,
-        "xgap": 1,
-        "ygap": 3,
-    }
+    precisions = [[precision for _, _, precision in plan.blocks] for plan in plans]
+    return heatmap(
+        [index for index, _, _ in plans[0].blocks],
+        [plan.variant for plan in plans],
+        [[names.index(each) for each in line] for line in precisions],
+        [[_LEVELS[each].letter for each in line] for line in precisions],
+        yaxis="y2",
+        texttemplate="%{text}" if len(plans[0].blocks) <= _LETTERED else "",
+        textfont={"size": 10, "color": "#000"},
+        colorscale=scale,
+        zmin=-0.5,
+        zmax=levels - 0.5,
+        xgap=1,
+        ygap=3,
+    )
 
 
 def _table(plans: list[_Plan]) -> Table:

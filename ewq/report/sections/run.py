@@ -98,13 +98,6 @@ def _gaps(shown: ReportedRun) -> list[str]:
 
 def protocol(shown: ReportedRun) -> Section:
     """What somebody needs to repeat the run: its environment, and each task's settings."""
-    parts = [_run(shown)]
-    machine = {key: value for key, value in shown.run.machine.items() if value is not None}
-    parts += [_pairs("Environment", machine)] if machine else []
-    return Section("protocol", "Environment and protocol", (*parts, *_settings(shown)))
-
-
-def _run(shown: ReportedRun) -> Table:
     run, first = shown.run, shown.first
     facts = {
         "model": first.model,
@@ -115,41 +108,41 @@ def _run(shown: ReportedRun) -> Table:
         "branch": run.branch or "none",
         "file": run.path.name,
     }
-    return _pairs("Run", facts)
+    machine = {key: value for key, value in run.machine.items() if value is not None}
+    parts = [_pairs("Run", facts), *([_pairs("Environment", machine)] if machine else [])]
+    settings = _settings(shown.records)
+    parts += [settings] if settings.rows else []
+    return Section("protocol", "Environment and protocol", tuple(parts))
 
 
-def _settings(shown: ReportedRun) -> list[Part]:
-    """One table a task; settings that differ between variants are told apart."""
-    by_task: dict[str, dict[str, dict[str, list[str]]]] = {}
-    for record in shown.records:
+def _pairs(title: str, facts: Mapping[str, Any]) -> Table:
+    rows = tuple((str(key), _setting_text(key, value)) for key, value in facts.items())
+    return Table(("Setting", "Value"), rows, frozenset({"Value"}), title)
+
+
+def _settings(records: Sequence[Record]) -> Table:
+    """Each value of a setting once, with the tasks and variants that have it."""
+    having: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
         for key, value in record.settings.items():
-            seen = by_task.setdefault(record.task, {}).setdefault(key, {})
-            seen.setdefault(_setting_text(key, value), []).append(record.variant)
-    if not by_task:
-        return [Paragraph("No settings are stored.")]
-    merged = {
-        task: {key: _merged(seen) for key, seen in settings.items()}
-        for task, settings in by_task.items()
-    }
-    shared = _shared(list(merged.values()))
-    tables = [_pairs("Settings of all tasks", shared)] * bool(shared)
-    for task, settings in merged.items():
-        own = {key: value for key, value in settings.items() if key not in shared}
-        tables += [_pairs(task, own)] * bool(own)
-    return list(tables)
-
-
-def _shared(settings: list[dict[str, str]]) -> dict[str, str]:
-    """What several tasks all have in common, written once."""
-    first, *others = settings
-    common = {k: v for k, v in first.items() if all(other.get(k) == v for other in others)}
-    return common if others else {}
-
-
-def _merged(seen: Mapping[str, list[str]]) -> str:
-    if len(seen) == 1:
-        return next(iter(seen))
-    return "; ".join(f"{value} ({', '.join(names)})" for value, names in seen.items())
+            having.setdefault((key, _setting_text(key, value)), []).append(record)
+    rows = []
+    for (key, text), own in sorted(having.items()):
+        tasks = dict.fromkeys(record.task for record in own)
+        alike = [record for record in records if record.task in tasks]
+        variants = dict.fromkeys(record.variant for record in own)
+        everyone = len(own) == len(alike)
+        everywhere = len(own) == len(records)
+        rows.append(
+            (
+                key,
+                text,
+                "all" if everywhere else ", ".join(tasks),
+                "all" if everyone else ", ".join(variants),
+            )
+        )
+    headings = ("Setting", "Value", "Tasks", "Variants")
+    return Table(headings, tuple(rows), frozenset(headings), "Settings of the tasks")
 
 
 def _setting_text(key: str, value: Any) -> str:  # noqa: ANN401 - stored JSON
@@ -159,8 +152,3 @@ def _setting_text(key: str, value: Any) -> str:  # noqa: ANN401 - stored JSON
         return f"{value / 1e9:.1f} GB"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-
-
-def _pairs(title: str, facts: Mapping[str, Any]) -> Table:
-    rows = tuple((str(key), _setting_text(key, value)) for key, value in facts.items())
-    return Table(("Setting", "Value"), rows, frozenset({"Value"}), title)
