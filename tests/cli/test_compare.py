@@ -72,6 +72,18 @@ def test_markdown_is_the_default_and_can_go_to_a_file(run, tmp_path):
     assert (tmp_path / "comment.md").read_text() == shown.stdout
 
 
+def test_the_file_name_decides_the_format(run, tmp_path):
+    run("1", "3", "-o", str(tmp_path / "c.json"))
+    assert json.loads((tmp_path / "c.json").read_text())["verdict"] == "fail"
+    assert "name the file .md, .json, .html" in str(run("1", "3", "-o", "c.csv").exception)
+
+
+def test_standard_output_is_utf_8_whatever_the_terminal(storage):
+    runner = CliRunner(charset="ascii")
+    result = runner.invoke(app, ["1", "3", "--storage", str(storage)], catch_exceptions=False)
+    assert "→" in result.stdout_bytes.decode("utf-8")
+
+
 def test_html(run):
     assert run("1", "3", "--format", "html").stdout.startswith("<!doctype html>")
 

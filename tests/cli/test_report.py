@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import typer
@@ -24,8 +25,9 @@ def storage(tmp_path, monkeypatch):
     return tmp_path / ".benchmarks"
 
 
-def call(*arguments):
-    return CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+def call(*arguments, charset="utf-8"):
+    runner = CliRunner(charset=charset)
+    return runner.invoke(app, list(map(str, arguments)), catch_exceptions=False)
 
 
 def test_without_arguments_the_newest_run_becomes_a_page(storage):
@@ -45,7 +47,12 @@ def test_json_is_alone_on_standard_output(storage):
 
 @pytest.mark.parametrize(
     ("name", "begins"),
-    [("r.md", "# HuggingFaceTB"), ("r.json", "{"), ("r.html", "<!doctype html>")],
+    [
+        ("r.md", "# HuggingFaceTB"),
+        ("r.json", "{"),
+        ("r.html", "<!doctype html>"),
+        ("r.CSV", "variant,task,metric,value"),
+    ],
 )
 def test_the_file_name_decides_the_format(storage, name, begins):
     call("-o", name)
@@ -55,6 +62,24 @@ def test_the_file_name_decides_the_format(storage, name, begins):
 def test_a_stated_format_wins_over_the_file_name(storage):
     call("--format", "json", "-o", "odd.html")
     json.loads((storage.parent / "odd.html").read_text())
+
+
+@pytest.mark.parametrize("name", ["r.txt", "r", "r.csv.gz"])
+def test_a_file_whose_name_asks_for_no_format_is_refused_and_not_written(storage, name):
+    with pytest.raises(InputError, match=r"name the file \.html, \.md, \.json, \.csv, or give"):
+        call("-o", name)
+    assert not (storage.parent / name).exists()
+
+
+@pytest.mark.parametrize("format_", ["html", "md"])
+def test_standard_output_is_utf_8_whatever_the_terminal(storage, format_):
+    written = call("--format", format_, "-o", "-", charset="ascii").stdout_bytes
+    assert "±" in written.decode("utf-8")
+
+
+def test_a_device_is_written_to_and_not_replaced(storage):
+    call("-o", "/dev/null", "--format", "md")
+    assert Path("/dev/null").is_char_device()
 
 
 def test_dash_writes_the_page_to_standard_output(storage):
