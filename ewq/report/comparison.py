@@ -14,6 +14,7 @@ from ewq.report.formats import to_json
 from ewq.report.html import to_html
 from ewq.report.markdown import to_markdown
 from ewq.report.rows import run_data
+from ewq.tasks.table import TASKS, Kind
 
 COMMENT_LIMIT = 65_536
 """Largest comment GitHub takes; counted here in UTF-8 bytes, which are never fewer."""
@@ -87,7 +88,7 @@ def headline(comparison: Comparison) -> str:
         return f"regression: {', '.join(words)}"
     words = [f"{_count(improved, 'metric')} better"] if improved else []
     words += [f"{_count(open_ones, 'metric')} inconclusive"] if open_ones else []
-    calm = "no change" if _same_items(comparison) and not improved else "no regression"
+    calm = "no change" if _same_quality(comparison) and not improved else "no regression"
     return f"{calm}: {', '.join(words)}" if words else calm
 
 
@@ -95,10 +96,18 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _same_items(comparison: Comparison) -> bool:
-    """Whether every answer and every text's score is what it was."""
+def _same_quality(comparison: Comparison) -> bool:
+    """Whether every answer and every text's score is what it was; clocks never are."""
     old, new = comparison.before.records, comparison.after.records
-    return all(old[key].items == new[key].items for key in new if key in old)
+    shared = [key for key in new if key in old and _measures_quality(key[1])]
+    return all(
+        old[key].items == new[key].items and old[key].metrics == new[key].metrics for key in shared
+    )
+
+
+def _measures_quality(task: str) -> bool:
+    figures = TASKS[task].figures if task in TASKS else ()
+    return any(figure.kind in (Kind.QUALITY, Kind.CHOICE) for figure in figures)
 
 
 def _is_notable(row: Row) -> bool:

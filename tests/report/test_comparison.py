@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from ewq.gating.compare import compare_runs
+from ewq.measurement import Items
 from ewq.report.comparison import COMMENT_LIMIT, FORMATS, headline, to_comment
 from ewq.storage.runs import read_run
 from tests.make_runs import GPU, NOISY, answers, metric, mmlu, record, stored_run
@@ -72,12 +73,18 @@ def noisy(records):
         pytest.param(SPEED_AND_SIZE, SPEED_AND_SIZE, "no change", id="the same"),
         pytest.param([mmlu("AAbb")], [mmlu("AAbb")], "no change", id="equal answers"),
         pytest.param(
-            [mmlu("AAbb"), speed(100)], [mmlu("AAbb"), speed(99.9)], "no change",
+            [mmlu("AAbb"), speed(100, items=Items({"decode_s": [1.0]}))],
+            [mmlu("AAbb"), speed(99.9, items=Items({"decode_s": [1.1]}))],
+            "no change",
             id="equal answers, clocks that vary within tolerance",
         ),
         pytest.param(
             [mmlu("A" * 199 + "b")], [mmlu("A" * 198 + "bb")],
             "no regression: 1 metric inconclusive", id="one changed answer",
+        ),
+        pytest.param(
+            [mmlu("Ab" + "A" * 198)], [mmlu("bA" + "A" * 198)], "no regression",
+            id="two answers that changed places",
         ),
         pytest.param([speed(100)], [speed(150)], "no regression: 1 metric better", id="faster"),
         pytest.param(

@@ -145,11 +145,31 @@ def test_failures_are_told_each_and_inconclusive_records_once_a_task_with_reason
     )
     failed, open_ones = only(section, Bullets).points
     assert (failed.text, failed.bad) == ("ewq-0.5, mmlu: because ewq-0.5", True)
-    assert (open_ones.text, open_ones.open_question) == ("mmlu: ewq-1.0, bnb-nf4", True)
+    assert (open_ones.text, open_ones.open_question) == (
+        "mmlu: too few items to decide: ewq-1.0, bnb-nf4",
+        True,
+    )
     reasons, remarks = (part for part in section.parts if isinstance(part, Table))
     assert reasons.folded
     assert [row[2] for row in reasons.rows] == ["because ewq-1.0", "because bnb-nf4"]
     assert remarks.rows == (("mmlu", "ewq-1.0, bnb-nf4", "few questions"),)
+
+
+def test_inconclusive_records_are_grouped_by_their_cause():
+    reason = Reason(Verdict.INCONCLUSIVE, "so", metric="accuracy_delta")
+    guessed, few = {"doubts": CHANCE, "reasons": (reason,)}, {"reasons": (reason,)}
+    section = verdicts(
+        shown(
+            *(
+                record("mmlu", variant, verdict=Verdict.INCONCLUSIVE, **why)
+                for variant, why in (("fp16", guessed), ("bnb-int8", few), ("bnb-nf4", guessed))
+            )
+        )
+    )
+    assert [point.text for point in only(section, Bullets).points] == [
+        "mmlu: no better than guessing: fp16, bnb-nf4",
+        "mmlu: too few items to decide: bnb-int8",
+    ]
 
 
 def test_each_value_of_a_setting_stands_once_with_its_tasks_and_variants():

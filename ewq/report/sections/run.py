@@ -6,13 +6,23 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ewq.gating.doubts import doubt_about
 from ewq.gating.gates import PRECEDENCE
+from ewq.measurement import DoubtKind
 from ewq.record import Record, Verdict
 from ewq.report.document import Bullets, Paragraph, Part, Point, Section, Table
 from ewq.report.rows import ReportedRun
 
 _LONGEST = 160
 """Characters of a setting that are shown; longer ones are lists of prompts."""
+_CAUSES = {
+    DoubtKind.NOISE: "noisy clock",
+    DoubtKind.THROTTLING: "throttled GPU",
+    DoubtKind.OTHER_SESSION: "the reference's speed is from another session",
+    DoubtKind.CHANCE: "no better than guessing",
+    DoubtKind.APPROXIMATE_REFERENCE: "approximate reference",
+}
+_TOO_FEW = "too few items to decide"
 _WORDS = {Verdict.NO_BASELINE: "not gated"}
 
 
@@ -50,11 +60,18 @@ def _judged(record: Record) -> Point:
 
 
 def _inconclusive(records: Sequence[Record]) -> list[Point]:
-    """One line a task: what is too little for one variant is mostly too little for all."""
+    """Each cause once, with the task and all variants it is about."""
+    found = _grouped(_having(records, Verdict.INCONCLUSIVE), _causes)
     return [
-        Point(f"{task}: {variants}", Verdict.INCONCLUSIVE.value, open_question=True)
-        for task, _, variants in _grouped(_having(records, Verdict.INCONCLUSIVE), lambda _: ("",))
+        Point(f"{task}: {cause}: {variants}", Verdict.INCONCLUSIVE.value, open_question=True)
+        for task, cause, variants in found
     ]
+
+
+def _causes(record: Record) -> Sequence[str]:
+    """Why a record is inconclusive, in words that are the same for all variants."""
+    doubts = (doubt_about(reason.metric, record) for reason in record.reasons)
+    return [*dict.fromkeys(_CAUSES[doubt.kind] for doubt in doubts if doubt)] or [_TOO_FEW]
 
 
 def _grouped(
