@@ -73,8 +73,8 @@ def noisy(records):
         pytest.param(SPEED_AND_SIZE, SPEED_AND_SIZE, "no change", id="the same"),
         pytest.param([mmlu("AAbb")], [mmlu("AAbb")], "no change", id="equal answers"),
         pytest.param(
-            [mmlu("AAbb"), speed(100, items=Items({"decode_s": [1.0]}))],
-            [mmlu("AAbb"), speed(99.9, items=Items({"decode_s": [1.1]}))],
+            [mmlu("AAbb"), speed(100, items=Items({"batch_size": [1], "decode_s": [1.0]}))],
+            [mmlu("AAbb"), speed(99.9, items=Items({"batch_size": [1], "decode_s": [1.1]}))],
             "no change",
             id="equal answers, clocks that vary within tolerance",
         ),
