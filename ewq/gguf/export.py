@@ -15,7 +15,15 @@ from ewq.errors import EwqError, InputError
 from ewq.files import scratch_beside
 from ewq.gguf.convert import CONVERTED_TYPES, convert_folder
 from ewq.gguf.quantize import QuantizeJob, as_command, run_quantizer
-from ewq.gguf.recipe import PlanRecipe, Recipe, TypeRecipe, exact_types, left_alone
+from ewq.gguf.recipe import (
+    EMBEDDING,
+    OUTPUT,
+    PlanRecipe,
+    Recipe,
+    TypeRecipe,
+    exact_types,
+    left_alone,
+)
 from ewq.gguf.report import ExportReport, read_back
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
@@ -129,12 +137,13 @@ def make_job(source: GgufHeader, recipe: Recipe, out: Path) -> QuantizeJob:
     requantize = any(tensor.type_name not in CONVERTED_TYPES for tensor in source.tensors)
     name, imatrix = ANY_QUANTIZING_RECIPE, recipe.imatrix
     types: Mapping[str, str] = {}
-    raw = None
+    embedding = head = None
     if isinstance(recipe, TypeRecipe):
         name = recipe.name
     else:
-        raw, types = recipe.types[Precision.RAW], exact_types(source, recipe)
-    return QuantizeJob(source.path, out, name, types, raw, raw, imatrix, requantize)
+        types, raw = exact_types(source, recipe), recipe.types[Precision.RAW]
+        embedding, head = types.get(EMBEDDING, raw), types.get(OUTPUT, raw)
+    return QuantizeJob(source.path, out, name, types, embedding, head, imatrix, requantize)
 
 
 def export_command(

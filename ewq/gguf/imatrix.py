@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ewq.checkpoint.gguf_header import MAGIC, read_header
-from ewq.errors import InputError
+from ewq.errors import EwqError, InputError
+from ewq.files import scratch_beside
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,3 +81,48 @@ def _read_legacy(path: Path) -> dict[str, NDArray[np.float32]]:
     except (struct.error, ValueError) as error:
         raise InputError(f"{path} is not an importance matrix: {error}") from error
     return found
+
+
+def write_imatrix(
+    path: Path,
+    sums: Mapping[str, NDArray[np.float64]],
+    counts: Mapping[str, NDArray[np.float64]],
+    *,
+    source: str,
+    sequences: int,
+    sequence_tokens: int,
+) -> Path:
+    """Write an importance matrix as ``llama-imatrix`` does: whole, or not at all.
+
+    Args:
+        path: the file.
+        sums: squared activations summed over tokens by tensor, ``[experts, columns]``.
+        counts: tokens that reached each expert by tensor, ``[experts]``.
+        source: what to call the text.
+        sequences: how many of its parts were run.
+        sequence_tokens: tokens in each.
+
+    Raises:
+        EwqError: the file cannot be written.
+    """
+    import numpy as np
+    from gguf import GGUFWriter
+
+    with scratch_beside(path) as work:
+        writer = GGUFWriter(work / "imatrix.gguf", "")
+        writer.add_type("imatrix")
+        writer.add_array("imatrix.datasets", [source])
+        writer.add_uint32("imatrix.chunk_count", sequences)
+        writer.add_uint32("imatrix.chunk_size", sequence_tokens)
+        for name in sorted(sums):
+            writer.add_tensor(f"{name}{SUMS}", sums[name].astype(np.float32))
+            writer.add_tensor(f"{name}{COUNTS}", counts[name].astype(np.float32)[:, None])
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+            (work / "imatrix.gguf").replace(path)
+        except OSError as error:
+            raise EwqError(f"cannot write {path}: {error.strerror or error}") from error
+    return path

@@ -2,7 +2,8 @@
 
 The quantizer may abort on bad input, so it runs in a child (``python -m ewq.gguf.quantize``) that
 reads the job from standard input, reports ``PROGRESS n total`` and ``FALLBACK tensor wanted
-stored`` lines on standard output, and ends with status 0 only when the file is whole.
+stored`` (of a dry run ``CHOSEN tensor type``) lines on standard output, and ends with status 0
+only when the file is whole.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ewq.gguf.imatrix import read_imatrix
 from ewq.gguf.probe import abort_reason
 from ewq.progress import NO_PROGRESS, Progress
 
+CHOSEN = re.compile(r"^\[\s*\d+/\s*\d+\]\s+(\S+) .*MiB \((\w+)\)")
 STEP = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
 FALLBACK = re.compile(r"warning: (\S+) .*for type\s+(\S+)\) -> falling back to\s+(\S+)")
 
@@ -42,6 +44,8 @@ class QuantizeJob:
     imatrix: Path | None = None
     requantize: bool = False
     """Whether tensors that are quantized already may be quantized again."""
+    dry_run: bool = False
+    """Only report what type each tensor would take."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,25 @@ def run_quantizer(job: QuantizeJob, progress: Progress = NO_PROGRESS) -> tuple[F
     Raises:
         EwqError: llama.cpp refused or aborted; one line says why.
     """
+    return _run(job, progress)[0]
+
+
+def recipe_types(source: Path, type_name: str, imatrix: Path | None = None) -> dict[str, str]:
+    """The type of every tensor that one of llama.cpp's recipes changes, without writing a file.
+
+    Args:
+        source: a converted file.
+        type_name: ``Q4_K_M``, ...
+        imatrix: some recipes choose otherwise where there is one.
+
+    Raises:
+        EwqError: llama.cpp has no such recipe.
+    """
+    job = QuantizeJob(source, source, type_name, imatrix=imatrix, requantize=True, dry_run=True)
+    return _run(job, NO_PROGRESS)[1]
+
+
+def _run(job: QuantizeJob, progress: Progress) -> tuple[tuple[Fallback, ...], dict[str, str]]:
     command = [sys.executable, "-m", "ewq.gguf.quantize"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
@@ -93,7 +116,7 @@ def run_quantizer(job: QuantizeJob, progress: Progress = NO_PROGRESS) -> tuple[F
         try:
             child.stdin.write(json.dumps(asdict(job), default=str))
             child.stdin.close()
-            fallbacks = _follow(child, progress)
+            heard = _follow(child, progress)
         except BaseException:
             child.kill()
             raise
@@ -102,21 +125,27 @@ def run_quantizer(job: QuantizeJob, progress: Progress = NO_PROGRESS) -> tuple[F
         said = child.stderr.read()
     if child.returncode:
         raise EwqError(_reason(job, child.returncode, said))
-    return fallbacks
+    return heard
 
 
-def _follow(child: subprocess.Popen[str], progress: Progress) -> tuple[Fallback, ...]:
+def _follow(
+    child: subprocess.Popen[str], progress: Progress
+) -> tuple[tuple[Fallback, ...], dict[str, str]]:
+    """What the child reports: tensors that fell back, and the types of a dry run."""
     assert child.stdout is not None
     fallbacks: list[Fallback] = []
+    chosen: dict[str, str] = {}
     for line in child.stdout:
         word, *rest = line.split()
         if word == "FALLBACK":
             fallbacks.append(Fallback(rest[0], rest[1].upper(), rest[2].upper()))
+        elif word == "CHOSEN":
+            chosen[rest[0]] = rest[1].upper()
         elif word == "PROGRESS" and rest[0] == "1":
             progress.start("quantizing", int(rest[1]), "tensors")
         if word == "PROGRESS":
             progress.advance(1)
-    return tuple(fallbacks)
+    return tuple(fallbacks), chosen
 
 
 def _reason(job: QuantizeJob, status: int, said: str) -> str:
@@ -141,6 +170,7 @@ def main(job: QuantizeJob) -> None:
     params = library.llama_model_quantize_default_params()
     params.ftype = _recipe_number(library, job.type_name)
     params.allow_requantize = job.requantize
+    params.dry_run = job.dry_run
     if job.embedding_type:
         params.token_embedding_type = _type_number(job.embedding_type)
     if job.output_type:
@@ -166,7 +196,9 @@ def _report(level: int, text: bytes, user_data: Any) -> None:  # noqa: ANN401 (C
         return
     line = "".join(_line)
     _line.clear()
-    if match := STEP.match(line):
+    if match := CHOSEN.match(line):
+        _say("CHOSEN", *match.groups())
+    elif match := STEP.match(line):
         _say("PROGRESS", *match.groups())
     elif match := FALLBACK.search(line):
         _say("FALLBACK", *match.groups())

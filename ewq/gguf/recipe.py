@@ -99,8 +99,10 @@ def exact_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
     """A type for every matrix of the file that llama.cpp will quantize: planned, or raw.
 
     Raises:
-        PlanError: as :func:`tensors_of_weights`.
+        PlanError: as :func:`tensors_of_weights`, or a plan of types that names other tensors.
     """
+    if recipe.plan.types:
+        return _named_types(source, recipe.plan)
     planned = _planned_types(source, recipe)
     raw = recipe.types[Precision.RAW]
     asked = {*planned, EMBEDDING, OUTPUT}
@@ -112,8 +114,26 @@ def exact_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
     }
 
 
+def _named_types(source: GgufHeader, plan: QuantizationPlan) -> dict[str, str]:
+    """The types of a plan that names one for every tensor of the file."""
+    from ewq.planning.plan import require_target
+
+    require_target(plan, "gguf")
+    present = {tensor.name for tensor in source.tensors}
+    missing = sorted(present ^ plan.types.keys())
+    if missing:
+        raise PlanError(
+            f"the plan names {len(plan.types)} tensors and {source.path.name} has {len(present)}; "
+            f"{missing[0]} is in one of them only"
+        )
+    _check_types(plan.types.values(), "GGMLQuantizationType", "", "F16, Q8_0, Q6_K, Q4_K")
+    return {t.name: plan.types[t.name] for t in source.tensors if _is_quantizable(t)}
+
+
 def left_alone(source: GgufHeader, recipe: PlanRecipe) -> tuple[str, ...]:
     """A note on weights that the plan quantizes and llama.cpp does not, if there are any."""
+    if recipe.plan.types:
+        return ()
     planned, raw = _planned_types(source, recipe), recipe.types[Precision.RAW]
     left = [t for t in source.tensors if planned.get(t.name, raw) != raw and not _is_quantizable(t)]
     if not left:
@@ -137,7 +157,7 @@ def tensors_of_weights(
     Raises:
         PlanError: a weight that the file has no tensor for; the first few are named.
     """
-    names = _TensorNames(header)
+    names = TensorNames(header)
     found = {weight: names.of_weight(weight) for weight in weights}
     missing = [weight for weight, tensors in found.items() if not tensors]
     if missing:
@@ -173,7 +193,7 @@ def _check_types(names: Iterable[str], table: str, prefix: str, examples: str) -
             raise InputError(f"llama.cpp has no type {name!r}; there are for example {examples}")
 
 
-class _TensorNames:
+class TensorNames:
     """From names of transformers to those of one GGUF file."""
 
     def __init__(self, header: GgufHeader) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from ewq.checkpoint.layout import Layout
     from ewq.checkpoint.opening import Checkpoint
 
-SCHEMA = 1
+SCHEMA, SCHEMA_OF_TYPES = 1, 2
+BITSANDBYTES = "bitsandbytes"
+"""Target of plans of types that transformers applies."""
+PRECISION_OF_TYPE = {
+    "raw": Precision.RAW,
+    "int8": Precision.EIGHT_BIT,
+    "nf4": Precision.FOUR_BIT,
+    "fp4": Precision.FOUR_BIT,
+}
 VOLATILE = frozenset({"ewq_version", "model"})
 """Fields that say who made the plan and under which name, not what it does."""
 NAMED = 3
@@ -57,15 +65,27 @@ class PlanBlock:
 
 
 @dataclass(frozen=True)
+class ExpectedKld:
+    """Divergence from the unquantized model that a plan was made for, in nats per token."""
+
+    value: float
+    stderr: float
+    """Over the sequences of the calibration text."""
+
+
+@dataclass(frozen=True)
 class QuantizationPlan:
-    """Precisions for every quantizable weight of one checkpoint (plan file, schema 1)."""
+    """Precisions for every quantizable weight of one checkpoint (plan file, schema 1).
+
+    A plan of types (schema 2) names a storage type for every tensor instead.
+    """
 
     model: str
     fingerprint: str
     architecture: str
     scorer: str
     granularity: str
-    """``block`` or ``tensor``."""
+    """``block``, ``tensor`` or ``kind``."""
     rule: Mapping[str, Json]
     """``{"kind": "factor", "factor": 0.65}``, ``{"kind": "target_bpw", ...}``, ``uniform``, ..."""
     mean: float
@@ -81,6 +101,12 @@ class QuantizationPlan:
     ewq_version: str = ""
     target: str = "nf4"
     """Storage the sizes were counted for; see :mod:`ewq.planning.sizes`."""
+    types: Mapping[str, str] = field(default_factory=dict)
+    """Of every tensor: ggml types by the file's own names, or ``raw``, ``int8``, ``nf4``,
+    ``fp4`` by those of the loaded model. Empty for a plan of precisions."""
+    expected_kld: ExpectedKld | None = None
+    calibration: str = ""
+    """``sha256:...`` of the token sequences that the expectation comes from."""
 
     def precision_of(self, weight_name: str) -> Precision:
         """Precision of a weight; anything the plan does not quantize is raw."""
@@ -101,6 +127,11 @@ class QuantizationPlan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON types."""
         data: dict[str, Any] = {"schema": SCHEMA, **encode(self)}
+        types = data.pop("types")
+        if types:
+            data |= {"schema": SCHEMA_OF_TYPES, "weights": types}
+        else:
+            del data["expected_kld"], data["calibration"]
         for block in data["blocks"]:
             block["precision"] = block["precision"] or MIXED
         return data
@@ -116,15 +147,44 @@ class QuantizationPlan:
             raise PlanError(f"{source} is not a plan: it holds no JSON object")
         if "schema" not in data and isinstance(data.get("plan"), Mapping):
             return _from_poc(data, source)
-        if data.get("schema") != SCHEMA:
-            raise PlanError(f"{source} has schema {data.get('schema')!r}; this ewq reads {SCHEMA}")
+        if data.get("schema") not in (SCHEMA, SCHEMA_OF_TYPES):
+            raise PlanError(
+                f"{source} has schema {data.get('schema')!r}; this ewq reads {SCHEMA} and "
+                f"{SCHEMA_OF_TYPES}"
+            )
         plain = {key: value for key, value in data.items() if key != "schema"}
+        if data["schema"] == SCHEMA_OF_TYPES:
+            plain |= {"types": plain.get("weights"), "weights": {}}
         if isinstance(plain.get("blocks"), list):
             plain["blocks"] = [_without_mixed(block) for block in plain["blocks"]]
         try:
-            return decode(cls, plain)
+            return _with_precisions(decode(cls, plain))
         except CodecError as error:
             raise PlanError(f"{source} is damaged: {error}") from error
+
+
+def _with_precisions(plan: QuantizationPlan) -> QuantizationPlan:
+    """A plan of bitsandbytes' types as precisions too, which is how it is applied."""
+    if plan.target != BITSANDBYTES or not plan.types:
+        return plan
+    return replace(plan, weights=precisions_of(plan.types))
+
+
+def precisions_of(types: Mapping[str, str]) -> dict[str, Precision]:
+    """The quantized ones among bitsandbytes' types; what is not named is raw.
+
+    Raises:
+        CodecError: a type that bitsandbytes does not have.
+    """
+    unknown = next((name for name, kind in types.items() if kind not in PRECISION_OF_TYPE), None)
+    if unknown is not None:
+        known = ", ".join(PRECISION_OF_TYPE)
+        raise CodecError(f"weights.{unknown}: expected one of {known}, found {types[unknown]!r}")
+    return {
+        name: PRECISION_OF_TYPE[kind]
+        for name, kind in types.items()
+        if PRECISION_OF_TYPE[kind] is not Precision.RAW
+    }
 
 
 def _without_mixed(block: Any) -> Any:  # noqa: ANN401 - parsed JSON
@@ -197,7 +257,7 @@ def check_plan(plan: QuantizationPlan, model: Checkpoint | Layout) -> None:
     if isinstance(model, Layout):
         _check_weights(plan, model.weights)
         return
-    if not plan.weights:
+    if not plan.weights and not plan.types:
         raise PlanError("the plan names blocks but no weights; make it again with `ewq plan`")
     _check_weights(plan, find_layout(model).weights)
     if plan.fingerprint != model.fingerprint:
@@ -207,8 +267,25 @@ def check_plan(plan: QuantizationPlan, model: Checkpoint | Layout) -> None:
         )
 
 
+def require_target(plan: QuantizationPlan, target: str) -> None:
+    """Refuse a plan of types that belong to the other engine.
+
+    Raises:
+        PlanError: it does.
+    """
+    if plan.types and plan.target != target:
+        raise PlanError(
+            f"the plan has types of {plan.target}, not of {target}; "
+            f"make one with `ewq plan --for {target}`"
+        )
+
+
 def _check_weights(plan: QuantizationPlan, names: Iterable[str]) -> None:
-    wanted, given = dict.fromkeys(names), plan.weights
+    if plan.types and plan.target != BITSANDBYTES:
+        return  # Its names are those of the file, and are compared with the file's.
+    wanted, given = dict.fromkeys(names), plan.types or plan.weights
+    if plan.types:
+        given = {name: kind for name, kind in plan.types.items() if kind != "raw" or name in wanted}
     missing = [name for name in wanted if name not in given]
     unknown = [name for name in given if name not in wanted]
     for found, what in ((missing, "does not cover"), (unknown, "names, but the model lacks,")):

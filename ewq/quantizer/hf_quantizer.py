@@ -19,7 +19,13 @@ from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import CheckpointError, PlanError
 from ewq.instruments.memory import weights_bytes
 from ewq.planning.analysis import analyze
-from ewq.planning.plan import NAMED, QuantizationPlan, check_plan
+from ewq.planning.plan import (
+    BITSANDBYTES,
+    NAMED,
+    QuantizationPlan,
+    check_plan,
+    require_target,
+)
 from ewq.precision import Precision
 from ewq.quantizer.config import METHOD, EwqConfig
 from ewq.quantizer.modules import dequantize_model, is_linear, replacement, state_to_save
@@ -110,6 +116,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
             plan = analyze(checkpoint).plan(**given)  # type: ignore[arg-type]
             self.quantization_config = config.with_plan(plan)
         elif not self.pre_quantized:
+            require_target(config.plan, BITSANDBYTES)
             check_plan(config.plan, checkpoint)
         settled = self.quantization_config.plan
         assert settled is not None  # just made where it was missing

@@ -1,0 +1,201 @@
+"""The best plan within a size, or the smallest one within a divergence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ewq import __version__
+from ewq.checkpoint.layout import Layout
+from ewq.checkpoint.opening import Checkpoint
+from ewq.errors import PlanError
+from ewq.fit.costs import PlannedTensor
+from ewq.fit.targets import Target, kind_of
+from ewq.measurement import Json
+from ewq.planning.knapsack import Choice, choose
+from ewq.planning.plan import (
+    BITSANDBYTES,
+    ExpectedKld,
+    PlanBlock,
+    QuantizationPlan,
+    precisions_of,
+)
+from ewq.planning.rules import spread
+from ewq.precision import Precision
+from ewq.sensitivity.measure import Sensitivity
+
+GRANULARITIES = ("tensor", "kind", "block")
+Rule = Mapping[str, Json]
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A model measured and costed: plans of any size cost no more work."""
+
+    checkpoint: Checkpoint
+    layout: Layout
+    target: Target
+    sensitivity: Sensitivity
+    costs: Mapping[str, Mapping[str, float]]
+    """Nats per token by tensor and type."""
+
+    def within(
+        self, budget_bytes: int, rule: Rule, granularity: str = "tensor"
+    ) -> QuantizationPlan:
+        """The plan of least expected divergence whose tensors take at most ``budget_bytes``.
+
+        Where a file pads its tensors, padding counts.
+
+        Raises:
+            PlanError: even the smallest plan is larger, or an unknown granularity.
+        """
+        units = self._units(granularity)
+        groups = [[option.choice for option in options] for options in units]
+        found = choose(groups, budget_bytes - self.target.fixed_stored_bytes)
+        if found is None:
+            raise PlanError(self._out_of_reach(budget_bytes, units))
+        return self._plan(_taken(units, found), rule, granularity)
+
+    def below(self, kld: float, rule: Rule, granularity: str = "tensor") -> QuantizationPlan:
+        """The smallest plan whose expected divergence is at most ``kld`` nats per token.
+
+        Raises:
+            PlanError: no positive number, below what the least rounding gives, or an unknown
+                granularity.
+        """
+        if not math.isfinite(kld) or kld <= 0:
+            raise PlanError(f"invalid target of {kld} nats: expected a number such as 0.02")
+        units = self._units(granularity)
+        turned = [[Choice(o.choice.weight, o.choice.cost) for o in options] for options in units]
+        found = choose(turned, kld)
+        if found is None:
+            least = sum(min(choice.weight for choice in group) for group in turned)
+            raise PlanError(f"no plan of this model is below {least:.3g} nats per token")
+        return self._plan(_taken(units, found), rule, granularity)
+
+    def of_types(self, types: Mapping[str, str], rule: Rule) -> QuantizationPlan:
+        """The plan that gives tensors these types: a rival, costed like the others."""
+        return self._plan([self._option([t], types) for t in self.target.tensors], rule, "tensor")
+
+    def _units(self, granularity: str) -> list[list[_Option]]:
+        """For every group of tensors that change together, what they can be stored as."""
+        if granularity not in GRANULARITIES:
+            known = ", ".join(GRANULARITIES)
+            raise PlanError(f"unknown granularity {granularity!r}; known: {known}")
+        grouped: dict[str, list[PlannedTensor]] = {}
+        for tensor in self.target.tensors:
+            grouped.setdefault(_unit_name(tensor, granularity), []).append(tensor)
+        return [self._options(tensors) for tensors in grouped.values()]
+
+    def _options(self, tensors: Sequence[PlannedTensor]) -> list[_Option]:
+        """One for each type of any; who cannot take it takes its own next larger one."""
+        bits = {
+            t: tensor.sizes[t] / tensor.matrix.numel for tensor in tensors for t in tensor.types
+        }
+        return [
+            self._option(
+                tensors, {tensor.name: _nearest(tensor, wanted, bits) for tensor in tensors}
+            )
+            for wanted in bits
+        ]
+
+    def _option(self, tensors: Sequence[PlannedTensor], types: Mapping[str, str]) -> _Option:
+        chosen = {tensor.name: types[tensor.name] for tensor in tensors}
+        cost = sum(self.costs[name][type_name] for name, type_name in chosen.items())
+        stored = sum(self.target.stored(t.sizes[chosen[t.name]]) for t in tensors)
+        return _Option(chosen, Choice(cost, stored))
+
+    def _out_of_reach(self, budget_bytes: int, units: Sequence[Sequence[_Option]]) -> str:
+        sizes = [[option.choice.weight for option in options] for options in units]
+        fixed = self.target.fixed_stored_bytes
+        low, high = (fixed + int(sum(map(end, sizes))) for end in (min, max))
+        bits = [8 * size / self.target.parameters for size in (budget_bytes, low, high)]
+        return (
+            f"a target of {budget_bytes} bytes ({bits[0]:.3f} bits per weight) is out of reach: "
+            f"this model takes {low} to {high} bytes ({bits[1]:.3f} to {bits[2]:.3f} bits per "
+            "weight)"
+        )
+
+    def _plan(self, options: Sequence[_Option], rule: Rule, granularity: str) -> QuantizationPlan:
+        types = {name: found for option in options for name, found in option.types.items()}
+        planned = self.target.tensors
+        size_bytes = self.target.fixed_bytes + sum(t.sizes[types[t.name]] for t in planned)
+        blocks = self._blocks(types)
+        scores = spread([block.entropy for block in blocks])
+        return QuantizationPlan(
+            model=self.checkpoint.model,
+            fingerprint=self.checkpoint.fingerprint,
+            architecture=self.checkpoint.architecture,
+            scorer="fisher",
+            granularity=granularity,
+            rule=rule,
+            mean=scores.mean,
+            std=scores.std,
+            thresholds={},
+            blocks=blocks,
+            weights=self._precisions(types),
+            bits_per_weight=8 * size_bytes / self.target.parameters,
+            size_bytes=size_bytes,
+            ewq_version=__version__,
+            target=self.target.name,
+            types={**types, **self.target.fixed},
+            expected_kld=self._expected(types),
+            calibration=self.sensitivity.calibration,
+        )
+
+    def _precisions(self, types: Mapping[str, str]) -> dict[str, Precision]:
+        return precisions_of(types) if self.target.name == BITSANDBYTES else {}
+
+    def _expected(self, types: Mapping[str, str]) -> ExpectedKld:
+        by_matrix: dict[str, float] = {}
+        for tensor in self.target.tensors:
+            cost = self.costs[tensor.name][types[tensor.name]]
+            by_matrix[tensor.matrix.name] = by_matrix.get(tensor.matrix.name, 0.0) + cost
+        return ExpectedKld(sum(by_matrix.values()), self.sensitivity.stderr(by_matrix))
+
+    def _blocks(self, types: Mapping[str, str]) -> tuple[PlanBlock, ...]:
+        inside: dict[int, list[PlannedTensor]] = {}
+        for tensor in self.target.tensors:
+            if tensor.block is not None:
+                inside.setdefault(tensor.block, []).append(tensor)
+        return tuple(
+            PlanBlock(
+                block.index,
+                block.name,
+                self.layout.numel(block),
+                sum(self.costs[t.name][types[t.name]] for t in inside.get(block.index, ())),
+                None,
+                sum(t.sizes[types[t.name]] for t in inside.get(block.index, ())),
+            )
+            for block in self.layout.blocks
+        )
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One way to store a group of tensors."""
+
+    types: Mapping[str, str]
+    choice: Choice
+    """Nats per token and bytes in the file."""
+
+
+def _taken(units: Sequence[Sequence[_Option]], found: Sequence[int]) -> list[_Option]:
+    return [options[place] for options, place in zip(units, found, strict=True)]
+
+
+def _nearest(tensor: PlannedTensor, wanted: str, bits: Mapping[str, float]) -> str:
+    """The type wanted, else the smallest one of the tensor's own that is no smaller."""
+    if wanted in tensor.types:
+        return wanted
+    larger = [name for name in tensor.types if bits[name] >= bits[wanted]]
+    return min(larger or tensor.types, key=lambda name: bits[name])
+
+
+def _unit_name(tensor: PlannedTensor, granularity: str) -> str:
+    if granularity == "kind":
+        return kind_of(tensor.name)
+    if granularity == "block" and tensor.block is not None:
+        return f"block {tensor.block}"
+    return tensor.name

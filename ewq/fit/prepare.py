@@ -1,0 +1,189 @@
+"""From a model to a :class:`~ewq.fit.plans.Fitting`: sensitivity, target and costs, each cached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ewq.checkpoint.layout import find_layout
+from ewq.checkpoint.opening import Checkpoint
+from ewq.errors import CheckpointError, InputError
+from ewq.files import cache_dir, content_key, read_cached, write_cached
+from ewq.fit.costs import ROWS_DRAWN, measure_costs
+from ewq.fit.plans import Fitting
+from ewq.fit.targets import GGUF, Target, bitsandbytes_target, gguf_target
+from ewq.gguf.imatrix import write_imatrix
+from ewq.gguf.recipe import TensorNames
+from ewq.planning.plan import BITSANDBYTES
+from ewq.progress import NO_PROGRESS, Progress
+from ewq.sensitivity.calibration import (
+    SEQUENCE_TOKENS,
+    SEQUENCES,
+    Calibration,
+    calibration_texts,
+    make_calibration,
+)
+from ewq.sensitivity.measure import Sensitivity, measure_sensitivity
+
+TARGETS = (GGUF, BITSANDBYTES)
+COSTS_VERSION = 1
+"""Raised whenever a cost changes its meaning."""
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """How sensitivity is measured."""
+
+    source: str | Path | None = None
+    """A text file or a folder of domains; the text that ewq carries unless given."""
+    sequences: int = SEQUENCES
+    tokens: int = SEQUENCE_TOKENS
+    seed: int = 0
+    device: str = "cpu"
+    cache: bool = True
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    how: Calibrating,
+    tokenizer: Any = None,  # noqa: ANN401
+) -> Calibration:
+    """The token sequences of a model.
+
+    Raises:
+        InputError: no such text, or one too short.
+        CheckpointError: the model has no usable tokenizer.
+    """
+    return make_calibration(
+        calibration_texts(how.source),
+        tokenizer or _tokenizer(checkpoint),
+        sequences=how.sequences,
+        tokens=how.tokens,
+        context_length=_context_length(checkpoint),
+        seed=how.seed,
+    )
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    how: Calibrating,
+    *,
+    target: str = GGUF,
+    rows_drawn: int = ROWS_DRAWN,
+    progress: Progress = NO_PROGRESS,
+) -> Fitting:
+    """Measure and cost a model for one target.
+
+    Raises:
+        EwqError: the model cannot be loaded, measured or converted.
+    """
+    sensitivity = measure_sensitivity(
+        checkpoint,
+        calibration,
+        device=how.device,
+        seed=how.seed,
+        cache=how.cache,
+        progress=progress,
+    )
+    made = make_target(checkpoint, sensitivity, target, progress)
+    costs = _costs(made, sensitivity, how, rows_drawn, progress)
+    return Fitting(checkpoint, find_layout(checkpoint), made, sensitivity, costs)
+
+
+def make_target(
+    checkpoint: Checkpoint, sensitivity: Sensitivity, target: str, progress: Progress
+) -> Target:
+    """The tensors of a target; for GGUF the model is converted first, and that file kept.
+
+    Raises:
+        InputError: no such target.
+    """
+    if target == GGUF:
+        return gguf_target(checkpoint, converted(checkpoint, progress), sensitivity)
+    if target == BITSANDBYTES:
+        return bitsandbytes_target(checkpoint, sensitivity)
+    raise InputError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
+
+
+def converted(checkpoint: Checkpoint, progress: Progress = NO_PROGRESS) -> Path:
+    """The model as an unquantized GGUF file, made once."""
+    from ewq.gguf.cache import cached_gguf
+    from ewq.gguf.export import base_type
+    from ewq.gguf.recipe import TypeRecipe
+
+    recipe = TypeRecipe(base_type(checkpoint))
+    return cached_gguf(checkpoint.path, recipe, cache_dir("gguf"), progress=progress)
+
+
+def _costs(
+    target: Target,
+    sensitivity: Sensitivity,
+    how: Calibrating,
+    rows_drawn: int,
+    progress: Progress,
+) -> dict[str, dict[str, float]]:
+    types = {tensor.name: list(tensor.types) for tensor in target.tensors}
+    key = content_key(
+        *(COSTS_VERSION, sensitivity.fingerprint, sensitivity.calibration, sensitivity.sequences),
+        *(how.seed, how.device == "cpu", rows_drawn, target.name, types),
+    )
+    kept = read_cached("costs", key) if how.cache else None
+    if isinstance(kept, dict):
+        return kept
+    costs = measure_costs(
+        target.tensors, sensitivity, target.rounded, rows_drawn=rows_drawn, progress=progress
+    )
+    if how.cache:
+        write_cached("costs", key, costs)
+    return costs
+
+
+def write_importance(
+    checkpoint: Checkpoint, sensitivity: Sensitivity, base: Path, out: Path
+) -> Path:
+    """The importance matrix of a converted file's tensors.
+
+    Args:
+        checkpoint: a Hugging Face folder.
+        sensitivity: of it.
+        base: its conversion, whose names the matrix has.
+        out: the file to write.
+
+    Raises:
+        EwqError: ``out`` cannot be written.
+    """
+    from ewq.checkpoint.gguf_header import read_header
+
+    names = TensorNames(read_header(base))
+    matrices = {
+        tensor: matrix
+        for weight, matrix in sensitivity.matrices.items()
+        if not matrix.is_lookup
+        for tensor in names.of_weight(weight)
+    }
+    return write_imatrix(
+        out,
+        {name: matrix.importance() * matrix.tokens[:, None] for name, matrix in matrices.items()},
+        {name: matrix.tokens for name, matrix in matrices.items()},
+        source=sensitivity.calibration,
+        sequences=sensitivity.sequences,
+        sequence_tokens=sensitivity.tokens // sensitivity.sequences,
+    )
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 (transformers is untyped)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{checkpoint.model} has no usable tokenizer: {reason}") from error
+
+
+def _context_length(checkpoint: Checkpoint) -> int | None:
+    text = checkpoint.config.get("text_config") or checkpoint.config
+    found = text.get("max_position_embeddings") or text.get("n_positions")
+    return found if isinstance(found, int) else None

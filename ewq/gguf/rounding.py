@@ -1,0 +1,111 @@
+"""What ggml's types make of a weight: its own quantizer, then its own dequantizer, in memory.
+
+The values equal those of files that llama.cpp's quantizer writes, bit by bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ewq.errors import BackendUnavailable, InputError
+
+Values = NDArray[np.float32]
+UNROUNDED = "F32"
+
+
+class _TypeTraits(ctypes.Structure):
+    """The head of ggml.h's ``struct ggml_type_traits``."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
+@cache
+def _library() -> Any:  # noqa: ANN401 (ctypes)
+    """libggml-base, which llama-cpp-python brings along."""
+    from ewq.gguf.llama_native import llama_library
+
+    folder = Path(llama_library().__file__).parent / "lib"
+    found = sorted(folder.glob("*ggml-base*"))
+    if not found:
+        raise BackendUnavailable(f"no ggml library in {folder}; reinstall llama-cpp-python")
+    library = ctypes.CDLL(str(found[0]))
+    library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = (
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        *(ctypes.c_int64,) * 3,
+        ctypes.c_void_p,
+    )
+    return library
+
+
+@cache
+def _sizes() -> Mapping[str, tuple[int, int, int]]:
+    """Type -> (its number, values per block, bytes per block)."""
+    from gguf import GGML_QUANT_SIZES
+
+    return {kind.name: (int(kind), *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
+
+
+def divides(type_name: str, columns: int) -> bool:
+    """Whether rows of so many values can be stored in a type."""
+    return columns % _sizes()[type_name][1] == 0
+
+
+def stored_bytes(type_name: str, numel: int) -> int:
+    """Bytes of whole rows in a type."""
+    _, block, block_bytes = _sizes()[type_name]
+    return numel // block * block_bytes
+
+
+def rounded(values: Values, type_name: str, importance: Values | None = None) -> Values:
+    """Rows as they come back from a ggml type.
+
+    Releases the interpreter's lock, so that threads use all processors.
+
+    Args:
+        values: ``[rows, columns]``, contiguous.
+        type_name: ``Q4_K``, ``F16``, ...
+        importance: ``[columns]``, as in an importance matrix.
+
+    Raises:
+        InputError: the rows do not divide into the type's blocks.
+    """
+    if type_name == UNROUNDED:
+        return values
+    if not divides(type_name, values.shape[1]):
+        raise InputError(f"rows of {values.shape[1]} values cannot be stored as {type_name}")
+    library, (number, _, _) = _library(), _sizes()[type_name]
+    source = np.ascontiguousarray(values, dtype=np.float32)
+    packed = np.empty(stored_bytes(type_name, source.size), dtype=np.uint8)
+    back = np.empty_like(source)
+    weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
+    rows, columns = source.shape
+    library.ggml_quantize_chunk(
+        number,
+        source.ctypes.data,
+        packed.ctypes.data,
+        0,
+        rows,
+        columns,
+        None if weights is None else weights.ctypes.data,
+    )
+    traits = library.ggml_get_type_traits(number).contents
+    traits.to_float(packed.ctypes.data, back.ctypes.data, back.size)
+    return back
