@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from ewq.codec import decode, encode
 from ewq.errors import MeasurementError
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -42,33 +43,6 @@ class Metric:
         for label, number in numbers.items():
             if number is not None and not math.isfinite(number):
                 raise MeasurementError(f"{label} is {number}: no measurement, so not stored")
-
-    def to_json(self) -> dict[str, Json]:
-        """The metric as stored under ``extra_info["ewq"]["metrics"]``."""
-        stored: dict[str, Json] = {
-            "value": float(self.value),
-            "unit": self.unit,
-            "higher_is_better": self.higher_is_better,
-            "stderr": None if self.stderr is None else float(self.stderr),
-            "n": int(self.n),
-        }
-        if self.freedom is not None:
-            stored["freedom"] = int(self.freedom)
-        if self.interval is not None:
-            stored["interval"] = [float(bound) for bound in self.interval]
-        return stored
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Metric:
-        """The metric that :meth:`to_json` stored.
-
-        Raises:
-            TypeError, ValueError: other keys, or an interval that is no pair.
-        """
-        if "interval" not in stored:
-            return cls(**stored)
-        low, high = stored["interval"]
-        return cls(**{**stored, "interval": (low, high)})
 
 
 @dataclass(frozen=True)
@@ -153,19 +127,6 @@ class Doubt:
     figures: Mapping[str, float] = field(default_factory=dict)
     """What the doubt rests on, such as the coefficient of variation."""
 
-    def to_json(self) -> dict[str, Json]:
-        """The doubt as plain JSON types."""
-        return {"kind": self.kind.value, "text": self.text, "figures": dict(self.figures)}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Doubt:
-        """The doubt that :meth:`to_json` stored.
-
-        Raises:
-            KeyError, TypeError, ValueError: a key is missing, or the kind is unknown.
-        """
-        return cls(DoubtKind(stored["kind"]), stored["text"], dict(stored.get("figures", {})))
-
 
 @dataclass(frozen=True)
 class TaskResult:
@@ -186,15 +147,7 @@ class TaskResult:
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON types, as references are kept in the cache."""
-        return {
-            "task": self.task,
-            "settings": dict(self.settings),
-            "metrics": {name: metric.to_json() for name, metric in self.metrics.items()},
-            "items": self.items.to_json(),
-            "doubts": [doubt.to_json() for doubt in self.doubts],
-            "notes": list(self.notes),
-            "side": dict(self.side),
-        }
+        return {**encode(self), "items": self.items.to_json()}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> TaskResult:
@@ -203,12 +156,5 @@ class TaskResult:
         Raises:
             KeyError, TypeError, ValueError: something else was stored.
         """
-        return cls(
-            stored["task"],
-            stored["settings"],
-            {name: Metric.from_json(value) for name, value in stored["metrics"].items()},
-            Items.from_json(stored["items"]),
-            tuple(Doubt.from_json(doubt) for doubt in stored["doubts"]),
-            tuple(stored["notes"]),
-            stored["side"],
-        )
+        plain = {key: value for key, value in stored.items() if key != "items"}
+        return replace(decode(cls, plain), items=Items.from_json(stored["items"]))

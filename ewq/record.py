@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from ewq.errors import InputError
+from ewq.codec import decode, encode
+from ewq.errors import InputError, MeasurementError
 from ewq.measurement import NO_ITEMS, Doubt, Items, Json, Metric
 
 SCHEMA = 2
@@ -39,19 +40,6 @@ class Reason:
 
     def __str__(self) -> str:
         return f"{self.text} [{self.statistic}]" if self.statistic else self.text
-
-    def to_json(self) -> dict[str, Json]:
-        """The reason as plain JSON types."""
-        return {**asdict(self), "verdict": self.verdict.value}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Reason:
-        """The reason that :meth:`to_json` stored.
-
-        Raises:
-            KeyError, TypeError, ValueError: other keys, or an unknown verdict.
-        """
-        return cls(**{**stored, "verdict": Verdict(stored["verdict"])})
 
 
 @dataclass(frozen=True)
@@ -96,23 +84,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON types; valid JSON by construction (no NaN, no NumPy)."""
-        return {
-            "schema": SCHEMA,
-            "model": self.model,
-            "fingerprint": self.fingerprint,
-            "variant": self.variant,
-            "task": self.task,
-            "tier": self.tier,
-            "settings": dict(self.settings),
-            "plan": self.plan,
-            "metrics": {key: metric.to_json() for key, metric in self.metrics.items()},
-            "items": self.items.to_json(),
-            "verdict": self.verdict.value,
-            "reasons": [reason.to_json() for reason in self.reasons],
-            "doubts": [doubt.to_json() for doubt in self.doubts],
-            "notes": list(self.notes),
-            "side": dict(self.side),
-        }
+        return {"schema": SCHEMA, **encode(self), "items": self.items.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
@@ -129,22 +101,7 @@ class Record:
             )
         try:
             data = upgraded(data) if data["schema"] == 1 else data
-            metrics = {key: Metric.from_json(value) for key, value in data["metrics"].items()}
-            return cls(
-                model=data["model"],
-                fingerprint=data["fingerprint"],
-                variant=data["variant"],
-                task=data["task"],
-                tier=data["tier"],
-                settings=data["settings"],
-                metrics=metrics,
-                items=Items.from_json(data["items"]),
-                plan=data.get("plan"),
-                verdict=Verdict(data["verdict"]),
-                reasons=tuple(Reason.from_json(reason) for reason in data["reasons"]),
-                doubts=tuple(Doubt.from_json(doubt) for doubt in data["doubts"]),
-                notes=tuple(data.get("notes", ())),
-                side=data.get("side") or {},
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"stored record is damaged: {error!r}") from error
+            plain = {key: value for key, value in data.items() if key not in ("schema", "items")}
+            return replace(decode(cls, plain), items=Items.from_json(data["items"]))
+        except (KeyError, TypeError, ValueError, MeasurementError) as error:
+            raise InputError(f"stored record is damaged: {error}") from error

@@ -77,7 +77,7 @@ def test_words_in_notes_change_no_verdict():
         assert doubt_about(name, each) is None
     assert not at_chance(noted[0])
     (row,) = variant_rows(noted)
-    assert not row.at_chance
+    assert not row.at_chance("mmlu")
     assert not row.clock_doubt
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ewq.data.texts import TextSet
-from ewq.errors import InputError, MeasurementError
+from ewq.errors import MeasurementError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,24 +41,18 @@ class Definition:
     name: str
     window: int
     """Tokens per window, BOS included; at most the model's context length."""
-    stride: int
-    """Tokens from one window's start to the next one's."""
     joined: bool
     """A domain's rows are joined with blank lines and encoded as one text."""
     bos: Bos
     scored_from: int = 1
-    """First scored position within a window that has nothing scored before it."""
+    """First scored position within a window."""
     whole_windows: bool = False
     """An incomplete last window is dropped."""
 
     def with_window(self, window: int) -> Definition:
-        """The same definition with another window; stride and scored part keep their shares."""
-        return replace(
-            self,
-            window=window,
-            stride=max(1, self.stride * window // self.window),
-            scored_from=1 if self.scored_from == 1 else window // 2 + 1,
-        )
+        """The same definition with another window, of which the same share is scored."""
+        scored_from = 1 if self.scored_from == 1 else window // 2 + 1
+        return replace(self, window=window, scored_from=scored_from)
 
     def fit(self, context_length: int) -> Definition:
         """The definition with its window cut to the model's context."""
@@ -69,7 +63,7 @@ class Definition:
         return {
             "definition": self.name,
             "window": self.window,
-            "stride": self.stride,
+            "stride": self.window,
             "scored_from": self.scored_from,
             "bos": self.bos.value,
         }
@@ -79,14 +73,12 @@ DEFINITIONS = {
     definition.name: definition
     for definition in (
         # Each document by itself, every window from scratch: the cheapest honest default.
-        Definition("disjoint", 2048, 2048, joined=False, bos=Bos.EVERY),
-        # Each document by itself, half a window of context before every scored token.
-        Definition("sliding", 2048, 1024, joined=False, bos=Bos.FIRST),
+        Definition("disjoint", 2048, joined=False, bos=Bos.EVERY),
         # GPTQ, AWQ, QuIP ...: WikiText's rows joined by blank lines, encoded once.
-        Definition("papers", 2048, 2048, joined=True, bos=Bos.FIRST, whole_windows=True),
+        Definition("papers", 2048, joined=True, bos=Bos.FIRST, whole_windows=True),
         # llama-perplexity: the second half of every whole chunk of 512.
         Definition(
-            "llama.cpp", 512, 512, joined=True, bos=Bos.REPLACE, scored_from=257, whole_windows=True
+            "llama.cpp", 512, joined=True, bos=Bos.REPLACE, scored_from=257, whole_windows=True
         ),
     )
 }
@@ -109,26 +101,6 @@ class Window:
     def scored(self) -> int:
         """Number of scored tokens."""
         return len(self.ids) - self.start
-
-
-def definition_named(name: str, window: int | None = None, stride: int | None = None) -> Definition:
-    """A definition of the table, with another window or stride where one is given.
-
-    Raises:
-        InputError: an unknown name, or a window or stride that makes no sense.
-    """
-    if name not in DEFINITIONS:
-        raise InputError(f"unknown perplexity definition {name!r}; known: {', '.join(DEFINITIONS)}")
-    known = DEFINITIONS[name]
-    if window is not None:
-        if window < 2:
-            raise InputError(f"a window of {window} tokens scores nothing; use at least 2")
-        known = known.with_window(window)
-    if stride is not None:
-        if not 1 <= stride <= known.window or (stride != known.window and known.bos != Bos.FIRST):
-            raise InputError(f"{name} windows of {known.window} cannot have a stride of {stride}")
-        known = replace(known, stride=stride)
-    return known
 
 
 def fit_notes(wanted: Definition, context_length: int) -> tuple[str, ...]:
@@ -251,21 +223,16 @@ def _cut(
         yield from _cut_with_bos(ids, definition, prefix)
         return
     sequence = prefix + ids
-    scored_to = 0
-    for position in range(0, len(sequence), definition.stride):
+    start = definition.scored_from
+    for position in range(0, len(sequence), definition.window):
         window = sequence[position : position + definition.window]
         stop = position + len(window)
         if len(window) < definition.window and definition.whole_windows:
             return
-        start = max(scored_to - position, definition.scored_from)
+        if definition.bos is Bos.REPLACE and prefix:
+            window = prefix + window[1:]
         if start < len(window):
-            if definition.bos is Bos.REPLACE and prefix:
-                window = prefix + window[1:]
-            begin = position + start - len(prefix)
-            yield window, start, begin, stop - len(prefix)
-        scored_to = stop
-        if stop == len(sequence):
-            return
+            yield window, start, position + start - len(prefix), stop - len(prefix)
 
 
 def _cut_with_bos(

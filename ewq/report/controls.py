@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ewq.gating.change import incomparable
-from ewq.gating.pairing import paired_changes
+from ewq.gating.change import incomparable, paired_changes
 from ewq.report.estimate import Estimate
 from ewq.report.plotting import variant_kind
 from ewq.report.rows import VariantRow

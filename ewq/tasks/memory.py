@@ -23,16 +23,14 @@ if TYPE_CHECKING:
     from ewq.tasks.table import Inputs
 
 TASK = "memory"
-PROMPT_TOKENS = 512
-NEW_TOKENS = 32
 
 
 @dataclass(frozen=True)
 class Round:
     """The work over which the peak is read: prefill, then decoding."""
 
-    prompt_tokens: int = PROMPT_TOKENS
-    new_tokens: int = NEW_TOKENS
+    prompt_tokens: int
+    new_tokens: int
     batch_size: int = 1
 
 
@@ -46,7 +44,7 @@ def measure(inputs: Inputs) -> TaskResult:
 def run(
     model: LanguageModel,
     load: LoadReading,
-    work: Round | None = None,
+    work: Round,
     instrument: MemoryInstrument | None = None,
 ) -> TaskResult:
     """Measure one loaded model.
@@ -64,7 +62,6 @@ def run(
     Raises:
         MeasurementError: the round does not fit the context, or nothing was seen to be in use.
     """
-    work = work or Round()
     instrument = instrument or instrument_for(model.info.device)
     peak, torch_peaks = _peak(model, work, instrument)
     above = peak - load.device_baseline_bytes

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ewq import stats
-from ewq.data.mmlu import LETTERS, MmluData
-from ewq.data.mmlu_subjects import GROUP_OF, UNGROUPED
+from ewq.data.mmlu import GROUP_OF, LETTERS, UNGROUPED, MmluData
 from ewq.errors import InputError, MeasurementError
 from ewq.measurement import Doubt, DoubtKind, Json, Metric, TaskResult
 

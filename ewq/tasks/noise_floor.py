@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     Logprobs = NDArray[np.float32]
 
 TASK = "noise_floor"
-QUESTIONS = 200
 
 
 def measure(inputs: Inputs) -> TaskResult:
@@ -40,7 +39,7 @@ def run(
     model: LanguageModel,
     data: MmluData,
     *,
-    questions: int = QUESTIONS,
+    questions: int,
     seed: int = 0,
     shots: int = 5,
     progress: Progress = NO_PROGRESS,

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ewq.tasks.table import Inputs
 
 TASK = "samples"
-NEW_TOKENS = 48
 PROMPTS = {
     "code": 'def is_prime(n):\n    """Return True if n is a prime number."""\n',
     "maths": (
@@ -50,7 +49,7 @@ def measure(inputs: Inputs) -> TaskResult:
 def run(
     model: LanguageModel,
     *,
-    new_tokens: int = NEW_TOKENS,
+    new_tokens: int,
     prompts: dict[str, str] | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> TaskResult:

@@ -4,8 +4,7 @@ import pytest
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.data import mmlu as module
-from ewq.data.mmlu import MmluData, Question, from_rows, load_mmlu
-from ewq.data.mmlu_subjects import GROUP_OF, GROUPS
+from ewq.data.mmlu import GROUP_OF, GROUPS, MmluData, Question, from_rows, load_mmlu
 from ewq.errors import InputError
 
 ROW = '"What, exactly, is 1+1?",1,2,3,"a ""4""",B\n'
@@ -166,4 +165,4 @@ def test_the_groups_divide_the_57_subjects():
         "social_sciences": 12,
         "other": 13,
     }
-    assert sum(map(len, GROUPS.values())) == len(GROUP_OF) == 57
+    assert sum(len(names.split()) for names in GROUPS.values()) == len(GROUP_OF) == 57

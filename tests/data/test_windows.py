@@ -1,8 +1,8 @@
 import pytest
 
 from ewq.data.texts import Document, text_set
-from ewq.data.windows import DEFINITIONS, bos_token, definition_named, make_windows
-from ewq.errors import InputError, MeasurementError
+from ewq.data.windows import DEFINITIONS, bos_token, make_windows
+from ewq.errors import MeasurementError
 from tests.tasks.numpy_model import ALPHABET, BOS, CharTokenizer
 
 BOTH = pytest.mark.parametrize("adds_bos", [True, False], ids=["bos", "no bos"])
@@ -15,7 +15,9 @@ def ids_of(text):
 
 def windows_of(text, name, window, adds_bos, **limits):
     texts = text_set([Document("d", "1", text)])
-    return make_windows(texts, CharTokenizer(adds_bos), definition_named(name, window), **limits)
+    return make_windows(
+        texts, CharTokenizer(adds_bos), DEFINITIONS[name].with_window(window), **limits
+    )
 
 
 def test_only_a_tokenizer_that_adds_bos_has_one():
@@ -41,24 +43,12 @@ def test_no_window_is_longer_than_asked(name, adds_bos):
     assert max(len(window.ids) for window in windows) == 8
 
 
-@pytest.mark.parametrize("name", ["disjoint", "sliding"])
-def test_with_bos_every_token_of_a_document_is_scored_once(name):
+def test_with_bos_every_token_of_a_document_is_scored_once():
     text = "the quick brown fox jumps over it"
-    windows = windows_of(text, name, 8, adds_bos=True)
+    windows = windows_of(text, "disjoint", 8, adds_bos=True)
     scored = sum((window.ids[window.start :] for window in windows), ())
     assert scored == ids_of(text)
     assert sum(window.scored_bytes for window in windows) == len(text.encode())
-
-
-def test_sliding_without_bos_leaves_only_the_first_token_out():
-    windows = windows_of("abcdefghijklmnop", "sliding", 8, adds_bos=False)
-    scored = sum((window.ids[window.start :] for window in windows), ())
-    assert scored == ids_of("bcdefghijklmnop")
-
-
-def test_sliding_windows_keep_half_a_window_of_context():
-    windows = windows_of("abcdefghijklmnop", "sliding", 8, adds_bos=False)
-    assert [(window.ids[0], window.start) for window in windows] == [(0, 1), (4, 4), (8, 4)]
 
 
 def test_disjoint_windows_without_bos_each_lose_their_first_token():
@@ -69,7 +59,7 @@ def test_disjoint_windows_without_bos_each_lose_their_first_token():
 
 def test_papers_join_rows_and_drop_the_incomplete_window():
     texts = text_set([Document("d", "1", "abc"), Document("d", "2", "defgh")])
-    windows = make_windows(texts, CharTokenizer(False), definition_named("papers", 4))
+    windows = make_windows(texts, CharTokenizer(False), DEFINITIONS["papers"].with_window(4))
     joined = ids_of("abc\n\ndefgh")
     assert [window.ids for window in windows] == [joined[:4], joined[4:8]]
 
@@ -104,14 +94,14 @@ def test_a_tokenizer_without_positions_spreads_the_bytes():
     tokenizer = CharTokenizer(True)
     tokenizer.is_fast = False
     texts = text_set([Document("d", "1", "abơưab")])
-    windows = make_windows(texts, tokenizer, definition_named("disjoint", 4))
+    windows = make_windows(texts, tokenizer, DEFINITIONS["disjoint"].with_window(4))
     assert sum(window.scored_bytes for window in windows) == len("abơưab".encode())
 
 
 def test_a_limit_ends_each_domain_after_the_window_that_reaches_it():
     texts = text_set([Document("a", "1", "a" * 40), Document("b", "1", "b" * 40)])
     windows = make_windows(
-        texts, CharTokenizer(True), definition_named("disjoint", 9), max_tokens_per_domain=10
+        texts, CharTokenizer(True), DEFINITIONS["disjoint"].with_window(9), max_tokens_per_domain=10
     )
     assert [(window.domain, window.scored) for window in windows] == [
         ("a", 8),
@@ -123,23 +113,9 @@ def test_a_limit_ends_each_domain_after_the_window_that_reaches_it():
 
 def test_a_short_context_shrinks_the_window_and_says_so_in_the_settings():
     fitted = DEFINITIONS["llama.cpp"].fit(100)
-    assert (fitted.window, fitted.stride, fitted.scored_from) == (100, 100, 51)
+    assert (fitted.window, fitted.scored_from) == (100, 51)
     assert fitted.settings()["window"] == 100
-    assert DEFINITIONS["sliding"].fit(100_000) == DEFINITIONS["sliding"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        pytest.param(("wiki",), "unknown perplexity definition 'wiki'; known: disjoint", id="name"),
-        pytest.param(("papers", 1), "window of 1", id="window"),
-        pytest.param(("sliding", 8, 9), "stride of 9", id="stride longer than the window"),
-        pytest.param(("llama.cpp", 8, 4), "stride of 4", id="stride of disjoint chunks"),
-    ],
-)
-def test_senseless_definitions_are_errors(arguments, message):
-    with pytest.raises(InputError, match=message):
-        definition_named(*arguments)
+    assert DEFINITIONS["disjoint"].fit(100_000) == DEFINITIONS["disjoint"]
 
 
 def test_a_text_too_short_for_a_window_is_an_error():

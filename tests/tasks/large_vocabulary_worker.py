@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ewq.data.texts import Document, text_set
-from ewq.data.windows import definition_named
+from ewq.data.windows import DEFINITIONS
 from ewq.instruments.memory import ProcessMemory, release_free_memory
 from ewq.tasks import divergence
 from tests.tasks.numpy_model import NumpyModel
@@ -44,7 +44,7 @@ def main(tokens, folder):
     texts = text_set(
         [Document("d", "1", "a" * (tokens // 2)), Document("d", "2", "b" * (tokens // 2))]
     )
-    definition = definition_named("disjoint", tokens + 1)
+    definition = DEFINITIONS["disjoint"].with_window(tokens + 1)
     memory = ProcessMemory()
     peaks = {}
     release_free_memory()

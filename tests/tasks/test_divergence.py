@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ewq.data.texts import Document, text_set
-from ewq.data.windows import definition_named, make_windows
+from ewq.data.windows import DEFINITIONS, make_windows
 from ewq.errors import MeasurementError
 from ewq.measurement import Items
 from ewq.tasks import divergence, perplexity
@@ -22,7 +22,7 @@ TEXTS = text_set(
         Document("viet", "1", "trơi đê, ăn cơm chưa\nâm " * 2),
     ]
 )
-DEFINITION = definition_named("disjoint", 16)
+DEFINITION = DEFINITIONS["disjoint"].with_window(16)
 
 
 @pytest.fixture
@@ -143,7 +143,11 @@ def test_probability_zero_where_the_reference_has_some_is_an_error(reference):
             id="texts",
         ),
         pytest.param(
-            NumpyModel(), TEXTS, definition_named("disjoint", 8), "with stride 16", id="window"
+            NumpyModel(),
+            TEXTS,
+            DEFINITIONS["disjoint"].with_window(8),
+            "with stride 16",
+            id="window",
         ),
         pytest.param(
             NumpyModel(adds_bos=False), TEXTS, DEFINITION, "with bos_added True", id="bos"

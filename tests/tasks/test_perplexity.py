@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ewq.data.texts import Document, text_set
-from ewq.data.windows import DEFINITIONS, definition_named
+from ewq.data.windows import DEFINITIONS
 from ewq.errors import MeasurementError
 from ewq.measurement import Items
 from ewq.tasks import perplexity
@@ -39,16 +39,6 @@ def naive_disjoint(documents, bos):
                 yield chunk[:position], chunk[position]
 
 
-def naive_sliding(documents, bos):
-    """Each token sees the start of its window, which moves on by half a window."""
-    stride = WINDOW // 2
-    for text in documents:
-        ids = bos + encode(text)
-        for position in range(1, len(ids)):
-            moves = max(0, math.ceil((position + 1 - WINDOW) / stride))
-            yield ids[moves * stride : position], ids[position]
-
-
 def naive_papers(documents, bos):
     """Everything joined by blank lines, whole windows only, no first tokens."""
     ids = bos + encode("\n\n".join(documents))
@@ -69,7 +59,6 @@ def naive_llama_cpp(documents, bos):
 
 NAIVE = {
     "disjoint": naive_disjoint,
-    "sliding": naive_sliding,
     "papers": naive_papers,
     "llama.cpp": naive_llama_cpp,
 }
@@ -89,7 +78,7 @@ def test_every_definition_has_a_naive_counterpart():
 @BOTH
 def test_perplexity_agrees_with_a_naive_loop(name, adds_bos):
     model = NumpyModel(adds_bos=adds_bos)
-    result = perplexity.run(model, TEXTS, definition_named(name, WINDOW))
+    result = perplexity.run(model, TEXTS, DEFINITIONS[name].with_window(WINDOW))
     everything = []
     for domain in TEXTS.domains:
         nll = naive_nll(model, name, domain)
@@ -103,17 +92,17 @@ def test_perplexity_agrees_with_a_naive_loop(name, adds_bos):
 
 def test_bits_per_byte_divide_by_the_texts_bytes():
     model = NumpyModel()
-    result = perplexity.run(model, TEXTS, definition_named("sliding", WINDOW))
+    result = perplexity.run(model, TEXTS, DEFINITIONS["disjoint"].with_window(WINDOW))
     for domain in TEXTS.domains:
         size = sum(len(each.text.encode()) for each in TEXTS.of(domain))
-        expected = sum(naive_nll(model, "sliding", domain)) / size / math.log(2)
+        expected = sum(naive_nll(model, "disjoint", domain)) / size / math.log(2)
         assert result.metrics[f"bits_per_byte/{domain}"].value == pytest.approx(expected, rel=1e-6)
 
 
 def test_settings_tell_definitions_apart():
     model = NumpyModel()
     settings = [
-        perplexity.run(model, TEXTS, definition_named(name, WINDOW)).settings
+        perplexity.run(model, TEXTS, DEFINITIONS[name].with_window(WINDOW)).settings
         for name in DEFINITIONS
     ]
     assert all(a != b for a, b in itertools.combinations(settings, 2))
@@ -122,7 +111,7 @@ def test_settings_tell_definitions_apart():
 
 
 def test_results_are_repeatable_and_plain_json():
-    definition = definition_named("disjoint", WINDOW)
+    definition = DEFINITIONS["disjoint"].with_window(WINDOW)
     first = perplexity.run(NumpyModel(), TEXTS, definition)
     assert perplexity.run(NumpyModel(), TEXTS, definition) == first
     assert Items.from_json(json.loads(json.dumps(first.items.to_json()))) == first.items
@@ -133,7 +122,7 @@ def test_results_are_repeatable_and_plain_json():
 
 def test_windows_that_start_alike_are_handed_over_together():
     model = NumpyModel(adds_bos=True)
-    perplexity.run(model, TEXTS, definition_named("disjoint", WINDOW))
+    perplexity.run(model, TEXTS, DEFINITIONS["disjoint"].with_window(WINDOW))
     assert len(model.calls) == 1
     assert model.calls[0][0] == (BOS,)
 
@@ -141,7 +130,7 @@ def test_windows_that_start_alike_are_handed_over_together():
 def test_errors_are_clustered_by_document_where_there_are_enough():
     # Six documents that differ among themselves, each of four equal windows.
     documents = [Document("d", str(i), letter * 60) for i, letter in enumerate("abcdef")]
-    definition = definition_named("disjoint", WINDOW)
+    definition = DEFINITIONS["disjoint"].with_window(WINDOW)
     many = perplexity.run(NumpyModel(), text_set(documents), definition).metrics["perplexity"]
     joined = [replace(each, name="1") for each in documents[:3]]
     few = perplexity.run(NumpyModel(), text_set(joined), definition).metrics["perplexity"]
@@ -163,11 +152,11 @@ def test_a_broken_model_is_an_error_not_a_figure():
             return [np.full(len(suffix), np.nan, dtype=np.float32) for suffix in suffixes]
 
     with pytest.raises(MeasurementError, match=r"document 0 \(prose\).*broken"):
-        perplexity.run(Broken(), TEXTS, definition_named("disjoint", WINDOW))
+        perplexity.run(Broken(), TEXTS, DEFINITIONS["disjoint"].with_window(WINDOW))
 
 
 def test_pair_gives_the_ratio_with_a_much_smaller_error():
-    definition = definition_named("disjoint", WINDOW)
+    definition = DEFINITIONS["disjoint"].with_window(WINDOW)
     base = perplexity.run(NumpyModel(), TEXTS, definition)
     new = perplexity.run(NumpyModel(noise=0.05), TEXTS, definition)
     paired = perplexity.pair(new, base)
@@ -180,7 +169,7 @@ def test_pair_gives_the_ratio_with_a_much_smaller_error():
 
 
 def test_a_model_against_itself_has_ratio_zero():
-    result = perplexity.run(NumpyModel(), TEXTS, definition_named("papers", WINDOW))
+    result = perplexity.run(NumpyModel(), TEXTS, DEFINITIONS["papers"].with_window(WINDOW))
     paired = perplexity.pair(result, result)
     assert {(metric.value, metric.stderr) for metric in paired.values()} == {(0.0, 0.0)}
 
@@ -188,12 +177,12 @@ def test_a_model_against_itself_has_ratio_zero():
 @pytest.mark.parametrize(
     ("texts", "name", "message"),
     [
-        pytest.param(TEXTS, "sliding", "bos is 'every' here, 'first' there", id="definition"),
+        pytest.param(TEXTS, "papers", "bos is 'every' here, 'first' there", id="definition"),
         pytest.param(text_set(TEXTS.documents[:1]), "disjoint", "data is 'sha256:", id="texts"),
     ],
 )
 def test_different_measurements_cannot_be_paired(texts, name, message):
-    result = perplexity.run(NumpyModel(), TEXTS, definition_named("disjoint", WINDOW))
-    other = perplexity.run(NumpyModel(), texts, definition_named(name, WINDOW))
+    result = perplexity.run(NumpyModel(), TEXTS, DEFINITIONS["disjoint"].with_window(WINDOW))
+    other = perplexity.run(NumpyModel(), texts, DEFINITIONS[name].with_window(WINDOW))
     with pytest.raises(MeasurementError, match=message):
         perplexity.pair(result, other)

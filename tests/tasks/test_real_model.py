@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ewq.backends.transformers import TransformersModel
 from ewq.data.texts import Document, text_set
-from ewq.data.windows import DEFINITIONS, definition_named, make_windows
+from ewq.data.windows import DEFINITIONS, make_windows
 from ewq.tasks import divergence, perplexity, samples
 from tests.tasks.numpy_model import VOCABULARY, CharTokenizer
 
@@ -48,7 +48,7 @@ def model(llama):
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_perplexity_agrees_with_single_forward_passes(llama, model, name):
-    definition = definition_named(name, 24)
+    definition = DEFINITIONS[name].with_window(24)
     nll = []
     for window in make_windows(TEXTS, model.tokenizer, definition):
         with torch.inference_mode():
@@ -63,7 +63,7 @@ def test_perplexity_agrees_with_single_forward_passes(llama, model, name):
 
 
 def test_divergence_is_nothing_from_itself_and_something_from_another(model, tmp_path):
-    definition = definition_named("disjoint", 24)
+    definition = DEFINITIONS["disjoint"].with_window(24)
     other = TransformersModel(tiny_llama(1), CharTokenizer(adds_bos=True))
     with closing(divergence.record_reference(model, TEXTS, tmp_path, definition)) as reference:
         itself, far = (divergence.run(m, TEXTS, reference, definition) for m in (model, other))
