@@ -186,6 +186,15 @@ PERSIMMON = Family(
 )
 NANOCHAT = Family(LAYERS, ATTENTION | _under("mlp", "fc1", "fc2"))
 
+TIED_BY_DEFAULT = frozenset(
+    {
+        *("bloom", "cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "falcon"),
+        *("gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "gpt_bigcode", "gpt_neo"),
+        *("lfm2", "mistral3", "mpt", "opt", "smollm3", "starcoder2", "vaultgemma", "xglm"),
+    }
+)
+"""Model types whose output head is the embedding unless the config says otherwise."""
+
 FAMILY_OF: Mapping[str, Family] = {
     **dict.fromkeys(
         (

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ewq.checkpoint.families import FAMILY_OF, Family
-from ewq.checkpoint.tensors import TensorInfo
+from ewq.checkpoint.families import FAMILY_OF, TIED_BY_DEFAULT, Family
+from ewq.checkpoint.tensors import TensorInfo, as_torch
 from ewq.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SCALES = (".weight_scale_inv", ".weight_scale", ".input_scale", ".activation_scale")
 """Companions of FP8 weights: part of the weight's storage, not weights."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+HEADS = ("lm_head.weight", "embed_out.weight")
 NAMED = 3
 COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 ANY_COUNT = 2**31
@@ -61,7 +63,8 @@ class Layout:
     details: Mapping[str, Weight]
     """By the weight's name, in block order."""
     ignored: frozenset[str] = frozenset()
-    """Tensors of layers beyond those of the config, which loading leaves out."""
+    """Tensors that loading leaves out: of layers beyond those of the config, and of a head that
+    is the embedding once more."""
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -91,16 +94,72 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
         return _collect(checkpoint.model, _gguf_weights(checkpoint))
     family = _family(checkpoint)
     count = _block_count(checkpoint)
-    placed = [item for item in _placed(checkpoint, family) if item.index < count]
-    beyond = frozenset(
-        item.info.name for item in _placed(checkpoint, family) if item.index >= count
-    )
-    layout = _collect(checkpoint.model, _weights(checkpoint.model, family, placed), beyond)
+    stored = list(_placed(checkpoint, family))
+    placed = [item for item in stored if item.index < count]
+    beyond = {item.info.name for item in stored if item.index >= count}
+    found = _weights(checkpoint.model, family, placed)
+    layout = _collect(checkpoint.model, found, frozenset(beyond))
     if count != ANY_COUNT and len(layout.blocks) != count:
         raise CheckpointError(
             f"{checkpoint.model} has {len(layout.blocks)} blocks, but its config says {count}"
         )
-    return layout
+    _check_complete(checkpoint.model, placed)
+    copied = _copied_head(checkpoint, {item.info.name for item in stored})
+    return replace(layout, ignored=layout.ignored | copied)
+
+
+def _check_complete(model: str, placed: Sequence[Found]) -> None:
+    """Refuse a block that lacks a tensor of a block with all of its others.
+
+    transformers would fill it with random values. Blocks of different kinds (dense and expert,
+    attention and convolution) have tensors that the other kind has not.
+    """
+    blocks: dict[int, set[str]] = {}
+    for item in placed:
+        if not item.stored.endswith(SCALES):
+            blocks.setdefault(item.index, set()).add(item.stored)
+    kinds = {frozenset(names) for names in blocks.values()}
+    for index, names in sorted(blocks.items()):
+        whole = next((kind for kind in kinds if names < kind), None)
+        if whole is not None:
+            raise CheckpointError(
+                f"{model} is incomplete: block {index} lacks {min(whole - names)}, which other "
+                "blocks have; download it again"
+            )
+
+
+def _copied_head(checkpoint: Checkpoint, in_blocks: Collection[str]) -> set[str]:
+    """The head's tensor where loading replaces it by the equal embedding.
+
+    transformers ties the two where the config, or the architecture's default, says so; but
+    where both are stored with different values it keeps both.
+
+    Raises:
+        CheckpointError: embedding or head is missing and nothing says that it is the other.
+    """
+    outside = [info for name, info in checkpoint.tensors.items() if name not in in_blocks]
+    embedding = next((info for info in outside if _ends(info, EMBEDDINGS)), None)
+    head = next((info for info in outside if _ends(info, HEADS)), None)
+    tied = checkpoint.config.get("tie_word_embeddings", _model_type(checkpoint) in TIED_BY_DEFAULT)
+    if (embedding is None or head is None) and not (tied and (embedding or head)):
+        lacking = "token embedding" if embedding is None else "output head"
+        raise CheckpointError(
+            f"{checkpoint.model} stores no {lacking}, and its config does not tie the head to "
+            "the embedding: it is incomplete, or no causal language model"
+        )
+    if embedding is None or head is None or not tied or not _equal(embedding, head):
+        return set()
+    return {head.name}
+
+
+def _ends(info: TensorInfo, names: tuple[str, ...]) -> bool:
+    return f".{info.name}".endswith(tuple(f".{name}" for name in names))
+
+
+def _equal(one: TensorInfo, other: TensorInfo) -> bool:
+    import torch
+
+    return one.shape == other.shape and torch.equal(as_torch(one).float(), as_torch(other).float())
 
 
 def _block_count(checkpoint: Checkpoint) -> int:
@@ -124,13 +183,15 @@ def _gguf_weights(checkpoint: Checkpoint) -> list[Found]:
 
     named = loaded_names(checkpoint.model, checkpoint.architecture, checkpoint.tensors)
     return [
-        Found(root, index, inner, info, transposed=False, expert=not inner.endswith(".weight"))
+        Found(
+            root, index, inner, inner, info, transposed=False, expert=not inner.endswith(".weight")
+        )
         for root, index, inner, info in named
     ]
 
 
 def _family(checkpoint: Checkpoint) -> Family:
-    model_type = str(checkpoint.config.get("model_type", "(none)"))
+    model_type = _model_type(checkpoint)
     if model_type not in FAMILY_OF:
         raise CheckpointError(
             f"{checkpoint.model} has model_type {model_type!r}, whose blocks ewq does not know; "
@@ -139,12 +200,18 @@ def _family(checkpoint: Checkpoint) -> Family:
     return FAMILY_OF[model_type]
 
 
+def _model_type(checkpoint: Checkpoint) -> str:
+    return str(checkpoint.config.get("model_type", "(none)"))
+
+
 @dataclass(frozen=True)
 class Found:
     """One stored tensor recognised as (part of) a quantizable weight."""
 
     root: str
     index: int
+    stored: str
+    """Name below the block in the file."""
     inner: str
     """State-dict name below the block."""
     info: TensorInfo
@@ -161,7 +228,7 @@ def _placed(checkpoint: Checkpoint, family: Family) -> Iterator[Found]:
         if match is not None:
             inner, expert = _loaded_name(match[3], info, family)
             root = family.roots[match[1]]
-            yield Found(root, int(match[2]), inner, info, family.transposed, expert)
+            yield Found(root, int(match[2]), match[3], inner, info, family.transposed, expert)
 
 
 def _weights(model: str, family: Family, placed: list[Found]) -> list[Found]:

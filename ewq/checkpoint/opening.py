@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.fingerprint import fingerprint_of
 from ewq.checkpoint.hub import resolve
-from ewq.checkpoint.tensors import TensorInfo, map_bytes, read_safetensors
+from ewq.checkpoint.tensors import TensorInfo, is_pointer, map_bytes, read_safetensors
 from ewq.errors import CheckpointError
 from ewq.progress import NO_PROGRESS, Progress
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -97,14 +99,15 @@ def open_checkpoint(model: str | Path, progress: Progress = NO_PROGRESS) -> Chec
     if path.suffix == ".gguf":
         return _open_gguf(str(model), path)
     config = _read_config(path)
-    return Checkpoint(str(model), path, config, _architecture(config, path), _read_tensors(path))
+    tensors = _read_tensors(path, config)
+    return Checkpoint(str(model), path, config, _architecture(config, path), tensors)
 
 
 def _architecture(config: Mapping[str, Any], folder: Path) -> str:
     architectures = config.get("architectures") or ["unknown"]
-    if not isinstance(architectures, list):
-        raise CheckpointError(f"architectures in {folder / 'config.json'} is not a list of names")
-    return str(architectures[0])
+    if not isinstance(architectures, list) or not isinstance(architectures[0], str):
+        raise CheckpointError(f"architectures in {folder / CONFIG} is not a list of names")
+    return architectures[0]
 
 
 def _open_gguf(model: str, path: Path) -> Checkpoint:
@@ -115,28 +118,57 @@ def _open_gguf(model: str, path: Path) -> Checkpoint:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    path = folder / CONFIG
+    if (folder / ADAPTER).is_file():
+        raise CheckpointError(
+            f"{folder} holds an adapter ({ADAPTER}), not a whole model; merge it into its base "
+            "model and save that"
+        )
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no config.json; give a Hugging Face model folder")
-    config = _read_json(path)
+        raise CheckpointError(f"{folder} has no {CONFIG}; give a Hugging Face model folder")
+    config = read_json(path)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return config
 
 
-def _read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is any JSON
+def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is any JSON
+    """A JSON file of a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read, or is something else.
+    """
+    if is_pointer(path):
+        raise CheckpointError(f"{path} is a Git LFS pointer; download the file itself")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
-def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
-    if (folder / INDEX).is_file():
-        return _read_sharded(folder)
-    if (folder / SINGLE).is_file():
-        return read_safetensors(folder / SINGLE)
-    raise CheckpointError(_why_no_weights(folder))
+def _read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorInfo]:
+    """From the files that transformers reads: the config's own choice, one file, or an index."""
+    chosen = config.get("transformers_weights")
+    if chosen is not None:
+        return _read_chosen(folder, str(chosen))
+    if not (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
+        raise CheckpointError(_why_no_weights(folder))
+    named = _weight_map(folder / INDEX) if (folder / INDEX).is_file() else {"": SINGLE}
+    stored = {path.name for path in folder.glob("model*.safetensors")}
+    foreign = sorted(stored - set(named.values()))
+    if foreign:
+        raise CheckpointError(
+            f"{folder} holds two sets of weights: {foreign[0]} does not belong with "
+            f"{min(named.values())}, and programs differ in which they read; remove one set"
+        )
+    return read_safetensors(folder / SINGLE) if SINGLE in stored else _read_sharded(folder / INDEX)
+
+
+def _read_chosen(folder: Path, name: str) -> dict[str, TensorInfo]:
+    path = folder / name
+    if Path(name).name != name or not path.is_file():
+        raise CheckpointError(f"{folder / CONFIG}: no file {name!r}, named as transformers_weights")
+    return _read_sharded(path) if name.endswith(".json") else read_safetensors(path)
 
 
 def _why_no_weights(folder: Path) -> str:
@@ -149,22 +181,34 @@ def _why_no_weights(folder: Path) -> str:
     return f"{folder} has neither {SINGLE} nor {INDEX}"
 
 
-def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
-    index = _read_json(folder / INDEX)
+def _weight_map(path: Path) -> dict[str, str]:
+    """Tensor name -> file name, from an index that transformers can read too."""
+    index = read_json(path)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{folder / INDEX} has no weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} has no weight_map; download it again")
+    if not isinstance(index.get("metadata"), dict):
+        raise CheckpointError(
+            f'{path} has no metadata, which transformers reads; add "metadata": {{}}'
+        )
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise CheckpointError(f"{path} places {name} in {shard}, which is outside the folder")
+    return weight_map
+
+
+def _read_sharded(index: Path) -> dict[str, TensorInfo]:
+    weight_map = _weight_map(index)
     headers: dict[str, dict[str, TensorInfo]] = {}
-    for shard in sorted({str(name) for name in weight_map.values()}):
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{folder / INDEX} names {shard}, which is outside the folder")
-        if not (folder / shard).is_file():
-            raise CheckpointError(f"{folder / INDEX} names {shard}, which is missing; download it")
-        headers[shard] = read_safetensors(folder / shard)
+    for shard in sorted(set(weight_map.values())):
+        path = index.with_name(shard)
+        if not path.is_file():
+            raise CheckpointError(f"{index} names {shard}, which is missing; download it")
+        headers[shard] = read_safetensors(path)
     missing = [name for name, shard in weight_map.items() if name not in headers[shard]]
     if missing:
         raise CheckpointError(
-            f"{missing[0]} is not in {weight_map[missing[0]]}, where {INDEX} places it "
+            f"{missing[0]} is not in {weight_map[missing[0]]}, where {index.name} places it "
             f"({len(missing)} such tensors); the shards belong to different checkpoints"
         )
     return {name: headers[shard][name] for name, shard in weight_map.items()}

@@ -36,6 +36,7 @@ DTYPES = {
     "BOOL": ("bool", 1),
 }
 """safetensors' spelling -> torch's name, and bytes of a value."""
+LFS_POINTER = b"version https://git-lfs"
 LONGEST_HEADER_BYTES = 100_000_000
 """The limit of safetensors' reference implementation."""
 
@@ -128,6 +129,15 @@ def as_torch(info: TensorInfo) -> torch.Tensor:
     return torch.frombuffer(map_bytes(info), dtype=dtype).reshape(info.shape)
 
 
+def is_pointer(path: Path) -> bool:
+    """Whether git left a pointer in place of the file's content."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return False
+
+
 def read_safetensors(path: Path) -> dict[str, TensorInfo]:
     """Names, dtypes, shapes and byte ranges of a safetensors file, from its header.
 
@@ -136,6 +146,8 @@ def read_safetensors(path: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: truncated, damaged, or a dtype that is not known here.
     """
+    if is_pointer(path):
+        raise CheckpointError(f"{path} is a Git LFS pointer; download the file itself")
     try:
         size_bytes = path.stat().st_size
         with path.open("rb") as file:

@@ -213,9 +213,7 @@ def _stored(checkpoint: Checkpoint, weight: Weight) -> StoredWeight:
 
 
 def _rest(checkpoint: Checkpoint, sources: set[str]) -> Iterator[TensorInfo]:
-    tied = bool(checkpoint.config.get("tie_word_embeddings"))
     for name, info in checkpoint.tensors.items():
         mask = name.endswith((".attn.bias", ".attention.bias")) and len(info.shape) == 4
-        copy = tied and name == "lm_head.weight"
-        if name not in sources and not name.endswith(SCALES + BUFFERS) and not mask and not copy:
+        if name not in sources and not name.endswith(SCALES + BUFFERS) and not mask:
             yield info

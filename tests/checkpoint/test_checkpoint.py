@@ -112,14 +112,52 @@ def header_of_a_list(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"[]")
 
 
-def index_of_a_missing_shard(folder: Path) -> None:
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+def write_index(folder: Path, weight_map: object, **others: object) -> None:
+    index = {"metadata": {}, "weight_map": weight_map, **others}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def index_of_a_missing_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    write_index(folder, {"a": "model-00001-of-00002.safetensors"})
 
 
 def index_of_a_foreign_shard(folder: Path) -> None:
-    index = {"weight_map": {"a": "model.safetensors", "zz": "model.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    write_index(folder, {"a": "part.safetensors", "zz": "part.safetensors"})
+
+
+def index_without_metadata(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    write_index(folder, {"a": "part.safetensors"}, metadata=None)
+
+
+def index_beside_a_single_file(folder: Path) -> None:
+    save_file({"a": torch.ones(4)}, folder / "model-00001-of-00001.safetensors")
+    write_index(folder, {"a": "model-00001-of-00001.safetensors"})
+
+
+def shard_beside_a_single_file(folder: Path) -> None:
+    save_file({"a": torch.ones(4)}, folder / "model-00001-of-00002.safetensors")
+
+
+def pointer(folder: Path) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+    (folder / "model.safetensors").write_text(text)
+
+
+def pointer_for_a_config(folder: Path) -> None:
+    (folder / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
+def adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def chosen_weights_missing(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["transformers_weights"] = "best.safetensors"
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def index_without_a_map(folder: Path) -> None:
@@ -127,8 +165,11 @@ def index_without_a_map(folder: Path) -> None:
 
 
 def index_outside_the_folder(folder: Path) -> None:
-    index = {"weight_map": {"a": "../elsewhere.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_index(folder, {"a": "../elsewhere.safetensors"})
+
+
+def index_of_numbers(folder: Path) -> None:
+    write_index(folder, {"a": 7})
 
 
 def only_pickle(folder: Path) -> None:
@@ -160,7 +201,19 @@ DAMAGE = {
     header_without_entries: r"the header entry of a is damaged",
     header_of_a_list: r"header is not a JSON object",
     index_of_a_missing_shard: r"names model-00001-of-00002\.safetensors, which is missing",
-    index_of_a_foreign_shard: r"zz is not in model\.safetensors",
+    index_of_a_foreign_shard: r"zz is not in part\.safetensors",
+    index_without_metadata: r'has no metadata, which transformers reads; add "metadata": \{\}',
+    index_of_numbers: r"places a in 7, which is outside the folder",
+    index_beside_a_single_file: (
+        r"two sets of weights: model\.safetensors does not belong with model-00001-of-00001"
+    ),
+    shard_beside_a_single_file: (
+        r"two sets of weights: model-00001-of-00002\.safetensors does not belong with model\.saf"
+    ),
+    pointer: r"model\.safetensors is a Git LFS pointer; download the file itself",
+    pointer_for_a_config: r"config\.json is a Git LFS pointer",
+    adapter: r"holds an adapter \(adapter_config\.json\), not a whole model",
+    chosen_weights_missing: r"no file 'best\.safetensors', named as transformers_weights",
     index_without_a_map: r"has no weight_map",
     index_outside_the_folder: r"elsewhere\.safetensors.*outside",
     only_pickle: r"only in pickle files \(pytorch_model\.bin\).*save_pretrained",
@@ -195,3 +248,19 @@ def test_a_file_cut_after_opening_is_an_error(tmp_path: Path):
 def test_an_unknown_tensor_is_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match="no tensor 'b'"):
         open_checkpoint(write_model(tmp_path, {"a": torch.zeros(1)})).load("b")
+
+
+@pytest.mark.parametrize("name", ["part.safetensors", "model.safetensors"])
+def test_shards_may_have_any_name(name: str, tmp_path: Path):
+    write_model(tmp_path, {"a": torch.ones(4)})
+    (tmp_path / "model.safetensors").rename(tmp_path / name)
+    write_index(tmp_path, {"a": name})
+
+    assert open_checkpoint(tmp_path).load("a").sum() == 4
+
+
+def test_the_config_may_choose_the_weights(tmp_path: Path):
+    chosen_weights_missing(write_model(tmp_path, {"a": torch.zeros(4)}))
+    save_file({"a": torch.ones(4)}, tmp_path / "best.safetensors")
+
+    assert open_checkpoint(tmp_path).load("a").sum() == 4

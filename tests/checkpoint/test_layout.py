@@ -7,12 +7,15 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING, AutoConfig
 
-from ewq.checkpoint.families import FAMILY_OF
-from ewq.checkpoint.layout import find_layout
+from ewq.checkpoint.families import FAMILY_OF, TIED_BY_DEFAULT
+from ewq.checkpoint.layout import EMBEDDINGS, HEADS, find_layout
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import CheckpointError
+from ewq.planning.analysis import analyze
 from ewq.planning.sizes import footprint_of
+from ewq.precision import Precision
 from tests.architectures import ARCHITECTURES, build, linear_weights
 
 
@@ -56,8 +59,8 @@ def test_every_known_model_type_is_tested():
     assert tested == set(FAMILY_OF)
 
 
-def saved(name: str, folder: Path) -> Path:
-    build(name).save_pretrained(folder)
+def saved(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    build(name, dtype).save_pretrained(folder)
     return folder / "model.safetensors"
 
 
@@ -163,3 +166,74 @@ def test_experts_already_stacked_in_the_file_are_one_weight(tmp_path: Path):
 
     weight = details["model.layers.1.mlp.experts.gate_up_proj"]
     assert (weight.expert, weight.numel, weight.sources) == (True, 4 * 64 * 32, (weight.name,))
+
+
+def changed_config(folder: Path, **entries: object) -> None:
+    """Entries of ``None`` are taken away."""
+    config = {**json.loads((folder / "config.json").read_text()), **entries}
+    kept = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(kept))
+
+
+def loaded_bytes(folder: Path) -> int:
+    """What transformers holds after loading, in 16 bits."""
+    config = AutoConfig.from_pretrained(folder)
+    model_class = getattr(transformers, config.architectures[0])
+    model = model_class.from_pretrained(folder, dtype=torch.bfloat16)
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("key", [True, False, None], ids=["tied", "untied", "no key"])
+@pytest.mark.parametrize("head", ["equal", "other", "none"])
+@pytest.mark.parametrize("name", ["llama", "gemma", "gpt2", "gpt-neox", "gemma3-multimodal"])
+def test_a_head_counts_where_transformers_holds_one(
+    name: str, head: str, key: bool | None, tmp_path: Path
+):
+    """Tied by the config or by the architecture's default, stored or not, equal or not."""
+    path = saved(name, tmp_path, torch.bfloat16)
+    changed_config(tmp_path, tie_word_embeddings=key)
+    model_type = json.loads((tmp_path / "config.json").read_text())["model_type"]
+    tensors = load_file(path)
+    embedding = next(of for name, of in tensors.items() if name.endswith(EMBEDDINGS))
+    tensors = {name: of for name, of in tensors.items() if not name.endswith(HEADS)}
+    stored = "embed_out.weight" if name == "gpt-neox" else "lm_head.weight"
+    if head != "none":
+        tensors[stored] = embedding + 1 if head == "other" else embedding.clone()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+    if head == "none" and not (model_type in TIED_BY_DEFAULT if key is None else key):
+        with pytest.raises(CheckpointError, match="stores no output head"):
+            find_layout(open_checkpoint(tmp_path))
+    else:
+        raw = analyze(tmp_path, cache=False).uniform_plan(Precision.RAW)
+        assert raw.size_bytes == loaded_bytes(tmp_path)
+
+
+def test_defaults_of_tying_are_those_of_transformers():
+    tied = {kind for kind in FAMILY_OF if CONFIG_MAPPING[kind]().tie_word_embeddings}
+
+    assert tied == TIED_BY_DEFAULT
+
+
+def test_a_folder_without_an_embedding_is_refused(tmp_path: Path):
+    path = saved("llama", tmp_path)
+    tensors = load_file(path)
+    del tensors["model.embed_tokens.weight"]
+    save_file(tensors, path)
+
+    with pytest.raises(CheckpointError, match=r"stores no token embedding.*incomplete"):
+        find_layout(open_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "part"), [("llama", "mlp.up_proj"), ("mixtral", "experts.3.w2")])
+def test_a_block_that_lacks_a_tensor_of_the_others_is_named(name: str, part: str, tmp_path: Path):
+    path = saved(name, tmp_path)
+    kept = {
+        key: of
+        for key, of in load_file(path).items()
+        if f".1.{part}" not in key.replace("block_sparse_moe.", "")
+    }
+    save_file(kept, path)
+
+    with pytest.raises(CheckpointError, match=rf"incomplete: block 1 lacks .*{part}\.weight"):
+        find_layout(open_checkpoint(tmp_path))
