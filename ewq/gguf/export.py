@@ -24,12 +24,14 @@ from ewq.gguf.recipe import (
     exact_types,
     left_alone,
 )
+from ewq.gguf.recode import Recoding, require_folder
 from ewq.gguf.report import ExportReport, read_back
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint
+    from ewq.sensitivity.calibration import Calibration
 
 ANY_QUANTIZING_RECIPE = "Q8_0"
 """llama.cpp looks at exact types only under a recipe that quantizes; which one does not matter."""
@@ -49,6 +51,7 @@ def export_gguf(
     recipe: Recipe,
     *,
     converter: Path | None = None,
+    calibration: Calibration | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> ExportReport:
     """Export a model as one GGUF file.
@@ -58,19 +61,35 @@ def export_gguf(
         out: the file; it appears when it is complete and checked, not before.
         recipe: what to make, by :func:`ewq.gguf.recipe.make_recipe`.
         converter: llama.cpp's own ``convert_hf_to_gguf.py`` instead of the pinned one.
+        calibration: round so that errors cancel on this text (:mod:`ewq.gguf.gptq`).
         progress: where to report.
 
     Raises:
-        InputError: ``out`` is a folder, or the plan is another model's.
+        InputError: ``out`` is a folder, the plan is another model's, or a calibration text has
+            nothing to round.
         EwqError: conversion or quantization failed, or the file is not what was asked for.
     """
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; name the .gguf file to write")
     checkpoint = open_for(model, recipe, progress)
+    recoding = _recoding(checkpoint, recipe, calibration)
     with scratch_beside(out) as work:
         base = make_base(checkpoint, recipe, work, converter, progress)
-        return build(base, recipe, out, work, progress)
+        return build(base, recipe, out, work, progress, recoding)
+
+
+def _recoding(
+    checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration | None
+) -> Recoding | None:
+    if calibration is None:
+        return None
+    require_folder(checkpoint)
+    if isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES:
+        raise InputError(
+            f"{recipe.name} rounds nothing: leave --rounding out, or name another type"
+        )
+    return Recoding(checkpoint, calibration)
 
 
 def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoint:
@@ -113,7 +132,14 @@ def make_base(
     return Base(path, convert_folder(checkpoint.path, path, type_name, converter, progress))
 
 
-def build(base: Base, recipe: Recipe, out: Path, work: Path, progress: Progress) -> ExportReport:
+def build(
+    base: Base,
+    recipe: Recipe,
+    out: Path,
+    work: Path,
+    progress: Progress,
+    recoding: Recoding | None = None,
+) -> ExportReport:
     """Quantize ``base`` by ``recipe``, read the result back and move it to ``out``."""
     source = read_header(base.path)
     done = work / "done.gguf"
@@ -124,6 +150,8 @@ def build(base: Base, recipe: Recipe, out: Path, work: Path, progress: Progress)
         job = make_job(source, recipe, done)
         fallbacks = run_quantizer(job, progress)
         notes = (*base.notes, *_notes(job, source, recipe))
+        if recoding:
+            notes += recoding.apply(done, source, progress)
         report = read_back(done, source, job.types, fallbacks, notes)
     try:
         done.replace(out)
