@@ -7,6 +7,7 @@ shows them, so resident memory never follows the size of the model.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.fingerprint import fingerprint_of
 from ewq.checkpoint.hub import resolve
-from ewq.checkpoint.tensors import TensorInfo, is_pointer, map_bytes, read_safetensors
+from ewq.checkpoint.tensors import TensorInfo, as_torch, is_pointer, map_bytes, read_safetensors
 from ewq.errors import CheckpointError
 from ewq.progress import NO_PROGRESS, Progress
 
@@ -28,6 +29,7 @@ CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+FLOAT16_MAX = 65504
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -55,6 +57,21 @@ class Checkpoint:
         """``sha256:...`` of names, shapes, config and sampled content (see :mod:`.fingerprint`)."""
         return fingerprint_of(self.tensors, self.config)
 
+    @cached_property
+    def storage_dtype(self) -> str:
+        """The 16-bit type that weights are kept in where they are not quantized.
+
+        ``float16`` or ``bfloat16``, whichever most values are stored in. Wider values become
+        float16, which has more digits, unless one of them is beyond its range.
+        """
+        sizes = Counter[str]()
+        for info in self.tensors.values():
+            sizes[info.dtype] += info.numel
+        if sizes["BF16"] or sizes["F16"]:
+            return "bfloat16" if sizes["BF16"] > sizes["F16"] else "float16"
+        wide = [info for info in self.tensors.values() if info.dtype in ("F32", "F64")]
+        return "float16" if all(map(_fits_float16, wide)) else "bfloat16"
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold tensors, in order of name."""
@@ -81,9 +98,14 @@ class Checkpoint:
         Raises:
             CheckpointError: no such tensor, or a dtype that torch does not have.
         """
-        from ewq.checkpoint.tensors import as_torch
-
         return as_torch(self.tensor(name))
+
+
+def _fits_float16(info: TensorInfo) -> bool:
+    if not info.numel:
+        return True
+    low, high = as_torch(info).aminmax()
+    return max(-low.item(), high.item()) <= FLOAT16_MAX
 
 
 def open_checkpoint(model: str | Path, progress: Progress = NO_PROGRESS) -> Checkpoint:

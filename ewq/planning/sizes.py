@@ -29,7 +29,7 @@ class StoredWeight:
     in_features: int
     """Values per output row."""
     raw_bytes: int
-    """As loaded without quantization."""
+    """Without quantization, in 16 bits a value."""
     stacked: bool = False
     """All experts in one 3-D parameter."""
 

@@ -23,6 +23,7 @@ from ewq.planning.plan import (
     BITSANDBYTES,
     NAMED,
     QuantizationPlan,
+    check_budget,
     check_plan,
     require_target,
 )
@@ -118,6 +119,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
         elif not self.pre_quantized:
             require_target(config.plan, BITSANDBYTES)
             check_plan(config.plan, checkpoint)
+            check_budget(config.plan, checkpoint, config.options.target)
         settled = self.quantization_config.plan
         assert settled is not None  # just made where it was missing
         return settled

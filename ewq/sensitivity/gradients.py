@@ -8,7 +8,7 @@ activations of one block at a time are in memory.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,7 +63,7 @@ class GradientSums:
                 parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         for block in blocks:
             _checkpoint(model.get_submodule(block))
-        self._inputs = InputWatch(self._names, self._sum_inputs)
+        self._inputs = _InputSums(self._names, self.sums)
 
     def add(self, ids: Sequence[int], seed: int) -> Mapping[str, float]:
         """Run one sequence with labels sampled from the model's own distributions.
@@ -88,10 +88,6 @@ class GradientSums:
                 "model needs another dtype"
             )
         return self._squares
-
-    def _sum_inputs(self, name: str, expert: int, inputs: torch.Tensor) -> None:
-        self.sums[name].inputs[expert] += _square_norms(inputs[None], 1)[0]
-        self.sums[name].tokens[expert] += len(inputs)
 
     def _reduce(self, name: str, parameter: torch.Tensor) -> None:
         gradient = parameter.grad
@@ -163,24 +159,19 @@ def _checkpoint(block: torch.nn.Module) -> None:
     block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-class InputWatch(TorchFunctionMode):
-    """Sees every product of an input with a known matrix, or with one expert's slice of a stack.
+class _InputSums(TorchFunctionMode):
+    """Sees every product of an input with a known matrix, or with one expert's slice of a stack."""
 
-    Args:
-        parameters: the matrices by name.
-        seen: told of name, expert (0 where there is no stack) and inputs ``[tokens, columns]``.
-    """
-
-    def __init__(
-        self,
-        parameters: Mapping[str, torch.Tensor],
-        seen: Callable[[str, int, torch.Tensor], None],
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, torch.Tensor], sums: Mapping[str, Sums]) -> None:
         super().__init__()
-        self._parameters, self._seen = parameters, seen
+        self._sums = sums
         places = sorted((parameter.data_ptr(), name) for name, parameter in parameters.items())
         self._starts = [start for start, _ in places]
         self._at = [name for _, name in places]
+        self._nbytes = {
+            name: parameter.numel() * parameter.element_size()
+            for name, parameter in parameters.items()
+        }
 
     def __torch_function__(
         self,
@@ -198,13 +189,13 @@ class InputWatch(TorchFunctionMode):
         if place < 0:
             return
         name = self._at[place]
-        parameter, offset = self._parameters[name], weight.data_ptr() - self._starts[place]
-        nbytes = parameter.numel() * parameter.element_size()
-        if offset >= nbytes or not inputs.numel():
+        sums, offset = self._sums[name], weight.data_ptr() - self._starts[place]
+        if offset >= self._nbytes[name] or not inputs.numel():
             return
-        experts = len(parameter) if parameter.ndim == 3 else 1
+        expert = offset * len(sums.tokens) // self._nbytes[name]
         flat = inputs.detach().reshape(-1, inputs.shape[-1])
-        self._seen(name, offset * experts // nbytes, flat)
+        sums.inputs[expert] += _square_norms(flat[None], 1)[0]
+        sums.tokens[expert] += len(flat)
 
 
 _MATMUL = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)

@@ -13,7 +13,8 @@ from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import EwqError, PlanError
 from ewq.planning.analysis import analyze
-from ewq.planning.plan import QuantizationPlan, check_plan, read_plan, write_plan
+from ewq.planning.plan import QuantizationPlan, check_budget, check_plan, read_plan, write_plan
+from ewq.planning.sizes import format_of
 from ewq.precision import Precision
 from tests.architectures import build
 
@@ -218,3 +219,41 @@ def test_a_read_only_folder_is_one_line(plan: QuantizationPlan, tmp_path: Path):
             write_plan(plan, tmp_path / "plan.json")
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_a_budget_that_does_not_hold_in_the_other_format_is_refused_with_both_sizes(folder: Path):
+    checkpoint = open_checkpoint(folder)
+    analysis = analyze(folder, cache=False)
+    raw = analysis.uniform_plan(Precision.RAW)
+    tight = analysis.plan(target_size_bytes=raw.size_bytes - 1)
+
+    for target in ("gguf", "nf4-double"):
+        same = analysis.footprint.nbytes(tight.weights, format_of(target))
+        if same <= raw.size_bytes - 1:
+            check_budget(tight, checkpoint, target)
+            continue
+        made = f"at most {raw.size_bytes - 1} bytes as nf4, where it takes {tight.size_bytes}"
+        with pytest.raises(PlanError, match=rf"{made}, but takes {same} as {target}: plan with"):
+            check_budget(tight, checkpoint, target)
+
+
+@pytest.mark.parametrize("rule", ["factor", "loose", "bits", "same target"])
+def test_a_budget_that_holds_and_a_factor_are_good_in_any_format(folder: Path, rule: str):
+    analysis = analyze(folder, cache=False)
+    low, high = (analysis.uniform_plan(kind) for kind in (Precision.FOUR_BIT, Precision.RAW))
+    plans = {
+        "factor": lambda: analysis.plan(0.65),
+        "loose": lambda: analysis.plan(target_size_bytes=2 * high.size_bytes),
+        "bits": lambda: analysis.plan(target_bpw=40),
+        "same target": lambda: analysis.plan(target_size_bytes=low.size_bytes),
+    }
+
+    target = "nf4" if rule == "same target" else "gguf"
+    check_budget(plans[rule](), open_checkpoint(folder), target)
+
+
+def test_bits_per_weight_are_a_budget_too(folder: Path):
+    plan = analyze(folder, cache=False).plan(target_bpw=16)
+
+    with pytest.raises(PlanError, match=r"as nf4, where it takes \d+, but takes \d+ as gguf"):
+        check_budget(plan, open_checkpoint(folder), "gguf")

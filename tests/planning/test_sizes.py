@@ -52,7 +52,7 @@ def test_a_mixed_bitsandbytes_model_weighs_what_its_plan_says(double: bool, tmp_
     model = AutoModelForCausalLM.from_pretrained(
         tmp_path,
         quantization_config=EwqConfig(plan=plan, double_quant=double),
-        dtype=torch.float32,
+        dtype=torch.float16,
     )
 
     made = sum(of.nbytes + scale_bytes(of) for of in model.parameters())
@@ -77,7 +77,7 @@ def test_experts_that_bitsandbytes_cannot_quantize_count_as_raw(tmp_path: Path):
     plan = analyze(tmp_path, cache=False).uniform_plan(Precision.FOUR_BIT)
 
     model = AutoModelForCausalLM.from_pretrained(
-        tmp_path, quantization_config=EwqConfig(plan=plan), dtype=torch.float32
+        tmp_path, quantization_config=EwqConfig(plan=plan), dtype=torch.float16
     )
 
     made = sum(of.nbytes + scale_bytes(of) for of in model.parameters())
