@@ -62,7 +62,7 @@ def csv_text(text: str) -> str:
     return f"'{line}" if line.startswith(("=", "+", "-", "@", "\t")) else line
 
 
-def script_json(data: Any) -> str:  # noqa: ANN401 - whatever json takes
+def script_json(data: Any) -> str:
     """JSON for a ``<script>`` element: nothing in it can end the element."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

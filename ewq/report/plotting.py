@@ -67,7 +67,7 @@ def variant_kind(variant: str) -> VariantKind:
     return _KIND_OF_RECIPE.get(type(FIXED.get(variant)), OTHER)
 
 
-def layout(x: str, y: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - plotly's own schema
+def layout(x: str, y: str, **more: Any) -> dict[str, Any]:
     """A layout with titled axes; ``more`` overrides or extends it, one level deep."""
     base: dict[str, Any] = {
         "margin": {"l": 58, "r": 16, "t": 12, "b": 52},

@@ -105,6 +105,7 @@ def test_the_section_is_left_out_without_random_plans_and_shown_with_them(tmp_pa
     ("size_percent", "perplexity", "certain", "outcome"),
     [
         (-10, -20.0, True, "plan smaller and better"),
+        (0, -20.0, True, "plan smaller and better"),
         (20, -20.0, True, "size against quality"),
         (20, 25.0, True, "control smaller and better"),
         (-10, 25.0, True, "size against quality"),

@@ -33,7 +33,7 @@ def variant(name, size, ln_ratio=None, stderr=0.001, *, mmlu=None, speed=None, *
     return records
 
 
-def said(*variants, need):
+def recommended(*variants, need):
     records = [each for group in (variant("fp16", 2.0), *variants) for each in group]
     return {each.need: each for each in recommendations(_shown(records))}.get(need)
 
@@ -77,21 +77,21 @@ def _shown(records) -> ReportedRun:
     ],
 )  # fmt: skip
 def test_near_lossless(variants, taken):
-    claim = said(*variants, need=NEAR)
-    assert (claim.variant if claim else "nothing said") == taken
+    found = recommended(*variants, need=NEAR)
+    assert (found.variant if found else "nothing said") == taken
 
 
 def test_many_variants_need_stronger_evidence_each():
     one = variant("ewq-0.65", 1.0, 0.0075)
     others = [variant(f"ewq-0.{n}", 1.5 + n / 100, 0.05) for n in range(10, 20)]
-    assert said(one, need=NEAR).variant == "ewq-0.65"
-    assert said(one, *others, need=NEAR).variant is None
+    assert recommended(one, need=NEAR).variant == "ewq-0.65"
+    assert recommended(one, *others, need=NEAR).variant is None
 
 
 def test_what_stays_open_is_named():
-    claim = said(variant("ewq-1.0", 1.5, 0.001), variant("ewq-0.5", 1.0, 0.0095), need=NEAR)
-    assert claim.sentence == "ewq-1.0 (1.50 GB, 25 % smaller than FP16): perplexity +0.10 ±0.10 %."
-    assert claim.details == (
+    found = recommended(variant("ewq-1.0", 1.5, 0.001), variant("ewq-0.5", 1.0, 0.0095), need=NEAR)
+    assert found.sentence == "ewq-1.0 (1.50 GB, 25 % smaller than FP16): perplexity +0.10 ±0.10 %."
+    assert found.details == (
         "ewq-1.0 is the smallest shown to stay within 1 % of FP16's perplexity. "
         "Undecided: ewq-0.5 (perplexity +0.95 ±0.10 %)."
     )
@@ -99,7 +99,7 @@ def test_what_stays_open_is_named():
 
 def test_a_long_list_of_undecided_variants_is_cut_and_counted():
     open_ones = [variant(f"ewq-0.{n}", 1.0, 0.0095) for n in range(10, 17)]
-    details = said(*open_ones, need=NEAR).details
+    details = recommended(*open_ones, need=NEAR).details
     assert details.count("(perplexity") == 4
     assert details.endswith("and 3 more.")
 
@@ -107,20 +107,20 @@ def test_a_long_list_of_undecided_variants_is_cut_and_counted():
 def test_chance_level_is_no_evidence_either_way():
     records = variant("ewq-0.5", 1.0, 0.004, mmlu=(-0.05, 0.005))
     guessing = [replace(each, doubts=CHANCE) if each.task == "mmlu" else each for each in records]
-    claim = said(guessing, need=NEAR)
-    assert claim.variant == "ewq-0.5"
-    assert "MMLU" not in claim.sentence + claim.details
+    found = recommended(guessing, need=NEAR)
+    assert found.variant == "ewq-0.5"
+    assert "MMLU" not in found.sentence + found.details
 
 
 def test_a_loss_too_few_questions_could_show_is_said_behind_the_sentence():
-    claim = said(variant("ewq-0.5", 1.0, 0.004, mmlu=(-0.02, 0.03)), need=NEAR)
-    assert "MMLU" not in claim.sentence
-    assert "MMLU -2.0 ±3.0 points: a loss below 8.4 points could go unnoticed." in claim.details
+    found = recommended(variant("ewq-0.5", 1.0, 0.004, mmlu=(-0.02, 0.03)), need=NEAR)
+    assert "MMLU" not in found.sentence
+    assert "MMLU -2.0 ±3.0 points: a loss below 8.4 points could go unnoticed." in found.details
 
 
-def test_failed_gates_are_told_with_the_claim():
+def test_failed_gates_stand_in_the_sentence():
     failed = variant("ewq-0.5", 1.0, 0.004, verdict=Verdict.FAIL)
-    assert "gates fail" in said(failed, need=NEAR).sentence
+    assert "gates fail" in recommended(failed, need=NEAR).sentence
 
 
 @pytest.mark.parametrize(
@@ -132,36 +132,36 @@ def test_failed_gates_are_told_with_the_claim():
     ],
 )
 def test_fastest(first, second, doubts, taken):
-    claim = said(
+    found = recommended(
         variant("ewq-0.5", 1.0, speed=first, doubts=doubts),
         variant("ewq-1.0", 1.5, speed=second),
         need=FASTEST,
     )
-    assert claim.variant == taken
+    assert found.variant == taken
 
 
-def test_smallest_is_told_with_its_cost():
-    claim = said(variant("ewq-0.5", 1.0, 0.2), variant("ewq-1.0", 1.5, 0.0), need=SMALLEST)
-    assert claim.variant == "ewq-0.5"
-    assert "perplexity +22.14 ±0.12 %" in claim.sentence
+def test_smallest_stands_with_its_cost():
+    found = recommended(variant("ewq-0.5", 1.0, 0.2), variant("ewq-1.0", 1.5, 0.0), need=SMALLEST)
+    assert found.variant == "ewq-0.5"
+    assert "perplexity +22.14 ±0.12 %" in found.sentence
 
 
 def test_plan_beats_a_uniform_control_only_when_smaller_and_certainly_better(tmp_path):
     shown = reported_run([read_run(write_example(tmp_path))])
-    claim = recommendations(shown)[-1]
-    assert claim.variant == "ewq-0.65"
-    assert claim.sentence == "ewq-0.65 is smaller and better than bnb-int8."
-    assert claim.details.startswith("ewq-0.65 against bnb-int8: size -2 %, perplexity -0.")
-    assert "other pairs undecided, or size against quality." in claim.details
+    found = recommendations(shown)[-1]
+    assert found.variant == "ewq-0.65"
+    assert found.sentence == "ewq-0.65 is smaller and better than bnb-int8."
+    assert found.details.startswith("ewq-0.65 against bnb-int8: size -2 %, perplexity -0.")
+    assert "other pairs undecided, or size against quality." in found.details
 
 
-def test_a_control_that_beats_plans_is_an_answer_and_told_once(tmp_path):
+def test_a_control_that_beats_plans_is_an_answer_given_once(tmp_path):
     names = ("fp16", "ewq-1.0", "ewq-0.8", "gguf-q8_0", "gguf-ewq-0.65", "bnb-int8")
     path = write_example(tmp_path, names, change=_bnb_int8_as_good_as_fp16)
-    claim = recommendations(reported_run([read_run(path)]))[-1]
-    assert claim.decided
-    assert claim.variant == "bnb-int8"
-    assert claim.sentence == "bnb-int8 is smaller and better than ewq-1.0 and ewq-0.8."
+    found = recommendations(reported_run([read_run(path)]))[-1]
+    assert found.decided
+    assert found.variant == "bnb-int8"
+    assert found.sentence == "bnb-int8 is smaller and better than ewq-1.0 and ewq-0.8."
 
 
 def _bnb_int8_as_good_as_fp16(stored):
@@ -175,21 +175,21 @@ def _bnb_int8_as_good_as_fp16(stored):
 
 @pytest.mark.parametrize(("ln_ratio", "decided"), [(0.05, True), (0.0095, False)])
 def test_it_is_decided_that_nothing_serves_only_where_nothing_is_left_open(ln_ratio, decided):
-    claim = said(variant("ewq-0.5", 1.0, ln_ratio), need=NEAR)
-    assert (claim.variant, claim.decided) == (None, decided)
+    found = recommended(variant("ewq-0.5", 1.0, ln_ratio), need=NEAR)
+    assert (found.variant, found.decided) == (None, decided)
 
 
 def test_one_need_has_one_limit():
     only_mmlu = variant("ewq-0.5", 0.8, mmlu=(0.0, 0.001))
-    claim = said(only_mmlu, variant("ewq-1.0", 1.5, 0.001), need=NEAR)
-    assert claim.variant == "ewq-1.0"
-    assert "ewq-0.5" not in claim.sentence
+    found = recommended(only_mmlu, variant("ewq-1.0", 1.5, 0.001), need=NEAR)
+    assert found.variant == "ewq-1.0"
+    assert "ewq-0.5" not in found.sentence
 
 
-def test_a_change_that_may_be_chance_is_told_as_such():
-    sentence = said(variant("ewq-0.5", 1.0, 0.2, mmlu=(0.03, 0.03)), need=SMALLEST).sentence
+def test_a_change_that_may_be_chance_is_called_so():
+    sentence = recommended(variant("ewq-0.5", 1.0, 0.2, mmlu=(0.03, 0.03)), need=SMALLEST).sentence
     assert "perplexity +22.14 ±0.12 % and MMLU +3.0 ±3.0 points (may be chance)" in sentence
 
 
-def test_one_variant_supports_no_claim():
+def test_one_variant_supports_no_recommendation():
     assert recommendations(_shown(variant("fp16", 2.0))) == []

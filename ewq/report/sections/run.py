@@ -162,7 +162,7 @@ def _settings(records: Sequence[Record]) -> Table:
     return Table(headings, tuple(rows), frozenset(headings), "Settings of the tasks")
 
 
-def _setting_text(key: str, value: Any) -> str:  # noqa: ANN401 - stored JSON
+def _setting_text(key: str, value: Any) -> str:
     if key == "subjects" and isinstance(value, list):
         return f"{len(value)} subjects, {sum(int(n) for _, n in value)} questions"
     if key.endswith("_bytes") and isinstance(value, int):
