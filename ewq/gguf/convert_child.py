@@ -1,5 +1,8 @@
 """Child process: run llama.cpp's converter, whichever version, in its own import path.
 
+The converter asks transformers to run code that comes with a model (``trust_remote_code=True``)
+for many families; here transformers is kept from it, whoever asks.
+
 Called as ``python -P convert_child.py SCRIPT ARGUMENTS...``; it must not import
 ewq, whose environment has another ``gguf``.
 """
@@ -14,10 +17,12 @@ from typing import Any
 
 UNKNOWN_TOKENIZER = "ewq: unknown pre-tokenizer"
 """Printed when the converter does not recognise the tokenizer's splitting rule."""
+CODE_REFUSED = "it needs Python code that comes with the model, which ewq never runs"
 
 
 def main(script: Path, arguments: list[str]) -> None:
     """Load the script as a module, allow unknown pre-tokenizers, and run its ``main``."""
+    forbid_code_of_models()
     sys.path.insert(0, str(script.parent))
     sys.argv = [str(script), *arguments]
     spec = importlib.util.spec_from_file_location("convert_hf_to_gguf", script)
@@ -29,6 +34,33 @@ def main(script: Path, arguments: list[str]) -> None:
     # Newer converters keep their classes in a package, older ones in the script.
     allow_unknown_tokenizers(sys.modules.get("conversion.base", module))
     module.main()
+
+
+def forbid_code_of_models() -> None:
+    """Let transformers load what its own classes can, and refuse what only a model's code can.
+
+    Must come before anything imports transformers' auto classes, which copy these names.
+    """
+    from transformers import dynamic_module_utils
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError(CODE_REFUSED)
+
+    def resolve(
+        trust_remote_code: object,
+        model_name: object,
+        has_local_code: bool,
+        has_remote_code: bool,
+        *_: object,
+        **__: object,
+    ) -> bool:
+        if has_remote_code and not has_local_code:
+            refuse()
+        return False
+
+    dynamic_module_utils.resolve_trust_remote_code = resolve
+    for name in ("get_class_from_dynamic_module", "get_class_in_module", "get_cached_module_file"):
+        setattr(dynamic_module_utils, name, refuse)
 
 
 def allow_unknown_tokenizers(owner: Any) -> None:  # noqa: ANN401 (a module of any version)

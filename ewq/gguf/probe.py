@@ -49,7 +49,14 @@ def probe_file(path: Path, timeout_s: float = TIMEOUT_S) -> None:
     if key in _passed:
         return
     try:
-        done = subprocess.run(_command(path), capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run(
+            _command(path),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+        )
     except subprocess.TimeoutExpired:
         raise CheckpointError(f"{path}: llama.cpp did not load it within {timeout_s} s") from None
     if done.returncode:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.dummy import PREFIX, dummy_checkpoint, dummy_label
 from ewq.checkpoint.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
+from ewq.checkpoint.tokenizer import load_tokenizer, tokenizer_digest
 from ewq.errors import CheckpointError
 from ewq.instruments.gpu import gpus_of
 from ewq.planning.plan import check_plan, read_plan
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from ewq.planning.plan import QuantizationPlan
     from ewq.precision import Precision
 
-TOKENIZER_FILES = (
-    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
-    *("*.model", "*.tiktoken", "tekken.json"),
-)
 TINY_MODEL = "tiny-llama"
 """The fixture model of the smoke tier."""
 
@@ -68,27 +64,17 @@ class Subject:
     @cached_property
     def tokenizer(self) -> Any:  # noqa: ANN401 - transformers is untyped
         """The one tokenizer all variants share."""
-        from transformers import AutoTokenizer
-
         if self.checkpoint.is_gguf:
             raise CheckpointError(
                 f"{self.label}: give the Hugging Face folder as --ewq-model, whose tokenizer all "
                 "variants share, and the .gguf file with --ewq-variants"
             )
-        try:
-            return AutoTokenizer.from_pretrained(self.folder)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{self.label} has no usable tokenizer: {reason}") from error
+        return load_tokenizer(self.folder, self.label)
 
     @cached_property
     def tokenizer_digest(self) -> str:
         """Digest of the tokenizer's files: with another tokenizer nothing measured is the same."""
-        digest = hashlib.sha256()
-        files = {file for pattern in TOKENIZER_FILES for file in self.folder.glob(pattern)}
-        for file in sorted(files):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
-        return f"sha256:{digest.hexdigest()}"
+        return tokenizer_digest(self.folder)
 
     def plan(self, source: PlanSource) -> QuantizationPlan:
         """The plan of the factor rule, or the one in a file.

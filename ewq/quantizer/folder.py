@@ -119,7 +119,11 @@ def _load(checkpoint: Checkpoint, config: EwqConfig, device: str) -> Any:  # noq
     auto = transformers.AutoModelForCausalLM
     model_class = getattr(transformers, checkpoint.architecture, auto)
     return model_class.from_pretrained(
-        checkpoint.path, quantization_config=config, dtype="auto", device_map={"": device}
+        checkpoint.path,
+        quantization_config=config,
+        dtype="auto",
+        device_map={"": device},
+        trust_remote_code=False,
     )
 
 

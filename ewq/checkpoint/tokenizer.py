@@ -1,0 +1,81 @@
+"""The tokenizer of a checkpoint: loaded without running code that comes with the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ewq.errors import CheckpointError
+
+TOKENIZER_FILES = (
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("*.model", "*.tiktoken", "tekken.json"),
+)
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that git left as a pointer instead of downloading it."""
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a folder that a tokenizer may be made from, in order of name."""
+    return sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)})
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """``sha256:...`` of those files: with another tokenizer nothing measured is the same."""
+    digest = hashlib.sha256()
+    for file in tokenizer_files(folder):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def load_tokenizer(folder: Path, label: str) -> Any:  # noqa: ANN401 - transformers is untyped
+    """The checkpoint's own ``transformers`` tokenizer.
+
+    Args:
+        folder: a Hugging Face folder.
+        label: the model's name for people.
+
+    Raises:
+        CheckpointError: no tokenizer files, a damaged one, one of a kind that transformers does
+            not know, or one that only code of the model could read; the file is named.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        # The tokenizers library raises bare Exceptions for files that it does not know.
+        if type(error) is not Exception and not isinstance(error, _REFUSALS):
+            raise
+        why = _reason(folder, error)
+        raise CheckpointError(f"{label} has no usable tokenizer: {why}") from error
+
+
+_REFUSALS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
+
+
+def _reason(folder: Path, error: Exception) -> str:
+    files = tokenizer_files(folder)
+    for file in files:
+        with file.open("rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                return f"{file.name} is a Git LFS pointer; download the file itself"
+        if file.suffix == ".json" and not _is_json(file):
+            return f"{file.name} is not JSON, or cut short; download it again"
+    if not files:
+        return "the folder has no tokenizer files"
+    if "trust_remote_code" in str(error):
+        return "it needs Python code that comes with the model, which ewq never runs"
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    main = next((file for file in files if file.name == "tokenizer.json"), files[0])
+    return f"transformers cannot read {main.name} ({said})"
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
