@@ -64,19 +64,7 @@ def report_lines(report: ExportReport) -> list[str]:
     for name, nbytes in report.bytes_by_type.items():
         count = sum(tensor.stored == name for tensor in report.tensors)
         lines.append(f"  {name:<6} {count:5d} tensors {nbytes:>15,} bytes")
-    lines.extend(_fallback_lines(report))
     lines.extend(f"note: {note}" for note in report.notes)
-    return lines
-
-
-def _fallback_lines(report: ExportReport) -> list[str]:
-    fallbacks = report.fallbacks
-    if not fallbacks:
-        return []
-    extra = sum(tensor.extra_bytes for tensor in fallbacks)
-    lines = [
-        f"note: {len(fallbacks)} tensors have rows that their type cannot divide and fell back, "
-        f"at {extra:,} bytes more:"
-    ]
-    lines += [f"  {t.name}: {t.wanted} -> {t.stored}" for t in fallbacks[:SHOWN]]
-    return lines + ([f"  ... and {len(fallbacks) - SHOWN} more"] if len(fallbacks) > SHOWN else [])
+    lines += [f"  {t.name}: {t.wanted} -> {t.stored}" for t in report.fallbacks[:SHOWN]]
+    hidden = len(report.fallbacks) - SHOWN
+    return lines + ([f"  ... and {hidden} more"] if hidden > 0 else [])

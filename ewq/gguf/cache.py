@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ewq.checkpoint.gguf_header import read_header
+from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import BackendUnavailable, CheckpointError
-from ewq.files import content_key, file_digest, scratch_beside
-from ewq.gguf.convert import CONVERTED_TYPES, PACKAGE, VARIABLE, VERSION, find_converter
-from ewq.gguf.export import Base, base_type, build, make_base, open_for
+from ewq.files import content_key, file_digest, scratch_beside, write_text
+from ewq.gguf.convert import (
+    CONVERTED_TYPES,
+    PACKAGE,
+    UNKNOWN_TOKENIZER_NOTE,
+    VARIABLE,
+    VERSION,
+    find_converter,
+)
+from ewq.gguf.export import Base, base_type, build, check_range, make_base, open_for
 from ewq.gguf.recipe import PlanRecipe, Recipe, TypeRecipe
 from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when exports change, so that old files are not taken for new ones."""
 
 
@@ -40,13 +49,40 @@ def cached_gguf(
     return _find_or_make(open_for(model, recipe, progress), recipe, folder, progress)
 
 
+def export_notes(path: Path) -> tuple[str, ...]:
+    """What the export of a cached file had to say: fallbacks, and weights left as they were."""
+    return _Entry.of(path).notes
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What is kept beside a cached file, written last: without it the file counts as cut short."""
+
+    fingerprint: str
+    notes: tuple[str, ...]
+
+    @staticmethod
+    def of(path: Path) -> _Entry:
+        data = json.loads(_entry_path(path).read_text(encoding="utf-8"))
+        return _Entry(data["fingerprint"], tuple(data["notes"]))
+
+
+def _entry_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
 def _find_or_make(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress) -> Path:
     out = folder / _file_name(checkpoint, recipe)
     if _is_intact(out):
         return out
+    check_range(checkpoint, recipe)
     with scratch_beside(out) as work:
         base = _base(checkpoint, recipe, folder, work, progress)
-        build(base, recipe, out, work, progress)
+        report = build(base, recipe, out, work, progress)
+    # Here token ids come from the checkpoint's own tokenizer, whatever llama.cpp makes of it.
+    notes = tuple(note for note in report.notes if note != UNKNOWN_TOKENIZER_NOTE)
+    entry = _Entry(open_checkpoint(out).fingerprint, notes)
+    write_text(_entry_path(out), json.dumps(asdict(entry)))
     return out
 
 
@@ -62,9 +98,10 @@ def _base(
 
 
 def _is_intact(path: Path) -> bool:
+    """Whether a file is the one that was exported, by its header and samples of its content."""
     try:
-        return path.is_file() and bool(read_header(path).tensors)
-    except CheckpointError:
+        return _Entry.of(path).fingerprint == open_checkpoint(path).fingerprint
+    except (OSError, ValueError, KeyError, CheckpointError):
         return False
 
 

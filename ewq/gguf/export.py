@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import tempfile
 from collections import Counter
@@ -14,6 +15,7 @@ from ewq.checkpoint.gguf_header import GgufHeader, read_header
 from ewq.errors import EwqError, InputError
 from ewq.files import scratch_beside
 from ewq.gguf.convert import CONVERTED_TYPES, convert_folder
+from ewq.gguf.imatrix import check_entries, effect_notes
 from ewq.gguf.quantize import QuantizeJob, as_command, run_quantizer
 from ewq.gguf.recipe import (
     DEFAULT_TYPES,
@@ -34,6 +36,11 @@ if TYPE_CHECKING:
 
 ANY_QUANTIZING_RECIPE = "Q8_0"
 """llama.cpp looks at exact types only under a recipe that quantizes; which one does not matter."""
+
+
+WIDER_THAN_F16 = ("BF16", "F32", "F64")
+ROUNDED_TO_INFINITY = 65_520
+"""From here on float16 has no finite number: half way between its last two steps."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ def export_gguf(
     if out.is_dir():
         raise InputError(f"{out} is a folder; name the .gguf file to write")
     checkpoint = open_for(model, recipe, progress)
+    check_range(checkpoint, recipe)
     with scratch_beside(out) as work:
         base = make_base(checkpoint, recipe, work, converter, progress)
         return build(base, recipe, out, work, progress)
@@ -91,6 +99,29 @@ def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoin
         if recipe.types == DEFAULT_TYPES:
             check_budget(recipe.plan, checkpoint, "gguf")
     return checkpoint
+
+
+def check_range(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Refuse weights that would become infinite in F16, whose largest value is 65,504.
+
+    Raises:
+        InputError: naming the tensor and a type that holds it.
+    """
+    if checkpoint.is_gguf:
+        return  # llama.cpp's quantizer validates what it writes
+    for name, tensor in checkpoint.tensors.items():
+        wide = tensor.dtype in WIDER_THAN_F16 and len(tensor.shape) > 1
+        if not wide or not _becomes_f16(name, checkpoint, recipe):
+            continue
+        least, most = checkpoint.load(name).aminmax()
+        largest = max(-float(least), float(most))
+        if not math.isfinite(largest):
+            raise InputError(f"{name} holds values that are not finite; the checkpoint is damaged")
+        if largest >= ROUNDED_TO_INFINITY:
+            instead = "--type BF16" if isinstance(recipe, TypeRecipe) else "--types raw=BF16"
+            raise InputError(
+                f"{name} holds {largest:,.0f}, which F16 cannot (at most 65,504); use {instead}"
+            )
 
 
 def base_type(checkpoint: Checkpoint) -> str:
@@ -118,7 +149,12 @@ def make_base(
 
 
 def build(base: Base, recipe: Recipe, out: Path, work: Path, progress: Progress) -> ExportReport:
-    """Quantize ``base`` by ``recipe``, read the result back and move it to ``out``."""
+    """Quantize ``base`` by ``recipe``, read the result back and move it to ``out``.
+
+    Raises:
+        InputError: the importance matrix is another model's.
+        EwqError: the quantizer failed, or the file is not what was asked for.
+    """
     source = read_header(base.path)
     done = work / "done.gguf"
     if base.path.parent == work and _is_converted(source, recipe):
@@ -126,9 +162,15 @@ def build(base: Base, recipe: Recipe, out: Path, work: Path, progress: Progress)
         report = read_back(done, source, {}, (), base.notes)
     else:
         job = make_job(source, recipe, done)
+        if recipe.imatrix:
+            check_entries(recipe.imatrix, source)
         fallbacks = run_quantizer(job, progress)
         notes = (*base.notes, *_notes(job, source, recipe))
         report = read_back(done, source, job.types, fallbacks, notes)
+    if recipe.imatrix:
+        stored = {tensor.name: tensor.stored for tensor in report.tensors}
+        effect = effect_notes(recipe.imatrix, stored)
+        report = replace(report, notes=(*report.notes, *effect))
     try:
         done.replace(out)
     except OSError as error:
@@ -183,6 +225,14 @@ def _converted_type(checkpoint: Checkpoint, recipe: Recipe) -> str:
     if isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES:
         return recipe.name
     return base_type(checkpoint)
+
+
+def _becomes_f16(name: str, checkpoint: Checkpoint, recipe: Recipe) -> bool:
+    if _converted_type(checkpoint, recipe) == "F16":
+        return True
+    if isinstance(recipe, TypeRecipe):
+        return False
+    return recipe.types[recipe.plan.weights.get(name, Precision.RAW)] == "F16"
 
 
 def _is_converted(source: GgufHeader, recipe: Recipe) -> bool:

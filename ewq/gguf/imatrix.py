@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ewq.checkpoint.gguf_header import MAGIC, read_header
+from ewq.checkpoint.gguf_header import MAGIC, GgufHeader, read_header
 from ewq.errors import EwqError, InputError
 from ewq.files import scratch_beside
 
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+NEEDED_BY = ("IQ1", "IQ2", "IQ3_XXS", "Q2_K_S")
+"""How the types begin that llama.cpp refuses to make without importances."""
+UNUSED_BY = frozenset({"F32", "F16", "BF16", "Q8_0", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0"})
+"""Types whose quantizers do not look at importances (``ggml-quants.c``)."""
 SUMS, COUNTS = ".in_sum2", ".counts"
 """Suffixes in a GGUF imatrix: sums of squared activations, and how many were summed."""
 
@@ -126,3 +131,58 @@ def write_imatrix(
         except OSError as error:
             raise EwqError(f"cannot write {path}: {error.strerror or error}") from error
     return path
+
+
+def check_imatrix(types: Collection[str], path: Path | None) -> None:
+    """Refuse what cannot work, before anything is converted.
+
+    Args:
+        types: recipes or ggml types to make.
+        path: the importance matrix, if one was given.
+
+    Raises:
+        InputError: none is given and a type needs one, or it cannot be read.
+    """
+    needy = [name for name in types if name.startswith(NEEDED_BY)]
+    if path is None and needy:
+        raise InputError(
+            f"{needy[0]} needs an importance matrix: give --imatrix FILE, made by llama-imatrix"
+        )
+    if path is not None:
+        read_imatrix(path)
+
+
+def check_entries(path: Path, source: GgufHeader) -> None:
+    """Refuse an importance matrix of another model, which would have no effect.
+
+    Raises:
+        InputError: it has no entry for any tensor of the file to be quantized.
+    """
+    entries = read_imatrix(path)
+    if not any(tensor.name in entries for tensor in source.tensors):
+        first = next(iter(entries))
+        raise InputError(
+            f"{path} has no entry for any tensor of {source.path.name} (its first is {first}); "
+            "it was made for another model"
+        )
+
+
+def effect_notes(path: Path, stored: Mapping[str, str]) -> tuple[str, ...]:
+    """What an importance matrix did not do, for people.
+
+    Args:
+        path: the importance matrix that was given.
+        stored: tensor name -> ggml type, of every tensor of the finished file.
+    """
+    used = [name for name, kind in stored.items() if kind not in UNUSED_BY]
+    if not used:
+        return (f"{path.name} had no effect: no type of this file uses an importance matrix",)
+    entries = read_imatrix(path)
+    # llama-imatrix collects neither by itself.
+    absent = [name for name in used if name not in (*entries, EMBEDDING, OUTPUT)]
+    if not absent:
+        return ()
+    return (
+        f"{path.name} has no entry for {len(absent)} of {len(used)} quantized tensors, such as "
+        f"{absent[0]}: they were quantized without importances",
+    )

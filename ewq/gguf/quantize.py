@@ -25,8 +25,8 @@ from ewq.gguf.probe import abort_reason
 from ewq.progress import NO_PROGRESS, Progress
 
 CHOSEN = re.compile(r"^\[\s*\d+/\s*\d+\]\s+(\S+) .*MiB \((\w+)\)")
-STEP = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
-FALLBACK = re.compile(r"warning: (\S+) .*for type\s+(\S+)\) -> falling back to\s+(\S+)")
+STEP = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]\s+(\S+)")
+FALLBACK = re.compile(r"warning: (\S+) .*for type\s+(\S+)\) .*-> falling back to\s+(\S+)")
 
 
 @dataclass(frozen=True)
@@ -180,11 +180,13 @@ def main(job: QuantizeJob) -> None:
         kept.append(_set_imatrix(library, params, job.imatrix))
     source, out = str(job.source).encode(), str(job.out).encode()
     if library.llama_model_quantize(source, out, ctypes.byref(params)):
-        raise EwqError(f"llama.cpp could not quantize {job.source}: {last_message()}")
+        raise EwqError(f"llama.cpp could not quantize {_begun[-1]}: {last_message()}")
 
 
 _line: list[str] = []
 """Parts of a log line; llama.cpp sends one line in several calls."""
+_begun: list[str] = ["the file"]
+"""Tensors, in the order in which llama.cpp turned to them."""
 
 
 def _report(level: int, text: bytes, user_data: Any) -> None:  # noqa: ANN401 (C pointer)
@@ -192,6 +194,8 @@ def _report(level: int, text: bytes, user_data: Any) -> None:  # noqa: ANN401 (C
 
     remember(level, text, user_data)
     _line.append(text.decode("utf-8", errors="replace"))
+    if match := STEP.match("".join(_line)):
+        _begun.append(match[3])
     if not _line[-1].endswith("\n"):
         return
     line = "".join(_line)
@@ -199,7 +203,7 @@ def _report(level: int, text: bytes, user_data: Any) -> None:  # noqa: ANN401 (C
     if match := CHOSEN.match(line):
         _say("CHOSEN", *match.groups())
     elif match := STEP.match(line):
-        _say("PROGRESS", *match.groups())
+        _say("PROGRESS", match[1], match[2])
     elif match := FALLBACK.search(line):
         _say("FALLBACK", *match.groups())
 

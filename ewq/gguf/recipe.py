@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ewq.checkpoint.gguf_header import GgufHeader, GgufTensor
 from ewq.errors import BackendUnavailable, InputError, PlanError
+from ewq.gguf.imatrix import EMBEDDING, OUTPUT, check_imatrix
 from ewq.precision import Precision
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ DEFAULT_TYPES: Mapping[Precision, str] = {
     Precision.FOUR_BIT: "Q4_K",
 }
 """Precision -> ggml type."""
-EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 ROUTER = "ffn_gate_inp.weight"
 """End of the name of a matrix that llama.cpp's quantizer leaves as it is, whatever is asked."""
 NESTED = ("language_model.",)
@@ -62,8 +62,8 @@ def make_recipe(
     """The recipe that the arguments of an export describe.
 
     Raises:
-        InputError: neither or both of type and plan, types without a plan, or a type that
-            llama.cpp does not have.
+        InputError: neither or both of type and plan, types without a plan, a type that
+            llama.cpp does not have, or an importance matrix that is missing or damaged.
         BackendUnavailable: the ``gguf`` extra, which knows the types, is absent.
     """
     if (type_name is None) == (plan is None):
@@ -71,12 +71,14 @@ def make_recipe(
     if plan is not None:
         chosen = {**DEFAULT_TYPES, **(types or {})}
         _check_types(chosen.values(), "GGMLQuantizationType", "", "F16, Q8_0, Q6_K, Q4_K")
+        check_imatrix(chosen.values(), imatrix)
         return PlanRecipe(plan, chosen, imatrix)
     if types:
         raise InputError("--types needs --plan; a single type is named by --type")
     name = str(type_name).upper()
     if name != "F32":
         _check_types([name], "LlamaFileType", "MOSTLY_", "F16, BF16, Q8_0, Q6_K, Q4_K_M")
+    check_imatrix([name], imatrix)
     return TypeRecipe(name, imatrix)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ def read_back(
 ) -> ExportReport:
     """Compare a written file with its source and with the types asked for.
 
+    Every fallback is part of the report, and their sum is a note.
+
     Args:
         path: the file, complete.
         source: header of the file it was made from.
@@ -104,13 +106,27 @@ def read_back(
         tensors.append(
             StoredTensor(tensor.name, asked, tensor.type_name, tensor.nbytes, tensor.nbytes - least)
         )
-    return ExportReport(
+    report = ExportReport(
         path=path,
         tensors=tuple(tensors),
         parameters=header.parameters,
         weights_bytes=header.weights_bytes,
         file_bytes=path.stat().st_size,
         notes=tuple(notes),
+    )
+    return replace(report, notes=(*_fallback_notes(report), *report.notes))
+
+
+def _fallback_notes(report: ExportReport) -> tuple[str, ...]:
+    fallbacks = report.fallbacks
+    if not fallbacks:
+        return ()
+    extra = sum(tensor.extra_bytes for tensor in fallbacks)
+    changes = Counter(f"{tensor.wanted} -> {tensor.stored}" for tensor in fallbacks)
+    counted = ", ".join(f"{change} ({count})" for change, count in changes.most_common())
+    return (
+        f"{len(fallbacks)} tensors have rows that the blocks of their type do not divide, and are "
+        f"stored otherwise, {extra:,} bytes larger: {counted}",
     )
 
 

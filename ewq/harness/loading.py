@@ -129,19 +129,19 @@ def _transformers(
 
 
 def _gguf_type(recipe: GgufType, subject: Subject, placement: Placement) -> Loaded:
-    return Loaded(_llama_cpp(_gguf_path(recipe, subject), subject, placement))
+    path = _gguf_path(recipe, subject)
+    return Loaded(_llama_cpp(path, subject, placement), notes=partial(_export_notes, path))
 
 
 def _gguf_planned(recipe: GgufPlanned, subject: Subject, placement: Placement) -> Loaded:
     path, plan = _gguf_path(recipe, subject), subject.plan(recipe.plan)
-    return Loaded(_llama_cpp(path, subject, placement), plan, partial(_export_notes, path, plan))
+    return Loaded(_llama_cpp(path, subject, placement), plan, partial(_export_notes, path))
 
 
-def _export_notes(path: Path, plan: QuantizationPlan) -> tuple[str, ...]:
-    from ewq.checkpoint.gguf_header import read_header
-    from ewq.gguf.recipe import PlanRecipe, left_alone
+def _export_notes(path: Path) -> tuple[str, ...]:
+    from ewq.gguf.cache import export_notes
 
-    return left_alone(read_header(path), PlanRecipe(plan))
+    return export_notes(path)
 
 
 def _gguf_file(recipe: GgufFile, subject: Subject, placement: Placement) -> Loaded:

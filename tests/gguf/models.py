@@ -44,25 +44,45 @@ def shared_gguf(source, type_name):
         return cached_gguf(source, make_recipe(type_name), cache_dir("gguf"))
 
 
-def save_deep(folder):
-    """A random Llama of twelve narrow blocks in bfloat16, with the fixture's tokenizer."""
+def save_llama(folder, **config):
+    """A random Llama in bfloat16 with the fixture's tokenizer; returns the folder."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(fixture_path("tiny-llama"))
-    config = LlamaConfig(
+    made = LlamaConfig(
         vocab_size=len(tokenizer),
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **config,
+    )
+    torch.manual_seed(7)
+    LlamaForCausalLM(made).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_deep(folder):
+    """A Llama of twelve narrow blocks."""
+    return save_llama(
+        folder,
         hidden_size=WIDTH,
         intermediate_size=ODD_WIDTH,
         num_hidden_layers=BLOCKS,
         num_attention_heads=4,
         num_key_value_heads=1,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
     )
-    torch.manual_seed(7)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+
+
+def save_odd(folder):
+    """A Llama whose rows (36 and 52) no block of any quantized type divides."""
+    return save_llama(
+        folder,
+        hidden_size=36,
+        intermediate_size=52,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )

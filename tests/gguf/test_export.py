@@ -12,11 +12,11 @@ from ewq.checkpoint.embedded import fixture_path
 from ewq.checkpoint.gguf_header import read_header
 from ewq.errors import EwqError, InputError, PlanError
 from ewq.gguf import export as export_module
-from ewq.gguf.cache import cached_gguf
+from ewq.gguf.cache import cached_gguf, export_notes
 from ewq.gguf.export import export_command, export_gguf
 from ewq.gguf.recipe import make_recipe
 from ewq.precision import Precision
-from tests.gguf.models import BLOCKS, ODD_WIDTH
+from tests.gguf.models import BLOCKS, ODD_WIDTH, save_odd
 
 RAW, EIGHT, FOUR = Precision.RAW, Precision.EIGHT_BIT, Precision.FOUR_BIT
 PRECISIONS = [RAW, FOUR, EIGHT, FOUR, RAW, EIGHT, RAW, RAW, EIGHT, FOUR, RAW, EIGHT]
@@ -241,6 +241,85 @@ def test_a_wrong_importance_matrix_is_refused(deep_base, tmp_path):
         export_gguf(
             deep_base, tmp_path / "o.gguf", make_recipe("Q4_K_S", imatrix=tmp_path / "m.dat")
         )
+
+
+def test_an_importance_matrix_of_another_model_is_refused(deep_base, tmp_path):
+    matrix = importance(tmp_path / "imatrix.gguf", ["model.layers.0.q_proj"], 256, 2.0)
+    with pytest.raises(InputError, match=r"has no entry for any tensor .* made for another model"):
+        export_gguf(deep_base, tmp_path / "o.gguf", make_recipe("Q4_K_S", imatrix=matrix))
+    assert not (tmp_path / "o.gguf").exists()
+
+
+def test_what_an_importance_matrix_did_not_do_is_said(deep_base, tmp_path):
+    matrix = importance(tmp_path / "imatrix.gguf", ["blk.0.attn_q.weight"], 256, 2.0)
+    out = tmp_path / "o.gguf"
+    idle = export_gguf(deep_base, out, make_recipe("Q8_0", imatrix=matrix))
+    assert "imatrix.gguf had no effect" in idle.notes[-1]
+    partial = export_gguf(deep_base, out, make_recipe("Q4_K_S", imatrix=matrix))
+    quantized = 7 * BLOCKS + 2
+    assert f"no entry for {7 * BLOCKS - 1} of {quantized} quantized tensors" in partial.notes[-1]
+
+
+@pytest.mark.parametrize("type_name", ["IQ2_XS", "Q2_K_S", "IQ1_M"])
+def test_a_type_that_needs_importances_is_refused_without(type_name):
+    with pytest.raises(InputError, match=f"{type_name} needs an importance matrix"):
+        make_recipe(type_name)
+
+
+def test_rows_that_no_type_divides_are_noted_for_a_recipe_of_llama_cpp_too(tmp_path, gguf_cache):
+    odd = save_odd(tmp_path / "odd")
+    path = cached_gguf(odd, make_recipe("Q4_K_M"), gguf_cache)
+    report = export_gguf(odd, tmp_path / "o.gguf", make_recipe("Q4_K_M"))
+    assert len(report.fallbacks) == 16
+    assert {tensor.stored for tensor in report.fallbacks} == {"F16"}
+    assert report.bits_per_weight > 16
+    assert report.notes[0].startswith("16 tensors have rows that the blocks of their type do not")
+    assert "Q4_K -> F16" in report.notes[0]
+    assert export_notes(path) == report.notes[:1]
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A bfloat16 model with one weight that float16 cannot hold."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = save_odd(tmp_path_factory.mktemp("wide"))
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors[WIDE][3, 5] = torch.tensor(-99_840.0)
+    save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+WIDE = "model.layers.1.mlp.up_proj.weight"
+
+
+def test_a_weight_that_becomes_infinite_in_f16_is_refused_before_anything_is_written(
+    wide, gguf_cache, tmp_path
+):
+    from ewq.planning.analysis import analyze
+
+    plan = analyze(wide, cache=False).uniform_plan(RAW)
+    out = tmp_path / "new" / "o.gguf"
+    for recipe, instead in (
+        (make_recipe("F16"), "--type BF16"),
+        (make_recipe(plan=plan), "--types raw=BF16"),
+    ):
+        message = rf"{re.escape(WIDE)} holds 99,840, which F16 cannot.*use {instead}"
+        with pytest.raises(InputError, match=message):
+            export_gguf(wide, out, recipe)
+        with pytest.raises(InputError, match=message):
+            cached_gguf(wide, recipe, tmp_path / "cache")
+    assert not list(tmp_path.iterdir())
+    report = export_gguf(wide, out, make_recipe(plan=plan, types={RAW: "BF16"}))
+    assert "F16" not in report.bytes_by_type
+
+
+def test_a_fallback_to_f16_that_cannot_hold_a_weight_names_the_tensor(wide, tmp_path):
+    with pytest.raises(EwqError, match=r"could not quantize blk\.1\.ffn_up\.weight: "):
+        export_gguf(wide, tmp_path / "o.gguf", make_recipe("Q4_K_M"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_cache_is_keyed_by_content(deep, deep_base, plan, gguf_cache):
