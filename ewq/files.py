@@ -6,17 +6,23 @@ of the content that it was made from: a changed source is another key, never a s
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ewq.errors import EwqError
+from ewq.errors import EwqError, InputError
+
+SCRATCH = ".ewq-"
+"""How the names of folders begin in which something is being made."""
+ABANDONED_AFTER_S = 60
 
 
 def cache_dir(*parts: str) -> Path:
@@ -66,7 +72,7 @@ def write_text(path: Path, text: str) -> Path:
     """
     with _said_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".ewq-")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=SCRATCH)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -105,16 +111,80 @@ def whole_folder(target: Path, *, shared: bool = False) -> Iterator[Path]:
 def scratch_beside(out: Path) -> Iterator[Path]:
     """A hidden folder on the disk of ``out`` that is removed whatever happens.
 
+    One that a killed process left behind is removed by the next that works in the same place.
+
     Raises:
         EwqError: the folder of ``out`` cannot be written.
     """
     with _said_of(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=".ewq-"))
+        _remove_abandoned(out.parent)
+        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=SCRATCH))
+        lock = _locked(work)
     try:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for path in folder.glob(f"{SCRATCH}*"):
+        # Between a folder's making and its locking another process must not take it for abandoned.
+        recent = time.time() - path.stat().st_mtime < ABANDONED_AFTER_S
+        if recent or not path.is_dir():
+            continue
+        lock = _locked(path)
+        if lock is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the folder until closed; ``None`` where another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def check_output(path: Path, *, folder: bool = False, needed_bytes: int = 0) -> None:
+    """Refuse an output that could not be written, before any work for it; nothing is made.
+
+    Args:
+        path: a file to write or replace, or a new folder.
+        folder: whether it is to be a folder, which must not exist or be empty.
+        needed_bytes: at least so much will be written there.
+
+    Raises:
+        InputError: a name too long, something in the way, no permission, or no room.
+    """
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"cannot write {path}: {reason}") from error
+    if folder and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} exists and is not an empty folder; remove it or choose another")
+    if not folder and path.is_dir():
+        raise InputError(f"{path} is a folder; name the file to write")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise InputError(f"cannot write {path}: {above} is not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {path}: no permission to write to {above}")
+    free = shutil.disk_usage(above).free
+    if free < needed_bytes:
+        raise InputError(
+            f"{path} needs at least {needed_bytes / 1e9:.2f} GB, and the disk of {above} has "
+            f"{free / 1e9:.2f} GB free"
+        )
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def find_variant(name: str) -> Variant:
         recipe = GgufPlanned if match[1] else Planned
         factor = parse_factor(match[2])
         return Variant(f"{match[1] or ''}ewq-{factor}", recipe(float(factor)))
-    if name.endswith(".gguf"):
+    if name.lower().endswith(".gguf"):
         path = _existing_file(name, name)
         return Variant(path.name, GgufFile(path))
     if name.endswith(".json"):
@@ -145,8 +145,11 @@ def _plan_variant(name: str) -> Variant:
 
 def _existing_file(name: str, path: str) -> Path:
     found = Path(path).expanduser()
-    if not found.is_file():
-        raise InputError(f"variant {name!r}: no such file")
+    try:
+        if not found.is_file():
+            raise InputError(f"variant {name!r}: no such file")
+    except OSError as error:
+        raise InputError(f"variant {name!r}: {error.strerror}") from error
     return found.resolve()
 
 
@@ -157,7 +160,8 @@ def is_plan_name(name: str) -> bool:
 
 def engine_of(name: str) -> str:
     """``transformers`` or ``llama.cpp``, from a stored variant's name alone."""
-    return "llama.cpp" if name.startswith("gguf-") or name.endswith(".gguf") else "transformers"
+    by_llama_cpp = name.startswith("gguf-") or name.lower().endswith(".gguf")
+    return "llama.cpp" if by_llama_cpp else "transformers"
 
 
 _TABLE = (REFERENCE, "ewq", *(name for name in FIXED if name != REFERENCE), "gguf-ewq")

@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ewq import files
-from ewq.errors import EwqError
-from ewq.files import read_cached, scratch_beside, whole_folder, write_cached, write_text
+from ewq.errors import EwqError, InputError
+from ewq.files import (
+    check_output,
+    read_cached,
+    scratch_beside,
+    whole_folder,
+    write_cached,
+    write_text,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +118,69 @@ def test_a_full_cache_says_where_to_move_it(cache: Path, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(EwqError, match=r"No space left on device; set EWQ_CACHE"):
         write_text(cache / "entry.json", "x")
+
+
+LEAVE_SCRATCH = """
+import os, sys
+from pathlib import Path
+from ewq.files import scratch_beside
+with scratch_beside(Path(sys.argv[1])) as work:
+    (work / "half").write_text("x")
+    print(work, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_scratch_of_a_killed_process_is_removed_and_of_a_living_one_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(files, "ABANDONED_AFTER_S", 0)
+    out = tmp_path / "out.gguf"
+    command = [sys.executable, "-c", LEAVE_SCRATCH, str(out)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        left = Path(child.stdout.readline().strip())
+        with scratch_beside(out):
+            assert (left / "half").exists()
+        child.kill()
+    assert (left / "half").exists()
+    with scratch_beside(out):
+        assert not left.exists()
+    assert not list(tmp_path.iterdir())
+
+
+REFUSED = {
+    "a component too long": ("a" * 300, False, "too long"),
+    "a folder above too long": (f"{'a' * 300}/x.gguf", False, "too long"),
+    "a zero byte": ("a\0b", False, "null"),
+    "a folder for a file": ("folder", False, "is a folder"),
+    "a folder in use": ("folder", True, "not an empty folder"),
+    "a file for a folder": ("file", True, "not an empty folder"),
+    "a file above": ("file/x", False, "Not a directory"),
+    "a file far above": ("file/x/y", True, "Not a directory"),
+}
+
+
+@pytest.mark.parametrize(("name", "folder", "reason"), REFUSED.values(), ids=REFUSED)
+def test_an_output_that_could_not_be_written_is_refused(
+    tmp_path: Path, name: str, folder: bool, reason: str
+):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").touch()
+    with pytest.raises(InputError, match=reason) as caught:
+        check_output(tmp_path / name, folder=folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_output_without_room_is_refused_with_both_figures(tmp_path: Path):
+    with pytest.raises(InputError, match=r"needs at least 9000000000\.00 GB.* GB free"):
+        check_output(tmp_path / "x.gguf", needed_bytes=9 * 10**18)
+
+
+@pytest.mark.parametrize("name", ["new/deep/x.gguf", "b" * 250, "file", "mô-hình"])
+def test_an_output_that_can_be_written_is_not_made_by_the_check(tmp_path: Path, name: str):
+    (tmp_path / "file").touch()
+    check_output(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -26,11 +26,15 @@ def resolve(model: str, progress: Progress = NO_PROGRESS) -> Path:
         CheckpointError: nothing there; a hub id that is neither cached nor reachable; or no room.
     """
     path = Path(model).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    try:
+        path.exists()
+    except OSError as error:
+        raise CheckpointError(f"{model}: {error.strerror}") from error
+    if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
         return path
     if path.is_file():
         raise CheckpointError(f"{model} is a file, but not .gguf; give a model folder or a GGUF")
-    if not HUB_ID.fullmatch(model) or path.suffix == ".gguf":
+    if not HUB_ID.fullmatch(model) or path.suffix.lower() == ".gguf":
         raise CheckpointError(_NOTHING.format(model))
     return _from_hub(model, progress)
 

@@ -50,7 +50,7 @@ class Checkpoint:
     @property
     def is_gguf(self) -> bool:
         """Whether this is a GGUF file."""
-        return self.path.suffix == ".gguf"
+        return self.path.suffix.lower() == ".gguf"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -118,7 +118,7 @@ def open_checkpoint(model: str | Path, progress: Progress = NO_PROGRESS) -> Chec
             or weights only in pickle files.
     """
     path = resolve(str(model), progress)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return _open_gguf(str(model), path)
     config = _read_config(path)
     tensors = _read_tensors(path, config)

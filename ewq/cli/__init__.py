@@ -6,6 +6,7 @@ heavy libraries are imported inside it, so ``ewq --help`` is instant.
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from typing import NoReturn
@@ -45,6 +46,10 @@ def _interrupt(*_: object) -> NoReturn:
 def main() -> None:
     """Run the command line; an :class:`EwqError` becomes one line and its exit code."""
     signal.signal(signal.SIGINT, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A path that the terminal's encoding lacks must not end finished work in a traceback.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except EwqError as error:

@@ -38,10 +38,12 @@ def export(
 ) -> None:
     """Convert and quantize with llama.cpp; the file appears once it is complete and checked."""
     from ewq.cli.progress import terminal_progress
+    from ewq.files import check_output
     from ewq.gguf.export import export_command, export_gguf
     from ewq.gguf.recipe import make_recipe, parse_types
     from ewq.planning.plan import read_plan
 
+    check_output(out)
     recipe = make_recipe(type_name, read_plan(plan) if plan else None, parse_types(types), imatrix)
     progress = terminal_progress()
     if print_command:

@@ -38,6 +38,9 @@ def quantize(
 ) -> None:
     """Write a quantized copy of a model, weights streamed one by one."""
     from ewq.cli.progress import terminal_progress
+    from ewq.files import check_output
+
+    check_output(out, folder=True)
     from ewq.quantizer.config import EwqConfig
     from ewq.quantizer.folder import quantize_to_folder
 
@@ -73,10 +76,13 @@ def _report(made: Quantized, as_json: bool) -> None:
             "plan": made.plan.digest,
             "weights_bytes": made.weights_bytes,
             "planned_bytes": made.plan.size_bytes,
+            "notes": list(made.notes),
         }
         print(json.dumps(document, indent=1))
         return
     print(
         f"{made.folder}: {made.weights_bytes:,} bytes of weights (planned {made.plan.size_bytes:,})"
     )
+    for note in made.notes:
+        print(f"note: {note}")
     print("open it with: import ewq.quantizer; AutoModelForCausalLM.from_pretrained(FOLDER)")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import BackendUnavailable, CheckpointError
-from ewq.files import content_key, file_digest, scratch_beside, write_text
+from ewq.files import check_output, content_key, file_digest, scratch_beside, write_text
 from ewq.gguf.convert import (
     CONVERTED_TYPES,
     PACKAGE,
@@ -20,13 +20,15 @@ from ewq.gguf.convert import (
     VERSION,
     find_converter,
 )
-from ewq.gguf.export import Base, base_type, build, check_range, make_base, open_for
+from ewq.gguf.export import Base, base_type, build, check_range, least_bytes, make_base, open_for
 from ewq.gguf.recipe import PlanRecipe, Recipe, TypeRecipe
 from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint
 
+NAME_LENGTH = 60
+"""Characters of a model's name in that of a file; names of files are limited."""
 SCHEMA = 2
 """Raised when exports change, so that old files are not taken for new ones."""
 
@@ -76,6 +78,7 @@ def _find_or_make(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress
     if _is_intact(out):
         return out
     check_range(checkpoint, recipe)
+    check_output(out, needed_bytes=least_bytes(checkpoint, recipe))
     with scratch_beside(out) as work:
         base = _base(checkpoint, recipe, folder, work, progress)
         report = build(base, recipe, out, work, progress)
@@ -114,7 +117,7 @@ def _file_name(checkpoint: Checkpoint, recipe: Recipe) -> str:
     key = content_key(
         SCHEMA, checkpoint.fingerprint, made_of, imatrix, _converter(), _llama_version()
     )
-    return f"{checkpoint.path.stem}-{label}-{key[:16]}.gguf"
+    return f"{checkpoint.path.stem[:NAME_LENGTH]}-{label}-{key[:16]}.gguf"
 
 
 def _converter() -> str:

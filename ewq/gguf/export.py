@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ewq.checkpoint.gguf_header import GgufHeader, read_header
 from ewq.errors import EwqError, InputError
-from ewq.files import scratch_beside
+from ewq.files import check_output, scratch_beside
 from ewq.gguf.convert import CONVERTED_TYPES, convert_folder
 from ewq.gguf.imatrix import check_entries, effect_notes
 from ewq.gguf.quantize import QuantizeJob, as_command, run_quantizer
@@ -69,13 +69,14 @@ def export_gguf(
         progress: where to report.
 
     Raises:
-        InputError: ``out`` is a folder, or the plan is another model's.
+        InputError: ``out`` cannot be written, the plan is another model's, or a weight would
+            become infinite.
         EwqError: conversion or quantization failed, or the file is not what was asked for.
     """
     out = Path(out)
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; name the .gguf file to write")
+    check_output(out)
     checkpoint = open_for(model, recipe, progress)
+    check_output(out, needed_bytes=least_bytes(checkpoint, recipe))
     check_range(checkpoint, recipe)
     with scratch_beside(out) as work:
         base = make_base(checkpoint, recipe, work, converter, progress)
@@ -168,7 +169,8 @@ def build(base: Base, recipe: Recipe, out: Path, work: Path, progress: Progress)
         notes = (*base.notes, *_notes(job, source, recipe))
         report = read_back(done, source, job.types, fallbacks, notes)
     if recipe.imatrix:
-        stored = {tensor.name: tensor.stored for tensor in report.tensors}
+        # llama-imatrix collects neither embedding nor head by itself.
+        stored = {t.name: t.stored for t in report.tensors if t.name not in (EMBEDDING, OUTPUT)}
         effect = effect_notes(recipe.imatrix, stored)
         report = replace(report, notes=(*report.notes, *effect))
     try:
@@ -227,10 +229,18 @@ def _converted_type(checkpoint: Checkpoint, recipe: Recipe) -> str:
     return base_type(checkpoint)
 
 
+def least_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """What an export takes on the disk at the least: the converted file, if there is to be one."""
+    if checkpoint.is_gguf:
+        return 0
+    width = 4 if _converted_type(checkpoint, recipe) == "F32" else 2
+    return width * sum(tensor.numel for tensor in checkpoint.tensors.values())
+
+
 def _becomes_f16(name: str, checkpoint: Checkpoint, recipe: Recipe) -> bool:
     if _converted_type(checkpoint, recipe) == "F16":
         return True
-    if isinstance(recipe, TypeRecipe):
+    if isinstance(recipe, TypeRecipe) or recipe.plan.types:
         return False
     return recipe.types[recipe.plan.weights.get(name, Precision.RAW)] == "F16"
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 NEEDED_BY = ("IQ1", "IQ2", "IQ3_XXS", "Q2_K_S")
 """How the types begin that llama.cpp refuses to make without importances."""
 UNUSED_BY = frozenset({"F32", "F16", "BF16", "Q8_0", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0"})
@@ -172,14 +171,13 @@ def effect_notes(path: Path, stored: Mapping[str, str]) -> tuple[str, ...]:
 
     Args:
         path: the importance matrix that was given.
-        stored: tensor name -> ggml type, of every tensor of the finished file.
+        stored: tensor name -> ggml type, of those of the finished file that could have an entry.
     """
     used = [name for name, kind in stored.items() if kind not in UNUSED_BY]
     if not used:
         return (f"{path.name} had no effect: no type of this file uses an importance matrix",)
     entries = read_imatrix(path)
-    # llama-imatrix collects neither by itself.
-    absent = [name for name in used if name not in (*entries, EMBEDDING, OUTPUT)]
+    absent = [name for name in used if name not in entries]
     if not absent:
         return ()
     return (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -190,7 +191,7 @@ class NativeModel:
             params.split_mode = self._lib.LLAMA_SPLIT_MODE_NONE
             params.main_gpu = int(index)
         _messages.clear()
-        model = self._lib.llama_model_load_from_file(str(path).encode(), params)
+        model = self._lib.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
             raise CheckpointError(f"{path}: llama.cpp cannot load this file: {first_message()}")
         return model

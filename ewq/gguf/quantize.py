@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -178,7 +179,7 @@ def main(job: QuantizeJob) -> None:
     kept: list[Any] = [callback, _set_types(library, params, job.types)]
     if job.imatrix:
         kept.append(_set_imatrix(library, params, job.imatrix))
-    source, out = str(job.source).encode(), str(job.out).encode()
+    source, out = os.fsencode(job.source), os.fsencode(job.out)
     if library.llama_model_quantize(source, out, ctypes.byref(params)):
         raise EwqError(f"llama.cpp could not quantize {_begun[-1]}: {last_message()}")
 

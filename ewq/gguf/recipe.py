@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ewq.checkpoint.gguf_header import GgufHeader, GgufTensor
 from ewq.errors import BackendUnavailable, InputError, PlanError
-from ewq.gguf.imatrix import EMBEDDING, OUTPUT, check_imatrix
+from ewq.gguf.imatrix import check_imatrix
 from ewq.precision import Precision
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ DEFAULT_TYPES: Mapping[Precision, str] = {
     Precision.FOUR_BIT: "Q4_K",
 }
 """Precision -> ggml type."""
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 ROUTER = "ffn_gate_inp.weight"
 """End of the name of a matrix that llama.cpp's quantizer leaves as it is, whatever is asked."""
 NESTED = ("language_model.",)
@@ -71,7 +72,7 @@ def make_recipe(
     if plan is not None:
         chosen = {**DEFAULT_TYPES, **(types or {})}
         _check_types(chosen.values(), "GGMLQuantizationType", "", "F16, Q8_0, Q6_K, Q4_K")
-        check_imatrix(chosen.values(), imatrix)
+        check_imatrix((plan.types or chosen).values(), imatrix)
         return PlanRecipe(plan, chosen, imatrix)
     if types:
         raise InputError("--types needs --plan; a single type is named by --type")

@@ -13,7 +13,7 @@ from typing import Any
 from ewq import __version__
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.errors import InputError
-from ewq.files import whole_folder
+from ewq.files import check_output, whole_folder
 from ewq.instruments.memory import weights_bytes
 from ewq.planning.plan import QuantizationPlan, write_plan
 from ewq.precision import Precision
@@ -21,6 +21,10 @@ from ewq.progress import NO_PROGRESS, Progress
 from ewq.quantizer.config import EwqConfig, StorageOptions
 
 PLAN = "plan.json"
+GENERATION = "generation_config.json"
+MOST_TIMES_SMALLER = 8
+"""No model becomes smaller than that: float32 stored in 4 bits, without scales."""
+NAMED = 3
 CARD = "README.md"
 STORED = {
     Precision.RAW: "as in the original",
@@ -55,6 +59,8 @@ class Quantized:
     plan: QuantizationPlan
     weights_bytes: int
     """Exact bytes of the model in memory, scales included."""
+    notes: tuple[str, ...] = ()
+    """What was left out, for people."""
 
 
 def quantize_to_folder(
@@ -75,28 +81,32 @@ def quantize_to_folder(
         progress: counts bytes downloaded.
 
     Raises:
-        InputError: ``out`` is in use, or ``model`` is a GGUF file or quantized already.
+        InputError: ``out`` is in use or cannot be written, or ``model`` is a GGUF file or
+            quantized already.
         PlanError, CheckpointError: as when loading.
         EwqError: the folder cannot be written.
     """
     out = Path(out)
+    check_output(out, folder=True)
     checkpoint = open_checkpoint(model, progress)
-    _check(checkpoint, out)
+    _check(checkpoint)
+    stored_bytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    check_output(out, folder=True, needed_bytes=stored_bytes // MOST_TIMES_SMALLER)
     loaded = _load(checkpoint, config, device)
     plan = loaded.hf_quantizer.quantization_config.plan
     size = weights_bytes(loaded)
     with whole_folder(out) as folder:
-        _copy_companions(checkpoint.path, folder)
-        loaded.save_pretrained(folder)
+        left_out = _copy_companions(checkpoint, folder)
+        _save(loaded, checkpoint.path, folder)
         write_plan(plan, folder / PLAN)
         (folder / CARD).write_text(
             _model_card(plan, loaded.hf_quantizer.quantization_config.options, size),
             encoding="utf-8",
         )
-    return Quantized(out, plan, size)
+    return Quantized(out, plan, size, _notes(left_out))
 
 
-def _check(checkpoint: Checkpoint, out: Path) -> None:
+def _check(checkpoint: Checkpoint) -> None:
     if checkpoint.is_gguf:
         raise InputError(
             f"{checkpoint.model} is a GGUF file; `ewq quantize` takes a Hugging Face model, "
@@ -108,8 +118,6 @@ def _check(checkpoint: Checkpoint, out: Path) -> None:
         raise InputError(
             f"{checkpoint.model} is quantized already ({method}); give the original model"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not an empty folder; remove it or choose another")
 
 
 def _load(checkpoint: Checkpoint, config: EwqConfig, device: str) -> Any:  # noqa: ANN401
@@ -127,10 +135,48 @@ def _load(checkpoint: Checkpoint, config: EwqConfig, device: str) -> Any:  # noq
     )
 
 
-def _copy_companions(source: Path, folder: Path) -> None:
-    for path in sorted(source.iterdir()):
-        if path.is_file() and not any(path.match(pattern) for pattern in NOT_COPIED):
-            shutil.copyfile(path, folder / path.name)
+def _save(model: Any, source: Path, folder: Path) -> None:  # noqa: ANN401 (a PreTrainedModel)
+    """Save the model; how to generate with it stays as the original says.
+
+    transformers loads generation parameters that it then refuses to save: contradictory ones, and
+    those in ``config.json``. Neither is a reason to lose a quantized model.
+    """
+    generation = model.generation_config
+    for name, value in model.config._get_generation_parameters().items():
+        setattr(model.config, name, None)
+        setattr(generation, name, value)
+    model.generation_config = type(generation)()
+    model.save_pretrained(folder)
+    if (source / GENERATION).is_file():
+        shutil.copyfile(source / GENERATION, folder / GENERATION)
+    else:
+        generation.to_json_file(folder / GENERATION, use_diff=True)
+
+
+def _copy_companions(checkpoint: Checkpoint, folder: Path) -> list[str]:
+    """Copy what belongs to a model besides its weights, sub-folders included.
+
+    Returns:
+        Names of other weights, which were not copied.
+    """
+    left_out = []
+    for path in sorted(checkpoint.path.rglob("*")):
+        name = path.relative_to(checkpoint.path)
+        if not path.is_file() or any(part.startswith(".") for part in name.parts):
+            continue
+        if not any(path.match(pattern) for pattern in NOT_COPIED):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+        elif path not in checkpoint.files and path.suffix not in (".json", ".md"):
+            left_out.append(str(name))
+    return left_out
+
+
+def _notes(left_out: list[str]) -> tuple[str, ...]:
+    if not left_out:
+        return ()
+    more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
+    return (f"not copied, other weights: {', '.join(left_out[:NAMED])}{more}",)
 
 
 def _model_card(plan: QuantizationPlan, options: StorageOptions, weights_bytes: int) -> str:

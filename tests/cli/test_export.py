@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -61,3 +64,26 @@ def test_bad_use_is_an_input_error(call, source, tmp_path, arguments, reason):
     assert isinstance(result.exception, InputError)
     assert reason in str(result.exception)
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_else(call, tmp_path):
+    result = call("no/such-model", "--type", "Q77", "-o", tmp_path / ("a" * 300))
+    assert isinstance(result.exception, InputError)
+    assert "File name too long" in str(result.exception)
+
+
+def test_an_ending_in_capitals_is_a_gguf_file(call, source, tmp_path):
+    capitals = source.rename(tmp_path / "IN.GGUF")
+    result = call(capitals, "--type", "q4_k_m", "-o", tmp_path / "out.gguf", "--print-command")
+    assert result.stdout.split()[-3:] == [str(capitals), str(tmp_path / "out.gguf"), "Q4_K_M"]
+
+
+def test_a_terminal_that_lacks_a_letter_gets_it_escaped(source, tmp_path):
+    command = [sys.executable, "-m", "ewq", "export", str(source), "--type", "Q8_0"]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "mô.gguf"), "--print-command"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"m\xf4.gguf" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -79,3 +80,62 @@ def test_without_bitsandbytes_it_says_what_to_install(tmp_path):
     assert done.returncode == 3
     [line] = done.stderr.splitlines()
     assert "bitsandbytes cannot be imported (no such library): pip install bitsandbytes" in line
+
+
+def companions(tmp_path):
+    """The tiny Llama with what people put beside a model."""
+    source = tmp_path / "model"
+    shutil.copytree(fixture_path("tiny-llama"), source)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    (source / "original").mkdir()
+    (source / "original" / "consolidated.00.pth").write_bytes(b"weights")
+    (source / "original" / "params.json").write_text("{}")
+    return source
+
+
+def test_sub_folders_are_kept_and_other_weights_are_named(tmp_path):
+    source = companions(tmp_path)
+
+    done = run(source, "--factor", "0.65", "-o", tmp_path / "q")
+
+    assert done.exit_code == 0, done.output
+    kept = {str(p.relative_to(tmp_path / "q")) for p in (tmp_path / "q").rglob("*.*")}
+    assert {"additional_chat_templates/tool_use.jinja", "original/params.json"} <= kept
+    assert "original/consolidated.00.pth" not in kept
+    assert "note: not copied, other weights: original/consolidated.00.pth" in done.stdout
+    assert "model.safetensors" not in done.stdout
+
+
+GENERATION = {
+    "contradictory": ("generation_config.json", {"do_sample": False, "temperature": 0.3}),
+    "out of range": ("generation_config.json", {"num_beams": 1, "num_return_sequences": 4}),
+    "in config.json": ("config.json", {"temperature": 0.3, "repetition_penalty": 1.2}),
+}
+
+
+@pytest.mark.parametrize(("file", "entries"), GENERATION.values(), ids=GENERATION)
+def test_generation_parameters_that_transformers_would_not_save_are_kept(tmp_path, file, entries):
+    source = tmp_path / "model"
+    shutil.copytree(fixture_path("tiny-llama"), source)
+    before = json.loads((source / file).read_text())
+    (source / file).write_text(json.dumps({**before, **entries}))
+    if file == "config.json":
+        (source / "generation_config.json").unlink()
+
+    done = run(source, "--factor", "0.65", "-o", tmp_path / "q")
+
+    assert done.exit_code == 0, done.exception
+    saved = json.loads((tmp_path / "q" / "generation_config.json").read_text())
+    assert {name: saved.get(name) for name in entries} == entries
+    assert logits(load(tmp_path / "q")).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "file/q"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_read(tmp_path, name):
+    (tmp_path / "file").touch()
+
+    done = run("no/such-model-anywhere", "--factor", "0.65", "-o", tmp_path / name)
+
+    assert isinstance(done.exception, InputError)
+    assert "cannot write" in str(done.exception)
