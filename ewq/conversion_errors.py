@@ -1,8 +1,9 @@
-"""The error behind transformers' "some issues during automatic conversion of the weights".
+"""What transformers' errors while loading come from, in one line.
 
 While loading, transformers catches whatever a conversion raises, goes on with the next tensor,
-and in the end raises a RuntimeError that does not say what happened: running out of memory, for
-one, could not be told from anything else.
+and in the end raises a RuntimeError about "some issues during automatic conversion of the weights"
+that does not say what happened: running out of memory, for one, could not be told from anything
+else.
 """
 
 from __future__ import annotations
@@ -49,3 +50,11 @@ def original_errors() -> Iterator[None]:
         raise errors[0] from None
     finally:
         _errors.reset(token)
+
+
+def first_line(error: Exception) -> str:
+    """What an error of loading says, for people."""
+    said = str(error).strip() or type(error).__name__
+    if "trust_remote_code" in said:
+        return "it needs Python code that comes with the model, which ewq never runs"
+    return said.splitlines()[0]

@@ -8,7 +8,7 @@ from typing import Any
 from ewq.backends.decoding import AUTO
 from ewq.backends.transformers_model import TransformersModel
 from ewq.checkpoint.tokenizer import load_tokenizer
-from ewq.conversion_errors import original_errors
+from ewq.conversion_errors import first_line, original_errors
 from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.instruments.gpu import ALL
 
@@ -83,10 +83,7 @@ def _load(folder: Path, options: dict[str, Any]) -> Any:  # noqa: ANN401 (transf
             )
     except (OSError, ValueError) as error:
         # transformers says ValueError of a model that is no causal language model.
-        why = str(error).splitlines()[0]
-        if "trust_remote_code" in str(error):
-            why = "it needs Python code that comes with the model, which ewq never runs"
-        raise CheckpointError(f"cannot load {folder}: {why}") from error
+        raise CheckpointError(f"cannot load {folder}: {first_line(error)}") from error
     model, loading = loaded
     _require_all_weights(folder, loading)
     return model

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ewq.conversion_errors import first_line
 from ewq.errors import CheckpointError
 
 TOKENIZER_FILES = (
@@ -67,10 +68,9 @@ def _reason(folder: Path, error: Exception) -> str:
     if not files:
         return "the folder has no tokenizer files"
     if "trust_remote_code" in str(error):
-        return "it needs Python code that comes with the model, which ewq never runs"
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     main = next((file for file in files if file.name == "tokenizer.json"), files[0])
-    return f"transformers cannot read {main.name} ({said})"
+    return f"transformers cannot read {main.name} ({first_line(error)})"
 
 
 def _is_json(file: Path) -> bool:

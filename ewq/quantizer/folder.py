@@ -12,7 +12,8 @@ from typing import Any
 
 from ewq import __version__
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
-from ewq.errors import InputError
+from ewq.conversion_errors import first_line, original_errors
+from ewq.errors import CheckpointError, InputError
 from ewq.files import check_output, whole_folder
 from ewq.instruments.memory import weights_bytes
 from ewq.planning.plan import QuantizationPlan, write_plan
@@ -126,13 +127,17 @@ def _load(checkpoint: Checkpoint, config: EwqConfig, device: str) -> Any:  # noq
 
     auto = transformers.AutoModelForCausalLM
     model_class = getattr(transformers, checkpoint.architecture, auto)
-    return model_class.from_pretrained(
-        checkpoint.path,
-        quantization_config=config,
-        dtype="auto",
-        device_map={"": device},
-        trust_remote_code=False,
-    )
+    try:
+        with original_errors():
+            return model_class.from_pretrained(
+                checkpoint.path,
+                quantization_config=config,
+                dtype="auto",
+                device_map={"": device},
+                trust_remote_code=False,
+            )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load {checkpoint.model}: {first_line(error)}") from error
 
 
 def _save(model: Any, source: Path, folder: Path) -> None:  # noqa: ANN401 (a PreTrainedModel)

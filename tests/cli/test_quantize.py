@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.cli.quantize import quantize
-from ewq.errors import InputError
+from ewq.errors import CheckpointError, InputError
 from ewq.planning.plan import read_plan
 from tests.quantizer.models import load, logits
 
@@ -109,7 +109,6 @@ def test_sub_folders_are_kept_and_other_weights_are_named(tmp_path):
 
 GENERATION = {
     "contradictory": ("generation_config.json", {"do_sample": False, "temperature": 0.3}),
-    "out of range": ("generation_config.json", {"num_beams": 1, "num_return_sequences": 4}),
     "in config.json": ("config.json", {"temperature": 0.3, "repetition_penalty": 1.2}),
 }
 
@@ -129,6 +128,18 @@ def test_generation_parameters_that_transformers_would_not_save_are_kept(tmp_pat
     saved = json.loads((tmp_path / "q" / "generation_config.json").read_text())
     assert {name: saved.get(name) for name in entries} == entries
     assert logits(load(tmp_path / "q")).isfinite().all()
+
+
+def test_generation_parameters_that_transformers_would_not_load_are_one_line(tmp_path):
+    source = tmp_path / "model"
+    shutil.copytree(fixture_path("tiny-llama"), source)
+    (source / "generation_config.json").write_text('{"num_beams": 1, "num_return_sequences": 4}')
+
+    done = run(source, "--factor", "0.65", "-o", tmp_path / "q")
+
+    assert isinstance(done.exception, CheckpointError)
+    assert "num_return_sequences" in str(done.exception)
+    assert "\n" not in str(done.exception)
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "file/q"])
