@@ -117,28 +117,37 @@ def test_a_plan_or_control_wins_only_with_certainty(size_percent, perplexity, ce
     assert found.outcome == outcome
 
 
-def test_perplexities_are_paired_with_the_error_of_their_ratio(tmp_path):
+def scored(variant, nats):
+    """A variant of 100 bytes whose four documents score ``2 + nats`` a token."""
+    nlls = [2.0 + each for each in nats]
+    items = {
+        "domain": ["code"] * 4,
+        "nll": [100 * nll for nll in nlls],
+        "tokens": [100] * 4,
+        "bytes": [400] * 4,
+        "document": [0, 1, 2, 3],
+    }
+    value = math.exp(sum(nlls) / len(nlls))
+    figures = {"perplexity": metric(value, stderr=0.1, better=False, unit="ratio")}
+    size = {"weights_bytes": metric(100.0, better=False, unit="bytes")}
+    texts = record("perplexity", variant, figures, items=Items(items))
+    return [texts, record("memory", variant, size)]
+
+
+CONTROL = scored("bnb-nf4", (0, 0, 0, 0))
+
+
+def test_perplexities_are_paired_with_the_error_of_their_ratio():
     """Items differ by 0.1 nats a token, but for one of four documents that differs by 0.2."""
-
-    def scored(variant, nats):
-        nlls = [2.0 + each for each in nats]
-        items = {
-            "domain": ["code"] * 4,
-            "nll": [100 * nll for nll in nlls],
-            "tokens": [100] * 4,
-            "bytes": [400] * 4,
-            "document": [0, 1, 2, 3],
-        }
-        value = math.exp(sum(nlls) / len(nlls))
-        figures = {"perplexity": metric(value, stderr=0.1, better=False, unit="ratio")}
-        size = {"weights_bytes": metric(100.0, better=False, unit="bytes")}
-        texts = record("perplexity", variant, figures, items=Items(items))
-        return [texts, record("memory", variant, size)]
-
-    (found,) = compare_with_controls(
-        rows(scored("bnb-nf4", (0, 0, 0, 0)), scored("ewq-0.5", (0.1, 0.1, 0.1, 0.2)))
-    )
+    (found,) = compare_with_controls(rows(CONTROL, scored("ewq-0.5", (0.1, 0.1, 0.1, 0.2))))
     ratio = math.exp(0.125)
     assert found.perplexity.value == pytest.approx(100 * (ratio - 1))
     assert found.perplexity.stderr == pytest.approx(100 * ratio * 0.025)
     assert (found.size_percent, found.outcome) == (0, "control smaller and better")
+
+
+def test_many_pairs_need_stronger_evidence_each():
+    """The one-sided p of t(3) at 2.95 errors is 0.03: enough for one pair, not for three."""
+    plans = [scored(f"ewq-0.{n}", (0.1, 0.1, 0.1, 0.305)) for n in (5, 6, 7)]
+    assert [pair.certain for pair in compare_with_controls(rows(CONTROL, plans[0]))] == [True]
+    assert [pair.certain for pair in compare_with_controls(rows(CONTROL, *plans))] == [False] * 3

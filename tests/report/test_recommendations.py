@@ -128,6 +128,9 @@ def test_failed_gates_stand_in_the_sentence():
     [
         pytest.param((100, 1), (50, 1), (), "ewq-0.5", id="clearly"),
         pytest.param((100, 20), (90, 20), (), None, id="within noise"),
+        pytest.param(
+            (100, 1), (97.6, 1), (), None, id="beyond the normal's noise, not ten rounds'"
+        ),
         pytest.param((100, 1), (50, 1), THROTTLED, None, id="throttled"),
     ],
 )
@@ -138,6 +141,19 @@ def test_fastest(first, second, doubts, taken):
         need=FASTEST,
     )
     assert found.variant == taken
+
+
+def test_the_fastest_of_many_needs_stronger_evidence():
+    best = variant("ewq-0.5", 1.0, speed=(103, 1))
+    rivals = [variant(f"ewq-0.{n}", 1.5, speed=(100, 1)) for n in (6, 7, 8)]
+    assert recommended(best, rivals[0], need=FASTEST).variant == "ewq-0.5"
+    assert recommended(best, *rivals, need=FASTEST).variant is None
+
+
+def test_a_wider_margin_that_finds_nothing_smaller_is_not_mentioned():
+    near = variant("ewq-0.65", 1.0, 0.004)
+    assert recommended(near, need=SMALL) is None
+    assert recommended(near, variant("ewq-0.5", 0.9, 0.03), need=SMALL).variant == "ewq-0.5"
 
 
 def test_smallest_stands_with_its_cost():
