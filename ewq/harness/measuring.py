@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,8 @@ def _plan_for_reports(task: str, handle: VariantHandle) -> dict[str, Any]:
         "std": plan.std,
         "thresholds": dict(plan.thresholds),
         "blocks": blocks,
+        "types": dict(Counter(plan.types.values()).most_common()),
+        "expected_kld": plan.expected_kld.value if plan.expected_kld else None,
     }
     return {"plan": drawn}
 

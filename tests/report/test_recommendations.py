@@ -6,8 +6,9 @@ import pytest
 
 from ewq.measurement import Items, Metric
 from ewq.record import Verdict
+from ewq.report.evidence import losses
 from ewq.report.recommendations import recommendations
-from ewq.report.rows import ReportedRun, reported_run
+from ewq.report.rows import ReportedRun, reported_run, variant_rows
 from ewq.storage.runs import Run, read_run
 from tests.make_runs import CHANCE, THROTTLED, record
 from tests.report.example_runs import write_example
@@ -154,6 +155,11 @@ def test_a_wider_margin_that_finds_nothing_smaller_is_not_mentioned():
     near = variant("ewq-0.65", 1.0, 0.004)
     assert recommended(near, need=SMALL) is None
     assert recommended(near, variant("ewq-0.5", 0.9, 0.03), need=SMALL).variant == "ewq-0.5"
+
+
+def test_no_error_is_small_enough_to_detect_fewer_than_six_flips():
+    (row,) = variant_rows(variant("ewq-0.5", 1.0, mmlu=(0.0, 1e-6)))
+    assert [loss.detectable for loss in losses(row)] == ["0.6 points"]
 
 
 def test_smallest_stands_with_its_cost():

@@ -113,6 +113,19 @@ def test_blocks_tell_thresholds_once_and_a_strip_for_each_plan(tmp_path):
     assert "ewq-0.5, gguf-ewq-0.5: 16 raw, 6 at 8 bits, 8 at 4 bits" in plot.caption
 
 
+def test_types_of_fitted_plans_stand_with_the_expected_and_the_measured_divergence():
+    plan = {"blocks": [], "types": {"Q5_K": 7, "Q8_0": 2}, "expected_kld": 0.01234}
+    figures = {"kld_mean": Metric(0.0131, "nats", False, 900, 0.0004)}
+    section = blocks(
+        shown(
+            record("memory", "gguf-ewq-fit", {}, side={"plan": plan}),
+            record("divergence", "gguf-ewq-fit", figures),
+        )
+    )
+    (table,) = section.parts
+    assert table.rows == (("gguf-ewq-fit", "7 Q5_K, 2 Q8_0", "0.0123", "0.01310 ±0.00040"),)
+
+
 @pytest.mark.parametrize(
     ("scorer", "heading"), [("histogram", "Entropy"), ("softmax", "Entropy"), ("kurtosis", "Score")]
 )

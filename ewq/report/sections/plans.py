@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ from ewq.report.controls import (
 )
 from ewq.report.document import Paragraph, Part, Plot, Section, Table
 from ewq.report.escaping import plot_text
+from ewq.report.estimate import MISSING
 from ewq.report.plotting import GREEN, GREY, ORANGE, PURPLE, SKY, heatmap, layout
-from ewq.report.rows import ReportedRun
+from ewq.report.rows import ReportedRun, VariantRow
+from ewq.report.table import kld
 
 RANDOM_CONTROLS = (
     "Mean KLD from FP16, nats per token. A scorer is worth something only where its plan diverges "
@@ -106,19 +108,38 @@ class _Plan:
 
 
 def blocks(shown: ReportedRun) -> Section | None:
-    """One plot for each series of entropies (a run has one, unless scorers differ)."""
+    """One plot for each series of entropies (a run has one, unless scorers differ), and the types
+    of plans that choose one for every tensor."""
     groups: dict[tuple[float, ...], list[_Plan]] = {}
     for row in shown.rows:
         if row.plan and row.plan.get("blocks"):
             plan = _read(row.variant, row.plan)
             groups.setdefault(plan.series, []).append(plan)
-    if not groups:
+    types = _types(shown.rows)
+    if not groups and not types:
         return None
     plots: list[Part] = [_plot(n, plans) for n, plans in enumerate(groups.values(), start=1)]
     by_factor = any(plan.factor is not None for plans in groups.values() for plan in plans)
     words = {_measure(plans[0]).lower() for plans in groups.values()}
     intro = (Paragraph(RULE.format(" or ".join(sorted(words)))),) if by_factor else ()
-    return Section("blocks", "Where the plans spend their bits", (*intro, *plots))
+    return Section("blocks", "Where the plans spend their bits", (*intro, *plots, *types))
+
+
+def _types(rows: Sequence[VariantRow]) -> list[Table]:
+    """Tensors by storage type, and the divergence that was expected beside the one measured."""
+    body = tuple(
+        (
+            row.variant,
+            ", ".join(f"{count} {name}" for name, count in row.plan["types"].items()),
+            f"{row.plan['expected_kld']:.3g}" if row.plan.get("expected_kld") else MISSING,
+            kld(row),
+        )
+        for row in rows
+        if row.plan and row.plan.get("types")
+    )
+    headings = ("Plan", "Tensors by type", "Expected KLD", "Measured KLD")
+    title = "Plans that choose a type for every tensor; KLD in nats per token"
+    return [Table(headings, body, frozenset({headings[1]}), title)] if body else []
 
 
 def _read(variant: str, stored: Mapping[str, Any]) -> _Plan:
