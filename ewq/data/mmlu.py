@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ewq.data.texts import is_visible, read_text
 from ewq.errors import InputError
 
 LETTERS = "ABCD"
@@ -154,15 +156,14 @@ def _from_folder(folder: Path) -> MmluData:
 
 
 def _read_csv(file: Path, subject: str) -> list[Question]:
-    with file.open(encoding="utf-8", newline="") as handle:
-        reader = csv.reader(handle, strict=True)
-        try:
-            rows = [
-                _question(subject, row, f"{file}: row {number}")
-                for number, row in enumerate(reader, start=1)
-            ]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: line {reader.line_num + 1}: {error}") from error
+    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
+    try:
+        rows = [
+            _question(subject, row, f"{file}: row {number}")
+            for number, row in enumerate(reader, start=1)
+        ]
+    except csv.Error as error:
+        raise InputError(f"{file}: line {reader.line_num + 1}: {error}") from error
     if not rows:
         raise InputError(f"{file}: holds no question; remove the file or restore its rows")
     return rows
@@ -174,6 +175,8 @@ def _question(subject: str, row: Sequence[str], where: str) -> Question:
     text, a, b, c, d, letter = row
     if letter not in LETTERS or len(letter) != 1:
         raise InputError(f"{where}: answer {letter!r}, expected one of A, B, C, D")
+    if not is_visible(text):
+        raise InputError(f"{where}: the question is empty")
     return Question(subject, text, (a, b, c, d), LETTERS.index(letter))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,10 @@ class Document:
         """The data set rows in this document; blank lines of WikiText are empty rows."""
         if not self.lines_are_rows:
             return [self.text]
-        return [line if line.strip() else "" for line in self.text.splitlines(keepends=True)]
+        # Not splitlines: it also ends lines at characters that are text in WikiText, as U+2028.
+        lines = [f"{line}\n" for line in self.text.split("\n")]
+        lines[-1] = lines[-1].removesuffix("\n")
+        return [line if line.strip() else "" for line in lines if line]
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,10 @@ def load_texts(source: str | Path) -> TextSet:
 
     Args:
         source: ``"hub"`` for WikiText-2's raw test part; a text file; or a folder holding
-            ``DOMAIN/*.txt`` and/or ``DOMAIN.txt``. Every text is UTF-8.
+            ``DOMAIN/*.txt`` and/or ``DOMAIN.txt``. Texts are read as :func:`read_text` does.
 
     Raises:
-        InputError: nothing is there, a domain folder or a file is empty, or not UTF-8.
+        InputError: nothing is there, a domain folder is empty, or a text cannot be read.
         BackendUnavailable: ``hub`` without the ``datasets`` library.
     """
     if source == HUB:
@@ -105,13 +110,40 @@ def _read_domain(folder: Path) -> list[Document]:
 
 
 def _read(file: Path, domain: str) -> Document:
+    text = read_text(file)
+    if not is_visible(text):
+        raise InputError(f"{file} is empty: it holds no visible character; remove it or fill it")
     try:
-        text = file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text (byte {error.start}); convert it") from error
-    if not text.strip():
-        raise InputError(f"{file} is empty; remove it or put a text there")
+        domain.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{file!r}: its name is not UTF-8; rename it") from error
     return Document(domain, file.name, text, lines_are_rows=file.suffix == ".raw")
+
+
+def read_text(file: Path) -> str:
+    """A text as it stands in its file, line ends included, without a byte order mark.
+
+    Raises:
+        InputError: the file cannot be read, or is not UTF-8; names the first byte that is not.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    try:
+        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = error.start + len(data) - len(error.object)
+        raise InputError(f"{file} is not UTF-8 text (byte {place}); convert it to UTF-8") from error
+    if "\0" in text:
+        place = data.index(b"\0")
+        raise InputError(f"{file} is not text: byte {place} is NUL; convert it to UTF-8")
+    return text
+
+
+def is_visible(text: str) -> bool:
+    """Whether a text has a character to see: no blank, control or zero-width one."""
+    return any(unicodedata.category(character)[0] not in "CZ" for character in text)
 
 
 def _wikitext_from_hub() -> Document:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ewq.data.texts import TextSet
-from ewq.errors import MeasurementError
+from ewq.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,6 +69,11 @@ class Definition:
         }
 
 
+FEWEST_TOKENS = 2
+"""Of one token there is no error."""
+CERTAINLY_ENOUGH_CHARACTERS = 1000
+"""No tokenizer makes so few tokens of them that there is nothing to score."""
+
 DEFINITIONS = {
     definition.name: definition
     for definition in (
@@ -103,14 +108,32 @@ class Window:
         return len(self.ids) - self.start
 
 
-def fit_notes(wanted: Definition, context_length: int) -> tuple[str, ...]:
-    """A sentence where a window had to be cut to the model's context."""
-    if wanted.fit(context_length) == wanted:
-        return ()
-    return (
-        f"the model's context of {context_length} tokens is shorter than the {wanted.window} of "
-        f"the {wanted.name} definition: not comparable with published figures",
-    )
+def window_notes(
+    texts: TextSet,
+    tokenizer: Any,  # noqa: ANN401
+    wanted: Definition,
+    context_length: int,
+) -> tuple[str, ...]:
+    """What to know of the windows: cut to the model's context, or without a BOS spelt out."""
+    notes = []
+    if wanted.fit(context_length) != wanted:
+        notes.append(
+            f"the model's context of {context_length} tokens is shorter than the {wanted.window} "
+            f"of the {wanted.name} definition: not comparable with published figures"
+        )
+    spelt = _spelt_bos(tokenizer)
+    if spelt and (number := sum(each.text.startswith(spelt) for each in texts.documents)):
+        notes.append(
+            f"{number} of {len(texts.documents)} texts spell out {spelt!r} at their start, which "
+            "the tokenizer adds by itself: it is counted once and not scored"
+        )
+    return tuple(notes)
+
+
+def _spelt_bos(tokenizer: Any) -> str:  # noqa: ANN401
+    """The text of the BOS that the tokenizer adds; empty where it adds none."""
+    spelt = getattr(tokenizer, "bos_token", None)
+    return "" if bos_token(tokenizer) is None else str(spelt or "")
 
 
 def bos_token(tokenizer: Any) -> int | None:  # noqa: ANN401  (a transformers tokenizer)
@@ -134,8 +157,10 @@ def make_windows(
         definition: already fitted to the model's context.
         max_tokens_per_domain: stop a domain after the window that reaches so many scored tokens.
 
+    A text that begins with the BOS which the tokenizer adds is read without it.
+
     Raises:
-        MeasurementError: a domain too short for a single window.
+        InputError: a domain too short for a single window of two scored tokens.
     """
     bos = bos_token(tokenizer)
     return tuple(
@@ -145,6 +170,18 @@ def make_windows(
             texts, domain, tokenizer, definition, bos, max_tokens_per_domain
         )
     )
+
+
+def require_tokens(texts: TextSet, tokenizer: Any) -> None:  # noqa: ANN401
+    """Refuse texts of which there is too little to score, without tokenizing long ones.
+
+    Raises:
+        InputError: names the domain.
+    """
+    for domain in texts.domains:
+        documents = texts.of(domain)
+        if sum(len(each.text) for each in documents) < CERTAINLY_ENOUGH_CHARACTERS:
+            make_windows(replace(texts, documents=documents), tokenizer, DEFINITIONS["disjoint"])
 
 
 @dataclass(frozen=True)
@@ -169,7 +206,7 @@ def _domain_windows(
 ) -> list[Window]:
     windows: list[Window] = []
     scored = 0
-    for number, text in _texts_of(texts, domain, definition):
+    for number, text in _texts_of(texts, domain, definition, _spelt_bos(tokenizer)):
         encoded = _encode(tokenizer, text)
         for ids, start, begin, end in _cut(encoded.ids, definition, bos):
             size = encoded.bytes_between(begin, end)
@@ -177,16 +214,24 @@ def _domain_windows(
             scored += end - begin
             if max_tokens is not None and scored >= max_tokens:
                 return windows
-    if not windows:
-        raise MeasurementError(
-            f"the texts of {domain!r} are too short for one {definition.name} window of "
-            f"{definition.window} tokens; give longer texts or a smaller window"
+    if scored < FEWEST_TOKENS:
+        wanted = f"one {definition.name} window of {definition.window} tokens"
+        wanted = wanted if definition.whole_windows else f"an error: {FEWEST_TOKENS} are needed"
+        raise InputError(
+            f"the texts of {domain!r} are too short: {scored} tokens to score are not enough for "
+            f"{wanted}; give longer texts"
         )
     return windows
 
 
-def _texts_of(texts: TextSet, domain: str, definition: Definition) -> Iterator[tuple[int, str]]:
-    numbered = [(i, each) for i, each in enumerate(texts.documents) if each.domain == domain]
+def _texts_of(
+    texts: TextSet, domain: str, definition: Definition, bos: str
+) -> Iterator[tuple[int, str]]:
+    numbered = [
+        (number, replace(each, text=each.text.removeprefix(bos)))
+        for number, each in enumerate(texts.documents)
+        if each.domain == domain
+    ]
     if not definition.joined:
         for number, document in numbered:
             yield number, document.text

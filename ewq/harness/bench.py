@@ -145,10 +145,11 @@ def run_settings(
     selected: Sequence[Key],
 ) -> dict[str, Any]:
     """What two runs must share as a whole, as it is known before anything is measured."""
+    tasks = [task for _, task in selected if not subject.is_dummy or TASKS[task].on_random_weights]
     return {
         "tier": options.tier,
         "tokenizer": subject.tokenizer_digest,
         "sizes": json.loads(json.dumps(asdict(data.sizes))),
         **asdict(placement),
-        **{f"{task} data": digest for task, digest in data.digests(t for _, t in selected).items()},
+        **{f"{task} data": digest for task, digest in data.digests(tasks).items()},
     }

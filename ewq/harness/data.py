@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ewq.checkpoint.embedded import fixture_path
-from ewq.errors import EwqError
 from ewq.harness.options import Options
 from ewq.progress import NO_PROGRESS, Progress
-from ewq.tasks.table import TASKS, Data
+from ewq.tasks.table import Data, find_task
 from ewq.tasks.tiers import Tier
 
 if TYPE_CHECKING:
@@ -61,20 +60,18 @@ class RunData:
 
     def digest(self, task: str) -> str:
         """Of the data that a task reads; empty for tasks that make their own."""
-        data = TASKS[task].data
+        data = find_task(task).data
         if data is Data.QUESTIONS:
             return self.mmlu.digest
         return self.texts.digest if data is Data.TEXTS else ""
 
     def digests(self, tasks: Iterable[str]) -> dict[str, str]:
-        """Task -> digest of its data. Data that cannot be read is its own test's to tell."""
-        found = {}
-        for task in sorted(set(tasks)):
-            try:
-                found[task] = self.digest(task)
-            except EwqError:
-                continue
-        return {task: digest for task, digest in found.items() if digest}
+        """Task -> digest of its data, for tasks that read some.
+
+        Raises:
+            EwqError: the data cannot be read.
+        """
+        return {task: digest for task in sorted(set(tasks)) if (digest := self.digest(task))}
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:

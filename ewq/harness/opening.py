@@ -13,6 +13,7 @@ from ewq.harness.placement import Placement, find_placement
 from ewq.harness.session import PREVIOUS_JOURNAL
 from ewq.harness.subject import Subject
 from ewq.progress import Progress
+from ewq.tasks.table import Data, find_task
 from ewq.tasks.tiers import Tier, tier_sizes
 from ewq.variants import GgufPlanned, Planned
 
@@ -41,6 +42,7 @@ def open_bench(
     Raises:
         EwqError: anything that makes the run pointless; one line that says what to do.
     """
+    from ewq.data.windows import require_tokens
     from ewq.gating.baseline import NEWEST, Choice, Wanted, find_baseline
     from ewq.storage.environment import describe
     from ewq.storage.journal import Journal
@@ -57,6 +59,11 @@ def open_bench(
     environment = describe(placement.device)
     thresholds = _thresholds(options, rootdir)
     data = RunData(options, sizes, progress)
+    # What is wrong with the data is said before anything is measured.
+    tasks = [task for _, task in selected if _is_measured(task, subject)]
+    if any(find_task(task).data is Data.TEXTS for task in tasks):
+        require_tokens(data.texts, subject.tokenizer)
+    data.digests(tasks)
     choice = Choice(None)
     if request := baseline_request or (NEWEST if options.require_baseline else ""):
         settings = run_settings(options, subject, placement, data, selected)
@@ -83,6 +90,10 @@ def open_bench(
         selected=tuple(selected),
         ungated=ungated,
     )
+
+
+def _is_measured(task: str, subject: Subject) -> bool:
+    return not subject.is_dummy or find_task(task).on_random_weights
 
 
 def _check_plan_files(options: Options, subject: Subject) -> None:

@@ -23,8 +23,8 @@ from ewq.data.windows import (
     Definition,
     Window,
     bos_token,
-    fit_notes,
     make_windows,
+    window_notes,
 )
 from ewq.errors import MeasurementError
 from ewq.measurement import Items, Json, Metric, TaskResult
@@ -133,7 +133,7 @@ def run(
         settings=settings,
         metrics=_metrics(whole, clusters),
         items=_items(windows, per_window),
-        notes=fit_notes(definition, model.info.context_length),
+        notes=window_notes(texts, model.tokenizer, definition, model.info.context_length),
         side={
             "delta_p_percentiles": _percentiles(whole.delta_p, _DELTA_P_PERCENTILES),
             "kld_max": float(whole.kld.max()),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from ewq.data.windows import Definition, Window, bos_token, fit_notes, make_windows
+from ewq.data.windows import Definition, Window, bos_token, make_windows, window_notes
 from ewq.errors import MeasurementError
 from ewq.measurement import Items, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress
@@ -82,7 +82,7 @@ def run(
         },
         metrics=_metrics(items),
         items=_stored(items),
-        notes=fit_notes(definition, model.info.context_length),
+        notes=window_notes(texts, model.tokenizer, definition, model.info.context_length),
     )
 
 

@@ -194,10 +194,10 @@ class Task:
         return import_module(f"ewq.tasks.{self.name}")
 
     def prepare(self, inputs: Inputs) -> Work:
-        """Load the model and the data, so that only the task's own work is timed."""
-        _ = inputs.model
+        """Load the data and the model, so that only the task's own work is timed."""
         if self.data is not Data.NONE:
             _ = inputs.questions if self.data is Data.QUESTIONS else inputs.texts
+        _ = inputs.model
         if self.in_rounds:
             work: Work = self.module.prepare(inputs)
             return work
@@ -279,18 +279,18 @@ _PERPLEXITY = (
         "perplexity", "ratio", False,
         mean=ItemMean("nll", "tokens", math.exp), tolerance=Tolerance(relative=0.001),
     ),
-    Figure(r"perplexity/.+", "ratio", False),
+    Figure(r"perplexity/(?s:.+)", "ratio", False),
     Figure(
         "bits_per_byte", "bits", False,
         mean=ItemMean("nll", "bytes", lambda _: 1 / math.log(2)),
         tolerance=Tolerance(relative=0.001),
     ),
-    Figure(r"bits_per_byte/.+", "bits", False),
+    Figure(r"bits_per_byte/(?s:.+)", "bits", False),
     Figure(
         "ln_ppl_ratio", "nats", False, paired=True,
         reference=("perplexity", lambda now, ratio: now / math.exp(ratio)),
     ),
-    Figure(r"ln_ppl_ratio/.+", "nats", False, paired=True),
+    Figure(r"ln_ppl_ratio/(?s:.+)", "nats", False, paired=True),
 )  # fmt: skip
 
 _DIVERGENCE = (

@@ -1,3 +1,4 @@
+import codecs
 from collections import Counter
 
 import pytest
@@ -166,3 +167,34 @@ def test_the_groups_divide_the_57_subjects():
         "other": 13,
     }
     assert sum(len(names.split()) for names in GROUPS.values()) == len(GROUP_OF) == 57
+
+
+@pytest.mark.parametrize("row", [ROW, "bare question,1,2,3,4,A\n"], ids=["quoted", "bare"])
+def test_a_byte_order_mark_is_no_part_of_a_question(tmp_path, row):
+    write(tmp_path, test=row, dev=row)
+    plain = load_mmlu(tmp_path)
+    for file in tmp_path.glob("*/*.csv"):
+        file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    assert load_mmlu(tmp_path).test == plain.test
+    assert load_mmlu(tmp_path).digest == plain.digest
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"caf\xe9,1,2,3,4,A\n", r"not UTF-8 text \(byte 3\)", id="Latin-1"),
+        pytest.param("a,1,2,3,4,A\n".encode("utf-16-le"), "byte 1 is NUL", id="UTF-16"),
+        pytest.param("\u200b ,1,2,3,4,A\n".encode(), "row 1: .*empty", id="invisible"),
+    ],
+)
+def test_questions_that_cannot_be_read_are_errors(tmp_path, content, message):
+    write(tmp_path)
+    (tmp_path / "test" / "anatomy_test.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_mmlu(tmp_path)
+
+
+def test_rows_end_at_line_ends_of_the_file_only(tmp_path):
+    write(tmp_path, test="one\u2028two\x85three,1,2,3,4,A\r\n")
+    (question,) = load_mmlu(tmp_path).test
+    assert question.text == "one\u2028two\x85three"

@@ -1,3 +1,4 @@
+import codecs
 import os
 from pathlib import Path
 
@@ -70,7 +71,16 @@ def test_a_single_file_is_a_domain(tmp_path):
         pytest.param({"README.md": "hi"}, ".", "holds no texts", id="no texts"),
         pytest.param({"news/a.md": "hi"}, ".", "news holds no .txt", id="empty domain"),
         pytest.param({"news/a.txt": " \n"}, ".", "a.txt is empty", id="empty file"),
+        pytest.param({"a.txt": "\u200b\u2060\ufeff\u00ad"}, ".", "no visible", id="zero width"),
+        pytest.param({"a.txt": codecs.BOM_UTF8}, ".", "no visible", id="only a mark"),
         pytest.param({"a.txt": b"caf\xe9"}, ".", r"not UTF-8 text \(byte 3\)", id="encoding"),
+        pytest.param(
+            {"a.txt": codecs.BOM_UTF8 + b"caf\xe9"}, ".", r"\(byte 6\)", id="encoding after a mark"
+        ),
+        pytest.param({"a.txt": "hi".encode("utf-16")}, ".", r"\(byte 0\)", id="UTF-16"),
+        pytest.param({"a.txt": "hi".encode("utf-16-le")}, ".", "byte 1 is NUL", id="bare UTF-16"),
+        pytest.param({"a.txt/b.md": "hi"}, ".", "holds no .txt", id="folder called .txt"),
+        pytest.param({"news/a.txt/b": "hi"}, ".", "cannot read .*a.txt", id="folder in a domain"),
     ],
 )
 def test_texts_that_cannot_be_read_are_errors(tmp_path, files, source, message):
@@ -124,3 +134,17 @@ def test_text_set_keeps_the_order_given():
     documents = [Document("b", "1", "x"), Document("a", "1", "y")]
     assert text_set(documents).domains == ("b", "a")
     assert text_set(documents).digest != text_set(documents[::-1]).digest
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    plain = load_texts(write(tmp_path / "a", {"news.txt": "café\r\n"}))
+    marked = load_texts(write(tmp_path / "b", {"news.txt": codecs.BOM_UTF8 + "café\r\n".encode()}))
+    assert marked.documents[0].text == "café\r\n"
+    assert marked.digest == plain.digest
+
+
+def test_rows_end_at_line_feeds_only(tmp_path):
+    odd = "one\u2028still one\x85and\x0bone\x1c\r one"
+    write(tmp_path, {"wiki.test.raw": f"{odd}\n \ntwo"})
+    (document,) = load_texts(tmp_path / "wiki.test.raw").documents
+    assert document.rows() == [f"{odd}\n", "", "two"]

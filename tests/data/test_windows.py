@@ -1,8 +1,8 @@
 import pytest
 
 from ewq.data.texts import Document, text_set
-from ewq.data.windows import DEFINITIONS, bos_token, make_windows
-from ewq.errors import MeasurementError
+from ewq.data.windows import DEFINITIONS, bos_token, make_windows, require_tokens, window_notes
+from ewq.errors import InputError
 from tests.tasks.numpy_model import ALPHABET, BOS, CharTokenizer
 
 BOTH = pytest.mark.parametrize("adds_bos", [True, False], ids=["bos", "no bos"])
@@ -119,5 +119,60 @@ def test_a_short_context_shrinks_the_window_and_says_so_in_the_settings():
 
 
 def test_a_text_too_short_for_a_window_is_an_error():
-    with pytest.raises(MeasurementError, match="'d' are too short for one papers window of 16"):
+    with pytest.raises(InputError, match="0 tokens to score are not enough for one papers window"):
         windows_of("abc", "papers", 16, adds_bos=True)
+
+
+@BOTH
+@pytest.mark.parametrize("text", ["a", "ab", "abc"])
+def test_a_text_of_one_scored_token_has_no_error_and_is_refused(text, adds_bos):
+    scored = len(text) - (not adds_bos)
+    if scored >= 2:
+        assert sum(w.scored for w in windows_of(text, "disjoint", 8, adds_bos)) == scored
+    else:
+        with pytest.raises(InputError, match=f"{scored} tokens to score .* an error: 2 are needed"):
+            windows_of(text, "disjoint", 8, adds_bos)
+
+
+def test_texts_too_short_are_told_from_the_tokenizer_alone():
+    long, short = Document("long", "1", "a" * 2000), Document("short", "1", "a")
+    require_tokens(text_set([long]), None)
+    with pytest.raises(InputError, match="'short' are too short"):
+        require_tokens(text_set([long, short]), CharTokenizer(True))
+
+
+class SpellingTokenizer(CharTokenizer):
+    """Makes one token of the BOS where a text spells it out, as transformers' tokenizers do."""
+
+    bos_token = "<s>"
+
+    def __call__(self, text, **options):
+        if not text.startswith(self.bos_token):
+            return super().__call__(text, **options)
+        rest = super().__call__(text.removeprefix(self.bos_token), **options)
+        return {
+            "input_ids": [BOS, *rest["input_ids"]],
+            "offset_mapping": [(0, 3), *((a + 3, b + 3) for a, b in rest["offset_mapping"])],
+        }
+
+
+@NAMED
+def test_a_bos_spelt_out_is_counted_once(name):
+    definition = DEFINITIONS[name].with_window(8)
+    plain, spelt = (
+        text_set([Document("d", str(n), f"{bos}the quick brown fox {n}") for n in range(2)])
+        for bos in ("", "<s>")
+    )
+    tokenizer = SpellingTokenizer(True)
+    assert make_windows(spelt, tokenizer, definition) == make_windows(plain, tokenizer, definition)
+    assert window_notes(plain, tokenizer, definition, 8) == ()
+    (note,) = window_notes(spelt, tokenizer, definition, 8)
+    assert "2 of 2 texts spell out '<s>'" in note
+
+
+def test_a_bos_that_the_tokenizer_does_not_add_is_text():
+    texts = text_set([Document("d", "1", "<s>abc")])
+    tokenizer = SpellingTokenizer(False)
+    (window,) = make_windows(texts, tokenizer, DEFINITIONS["disjoint"])
+    assert window.ids[0] == BOS
+    assert window_notes(texts, tokenizer, DEFINITIONS["disjoint"], 4096) == ()

@@ -171,11 +171,12 @@ def test_bad_options_end_with_one_line_and_exit_code_4(bench, arguments, message
     assert "Traceback" not in result.stdout.str() + result.stderr.str()
 
 
-def test_an_empty_data_folder_is_said_in_one_line(bench, project):
+def test_an_empty_data_folder_is_said_in_one_line_before_a_model_is_loaded(bench, project):
     project.mkdir("empty")
-    result = bench(*TWO, "-k", "fp16 and perplexity", "--ewq-texts", "empty")
-    result.assert_outcomes(failed=1)
+    result = bench(*TWO, "--ewq-texts", "empty")
+    assert result.ret == 4
     result.stdout.fnmatch_lines(["*empty holds no texts*"])
+    assert not (project.path / "loads.txt").exists()
     assert "Traceback" not in result.stdout.str()
 
 
