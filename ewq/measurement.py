@@ -42,7 +42,7 @@ class Metric:
         numbers = {"value": self.value, "stderr": self.stderr, "low": low, "high": high}
         for label, number in numbers.items():
             if number is not None and not math.isfinite(number):
-                raise MeasurementError(f"{label} is {number}: no measurement, so not stored")
+                raise MeasurementError(f"{label} is {number}: a failed measurement is not stored")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Items:
 
     def __post_init__(self) -> None:
         if len({len(column) for column in self.columns.values()}) > 1:
-            raise MeasurementError(f"items of different number in {', '.join(self.columns)}")
+            raise MeasurementError(f"item columns differ in length: {', '.join(self.columns)}")
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))

@@ -39,7 +39,7 @@ def quantile(values: ArrayLike, share: float) -> Quantile:
     n = len(ordered)
     if n < 2 or not 0 < share < 1:
         raise MeasurementError(
-            f"no error for the {share} quantile of {n} values: at least 2 needed"
+            f"no error for the {share} quantile of {n} values: at least 2 are needed"
         )
     ranks = np.arange(n + 1) / n
     weights = np.diff(betainc((n + 1) * share, (n + 1) * (1 - share), ranks))

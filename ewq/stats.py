@@ -317,6 +317,25 @@ def smallest_detectable_difference(
     return (_quantile(1 - alpha / 2, df) + _quantile(power, df)) * stderr
 
 
+def share_stderr(count: int, n: int) -> float:
+    """Standard error of ``count`` of ``n``: ``sqrt(p (1 - p) / (n - 1))``, and never nothing.
+
+    Where all or none are counted that would be zero, though the next one may well differ. There
+    ``n`` and ``p`` are taken with two more of either kind (Agresti and Coull 1998):
+    ``sqrt(p' (1 - p') / n')`` with ``n' = n + 4`` and ``p' = (count + 2) / n'``.
+
+    Raises:
+        MeasurementError: nothing was counted.
+    """
+    if n < 1:
+        raise MeasurementError("nothing was counted, so a share of it has no error")
+    if 0 < count < n:
+        return math.sqrt(count / n * (1 - count / n) / (n - 1))
+    widened = n + 4
+    share = (count + 2) / widened
+    return math.sqrt(share * (1 - share) / widened)
+
+
 def pooled_stderr(stderrs: Sequence[float], sizes: Sequence[int]) -> float:
     """Standard error of a size-weighted mean over groups, pooled as lm-evaluation-harness does.
 
@@ -356,7 +375,7 @@ def _by_cluster(totals: ArrayLike, sizes: ArrayLike, clusters: Clusters) -> tupl
         numerators = np.bincount(index, numerators).astype(np.float64)
         denominators = np.bincount(index, denominators).astype(np.float64)
     if len(numerators) == 0 or not np.all(denominators > 0):
-        raise MeasurementError("there is nothing to average: no item, or a cluster of size zero")
+        raise MeasurementError("nothing to average: no items, or a cluster of size zero")
     return numerators, denominators
 
 

@@ -61,7 +61,7 @@ def test_a_field_that_items_lack_is_named():
 
 
 def test_columns_of_different_length_are_no_rows():
-    with pytest.raises(MeasurementError, match="different number"):
+    with pytest.raises(MeasurementError, match="differ in length"):
         Items({"a": [1], "b": []})
 
 

@@ -14,6 +14,7 @@ from ewq.stats import (
     paired_interval,
     paired_ratio,
     pooled_stderr,
+    share_stderr,
     smallest_detectable_difference,
 )
 
@@ -288,3 +289,22 @@ def test_pooled_stderr_is_that_of_the_mean_when_groups_are_alike():
 def test_impossible_statistics_are_errors(call, message):
     with pytest.raises(MeasurementError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "expected"),
+    [
+        pytest.param(6, 12, (0.25 / 11) ** 0.5, id="some"),
+        pytest.param(1, 2, 0.5, id="one of two"),
+        pytest.param(0, 12, (2 / 16 * 14 / 16 / 16) ** 0.5, id="none"),
+        pytest.param(12, 12, (2 / 16 * 14 / 16 / 16) ** 0.5, id="all"),
+        pytest.param(1, 1, (3 / 5 * 2 / 5 / 5) ** 0.5, id="one of one"),
+    ],
+)
+def test_a_share_is_never_certain(count, n, expected):
+    assert share_stderr(count, n) == pytest.approx(expected)
+
+
+def test_a_share_of_nothing_has_no_error():
+    with pytest.raises(MeasurementError, match="nothing was counted"):
+        share_stderr(0, 0)

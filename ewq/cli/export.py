@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ewq.errors import InputError
+
 if TYPE_CHECKING:
     from ewq.gguf.report import ExportReport
+    from ewq.progress import Progress
+    from ewq.sensitivity.calibration import Calibration
 
 SHOWN = 3
 """How many fallbacks are named before they are only counted."""
+
+
+class Rounding(StrEnum):
+    """How matrices are rounded to their types."""
+
+    NEAREST = "nearest"
+    GPTQ = "gptq"
 
 
 def export(
@@ -31,6 +43,12 @@ def export(
     converter: Annotated[
         Path | None, typer.Option(help="llama.cpp's own convert_hf_to_gguf.py.")
     ] = None,
+    rounding: Annotated[
+        Rounding, typer.Option(help="gptq: let the errors of columns cancel on a calibration text.")
+    ] = Rounding.NEAREST,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Text for --rounding gptq: a file, or a folder of domains.")
+    ] = None,
     print_command: Annotated[
         bool, typer.Option(help="Print the same export as a shell script and stop.")
     ] = False,
@@ -46,16 +64,37 @@ def export(
     check_output(out)
     recipe = make_recipe(type_name, read_plan(plan) if plan else None, parse_types(types), imatrix)
     progress = terminal_progress()
+    calibrated = _calibration(model, rounding, calibration, progress)
     if print_command:
+        if calibrated:
+            raise InputError("llama.cpp's own programs cannot do --rounding gptq: leave it out")
         script = export_command(model, out, recipe, converter=converter, progress=progress)
         print(json.dumps({"command": script}) if as_json else script)
         return
-    report = export_gguf(model, out, recipe, converter=converter, progress=progress)
+    report = export_gguf(
+        model, out, recipe, converter=converter, calibration=calibrated, progress=progress
+    )
     if as_json:
         print(json.dumps(report.to_json(), indent=1))
         return
     for line in report_lines(report):
         print(line)
+
+
+def _calibration(
+    model: str, rounding: Rounding, text: Path | None, progress: Progress
+) -> Calibration | None:
+    from ewq.checkpoint.opening import open_checkpoint
+    from ewq.fit.prepare import Calibrating, calibrate
+    from ewq.gguf.recode import require_folder
+
+    if rounding is Rounding.NEAREST:
+        if text:
+            raise InputError("--calibration is read with --rounding gptq only")
+        return None
+    checkpoint = open_checkpoint(model, progress)
+    require_folder(checkpoint)
+    return calibrate(checkpoint, Calibrating(text))
 
 
 def report_lines(report: ExportReport) -> list[str]:

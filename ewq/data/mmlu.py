@@ -145,7 +145,7 @@ def load_mmlu(source: str | Path) -> MmluData:
 def _from_folder(folder: Path) -> MmluData:
     files = {f.name.removesuffix("_test.csv"): f for f in (folder / "test").glob("*_test.csv")}
     if not files:
-        raise InputError(f"{folder}: no test/SUBJECT_test.csv in it; give MMLU's folder or 'hub'")
+        raise InputError(f"{folder} has no test/SUBJECT_test.csv: give the MMLU folder, or 'hub'")
     test: list[Question] = []
     dev: dict[str, tuple[Question, ...]] = {}
     for subject, file in sorted(files.items()):
@@ -165,7 +165,7 @@ def _read_csv(file: Path, subject: str) -> list[Question]:
     except csv.Error as error:
         raise InputError(f"{file}: line {reader.line_num + 1}: {error}") from error
     if not rows:
-        raise InputError(f"{file}: holds no question; remove the file or restore its rows")
+        raise InputError(f"{file}: no questions; remove the file or restore its rows")
     return rows
 
 

@@ -78,7 +78,7 @@ def baseline_of(run: Run, request: str, storage: Path, repository: Path) -> Run:
         InputError: the run measured nothing, or no other run qualifies (with the reasons).
     """
     if not run.records:
-        raise InputError(f"run {run.path} measured nothing that could be compared")
+        raise InputError(f"run {run.path} has no measurements to compare")
     wanted = Wanted(
         fingerprint=next(iter(run.records.values())).fingerprint,
         environment=run.machine,
@@ -135,7 +135,7 @@ def choose_ancestor(
     distances = {commit: distance for distance, commit in enumerate(commits)}
     related = [run for run in runs if not run.dirty and run.commit in distances]
     if not related:
-        note = f"none of the {len(runs)} stored runs is of a clean ancestor commit"
+        note = f"none of the {len(runs)} stored runs comes from a clean ancestor commit"
         return Choice(None, (note, *damaged))
     return _choose(related, wanted, damaged, lambda run: -distances[run.commit or ""])
 
@@ -147,7 +147,7 @@ def unsuitable(run: Run, wanted: Wanted) -> list[str]:
     reasons = _broken(run) + comparable(run.machine, wanted.environment)
     shared = [key for key in wanted.selected if key in run.records]
     if not shared:
-        return [*reasons, "measured none of what is wanted now"]
+        return [*reasons, "measured none of the selected benchmarks"]
     if any(run.records[key].fingerprint != wanted.fingerprint for key in shared):
         reasons.append("measured another model")
     # Each record knows its tier, also those of runs that kept no settings.
@@ -174,8 +174,8 @@ def ancestors(repository: Path, limit: int = 1000) -> list[str]:
         commits = _git(repository, "rev-list", f"--max-count={limit}", "HEAD")
     except (OSError, subprocess.SubprocessError) as error:
         raise InputError(
-            f"cannot look for an ancestor's run: {repository.resolve()} is no git repository "
-            "with commits; pin a run instead"
+            f"cannot look for an ancestor's run: {repository.resolve()} is not a git repository "
+            "with commits; name a run instead"
         ) from error
     return commits if dirty else commits[1:]
 
@@ -192,7 +192,7 @@ def _broken(run: Run) -> list[str]:
     doubtful = ["/".join(key) for key, record in run.records.items() if lost_in_doubt(record)]
     if doubtful:
         # Else a slowdown would be waved through as noise once and be the norm from then on.
-        reasons.append(f"perhaps worse than its own baseline: {', '.join(doubtful)}")
+        reasons.append(f"possibly worse than its own baseline: {', '.join(doubtful)}")
     elif run.exit_status not in (0, None):
         reasons.append(f"its session ended with exit status {run.exit_status}")
     return reasons

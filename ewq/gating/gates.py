@@ -63,7 +63,7 @@ def judge(
         findings.append(_no_baseline("; ".join(refused)))
     elif not findings:
         asked = "no metric of the baseline is gated" if baseline else "no baseline was asked for"
-        findings.append(_no_baseline(f"no limit applies and {asked}: nothing was gated"))
+        findings.append(_no_baseline(f"no limit applies and {asked}, so nothing was gated"))
     return _conclude(findings)
 
 
@@ -216,7 +216,7 @@ def _precision(metric: Metric) -> str:
 _RELATION = {
     Verdict.PASS: "is within",
     Verdict.FAIL: "is beyond",
-    Verdict.INCONCLUSIVE: "cannot be told from",
+    Verdict.INCONCLUSIVE: "is inconclusive against",
 }
 
 

@@ -49,17 +49,17 @@ class Limit:
         return ", ".join(f"{name} {value:g}" for name, value in parts if value is not None)
 
 
-Limits = Mapping[str, Mapping[str, Limit]]
+LimitsByTask = Mapping[str, Mapping[str, Limit]]
 """Task -> metric -> limit."""
-Tolerances = Mapping[str, Mapping[str, Tolerance]]
+TolerancesByTask = Mapping[str, Mapping[str, Tolerance]]
 """Task -> metric -> tolerance."""
 
-DEFAULT_TOLERANCES: Tolerances = {
+DEFAULT_TOLERANCES: TolerancesByTask = {
     name: {each.key: each.tolerance for each in task.figures if each.tolerance}
     for name, task in TASKS.items()
 }
 """What counts where the thresholds file says nothing; the file overrides metric by metric."""
-CPU_TOLERANCES: Tolerances = {
+CPU_TOLERANCES: TolerancesByTask = {
     name: {each.key: each.cpu_tolerance for each in task.figures if each.cpu_tolerance}
     for name, task in TASKS.items()
 }
@@ -71,10 +71,10 @@ class Thresholds:
     """A thresholds file, read and checked."""
 
     source: str
-    default: Limits = field(default_factory=dict)
-    variants: Mapping[str, Limits] = field(default_factory=dict)
-    tolerances: Tolerances = field(default_factory=dict)
-    cpu_tolerances: Tolerances = field(default_factory=dict)
+    default: LimitsByTask = field(default_factory=dict)
+    variants: Mapping[str, LimitsByTask] = field(default_factory=dict)
+    tolerances: TolerancesByTask = field(default_factory=dict)
+    cpu_tolerances: TolerancesByTask = field(default_factory=dict)
     """What counts on a CPU before :attr:`tolerances`."""
 
     def for_(self, variant: str, task: str) -> dict[str, Limit]:
@@ -215,7 +215,7 @@ class _Reader:
         if name not in known:
             raise self._error(f"{where}.test", f"unknown test {name!r}; known: {_list(known)}")
         if name == Test.MCNEMAR and (metric != "accuracy_delta" or "max" in entry):
-            raise self._error(f"{where}.test", "mcnemar decides a min of accuracy_delta only")
+            raise self._error(f"{where}.test", "mcnemar applies only to a min of accuracy_delta")
         return Test(name)
 
     def _alpha(self, entry: Mapping[str, Any], where: str) -> float:

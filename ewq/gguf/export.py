@@ -27,12 +27,14 @@ from ewq.gguf.recipe import (
     exact_types,
     left_alone,
 )
+from ewq.gguf.recode import Recoding, require_folder
 from ewq.gguf.report import ExportReport, read_back
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint
+    from ewq.sensitivity.calibration import Calibration
 
 ANY_QUANTIZING_RECIPE = "Q8_0"
 """llama.cpp looks at exact types only under a recipe that quantizes; which one does not matter."""
@@ -57,6 +59,7 @@ def export_gguf(
     recipe: Recipe,
     *,
     converter: Path | None = None,
+    calibration: Calibration | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> ExportReport:
     """Export a model as one GGUF file.
@@ -66,11 +69,12 @@ def export_gguf(
         out: the file; it appears when it is complete and checked, not before.
         recipe: what to make, by :func:`ewq.gguf.recipe.make_recipe`.
         converter: llama.cpp's own ``convert_hf_to_gguf.py`` instead of the pinned one.
+        calibration: round so that errors cancel on this text (:mod:`ewq.gguf.gptq`).
         progress: where to report.
 
     Raises:
-        InputError: ``out`` cannot be written, the plan is another model's, or a weight would
-            become infinite.
+        InputError: ``out`` cannot be written, the plan is another model's, a weight would become
+            infinite, or a calibration text has nothing to round.
         EwqError: conversion or quantization failed, or the file is not what was asked for.
     """
     out = Path(out)
@@ -78,9 +82,23 @@ def export_gguf(
     checkpoint = open_for(model, recipe, progress)
     check_output(out, needed_bytes=least_bytes(checkpoint, recipe))
     check_range(checkpoint, recipe)
+    recoding = _recoding(checkpoint, recipe, calibration)
     with scratch_beside(out) as work:
         base = make_base(checkpoint, recipe, work, converter, progress)
-        return build(base, recipe, out, work, progress)
+        return build(base, recipe, out, work, progress, recoding)
+
+
+def _recoding(
+    checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration | None
+) -> Recoding | None:
+    if calibration is None:
+        return None
+    require_folder(checkpoint)
+    if isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES:
+        raise InputError(
+            f"{recipe.name} rounds nothing: leave --rounding out, or name another type"
+        )
+    return Recoding(checkpoint, calibration)
 
 
 def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoint:
@@ -149,7 +167,14 @@ def make_base(
     return Base(path, convert_folder(checkpoint.path, path, type_name, converter, progress))
 
 
-def build(base: Base, recipe: Recipe, out: Path, work: Path, progress: Progress) -> ExportReport:
+def build(
+    base: Base,
+    recipe: Recipe,
+    out: Path,
+    work: Path,
+    progress: Progress,
+    recoding: Recoding | None = None,
+) -> ExportReport:
     """Quantize ``base`` by ``recipe``, read the result back and move it to ``out``.
 
     Raises:
@@ -167,6 +192,8 @@ def build(base: Base, recipe: Recipe, out: Path, work: Path, progress: Progress)
             check_entries(recipe.imatrix, source)
         fallbacks = run_quantizer(job, progress)
         notes = (*base.notes, *_notes(job, source, recipe))
+        if recoding:
+            notes += recoding.apply(done, source, progress)
         report = read_back(done, source, job.types, fallbacks, notes)
     if recipe.imatrix:
         # llama-imatrix collects neither embedding nor head by itself.

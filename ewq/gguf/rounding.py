@@ -63,6 +63,11 @@ def _sizes() -> Mapping[str, tuple[int, int, int]]:
     return {kind.name: (int(kind), *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
 
 
+def block_size(type_name: str) -> int:
+    """Values of a block, which share a scale."""
+    return _sizes()[type_name][1]
+
+
 def divides(type_name: str, columns: int) -> bool:
     """Whether rows of so many values can be stored in a type."""
     return columns % _sizes()[type_name][1] == 0
@@ -74,38 +79,44 @@ def stored_bytes(type_name: str, numel: int) -> int:
     return numel // block * block_bytes
 
 
-def rounded(values: Values, type_name: str, importance: Values | None = None) -> Values:
-    """Rows as they come back from a ggml type.
+def pack(values: Values, type_name: str, importance: Values | None = None) -> NDArray[np.uint8]:
+    """Rows as ggml's quantizer stores them, ``[rows, bytes of a row]``.
 
     Releases the interpreter's lock, so that threads use all processors.
 
     Args:
-        values: ``[rows, columns]``, contiguous.
+        values: ``[rows, columns]``.
         type_name: ``Q4_K``, ``F16``, ...
         importance: ``[columns]``, as in an importance matrix.
 
     Raises:
         InputError: the rows do not divide into the type's blocks.
     """
-    if type_name == UNROUNDED:
-        return values
     if not divides(type_name, values.shape[1]):
         raise InputError(f"rows of {values.shape[1]} values cannot be stored as {type_name}")
-    library, (number, _, _) = _library(), _sizes()[type_name]
     source = np.ascontiguousarray(values, dtype=np.float32)
-    packed = np.empty(stored_bytes(type_name, source.size), dtype=np.uint8)
-    back = np.empty_like(source)
-    weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
     rows, columns = source.shape
-    library.ggml_quantize_chunk(
-        number,
-        source.ctypes.data,
-        packed.ctypes.data,
-        0,
-        rows,
-        columns,
-        None if weights is None else weights.ctypes.data,
+    packed = np.empty((rows, stored_bytes(type_name, columns)), dtype=np.uint8)
+    weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
+    number, pointer = _sizes()[type_name][0], None if weights is None else weights.ctypes.data
+    _library().ggml_quantize_chunk(
+        number, source.ctypes.data, packed.ctypes.data, 0, rows, columns, pointer
     )
-    traits = library.ggml_get_type_traits(number).contents
-    traits.to_float(packed.ctypes.data, back.ctypes.data, back.size)
+    return packed
+
+
+def unpack(packed: NDArray[np.uint8], type_name: str) -> Values:
+    """The values of packed rows, ``[rows, columns]``."""
+    number, block, block_bytes = _sizes()[type_name]
+    source = np.ascontiguousarray(packed)
+    back = np.empty((len(source), source.shape[1] // block_bytes * block), dtype=np.float32)
+    traits = _library().ggml_get_type_traits(number).contents
+    traits.to_float(source.ctypes.data, back.ctypes.data, back.size)
     return back
+
+
+def rounded(values: Values, type_name: str, importance: Values | None = None) -> Values:
+    """Rows as they come back from a ggml type; arguments as for :func:`pack`."""
+    if type_name == UNROUNDED:
+        return values
+    return unpack(pack(values, type_name, importance), type_name)

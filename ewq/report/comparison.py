@@ -152,7 +152,7 @@ def _changes(comparison: Comparison, rows: Sequence[Row]) -> Table:
     cells = tuple(
         (
             row.variant,
-            f"{row.task} {row.change.metric}",
+            _metric(row),
             str(row.change.verdict),
             _number(row.change.before),
             f"{_number(row.change.after)} {row.change.unit}",
@@ -183,15 +183,20 @@ def _rest(rows: Sequence[Row], ranked: Sequence[Row]) -> list[Part]:
     parts: list[Part] = [Paragraph(f"{_count(equal, 'metric')} unchanged.")] if equal else []
     if not differing:
         return parts
-    cells = {(row.task, row.change.metric, row.variant): _cell(row) for row in differing}
+    cells = {(_metric(row), row.variant): _cell(row) for row in differing}
     variants = list(dict.fromkeys(row.variant for row in differing))
-    metrics = dict.fromkeys((row.task, row.change.metric) for row in differing)
+    metrics = dict.fromkeys(_metric(row) for row in differing)
     body = tuple(
-        (" ".join(key), *(cells.get((*key, variant), "=") for variant in variants))
-        for key in metrics
+        (metric, *(cells.get((metric, variant), "=") for variant in variants)) for metric in metrics
     )
     title = f"{_count(len(differing), 'metric')} changed within tolerance, or not gated"
     return [*parts, Table(("Metric", *variants), body, title=title, folded=True)]
+
+
+def _metric(row: Row) -> str:
+    """The metric, with its task where its name does not begin with that."""
+    name = row.change.metric
+    return name if name.startswith(row.task) else f"{row.task} {name}"
 
 
 def _cell(row: Row) -> str:

@@ -108,14 +108,15 @@ class RandomRanking:
     @property
     def p_better(self) -> float:
         """Chance that a random plan's rank is as good: a permutation test, never 0."""
-        as_good = sum(kld <= self.kld_nats for kld in self.random_klds_nats)
-        return (1 + as_good) / (1 + len(self.random_klds_nats))
+        return self._share(sum(kld <= self.kld_nats for kld in self.random_klds_nats))
 
     @property
     def p_worse(self) -> float:
         """Chance that a random plan's rank is as bad."""
-        as_bad = sum(kld >= self.kld_nats for kld in self.random_klds_nats)
-        return (1 + as_bad) / (1 + len(self.random_klds_nats))
+        return self._share(sum(kld >= self.kld_nats for kld in self.random_klds_nats))
+
+    def _share(self, as_extreme: int) -> float:
+        return (1 + as_extreme) / (1 + len(self.random_klds_nats))
 
     @property
     def outcome(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -168,6 +168,17 @@ def reported_run(runs: Sequence[Run]) -> ReportedRun:
     if not newest.records:
         raise InputError(f"run {newest.path} holds no ewq record: nothing to report")
     return ReportedRun(newest, ordered)
+
+
+def group_by_text(
+    records: Sequence[Record], texts: Callable[[Record], Sequence[str]]
+) -> list[tuple[str, str, str]]:
+    """``(task, text, variants)``: each text of a task once, with all variants it is about."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for text in texts(record):
+            found.setdefault((record.task, text), []).append(record.variant)
+    return [(task, text, ", ".join(names)) for (task, text), names in found.items()]
 
 
 def run_data(run: Run) -> dict[str, Any]:

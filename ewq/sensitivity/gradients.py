@@ -8,7 +8,7 @@ activations of one block at a time are in memory.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,7 +63,7 @@ class GradientSums:
                 parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         for block in blocks:
             _checkpoint(model.get_submodule(block))
-        self._inputs = _InputSums(self._names, self.sums)
+        self._inputs = InputWatch(self._names, self._sum_inputs)
 
     def add(self, ids: Sequence[int], seed: int) -> Mapping[str, float]:
         """Run one sequence with labels sampled from the model's own distributions.
@@ -88,6 +88,10 @@ class GradientSums:
                 "model needs another dtype"
             )
         return self._squares
+
+    def _sum_inputs(self, name: str, expert: int, inputs: torch.Tensor) -> None:
+        self.sums[name].inputs[expert] += _square_norms(inputs[None], 1)[0]
+        self.sums[name].tokens[expert] += len(inputs)
 
     def _reduce(self, name: str, parameter: torch.Tensor) -> None:
         gradient = parameter.grad
@@ -159,19 +163,24 @@ def _checkpoint(block: torch.nn.Module) -> None:
     block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-class _InputSums(TorchFunctionMode):
-    """Sees every product of an input with a known matrix, or with one expert's slice of a stack."""
+class InputWatch(TorchFunctionMode):
+    """Sees every product of an input with a known matrix, or with one expert's slice of a stack.
 
-    def __init__(self, parameters: Mapping[str, torch.Tensor], sums: Mapping[str, Sums]) -> None:
+    Args:
+        parameters: the matrices by name.
+        seen: told of name, expert (0 where there is no stack) and inputs ``[tokens, columns]``.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        seen: Callable[[str, int, torch.Tensor], None],
+    ) -> None:
         super().__init__()
-        self._sums = sums
+        self._parameters, self._seen = parameters, seen
         places = sorted((parameter.data_ptr(), name) for name, parameter in parameters.items())
         self._starts = [start for start, _ in places]
         self._at = [name for _, name in places]
-        self._nbytes = {
-            name: parameter.numel() * parameter.element_size()
-            for name, parameter in parameters.items()
-        }
 
     def __torch_function__(
         self,
@@ -189,13 +198,13 @@ class _InputSums(TorchFunctionMode):
         if place < 0:
             return
         name = self._at[place]
-        sums, offset = self._sums[name], weight.data_ptr() - self._starts[place]
-        if offset >= self._nbytes[name] or not inputs.numel():
+        parameter, offset = self._parameters[name], weight.data_ptr() - self._starts[place]
+        nbytes = parameter.numel() * parameter.element_size()
+        if offset >= nbytes or not inputs.numel():
             return
-        expert = offset * len(sums.tokens) // self._nbytes[name]
+        experts = len(parameter) if parameter.ndim == 3 else 1
         flat = inputs.detach().reshape(-1, inputs.shape[-1])
-        sums.inputs[expert] += _square_norms(flat[None], 1)[0]
-        sums.tokens[expert] += len(flat)
+        self._seen(name, offset * experts // nbytes, flat)
 
 
 _MATMUL = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)

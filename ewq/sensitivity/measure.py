@@ -167,6 +167,31 @@ def measure_sensitivity(
     return kept
 
 
+def load_model(checkpoint: Checkpoint, device: str, dtype: str) -> Any:  # noqa: ANN401
+    """The model in evaluation mode, its experts one product each.
+
+    Raises:
+        CheckpointError: transformers cannot load it.
+    """
+    import torch
+    import transformers
+
+    several_parts = "text_config" in checkpoint.config
+    kind = "AutoModelForImageTextToText" if several_parts else "AutoModelForCausalLM"
+    try:
+        model: Any = getattr(transformers, kind).from_pretrained(
+            checkpoint.path,
+            dtype=getattr(torch, dtype),
+            device_map={"": device},
+            # One product for each expert, so that its inputs can be told from the others'.
+            experts_implementation="eager",
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"cannot load {checkpoint.model}: {reason}") from error
+    return model.eval()
+
+
 @dataclass(frozen=True)
 class _Pass:
     """A pass under way."""
@@ -183,7 +208,7 @@ class _Pass:
         from ewq.sensitivity.gradients import GradientSums
 
         blocks = [block.name for block in find_layout(self.checkpoint).blocks]
-        sums = GradientSums(self._model(), blocks)
+        sums = GradientSums(load_model(self.checkpoint, self.device, self.dtype), blocks)
         squares: dict[str, list[float]] = {name: [] for name in sums.sums}
         if self.kept is not None:
             _restore(sums.sums, squares, self.kept)
@@ -202,25 +227,6 @@ class _Pass:
         finally:
             progress.finish()
         return self._result(sums.sums, squares)
-
-    def _model(self) -> Any:  # noqa: ANN401 (transformers is untyped)
-        import torch
-        import transformers
-
-        several_parts = "text_config" in self.checkpoint.config
-        kind = "AutoModelForImageTextToText" if several_parts else "AutoModelForCausalLM"
-        try:
-            model: Any = getattr(transformers, kind).from_pretrained(
-                self.checkpoint.path,
-                dtype=getattr(torch, self.dtype),
-                device_map={"": self.device},
-                # One product for each expert, so that its inputs can be told from the others'.
-                experts_implementation="eager",
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"cannot load {self.checkpoint.model}: {reason}") from error
-        return model.eval()
 
     def _result(self, sums: Mapping[str, Any], squares: Mapping[str, list[float]]) -> Sensitivity:
         done = len(next(iter(squares.values())))

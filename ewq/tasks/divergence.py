@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ from ewq.errors import MeasurementError
 from ewq.measurement import Items, Json, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.quantiles import quantile
-from ewq.stats import clustered_ratio, clusters_of
+from ewq.stats import clustered_ratio, clusters_of, share_stderr
 
 if TYPE_CHECKING:
     import torch
@@ -275,7 +275,7 @@ def _metrics(tokens: _Tokens, clusters: list[Hashable]) -> dict[str, Metric]:
     return {
         "kld_mean": _mean(tokens.kld, clusters, "nats", False),
         **_kld_percentiles(tokens.kld),
-        "top1_agreement": _mean(tokens.same_top, clusters, "fraction", True),
+        "top1_agreement": _agreement(tokens.same_top, clusters),
         "rms_delta_p": _root_mean_square(tokens.delta_p, clusters),
         "ln_ppl_ratio": _mean(tokens.nll_change, clusters, "nats", False),
     }
@@ -286,6 +286,13 @@ def _mean(values: Array, clusters: list[Hashable], unit: str, higher_is_better: 
     return Metric(
         estimate.value, unit, higher_is_better, len(values), estimate.stderr, estimate.freedom
     )
+
+
+def _agreement(same_top: Array, clusters: list[Hashable]) -> Metric:
+    """The share of tokens; its error is never that of certainty, however alike the tokens are."""
+    found = _mean(same_top, clusters, "fraction", True)
+    least = share_stderr(int(same_top.sum()), len(same_top)) if found.value in (0.0, 1.0) else 0.0
+    return replace(found, stderr=max(found.stderr or 0.0, least))
 
 
 def _root_mean_square(values: Array, clusters: list[Hashable]) -> Metric:

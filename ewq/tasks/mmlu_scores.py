@@ -32,11 +32,12 @@ def accuracy_metrics(items: str, subjects: Mapping[str, int]) -> dict[str, Metri
     """Size-weighted accuracy, also by group, macro accuracy, and the shares of the letters chosen.
 
     The error of a size-weighted accuracy is pooled over subjects as
-    lm-evaluation-harness does.
+    lm-evaluation-harness does. A subject all of whose answers are alike says
+    nothing about the spread of its answers; that of all answers stands in.
     """
     tally = subject_tally(items, subjects)
     accuracies = [count / n for count, n in tally.values()]
-    errors = [_binary_stderr(count, n) for count, n in tally.values()]
+    errors = _subject_errors(tally)
     macro = math.sqrt(sum(error**2 for error in errors)) / len(errors)
     n = len(items)
     metrics = {
@@ -48,9 +49,8 @@ def accuracy_metrics(items: str, subjects: Mapping[str, int]) -> dict[str, Metri
             metrics[f"accuracy/{group}"] = _size_weighted(part)
     answered = Counter(items.upper())
     for letter in LETTERS:
-        share = answered[letter] / n
-        error = math.sqrt(share * (1 - share) / n)
-        metrics[f"answered_{letter}"] = Metric(share, "fraction", None, n, error)
+        error = stats.share_stderr(answered[letter], n)
+        metrics[f"answered_{letter}"] = Metric(answered[letter] / n, "fraction", None, n, error)
     return metrics
 
 
@@ -147,12 +147,12 @@ def require_finite(logprobs: NDArray[np.float32], what: str) -> None:
 def require_questions(data: MmluData, shots: int) -> None:
     """Raise an InputError where there is nothing to ask or too few worked examples."""
     if not data.test:
-        raise InputError(f"{data.source}: no MMLU question to ask")
+        raise InputError(f"{data.source}: no MMLU questions")
     for subject in data.subjects:
         have = len(data.dev.get(subject, ()))
         if have < shots:
             raise InputError(
-                f"{data.source}: {subject} has {have} dev rows, {shots} shots need more"
+                f"{data.source}: {subject} has {have} dev rows; {shots} shots need as many"
             )
 
 
@@ -164,19 +164,22 @@ def _correct(result: TaskResult) -> list[bool]:
     return [letter.isupper() for letter in result.items.column("answer")]
 
 
-def _binary_stderr(right: int, n: int) -> float:
-    """``sd(ddof=1) / sqrt(n)`` of ``n`` answers of which ``right`` are right; 0 for one answer."""
-    share = right / n
-    return math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else 0.0
+def _subject_errors(tally: Mapping[str, tuple[int, int]]) -> list[float]:
+    """The error of each subject's accuracy."""
+    right, n = _total(tally)
+    spread = stats.share_stderr(right, n) * math.sqrt(n)
+    return [
+        stats.share_stderr(count, size) if 0 < count < size else spread / math.sqrt(size)
+        for count, size in tally.values()
+    ]
 
 
 def _size_weighted(tally: Mapping[str, tuple[int, int]]) -> Metric:
     """Accuracy over all questions of some subjects, its error pooled over the subjects."""
     right, n = _total(tally)
     if n - len(tally) >= len(tally):
-        errors = [_binary_stderr(*pair) for pair in tally.values()]
-        error = stats.pooled_stderr(errors, [size for _, size in tally.values()])
+        error = stats.pooled_stderr(_subject_errors(tally), [size for _, size in tally.values()])
     else:
         # Hardly more than one question a subject leaves nothing to pool: treat them as one group.
-        error = max(_binary_stderr(right, n), 1 / (2 * n))
+        error = stats.share_stderr(right, n)
     return Metric(right / n, "fraction", True, n, error)

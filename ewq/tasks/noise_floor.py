@@ -8,13 +8,13 @@ precision alone can turn single answers.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from ewq.data.mmlu import MmluData
 from ewq.measurement import Metric, TaskResult
 from ewq.model import LanguageModel
 from ewq.progress import NO_PROGRESS, Progress
+from ewq.stats import share_stderr
 from ewq.tasks.mmlu import run as run_mmlu
 from ewq.tasks.mmlu import score_subject, unpack_logprobs
 
@@ -85,9 +85,8 @@ def _one_by_one(model: LanguageModel, data: MmluData, shots: int, progress: Prog
 
 def _changes(name: str, base: Logprobs, other: Logprobs) -> dict[str, Metric]:
     n = len(base)
-    flips = float((base.argmax(axis=1) != other.argmax(axis=1)).mean())
-    error = math.sqrt(flips * (1 - flips) / n)
+    flips = int((base.argmax(axis=1) != other.argmax(axis=1)).sum())
     return {
-        f"flips/{name}": Metric(flips, "fraction", False, n, error),
+        f"flips/{name}": Metric(flips / n, "fraction", False, n, share_stderr(flips, n)),
         f"logprob_change/{name}": Metric(float(abs(base - other).max()), "nats", False, n),
     }

@@ -7,6 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from ewq.checkpoint.embedded import fixture_path
 from ewq.cli.export import export
 from ewq.errors import InputError
 from tests.gguf.models import require_gguf
@@ -49,6 +50,13 @@ def test_json_is_one_document(call, source, tmp_path):
     assert "llama-quantize" in json.loads(result.stdout)["command"]
 
 
+def test_rounding_has_no_command_of_llama_cpp(call, tmp_path):
+    arguments = ("--type", "Q4_0", "-o", tmp_path / "out.gguf", "--print-command")
+    result = call(fixture_path("tiny-llama"), *arguments, "--rounding", "gptq")
+    assert isinstance(result.exception, InputError)
+    assert "cannot do --rounding gptq" in str(result.exception)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -56,8 +64,13 @@ def test_json_is_one_document(call, source, tmp_path):
         (("--type", "Q8_0", "--types", "raw=F16"), "--types needs --plan"),
         (("--type", "Q77"), "no type 'Q77'"),
         (("--type", "Q8_0", "--types", "raw"), "expected raw=F16"),
+        (("--type", "Q8_0", "--rounding", "gptq"), "needs the Hugging Face folder"),
+        (("--type", "Q8_0", "--calibration", "a.txt"), "with --rounding gptq only"),
     ],
-    ids=["neither type nor plan", "types without plan", "unknown type", "malformed types"],
+    ids=[
+        *("neither type nor plan", "types without plan", "unknown type", "malformed types"),
+        *("rounding of a file", "calibration for nothing"),
+    ],
 )
 def test_bad_use_is_an_input_error(call, source, tmp_path, arguments, reason):
     result = call(source, *arguments, "-o", tmp_path / "out.gguf")

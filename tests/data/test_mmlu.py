@@ -50,7 +50,7 @@ def test_subjects_are_in_order_whatever_their_files_sort_like(tmp_path):
         (ROW + "q,1,2,3,4,AB\n", "row 2: answer 'AB'"),
         (ROW + "\n", "row 2: 0 columns"),
         (ROW + '"never closed,1,2,3,4,A\n', "anatomy_test.csv: line"),
-        ("", "anatomy_test.csv: holds no question"),
+        ("", "anatomy_test.csv: no questions"),
     ],
     ids=["short", "letter E", "no letter", "two letters", "blank", "open quote", "empty file"],
 )

@@ -102,7 +102,7 @@ CASES = {
     "only a run that is perhaps worse": (
         [{"records": [FP16, DOUBTFUL]}],
         None,
-        "perhaps worse than its own baseline: ewq-0.65/mmlu",
+        "possibly worse than its own baseline: ewq-0.65/mmlu",
     ),
     "engines that batch differently": ([{"records": [FP16, EWQ, LLAMA_CPP]}], 1, ""),
     "a newer run with other settings": ([FULL, {"records": [OTHER_SETTINGS]}], 1, ""),
@@ -120,7 +120,7 @@ CASES = {
     ),
     "another driver is no obstacle": ([FULL | {"machine": GPU | {"driver": "1"}}], 1, ""),
     "a newer run of another task": ([FULL, {"records": [MEMORY]}], 1, ""),
-    "only a run of another task": ([{"records": [MEMORY]}], None, "none of what is wanted"),
+    "only a run of another task": ([{"records": [MEMORY]}], None, "none of the selected"),
     "a newer run of fewer variants": ([FULL, {"records": [EWQ]}], 1, ""),
     "only a run of fewer variants": ([{"records": [EWQ]}], 1, "does not cover fp16/mmlu"),
     "changed files may serve where no commit is asked for": ([FULL | {"dirty": True}], 1, ""),
@@ -214,7 +214,7 @@ def test_ancestors_are_the_commits_before_the_present_files(repository):
 
 
 def test_without_git_an_ancestor_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match="no git repository"):
+    with pytest.raises(InputError, match="not a git repository"):
         ancestors(tmp_path)
 
 

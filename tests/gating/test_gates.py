@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import sem
 
+from ewq.gating.change import changes
 from ewq.gating.gates import _figure, judge, overall
 from ewq.gating.thresholds import DEFAULT_TOLERANCES, Limit, Test, Tolerance
 from ewq.measurement import Items, Metric
@@ -367,3 +368,28 @@ def test_few_documents_do_not_make_a_failure_certain(freedom, verdict):
 def test_figures_have_the_digits_that_are_certain_but_never_cross_the_limit(value, stderr, text):
     metric = Metric(value, "ratio", False, 10, stderr)
     assert _figure(metric, Limit(max=15.0)) == text
+
+
+@pytest.mark.parametrize("doubts", [(), CHANCE, NOISY], ids=["sure", "chance", "noise"])
+def test_a_measurement_equal_to_the_last_bit_did_not_change(doubts):
+    kept = mmlu("AAbb" * 6, doubts=doubts)
+    judgement = judge(kept, {}, kept, DEFAULT_TOLERANCES["mmlu"])
+
+    assert judgement.verdict is P
+    assert "no change" in str(judgement.findings[0])
+
+
+def test_one_changed_answer_is_that_change():
+    before, after = mmlu("AAbb" * 6), mmlu("AAbb" * 5 + "AAbA")
+    found = {each.metric: each for each in changes(before, after, DEFAULT_TOLERANCES["mmlu"])}
+
+    assert found["accuracy"].delta == pytest.approx(1 / 24)
+    assert found["accuracy"].p_value == 1.0
+    assert "no change" not in found["accuracy"].text
+    doubted = mmlu("AAbb" * 5 + "AAbA", doubts=CHANCE)
+    assert judge(doubted, {}, before, DEFAULT_TOLERANCES["mmlu"]).verdict is Q
+
+
+def test_other_answers_that_are_as_often_right_are_no_equal_measurement():
+    before, after = mmlu("Ab" * 12, doubts=CHANCE), mmlu("bA" * 12, doubts=CHANCE)
+    assert judge(after, {}, before, DEFAULT_TOLERANCES["mmlu"]).verdict is Q

@@ -122,7 +122,7 @@ ERRORS = {
     "alpha out of range": ("[default.mmlu]\naccuracy = {min = 0, alpha = 5}", "between 0 and 1"),
     "mcnemar without flips": (
         '[default.perplexity]\nln_ppl_ratio = {max = 0, test = "mcnemar"}',
-        "mcnemar decides a min of accuracy_delta only",
+        "mcnemar applies only to a min of accuracy_delta",
     ),
     "tolerance without size": ("[tolerance.mmlu]\naccuracy = {}", "needs relative or absolute"),
     "negative tolerance": ("[tolerance.mmlu]\naccuracy = {relative = -1}", "not be negative"),

@@ -13,6 +13,7 @@ from ewq.report.rows import ReportedRun, reported_run
 from ewq.report.sections.against_size import speed
 from ewq.report.sections.domains import domains
 from ewq.report.sections.outputs import NO_REFERENCE, flips, samples
+from ewq.report.sections.overview import overview
 from ewq.report.sections.plans import blocks
 from ewq.report.sections.run import protocol, verdicts
 from ewq.storage.runs import Run, read_run
@@ -166,6 +167,20 @@ def test_failures_are_told_each_and_inconclusive_records_once_a_task_with_reason
     assert reasons.folded
     assert [row[2] for row in reasons.rows] == ["because ewq-1.0", "because bnb-nf4"]
     assert remarks.rows == (("mmlu", "ewq-1.0, bnb-nf4", "few questions"),)
+
+
+def test_remarks_on_the_weights_stand_under_the_table_once():
+    remark = ("2 of 8 tensors are stored as F16: their rows do not divide by 256",)
+    size = {"weights_bytes": Metric(9.0, "bytes", False, 1)}
+    section = overview(
+        shown(
+            record("memory", "gguf-q4_k_m", size, notes=remark),
+            record("memory", "gguf-ewq-0.65", size, notes=remark),
+            record("throughput", "fp16", notes=("something else",)),
+        )
+    )
+    (point,) = section.parts[-1].points
+    assert (point.lead, point.text) == ("gguf-q4_k_m, gguf-ewq-0.65", remark[0])
 
 
 def test_inconclusive_records_are_grouped_by_their_cause():

@@ -7,9 +7,12 @@ from scipy.stats import binomtest
 
 from ewq.data.mmlu import MmluData, Question
 from ewq.errors import MeasurementError
+from ewq.gating.gates import judge
+from ewq.gating.thresholds import Limit, Test
 from ewq.measurement import DoubtKind, TaskResult
+from ewq.record import Verdict
 from ewq.tasks.mmlu_scores import accuracy_metrics, chance_doubts, pack_items, pair_answers, tallies
-from tests.make_runs import letters
+from tests.make_runs import letters, record
 
 SUBJECTS = {"anatomy": 4, "marketing": 6}
 ITEMS = "AbCd" + "AAAbbb"
@@ -131,3 +134,40 @@ def test_results_about_other_questions_cannot_be_paired(key):
 def test_engines_may_differ_in_dtype_and_batches():
     other = replace(result(ITEMS, dtype="float16", batch_tokens=1))
     assert pair_answers(result(ITEMS), other)["flips"].value == 0
+
+
+ALIKE = {f"subject {number}": 2 for number in range(12)}
+"""Twelve subjects of two questions, of which every other one is answered right throughout."""
+
+
+def test_subjects_without_a_wrong_or_without_a_right_answer_do_not_make_certain():
+    accuracy = accuracy_metrics("AAbb" * 6, ALIKE)["accuracy"]
+    assert (accuracy.value, accuracy.n) == (0.5, 24)
+    assert accuracy.stderr == pytest.approx((0.25 / 23) ** 0.5)
+
+
+def test_a_gate_is_not_passed_on_an_error_of_nothing():
+    kept = record(metrics=accuracy_metrics("AAbb" * 6, ALIKE))
+    no_worse = Limit(min=0.4, test=Test.NONINFERIORITY)
+    assert judge(kept, {"accuracy": no_worse}).verdict is Verdict.INCONCLUSIVE
+    data = MmluData(
+        tuple(Question(name, "?", ("a", "b", "c", "d"), 0) for name in ALIKE for _ in "12"),
+        {},
+        "made up",
+    )
+    assert chance_doubts("AAbb" * 6, data)
+
+
+def test_subjects_of_which_some_answers_differ_keep_the_errors_of_their_own():
+    mixed = accuracy_metrics("Ab" + "AAAb", {"x": 2, "y": 4})["accuracy"]
+    pooled = (1 * (0.25 / 1) * 2 + 3 * (0.1875 / 3) * 4) / (6 - 2)
+    assert mixed.stderr == pytest.approx((pooled / 6) ** 0.5)
+
+
+def test_the_macro_error_of_one_question_a_subject_is_the_binomial_one():
+    macro = accuracy_metrics("Ab" * 12, {str(number): 1 for number in range(24)})["accuracy_macro"]
+    assert macro.stderr == pytest.approx((0.25 / 23) ** 0.5)
+
+
+def test_a_letter_that_was_never_chosen_has_an_error():
+    assert accuracy_metrics("Ab", {"x": 2})["answered_D"].stderr > 0.1

@@ -29,7 +29,7 @@ def tokenizer():
 
 
 def values(model, **options):
-    result = noise_floor.run(model, make_data(), **options)
+    result = noise_floor.run(model, make_data(), **{"questions": 200} | options)
     return {key: metric.value for key, metric in result.metrics.items()}, result.notes
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ewq.record import Record
 from ewq.report.document import Bullets, Paragraph, Part, Plot, Point, Section, Table
 from ewq.report.escaping import plot_text
-from ewq.report.estimate import MISSING, Estimate
+from ewq.report.estimate import Estimate, figure_text
 from ewq.report.plotting import MARKS, SERIES, layout
 from ewq.report.rows import ReportedRun
 from ewq.storage.environment import comparable, differences
@@ -26,6 +25,12 @@ class Tracked:
     title: str
     scale: float
     digits: int
+
+    @property
+    def clocked(self) -> bool:
+        """Whether it depends on the device."""
+        figure = figure_of(self.task, self.metric)
+        return figure is not None and figure.kind is Kind.CLOCK
 
 
 TRACKED = (
@@ -56,20 +61,9 @@ def _intro(shown: ReportedRun) -> Paragraph:
     versions = f" Between the first and the last: {'; '.join(changed)}." if changed else ""
     return Paragraph(
         f"{len(shown.history)} runs, oldest first. Lines join measurements with the same model, "
-        f"settings and, for speed, the same device; bars are 95 % intervals of each measurement, "
-        f"not of the differences, which ewq compare tests.{versions}"
+        "settings and, for speed, device. Bars: 95 % intervals of each measurement; ewq compare "
+        f"tests the differences.{versions}"
     )
-
-
-def _comparable(run: Run, shown: ReportedRun, tracked: Tracked, key: tuple[str, str]) -> bool:
-    """Whether ``run``'s record may stand in one line with the newest run's."""
-    old, new = run.records.get(key), shown.run.records.get(key)
-    if old is None or new is None:
-        return False
-    same_device = not comparable(run.machine, shown.run.machine)
-    same = old.fingerprint == new.fingerprint and old.settings == new.settings
-    figure = figure_of(tracked.task, tracked.metric)
-    return same and (same_device or figure is None or figure.kind is not Kind.CLOCK)
 
 
 def _left_out(shown: ReportedRun) -> list[str]:
@@ -86,19 +80,11 @@ def _left_out(shown: ReportedRun) -> list[str]:
 
 
 def _plot(shown: ReportedRun, tracked: Tracked) -> Plot | None:
-    lines = {
-        row.variant: found
-        for row in shown.rows
-        if len(found := _line(shown, tracked, (row.variant, tracked.task))) > 1
-    }
+    lines = {row.variant: _line(shown, tracked, row.variant) for row in shown.rows}
+    lines = {variant: line for variant, line in lines.items() if len(line) > 1}
     if not lines:
         return None
     names = [plot_text(run.name) for run in shown.history]
-    runs = list(shown.history)
-    traces = [
-        _trace(variant, [(names[runs.index(run)], record) for run, record in found], tracked, place)
-        for place, (variant, found) in enumerate(lines.items())
-    ]
     frame = layout(
         "", tracked.title,
         xaxis={"type": "category", "categoryorder": "array", "categoryarray": names},
@@ -107,60 +93,63 @@ def _plot(shown: ReportedRun, tracked: Tracked) -> Plot | None:
         name=f"history-{tracked.task}",
         title=f"{tracked.title} over runs",
         caption="Oldest first.",
-        figure={"data": traces, "layout": frame},
-        table=_table(runs, lines, tracked),
+        figure={
+            "data": [
+                _trace(variant, names, line, tracked.digits, place)
+                for place, (variant, line) in enumerate(lines.items())
+            ],
+            "layout": frame,
+        },
+        table=_table(shown.history, lines, tracked.digits),
         height_px=380,
     )
 
 
-_Line = list[tuple[Run, Record]]
+_Line = Mapping[int, Estimate]
+"""Place of a run in the history -> its figure."""
 
 
-def _line(shown: ReportedRun, tracked: Tracked, key: tuple[str, str]) -> _Line:
-    return [
-        (run, run.records[key])
-        for run in shown.history
-        if _comparable(run, shown, tracked, key) and tracked.metric in run.records[key].metrics
-    ]
-
-
-def _estimate(record: Record, tracked: Tracked) -> Estimate:
-    return Estimate.from_metric(record.metrics[tracked.metric], tracked.scale)
+def _line(shown: ReportedRun, tracked: Tracked, variant: str) -> _Line:
+    """Figures of one variant in the runs whose settings and, for speed, device are the newest's."""
+    key = (variant, tracked.task)
+    newest, line = shown.run.records.get(key), dict[int, Estimate]()
+    for place, run in enumerate(shown.history):
+        record = run.records.get(key)
+        if newest is None or record is None or tracked.metric not in record.metrics:
+            continue
+        same = (record.fingerprint, record.settings) == (newest.fingerprint, newest.settings)
+        if same and not (tracked.clocked and comparable(run.machine, shown.run.machine)):
+            line[place] = Estimate.from_metric(record.metrics[tracked.metric], tracked.scale)
+    return line
 
 
 def _trace(
-    variant: str, points: Sequence[tuple[str, Record]], tracked: Tracked, place: int
+    variant: str, names: Sequence[str], line: _Line, digits: int, place: int
 ) -> dict[str, Any]:
-    found = [_estimate(record, tracked) for _, record in points]
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "name": plot_text(variant),
-        "x": [name for name, _ in points],
-        "y": [estimate.value for estimate in found],
+        "x": [names[run] for run in line],
+        "y": [estimate.value for estimate in line.values()],
         "error_y": {
             "type": "data",
-            "array": [estimate.half_width for estimate in found],
+            "array": [estimate.half_width for estimate in line.values()],
             "thickness": 1,
         },
         "line": {"color": SERIES[place % len(SERIES)], "width": 1.5},
         "marker": {"symbol": MARKS[place % len(MARKS)], "size": 8},
-        "hovertemplate": f"%{{x}}<br>%{{y:.{tracked.digits}f}}<extra>{plot_text(variant)}</extra>",
+        "hovertemplate": f"%{{x}}<br>%{{y:.{digits}f}}<extra>{plot_text(variant)}</extra>",
     }
 
 
-def _table(runs: Sequence[Run], lines: dict[str, _Line], tracked: Tracked) -> Table:
-    cells = {
-        (variant, run.path): _estimate(record, tracked).text(tracked.digits)
-        for variant, line in lines.items()
-        for run, record in line
-    }
+def _table(runs: Sequence[Run], lines: Mapping[str, _Line], digits: int) -> Table:
     rows = tuple(
         (
             run.name,
             f"{run.datetime:%Y-%m-%d}",
-            *(cells.get((variant, run.path), MISSING) for variant in lines),
+            *(figure_text(line.get(place), digits) for line in lines.values()),
         )
-        for run in runs
+        for place, run in enumerate(runs)
     )
     return Table(("Run", "Date", *lines), rows, frozenset({"Date"}))

@@ -6,7 +6,7 @@ from ewq.report.document import VERDICT, Bullets, Paragraph, Part, Point, Sectio
 from ewq.report.estimate import MISSING
 from ewq.report.evidence import Loss, losses
 from ewq.report.recommendations import Recommendation, recommendations
-from ewq.report.rows import ReportedRun
+from ewq.report.rows import ReportedRun, group_by_text
 from ewq.report.sections.against_size import main_plot
 from ewq.report.table import columns_for, footnotes
 
@@ -28,6 +28,7 @@ def overview(shown: ReportedRun) -> Section:
     parts += _recommended(recommendations(shown))
     parts.append(_variants(shown))
     parts += [Paragraph(note) for note in footnotes(shown.rows)]
+    parts += _stored_otherwise(shown)
     parts += _changes(shown)
     return Section("overview", "Which variant to take", tuple(parts))
 
@@ -72,6 +73,13 @@ def _variants(shown: ReportedRun) -> Table:
     headings = tuple(column.heading for column in columns)
     verdicts = tuple(row.verdict for row in shown.rows)
     return Table(headings, rows, frozenset({VERDICT}), verdicts=verdicts)
+
+
+def _stored_otherwise(shown: ReportedRun) -> list[Part]:
+    """What is remarked on variants' weights, such as types other than their names say."""
+    weighed = [record for record in shown.records if record.task == "memory"]
+    found = group_by_text(weighed, lambda record: record.remarks)
+    return [Bullets(tuple(Point(text, variants) for _, text, variants in found))] if found else []
 
 
 def _changes(shown: ReportedRun) -> list[Part]:

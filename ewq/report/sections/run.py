@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ewq.gating.doubts import doubt_about
@@ -11,7 +11,7 @@ from ewq.gating.gates import PRECEDENCE
 from ewq.measurement import DoubtKind
 from ewq.record import Record, Verdict
 from ewq.report.document import Bullets, Paragraph, Part, Point, Section, Table
-from ewq.report.rows import ReportedRun
+from ewq.report.rows import ReportedRun, group_by_text
 
 _LONGEST = 160
 """Characters of a setting that are shown; longer ones are lists of prompts."""
@@ -61,7 +61,7 @@ def _judged(record: Record) -> Point:
 
 def _inconclusive(records: Sequence[Record]) -> list[Point]:
     """Each cause once, with the task and all variants it is about."""
-    found = _grouped(_having(records, Verdict.INCONCLUSIVE), _causes)
+    found = group_by_text(_having(records, Verdict.INCONCLUSIVE), _causes)
     return [
         Point(f"{task}: {cause}: {variants}", Verdict.INCONCLUSIVE.value, open_question=True)
         for task, cause, variants in found
@@ -74,26 +74,15 @@ def _causes(record: Record) -> Sequence[str]:
     return [*dict.fromkeys(_CAUSES[doubt.kind] for doubt in doubts if doubt)] or [_TOO_FEW]
 
 
-def _grouped(
-    records: Sequence[Record], texts: Callable[[Record], Sequence[str]]
-) -> list[tuple[str, str, str]]:
-    """``(task, text, variants)``: each text of a task once, with all variants it is about."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for record in records:
-        for text in texts(record):
-            found.setdefault((record.task, text), []).append(record.variant)
-    return [(task, text, ", ".join(names)) for (task, text), names in found.items()]
-
-
 def _reasons(records: Sequence[Record]) -> Table:
     inconclusive = _having(records, Verdict.INCONCLUSIVE)
-    rows = _grouped(inconclusive, lambda record: [_reason(record)])
+    rows = group_by_text(inconclusive, lambda record: [_reason(record)])
     return _folded("Why these are inconclusive", "Reason", rows)
 
 
 def _remarks(records: Sequence[Record]) -> Table:
     """What tasks remarked on their own measurements."""
-    rows = _grouped(records, lambda record: record.remarks)
+    rows = group_by_text(records, lambda record: record.remarks)
     return _folded("Remarks on the measurements", "Remark", rows)
 
 
