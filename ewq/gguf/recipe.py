@@ -27,8 +27,8 @@ ROUTER = "ffn_gate_inp.weight"
 """End of the name of a matrix that llama.cpp's quantizer leaves as it is, whatever is asked."""
 NESTED = ("language_model.",)
 """Parts that vision models put in front of their text model, and GGUF does not have."""
-STACKED = {"gate_up_proj": ("gate_proj", "up_proj")}
-"""Parameters that transformers stacks and GGUF keeps apart (experts)."""
+STACKED = {"gate_up_proj": ("gate_proj", "up_proj"), "kv_b_proj": ("k_b_proj", "v_b_proj")}
+"""Weights that transformers keeps as one and GGUF as two: experts, and latent attention's."""
 NAMED = 3
 """How many offending names an error shows."""
 
