@@ -204,19 +204,19 @@ def pad_rows(rows: Sequence[Sequence[int]], kept: Sequence[int], shared: int) ->
     return PaddedRows(ids, positions, mask, keep)
 
 
-def new_cache(config: Any) -> Any:  # noqa: ANN401 (transformers is untyped)
+def new_cache(config: Any) -> Any:
     """An empty growing cache laid out for the model (full or sliding attention per layer)."""
     from transformers import DynamicCache
 
     return DynamicCache(config=config)
 
 
-def can_share(config: Any) -> bool:  # noqa: ANN401 (transformers is untyped)
+def can_share(config: Any) -> bool:
     """Whether every layer's cache can be shared; recurrent states, for one, cannot."""
     return all(type(layer).__name__ in SHAREABLE_LAYERS for layer in new_cache(config).layers)
 
 
-def fork(cache: Any, rows: int) -> Any:  # noqa: ANN401 (transformers is untyped)
+def fork(cache: Any, rows: int) -> Any:
     """The cache of one sequence as the cache of ``rows`` equal ones, sharing memory until written.
 
     The original is left as it was whatever is appended to the copy.

@@ -28,10 +28,10 @@ class EagerDecoder:
 
     mode = "eager"
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 (transformers is untyped)
+    def __init__(self, model: Any) -> None:
         self._model = model
 
-    def begin(self, rows: int, length: int) -> Any:  # noqa: ANN401
+    def begin(self, rows: int, length: int) -> Any:
         """An empty cache for ``rows`` sequences of at most ``length`` tokens.
 
         Raises:
@@ -39,7 +39,7 @@ class EagerDecoder:
         """
         return new_cache(self._model.config)
 
-    def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:  # noqa: ANN401
+    def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         """Feed ``ids`` ``[rows, tokens]``; each row's most likely next token, ``[rows, 1]``.
 
         Ties go to the lowest token id.
@@ -64,8 +64,8 @@ class EagerDecoder:
         self,
         ids: torch.Tensor,
         positions: torch.Tensor,
-        cache: Any,  # noqa: ANN401 (transformers is untyped)
-        masks: Any,  # noqa: ANN401 (a mask, or one by kind of layer)
+        cache: Any,
+        masks: Any,
     ) -> torch.Tensor:
         logits = self._model(
             input_ids=ids,
@@ -84,11 +84,11 @@ class StaticDecoder(EagerDecoder):
 
     mode = "static"
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 (transformers is untyped)
+    def __init__(self, model: Any) -> None:
         super().__init__(model)
         self._caches: dict[tuple[int, int], Any] = {}
 
-    def begin(self, rows: int, length: int) -> Any:  # noqa: ANN401
+    def begin(self, rows: int, length: int) -> Any:
         """A cache of exactly ``length`` tokens, reused from the last generation of that shape."""
         from transformers import StaticCache
 
@@ -115,13 +115,13 @@ class GraphDecoder(StaticDecoder):
 
     mode = "graph"
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 (transformers is untyped)
+    def __init__(self, model: Any) -> None:
         super().__init__(model)
         self._int8 = StaticInt8(model)
         self._recordings: dict[int, _Recording | None] = {}
         """By the identity of the cache; ``None`` after the first step."""
 
-    def begin(self, rows: int, length: int) -> Any:  # noqa: ANN401
+    def begin(self, rows: int, length: int) -> Any:
         """A cache of fixed size, whose address the recording knows."""
         self._require_one_gpu()
         cache = super().begin(rows, length)
@@ -130,7 +130,7 @@ class GraphDecoder(StaticDecoder):
         self._int8.reset()
         return cache
 
-    def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:  # noqa: ANN401
+    def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         """A replay, except for the prompt and for the first two steps of a shape."""
         if ids.shape[1] > 1:
             return super().step(ids, positions, cache)
@@ -162,11 +162,11 @@ class GraphDecoder(StaticDecoder):
             where = ", ".join(sorted(map(str, devices)))
             raise DecoderUnsupported(f"CUDA graphs need the model on one GPU, it is on {where}")
 
-    def _one(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:  # noqa: ANN401
+    def _one(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         with self._int8.in_force():
             return self._best(ids, positions, cache, None)
 
-    def _record(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> _Recording:  # noqa: ANN401
+    def _record(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> _Recording:
         import torch
 
         try:
@@ -219,7 +219,7 @@ class CompiledDecoder(StaticDecoder):
 
     mode = "compile"
 
-    def __init__(self, model: Any, backend: str = "inductor") -> None:  # noqa: ANN401
+    def __init__(self, model: Any, backend: str = "inductor") -> None:
         import torch
 
         super().__init__(model)
@@ -236,12 +236,12 @@ class CompiledDecoder(StaticDecoder):
             dynamic=None if sliding else False,
         )
 
-    def begin(self, rows: int, length: int) -> Any:  # noqa: ANN401
+    def begin(self, rows: int, length: int) -> Any:
         """A cache of fixed size, so that one compilation serves all steps."""
         self._int8.reset()
         return super().begin(rows, length)
 
-    def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:  # noqa: ANN401
+    def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         """A compiled step, except for the prompt."""
         import torch
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
@@ -270,12 +270,7 @@ class CompiledDecoder(StaticDecoder):
         super().close()
         torch._dynamo.reset()
 
-    def _sliding_masks(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        cache: Any,  # noqa: ANN401 (transformers is untyped)
-    ) -> Any:  # noqa: ANN401 (a mask by kind of layer, or None)
+    def _sliding_masks(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> Any:
         """Masks of models with sliding windows, which depend on a count kept in Python.
 
         Made inside the compiled step they would have it compiled anew at every token.
@@ -293,6 +288,6 @@ class CompiledDecoder(StaticDecoder):
         )
 
 
-def _inductor_options(model: Any) -> dict[str, Any]:  # noqa: ANN401 (transformers is untyped)
+def _inductor_options(model: Any) -> dict[str, Any]:
     """Round where the uncompiled step rounds, so that 16-bit results are the same."""
     return {"emulate_precision_casts": True, "triton.cudagraphs": model.device.type == "cuda"}

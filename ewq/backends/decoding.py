@@ -44,12 +44,7 @@ class GreedyDecoding:
         InputError: an unknown mode.
     """
 
-    def __init__(
-        self,
-        model: Any,  # noqa: ANN401 (transformers is untyped)
-        mode: str,
-        synchronize: Callable[[], None],
-    ) -> None:
+    def __init__(self, model: Any, mode: str, synchronize: Callable[[], None]) -> None:
         if mode not in MODES:
             raise InputError(f"unknown decode mode {mode!r}; give one of {', '.join(MODES)}")
         if mode == AUTO:

@@ -28,7 +28,7 @@ class DecoderUnsupported(Exception):
 class StaticInt8:
     """A model's LLM.int8 modules, which compute in fixed shapes while :meth:`in_force`."""
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 (transformers is untyped)
+    def __init__(self, model: Any) -> None:
         on_one_device = len({parameter.device for parameter in model.parameters()}) == 1
         modules = [module for module in model.modules() if _looks_for_outliers(module)]
         self._exceeded = self._flag(model.device) if modules and on_one_device else None
@@ -81,11 +81,11 @@ class StaticInt8:
         return flag
 
 
-def _looks_for_outliers(module: Any) -> bool:  # noqa: ANN401 (a module)
+def _looks_for_outliers(module: Any) -> bool:
     return type(module).__name__ == "Linear8bitLt" and module.state.threshold > 0
 
 
-def int8_product(module: Any, exceeded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+def int8_product(module: Any, exceeded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """What ``Linear8bitLt.forward`` computes at inference, after its first call.
 
     The formula is that of bitsandbytes' ``int8_vectorwise_quant`` and

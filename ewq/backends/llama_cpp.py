@@ -41,12 +41,7 @@ class LlamaCppModel:
         info: facts about the model.
     """
 
-    def __init__(
-        self,
-        native: NativeModel,
-        tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
-        info: ModelInfo,
-    ) -> None:
+    def __init__(self, native: NativeModel, tokenizer: Any, info: ModelInfo) -> None:
         self.info = info
         self.tokenizer: Any = tokenizer
         self.batch_tokens = native.batch_tokens
@@ -237,7 +232,7 @@ def group_by_tokens(lengths: Sequence[int], budget: int, most: int) -> list[rang
 
 def load_llama_cpp(
     path: str | Path,
-    tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
+    tokenizer: Any,
     *,
     device: str = "cpu",
     threads: int | None = None,

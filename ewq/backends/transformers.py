@@ -18,11 +18,11 @@ __all__ = ["TransformersModel", "load_transformers"]
 def load_transformers(
     folder: str | Path,
     *,
-    quantization_config: Any = None,  # noqa: ANN401 (any transformers quantization config)
+    quantization_config: Any = None,
     device: str = "cpu",
     dtype: str = "float32",
     batch_tokens: int = 8192,
-    tokenizer: Any = None,  # noqa: ANN401 (transformers is untyped)
+    tokenizer: Any = None,
     decode_mode: str = AUTO,
 ) -> TransformersModel:
     """Load a model folder; code that comes with the model is never run.
@@ -61,7 +61,7 @@ def load_transformers(
     )
 
 
-def _load_options(dtype: str, device: str, quantization_config: Any) -> dict[str, Any]:  # noqa: ANN401
+def _load_options(dtype: str, device: str, quantization_config: Any) -> dict[str, Any]:
     import torch
 
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -73,7 +73,7 @@ def _load_options(dtype: str, device: str, quantization_config: Any) -> dict[str
     return options
 
 
-def _load(folder: Path, options: dict[str, Any]) -> Any:  # noqa: ANN401 (transformers is untyped)
+def _load(folder: Path, options: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
@@ -89,7 +89,7 @@ def _load(folder: Path, options: dict[str, Any]) -> Any:  # noqa: ANN401 (transf
     return model
 
 
-def _require_no_offload(folder: Path, model: Any) -> None:  # noqa: ANN401
+def _require_no_offload(folder: Path, model: Any) -> None:
     """accelerate puts what the GPUs cannot hold in RAM or on disk, and speeds would be of that."""
     if any(parameter.device.type != "cuda" for parameter in model.parameters()):
         raise MeasurementError(
@@ -108,7 +108,7 @@ def _require_all_weights(folder: Path, loading: dict[str, Any]) -> None:
         )
 
 
-def _checkpoint_dtype(folder: Path) -> Any:  # noqa: ANN401 (a torch.dtype, or None)
+def _checkpoint_dtype(folder: Path) -> Any:
     """The type that the checkpoint's config declares."""
     from transformers import AutoConfig
 

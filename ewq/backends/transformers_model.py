@@ -54,8 +54,8 @@ class TransformersModel:
 
     def __init__(
         self,
-        model: Any,  # noqa: ANN401 (transformers is untyped)
-        tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
+        model: Any,
+        tokenizer: Any,
         *,
         batch_tokens: int = 8192,
         decode_mode: str = AUTO,
@@ -173,7 +173,7 @@ class TransformersModel:
         return tuple(self._decoding.notes)
 
     @property
-    def _model(self) -> Any:  # noqa: ANN401 (transformers is untyped)
+    def _model(self) -> Any:
         if self._loaded is None:
             raise MeasurementError("the model has been closed; load it again to use it")
         return self._loaded
@@ -202,7 +202,7 @@ class TransformersModel:
             forked = fork(cache, len(batch)) if cache is not None else None
             yield batch, self._forward(forked, len(shared), chosen, [kept[i] for i in batch])
 
-    def _prefill(self, shared: list[int]) -> Any:  # noqa: ANN401 (transformers is untyped)
+    def _prefill(self, shared: list[int]) -> Any:
         cache = new_cache(self._model.config)
         if shared:
             self._forward(cache, 0, [shared], [1])
@@ -210,7 +210,7 @@ class TransformersModel:
 
     def _forward(
         self,
-        cache: Any,  # noqa: ANN401 (transformers is untyped)
+        cache: Any,
         shared: int,
         rows: Sequence[Sequence[int]],
         kept: Sequence[int],
@@ -254,10 +254,7 @@ def _gather(logits: torch.Tensor, tokens: Sequence[int]) -> NDArray[np.float32]:
     return array
 
 
-def describe(
-    model: Any,  # noqa: ANN401 (transformers is untyped)
-    checkpoint_dtype: torch.dtype | None = None,
-) -> ModelInfo:
+def describe(model: Any, checkpoint_dtype: torch.dtype | None = None) -> ModelInfo:
     """Facts about a loaded transformers model; ``checkpoint_dtype`` as in :func:`weights_bytes`.
 
     Raises:
@@ -283,7 +280,7 @@ def describe(
     )
 
 
-def _context_length(config: Any) -> int | None:  # noqa: ANN401 (transformers is untyped)
+def _context_length(config: Any) -> int | None:
     """The longest sequence over which positions mean the same, however it is fed.
 
     ``longrope`` (Phi) turns to other frequencies for the whole sequence once it is longer than

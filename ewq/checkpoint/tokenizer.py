@@ -31,7 +31,7 @@ def tokenizer_digest(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def load_tokenizer(folder: Path, label: str) -> Any:  # noqa: ANN401 - transformers is untyped
+def load_tokenizer(folder: Path, label: str) -> Any:
     """The checkpoint's own ``transformers`` tokenizer.
 
     Args:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import BackendUnavailable, CheckpointError
@@ -53,24 +52,13 @@ def cached_gguf(
 
 def export_notes(path: Path) -> tuple[str, ...]:
     """What the export of a cached file had to say: fallbacks, and weights left as they were."""
-    return _Entry.of(path).notes
+    return tuple(_entry(path)["notes"])
 
 
-@dataclass(frozen=True)
-class _Entry:
+def _entry(path: Path) -> dict[str, Any]:
     """What is kept beside a cached file, written last: without it the file counts as cut short."""
-
-    fingerprint: str
-    notes: tuple[str, ...]
-
-    @staticmethod
-    def of(path: Path) -> _Entry:
-        data = json.loads(_entry_path(path).read_text(encoding="utf-8"))
-        return _Entry(data["fingerprint"], tuple(data["notes"]))
-
-
-def _entry_path(path: Path) -> Path:
-    return path.with_suffix(".json")
+    entry: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return entry
 
 
 def _find_or_make(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress) -> Path:
@@ -83,9 +71,9 @@ def _find_or_make(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress
         base = _base(checkpoint, recipe, folder, work, progress)
         report = build(base, recipe, out, work, progress)
     # Here token ids come from the checkpoint's own tokenizer, whatever llama.cpp makes of it.
-    notes = tuple(note for note in report.notes if note != UNKNOWN_TOKENIZER_NOTE)
-    entry = _Entry(open_checkpoint(out).fingerprint, notes)
-    write_text(_entry_path(out), json.dumps(asdict(entry)))
+    notes = [note for note in report.notes if note != UNKNOWN_TOKENIZER_NOTE]
+    entry = {"fingerprint": open_checkpoint(out).fingerprint, "notes": notes}
+    write_text(out.with_suffix(".json"), json.dumps(entry))
     return out
 
 
@@ -103,8 +91,8 @@ def _base(
 def _is_intact(path: Path) -> bool:
     """Whether a file is the one that was exported, by its header and samples of its content."""
     try:
-        return _Entry.of(path).fingerprint == open_checkpoint(path).fingerprint
-    except (OSError, ValueError, KeyError, CheckpointError):
+        return bool(_entry(path)["fingerprint"] == open_checkpoint(path).fingerprint)
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError):
         return False
 
 

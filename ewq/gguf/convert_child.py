@@ -63,7 +63,7 @@ def forbid_code_of_models() -> None:
         setattr(dynamic_module_utils, name, refuse)
 
 
-def allow_unknown_tokenizers(owner: Any) -> None:  # noqa: ANN401 (a module of any version)
+def allow_unknown_tokenizers(owner: Any) -> None:
     """Write a plain vocabulary where the converter would give up on the tokenizer.
 
     An unrecognised splitting rule is named ``default``; a missing SentencePiece
@@ -74,7 +74,7 @@ def allow_unknown_tokenizers(owner: Any) -> None:  # noqa: ANN401 (a module of a
     name_rule: Callable[..., str] = model.get_vocab_base_pre
     prepare: Callable[..., None] | None = getattr(model, "prepare_metadata", None)
 
-    def tolerant_name(self: Any, tokenizer: Any) -> str:  # noqa: ANN401
+    def tolerant_name(self: Any, tokenizer: Any) -> str:
         try:
             return name_rule(self, tokenizer)
         except NotImplementedError:
@@ -87,7 +87,7 @@ def allow_unknown_tokenizers(owner: Any) -> None:  # noqa: ANN401 (a module of a
 
 
 def _with_plain_vocabulary(prepare: Callable[..., None]) -> Callable[..., None]:
-    def tolerant_prepare(self: Any, **options: Any) -> None:  # noqa: ANN401
+    def tolerant_prepare(self: Any, **options: Any) -> None:
         self.set_vocab = _with_fallback(self.set_vocab, self._set_vocab_gpt2)
         prepare(self, **options)
 

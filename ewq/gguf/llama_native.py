@@ -38,7 +38,7 @@ _log_callback: list[Any] = []
 """Keeps the ctypes callback alive for as long as the library may call it."""
 
 
-def llama_library() -> Any:  # noqa: ANN401 (ctypes module)
+def llama_library() -> Any:
     """llama.cpp's C functions, quiet, with error messages kept for our own errors.
 
     Raises:
@@ -57,7 +57,7 @@ def llama_library() -> Any:  # noqa: ANN401 (ctypes module)
     return library
 
 
-def check_device(device: str) -> Any:  # noqa: ANN401 (ctypes module)
+def check_device(device: str) -> Any:
     """llama.cpp's C functions, if they can compute on a device.
 
     Raises:
@@ -85,20 +85,19 @@ def _close_at_exit() -> None:
             atexit.register(file.close)
 
 
-def remember(level: int, text: bytes, _user_data: Any) -> None:  # noqa: ANN401 (C pointer)
+def remember(level: int, text: bytes, _user_data: Any) -> None:
     """Log callback: keep error messages, drop the rest."""
     if level == _LOG_ERROR:
         _messages.append(text.decode("utf-8", errors="replace").strip())
 
 
-def last_message() -> str:
-    """The last error llama.cpp logged, on one line, or a stand-in."""
-    return " ".join(_messages[-1].split()) if _messages else "no reason given"
+def logged_error(index: int = -1) -> str:
+    """An error llama.cpp logged, on one line: by default the last.
 
-
-def first_message() -> str:
-    """The first error of the current step: later ones only repeat that it failed."""
-    return " ".join(_messages[0].split()) if _messages else "no reason given"
+    Of a step that began by forgetting earlier ones, the first (0) says most: later ones only
+    repeat that it failed.
+    """
+    return " ".join(_messages[index].split()) if _messages else "no reason given"
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Tokens:
         )
 
     @staticmethod
-    def stretch(ids: Any, position: int, sequence: int, wanted_from: int) -> Tokens:  # noqa: ANN401
+    def stretch(ids: Any, position: int, sequence: int, wanted_from: int) -> Tokens:
         """One stretch of one sequence; outputs are wanted from index ``wanted_from`` on."""
         array = np.asarray(ids, dtype=np.int32)
         wanted = np.zeros(len(array), dtype=np.int8)
@@ -183,7 +182,7 @@ class NativeModel:
         self.trained_context = int(self._lib.llama_model_n_ctx_train(self._model))
         self._rows_cap = max(1, _OUTPUT_BYTES // (4 * self.vocab_size))
 
-    def _load(self, path: Path) -> Any:  # noqa: ANN401 (opaque pointer)
+    def _load(self, path: Path) -> Any:
         params = self._lib.llama_model_default_params()
         params.n_gpu_layers = 0 if self._device == "cpu" else -1
         index = self._device.partition(":")[2]
@@ -193,7 +192,7 @@ class NativeModel:
         _messages.clear()
         model = self._lib.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
-            raise CheckpointError(f"{path}: llama.cpp cannot load this file: {first_message()}")
+            raise CheckpointError(f"{path}: llama.cpp cannot load this file: {logged_error(0)}")
         return model
 
     @property
@@ -208,7 +207,7 @@ class NativeModel:
         }
 
     @property
-    def model(self) -> Any:  # noqa: ANN401 (opaque pointer)
+    def model(self) -> Any:
         """The model's pointer; raises once it has been freed."""
         if self._model is None:
             raise MeasurementError("this llama.cpp model is closed; load it again")
@@ -223,7 +222,7 @@ class NativeModel:
             self._context = self._new_context(model)
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
 
-    def _new_context(self, model: Any) -> Any:  # noqa: ANN401 (opaque pointer)
+    def _new_context(self, model: Any) -> Any:
         params = self._lib.llama_context_default_params()
         params.n_ctx = self._cells
         params.n_batch = params.n_ubatch = min(self.batch_tokens, self._cells)
@@ -241,7 +240,7 @@ class NativeModel:
         context = self._lib.llama_init_from_model(model, params)
         if not context:
             raise MeasurementError(
-                f"llama.cpp cannot make a context of {self._cells} tokens: {last_message()}"
+                f"llama.cpp cannot make a context of {self._cells} tokens: {logged_error()}"
             )
         return context
 
@@ -261,7 +260,8 @@ class NativeModel:
         A block is llama.cpp's own memory: it is valid only until the next one is asked for.
         """
         for part in self._parts(tokens):
-            yield self._decode_part(part)
+            self.run(part)
+            yield self.logits(int(part.wanted.sum()))
 
     def _parts(self, tokens: Tokens) -> Iterator[Tokens]:
         limit = min(self.batch_tokens, self._cells)
@@ -275,10 +275,6 @@ class NativeModel:
             end = min(len(tokens), begin + limit, max(begin + 1, by_rows))
             yield tokens.part(begin, end)
             begin = end
-
-    def _decode_part(self, tokens: Tokens) -> NDArray[np.float32]:
-        self.run(tokens)
-        return self.logits(int(tokens.wanted.sum()))
 
     def run(self, tokens: Tokens) -> None:
         """Compute one batch and wait for it."""
@@ -303,7 +299,7 @@ class NativeModel:
         if status != 0:
             raise MeasurementError(
                 f"llama.cpp failed on a batch of {len(ids)} tokens (code {status}): "
-                f"{last_message()}"
+                f"{logged_error()}"
             )
 
     def logits(self, rows: int) -> NDArray[np.float32]:
@@ -332,5 +328,5 @@ class NativeModel:
             self._model = None
 
 
-def _pointer(array: NDArray[Any], kind: Any) -> Any:  # noqa: ANN401 (ctypes types)
+def _pointer(array: NDArray[Any], kind: Any) -> Any:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))

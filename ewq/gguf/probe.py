@@ -115,12 +115,7 @@ def shape_of_config(config: Mapping[str, Any], blocks: int) -> Shape:
     )
 
 
-def require_same_model(
-    path: Path,
-    ours: Shape,
-    tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
-    label: str,
-) -> None:
+def require_same_model(path: Path, ours: Shape, tokenizer: Any, label: str) -> None:
     """Refuse a file whose shape or whose tokens are not those of the model under test.
 
     Args:
@@ -166,7 +161,7 @@ def _compatible(ours: Shape, theirs: Shape) -> bool:
     )
 
 
-def _differing_tokens(metadata: Mapping[str, Any], tokenizer: Any) -> tuple[int, int]:  # noqa: ANN401
+def _differing_tokens(metadata: Mapping[str, Any], tokenizer: Any) -> tuple[int, int]:
     """Normal tokens spelled otherwise, and how many were compared; ``(0, 0)`` without a list."""
     tokens, types = metadata.get(TOKENS), metadata.get(TOKEN_TYPES)
     if not isinstance(tokens, list) or not isinstance(types, list):

@@ -163,7 +163,7 @@ def main(job: QuantizeJob) -> None:
         InputError: llama.cpp has no such recipe or type.
         EwqError: llama.cpp gave up; its last error is quoted.
     """
-    from ewq.gguf.llama_native import last_message, llama_library
+    from ewq.gguf.llama_native import llama_library, logged_error
 
     library = llama_library()
     callback = library.llama_log_callback(_report)
@@ -181,7 +181,7 @@ def main(job: QuantizeJob) -> None:
         kept.append(_set_imatrix(library, params, job.imatrix))
     source, out = os.fsencode(job.source), os.fsencode(job.out)
     if library.llama_model_quantize(source, out, ctypes.byref(params)):
-        raise EwqError(f"llama.cpp could not quantize {_begun[-1]}: {last_message()}")
+        raise EwqError(f"llama.cpp could not quantize {_begun[-1]}: {logged_error()}")
 
 
 _line: list[str] = []
@@ -190,7 +190,7 @@ _begun: list[str] = ["the file"]
 """Tensors, in the order in which llama.cpp turned to them."""
 
 
-def _report(level: int, text: bytes, user_data: Any) -> None:  # noqa: ANN401 (C pointer)
+def _report(level: int, text: bytes, user_data: Any) -> None:
     from ewq.gguf.llama_native import remember
 
     remember(level, text, user_data)
@@ -214,7 +214,7 @@ def _say(*words: str) -> None:
     sys.stdout.flush()
 
 
-def _recipe_number(library: Any, name: str) -> int:  # noqa: ANN401 (C library)
+def _recipe_number(library: Any, name: str) -> int:
     key = f"LLAMA_FTYPE_{'ALL' if name == 'F32' else 'MOSTLY'}_{name}"
     value = getattr(library, key, None)
     if value is None:
@@ -231,7 +231,7 @@ def _type_number(name: str) -> int:
         raise InputError(f"ggml has no type {name!r}; try F16, BF16, Q8_0, Q6_K or Q4_K") from None
 
 
-def _set_types(library: Any, params: Any, types: Mapping[str, str]) -> Any:  # noqa: ANN401
+def _set_types(library: Any, params: Any, types: Mapping[str, str]) -> Any:
     """Tell llama.cpp exact types; what is returned must live as long as ``params``."""
     # The array ends with an entry whose pattern is null; ctypes zeroes it.
     entries = (library.llama_model_tensor_override * (len(types) + 1))()
@@ -242,7 +242,7 @@ def _set_types(library: Any, params: Any, types: Mapping[str, str]) -> Any:  # n
     return entries
 
 
-def _set_imatrix(library: Any, params: Any, path: Path) -> Any:  # noqa: ANN401 (C structures)
+def _set_imatrix(library: Any, params: Any, path: Path) -> Any:
     """Tell llama.cpp importances; what is returned must live as long as ``params``."""
     importance = read_imatrix(path)
     entries = (library.llama_model_imatrix_data * (len(importance) + 1))()

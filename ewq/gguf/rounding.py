@@ -34,7 +34,7 @@ class _TypeTraits(ctypes.Structure):
 
 
 @cache
-def _library() -> Any:  # noqa: ANN401 (ctypes)
+def _library() -> Any:
     """libggml-base, which llama-cpp-python brings along."""
     from ewq.gguf.llama_native import llama_library
 

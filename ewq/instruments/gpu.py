@@ -60,7 +60,7 @@ class NvmlDevice:
 
     name = "nvml-device"
 
-    def __init__(self, uuid: str, nvml: Any = None) -> None:  # noqa: ANN401 (untyped module)
+    def __init__(self, uuid: str, nvml: Any = None) -> None:
         self._nvml = _pynvml() if nvml is None else nvml
         self._uuid = uuid
         try:
@@ -179,7 +179,7 @@ def slowest(states: Sequence[ClockState]) -> ClockState:
     )
 
 
-def uuid_of(properties: Any) -> str:  # noqa: ANN401 (torch's device properties)
+def uuid_of(properties: Any) -> str:
     """The driver's name of a GPU, from torch's properties of it."""
     uuid = str(properties.uuid)
     return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
@@ -202,7 +202,7 @@ def _open_gpu(device: str) -> NvmlDevice:
     return NvmlDevice(uuid_of(torch.cuda.get_device_properties(device)))
 
 
-def _pynvml() -> Any:  # noqa: ANN401 (untyped module)
+def _pynvml() -> Any:
     try:
         import pynvml
     except ImportError as error:

@@ -199,7 +199,7 @@ def _stored_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
         yield from _tensors(getattr(module, "state", None), "SCB")
 
 
-def _state_tensors(state: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401 (bitsandbytes is untyped)
+def _state_tensors(state: Any) -> Iterator[torch.Tensor]:
     if state is not None:
         yield from _tensors(state, "absmax", "code", "offset")
         yield from _state_tensors(getattr(state, "state2", None))

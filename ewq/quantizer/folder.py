@@ -121,7 +121,7 @@ def _check(checkpoint: Checkpoint) -> None:
         )
 
 
-def _load(checkpoint: Checkpoint, config: EwqConfig, device: str) -> Any:  # noqa: ANN401
+def _load(checkpoint: Checkpoint, config: EwqConfig, device: str) -> Any:
     """The quantized model, of the class that the checkpoint names."""
     import transformers
 
@@ -140,7 +140,7 @@ def _load(checkpoint: Checkpoint, config: EwqConfig, device: str) -> Any:  # noq
         raise CheckpointError(f"cannot load {checkpoint.model}: {first_line(error)}") from error
 
 
-def _save(model: Any, source: Path, folder: Path) -> None:  # noqa: ANN401 (a PreTrainedModel)
+def _save(model: Any, source: Path, folder: Path) -> None:
     """Save the model; how to generate with it stays as the original says.
 
     transformers loads generation parameters that it then refuses to save: contradictory ones, and

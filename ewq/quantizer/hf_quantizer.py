@@ -85,8 +85,8 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
 
     def _process_model_before_weight_loading(
         self,
-        model: Any,  # noqa: ANN401 (a PreTrainedModel)
-        device_map: Any = None,  # noqa: ANN401 (str or dict)
+        model: Any,
+        device_map: Any = None,
         dtype: torch.dtype | None = None,
         checkpoint_files: Sequence[str] | None = None,
         **kwargs: object,
@@ -124,11 +124,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
         assert settled is not None  # just made where it was missing
         return settled
 
-    def _placed(
-        self,
-        modules: dict[str, Precision],
-        device_map: Any,  # noqa: ANN401 (str or dict)
-    ) -> dict[str, Precision]:
+    def _placed(self, modules: dict[str, Precision], device_map: Any) -> dict[str, Precision]:
         """Without the modules that offloading keeps unquantized, as bitsandbytes' methods do."""
         offload = self.quantization_config.llm_int8_enable_fp32_cpu_offload
         if not offload or not isinstance(device_map, dict):
@@ -137,11 +133,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
         outside = {n for n in modules for path in kept if f"{n}.".startswith(f"{path}.")}
         return {name: of for name, of in modules.items() if name not in outside}
 
-    def _process_model_after_weight_loading(
-        self,
-        model: Any,  # noqa: ANN401 (a PreTrainedModel)
-        **kwargs: object,
-    ) -> Any:  # noqa: ANN401 (the same model)
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: object) -> Any:
         self.pages.release()
         for precision in self.precisions & LOADED.keys():
             setattr(model, LOADED[precision], True)
@@ -166,15 +158,11 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
         """What transformers writes when it saves the model."""
         return state_to_save(model), {}
 
-    def _dequantize(
-        self,
-        model: Any,  # noqa: ANN401 (a PreTrainedModel)
-        dtype: torch.dtype | None = None,
-    ) -> Any:  # noqa: ANN401 (the same model)
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         dequantize_model(model, dtype or model.dtype)
         return model
 
-    def remove_quantization_config(self, model: Any) -> None:  # noqa: ANN401 (a PreTrainedModel)
+    def remove_quantization_config(self, model: Any) -> None:
         """Forget everything that marks a model as quantized."""
         super().remove_quantization_config(model)  # type: ignore[no-untyped-call]
         for name in ("get_memory_footprint", *LOADED.values()):

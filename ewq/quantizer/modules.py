@@ -57,7 +57,7 @@ def replacement(
     return new.requires_grad_(False).train(module.training)
 
 
-def _features(module: Any) -> tuple[int, int]:  # noqa: ANN401 (a linear module)
+def _features(module: Any) -> tuple[int, int]:
     """``(in, out)`` of a linear module; ``Conv1D`` stores its weight as ``[in, out]``."""
     if isinstance(module, Conv1D):
         rows, columns = module.weight.shape
@@ -152,7 +152,7 @@ def _undo_repacking(module: Linear4bit) -> None:
     parameter.data, parameter.quant_state, module.quant_state = weight, state, state
 
 
-def dequantized_weight(module: Any) -> torch.Tensor:  # noqa: ANN401 (a quantized module)
+def dequantized_weight(module: Any) -> torch.Tensor:
     """The values that a quantized module multiplies with: ``[out, in]``."""
     if isinstance(module, Linear4bit):
         _undo_repacking(module)

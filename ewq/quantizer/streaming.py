@@ -52,7 +52,7 @@ def is_quantized_weight(model: nn.Module, parameter: str) -> bool:
 class EwqQuantize(ConversionOps):
     """Quantizes the weights of one converter as their modules' classes say."""
 
-    def __init__(self, hf_quantizer: Any) -> None:  # noqa: ANN401 (the quantizer makes these)
+    def __init__(self, hf_quantizer: Any) -> None:
         self.hf_quantizer = hf_quantizer
 
     @remember_error
