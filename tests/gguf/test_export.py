@@ -267,7 +267,7 @@ def test_a_type_that_needs_importances_is_refused_without(type_name):
 
 
 def test_rows_that_no_type_divides_are_noted_for_a_recipe_of_llama_cpp_too(tmp_path, gguf_cache):
-    odd = save_odd(tmp_path / "odd")
+    odd = save_odd(tmp_path / ("m" * 247))
     path = cached_gguf(odd, make_recipe("Q4_K_M"), gguf_cache)
     report = export_gguf(odd, tmp_path / "o.gguf", make_recipe("Q4_K_M"))
     assert len(report.fallbacks) == 16
