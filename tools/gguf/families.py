@@ -68,7 +68,8 @@ def main(names: list[str]) -> None:
         for outcome in outcomes:
             if outcome.converted == YES:
                 _use(outcome, Path(scratch))
-            print(outcome.name, outcome.converted, outcome.planned, outcome.opened, sep=" | ")
+            row = (outcome.name, outcome.converted, outcome.planned, outcome.opened)
+            sys.stdout.write(" | ".join(row) + "\n")
     if not names:
         PAGE.write_text(_page(outcomes), encoding="utf-8")
 
