@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ewq.cli.report import STDOUT, write_output
+from ewq.cli.report import STDOUT, check_target, write_output
 
 THRESHOLDS = Path("benchmarks/thresholds.toml")
 
@@ -58,6 +58,7 @@ def compare(
     from ewq.storage.runs import newest_run, resolve_run
 
     chosen = format_ or Format(format_of(output, list(Format), Format.MD))
+    check_target(output or STDOUT)
     after = resolve_run(current, storage) if current else newest_run(storage)
     if baseline in (NEWEST, ANCESTOR):
         before = baseline_of(after, baseline, storage, Path())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -57,6 +58,7 @@ def report(
 
     chosen = format_ or Format(format_of(output, list(Format), Format.HTML))
     target = output or (DEFAULT_PAGE if chosen is Format.HTML else STDOUT)
+    check_target(target)
     found = [resolve_run(text, storage) for text in runs or ()] or [newest_run(storage)]
     page = make_page(list({run.path.resolve(): run for run in found}.values()))
     text = FORMATS[chosen.value](page)
@@ -65,22 +67,38 @@ def report(
         print(f"wrote {target} ({len(text.encode()) / 1e6:.1f} MB)", file=sys.stderr)
 
 
+def _is_stream(target: Path) -> bool:
+    """Whether it is written to, not replaced: standard output, a device or a pipe."""
+    try:
+        mode = target.stat().st_mode
+    except (OSError, ValueError):
+        return target == STDOUT
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+
+
+def check_target(target: Path) -> None:
+    """Refuse a file that could not be written, before any work for it.
+
+    Raises:
+        InputError: see :func:`ewq.files.check_output`.
+    """
+    from ewq.files import check_output
+
+    if not _is_stream(target):
+        check_output(target)
+
+
 def write_output(text: str, target: Path) -> None:
     """Write a document as UTF-8, whatever the encoding of the terminal.
 
     Raises:
         EwqError: the file cannot be written.
     """
-    from ewq.errors import EwqError
     from ewq.files import write_text
 
     if target == STDOUT:
         typer.echo(text.encode(), nl=False)
-    elif target.exists() and not target.is_file():
-        # A device or a pipe is written to, not replaced.
-        try:
-            target.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise EwqError(f"cannot write {target}: {error.strerror}") from error
+    elif _is_stream(target):
+        target.write_text(text, encoding="utf-8")
     else:
         write_text(target, text)

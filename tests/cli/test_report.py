@@ -6,7 +6,7 @@ import typer
 from typer.testing import CliRunner
 
 from ewq.cli.report import report
-from ewq.errors import EwqError, InputError
+from ewq.errors import InputError
 from tests.make_runs import stored_run
 from tests.report.example_runs import write_example
 
@@ -107,8 +107,16 @@ def test_run_without_records_is_bad_input(tmp_path):
         call(stored_run(tmp_path, []))
 
 
-def test_unwritable_target_is_a_failure_at_work(storage):
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("file/report.html", "cannot write"),
+        (f"{'x' * 300}.html", "File name too long"),
+        ("folder.html", "is a folder"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(storage, name, why):
     (storage.parent / "file").write_text("")
-    with pytest.raises(EwqError, match="cannot write") as caught:
-        call("-o", "file/report.html")
-    assert caught.value.exit_code == 3
+    (storage.parent / "folder.html").mkdir()
+    with pytest.raises(InputError, match=why):
+        call("no such run", "-o", name)
