@@ -82,8 +82,8 @@ class Plot:
     """Unique within the page; becomes an element id."""
     title: str
     caption: str
-    figure: Figure
     table: Table
+    figure: Figure = field(default_factory=dict)
     height_px: int = 420
     labels: tuple[Label, ...] = ()
 

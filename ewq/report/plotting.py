@@ -109,11 +109,6 @@ class SizedPoint:
     text: str = ""
     """The figure as tables show it."""
 
-    @property
-    def label(self) -> Label:
-        """Its name, drawn beside it."""
-        return Label(self.size, self.value, plot_text(self.variant), self.low, self.high)
-
 
 def pareto_front(points: Sequence[SizedPoint], *, higher_is_better: bool) -> list[SizedPoint]:
     """The points that no other beats in both size and value, smallest first.
@@ -132,14 +127,16 @@ def pareto_front(points: Sequence[SizedPoint], *, higher_is_better: bool) -> lis
     return kept
 
 
-def size_figure(
+def size_plot(
+    plot: Plot,
     points: Sequence[SizedPoint],
     axes: tuple[str, str],
     front: Sequence[SizedPoint] = (),
     *,
     from_zero: bool = False,
-) -> Figure:
-    """Figures against sizes: a trace for each kind of variant, and the Pareto front as a line."""
+) -> Plot:
+    """``plot`` with figures against sizes: a trace for each kind of variant, the Pareto front as
+    a line, and a label for each point."""
     line = {
         "type": "scatter", "mode": "lines", "name": "Pareto front", "hoverinfo": "skip",
         "x": [point.size for point in front], "y": [point.value for point in front],
@@ -153,7 +150,9 @@ def size_figure(
         yaxis={"range": _padded(ends, 0.1)},
     )
     traces = [_trace(kind, own, axes) for kind, own in kinds.items() if own]
-    return {"data": [line] * bool(front) + traces, "layout": frame}
+    labels = tuple(Label(p.size, p.value, plot_text(p.variant), p.low, p.high) for p in points)
+    figure = {"data": [line] * bool(front) + traces, "layout": frame}
+    return replace(plot, figure=figure, labels=labels)
 
 
 def _trace(kind: VariantKind, points: Sequence[SizedPoint], axes: tuple[str, str]) -> Figure:

@@ -180,6 +180,8 @@ def test_the_cloze_form_is_shown_where_the_letters_are_guessed():
     assert [(c.heading, c.cell(both)) for c in columns_for([both]) if "%" in c.heading] == [
         ("MMLU cloze %", "25.0 ±5.0")
     ]
+    useful = variant_rows([record("mmlu", "fp16", metrics), cloze])
+    assert "MMLU %" in [column.heading for column in columns_for(useful)]
     assert any(note.startswith("*") for note in footnotes([alone]))
     assert not any(note.startswith("*") for note in footnotes([both]))
 

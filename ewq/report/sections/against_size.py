@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ewq.report.document import Paragraph, Plot, Section, Table
 from ewq.report.estimate import Estimate, figure_text
 from ewq.report.evidence import MMLU_TASKS
-from ewq.report.plotting import SizedPoint, pareto_front, size_figure, variant_kind
+from ewq.report.plotting import SizedPoint, pareto_front, size_plot, variant_kind
 from ewq.report.rows import ReportedRun, VariantRow
 from ewq.report.table import mmlu_task, tokens_per_s
 
@@ -150,16 +150,15 @@ def _plot(shown: ReportedRun, measure: Measure, points: Sequence[SizedPoint]) ->
         for point in sorted(points, key=lambda point: point.size)
     )
     headings = ("Variant", unit, f"{measure.title}: {measure.axis}", "On the front", "Kind")
-    return Plot(
-        name=f"quality-{measure.name}",
-        title=f"{measure.title} against size",
-        caption=f"{measure.caption} Bars: 95 % intervals. Dotted: the Pareto front, variants that "
-        "no other beats in both size and quality; where bars overlap, the order is uncertain. "
-        "Open marks: uniform controls.",
-        figure=size_figure(points, (f"weights, {unit}", measure.axis), front),
-        table=Table(headings, rows, frozenset({"Kind"})),
-        labels=tuple(point.label for point in points),
+    plot = Plot(
+        f"quality-{measure.name}",
+        f"{measure.title} against size",
+        f"{measure.caption} Bars: 95 % intervals. Dotted: the Pareto front, variants that no "
+        "other beats in both size and quality; where bars overlap, the order is uncertain. Open "
+        "marks: uniform controls.",
+        Table(headings, rows, frozenset({"Kind"})),
     )
+    return size_plot(plot, points, (f"weights, {unit}", measure.axis), front)
 
 
 def speed(shown: ReportedRun) -> Section | None:
@@ -176,16 +175,14 @@ def speed(shown: ReportedRun) -> Section | None:
     ]
     if not points:
         return Section("speed", "Speed", (*warnings, table))
-    plot = Plot(
-        name="speed",
-        title="Decoding against size",
-        caption="Tokens per second at batch size 1; higher is better. Bars: 10th to 90th "
-        "percentile of the rounds.",
-        figure=size_figure(points, (f"weights, {shown.unit.name}", "tokens/s"), from_zero=True),
-        table=table,
-        labels=tuple(point.label for point in points),
+    caption = (
+        "Tokens per second at batch size 1; higher is better. Bars: 10th to 90th percentile of "
+        "the rounds."
     )
-    return Section("speed", "Speed against size", (*warnings, plot))
+    plot = Plot("speed", "Decoding against size", caption, table)
+    axes = (f"weights, {shown.unit.name}", "tokens/s")
+    drawn = size_plot(plot, points, axes, from_zero=True)
+    return Section("speed", "Speed against size", (*warnings, drawn))
 
 
 def _clock_doubts(rows: Sequence[VariantRow]) -> list[str]:

@@ -51,7 +51,7 @@ def _domain_map(rows: Sequence[VariantRow]) -> Plot | None:
         else "Perplexity; nothing in this run was paired with FP16."
     )
     return map_plot(
-        Plot("domains", "Perplexity by domain", caption, {}, Table(("Variant", *found), ())),
+        Plot("domains", "Perplexity by domain", caption, Table(("Variant", *found), ())),
         {name: [_cell(each, paired) for each in line] for name, line in estimates.items()},
         found,
         colorscale=BETTER_OR_WORSE if paired else NEUTRAL,

@@ -89,8 +89,7 @@ def _drawn(counted: _Flips) -> tuple[Paragraph | Plot, ...]:
         "− became wrong, + became right; colour: their share of the subject's questions, whose "
         "number stands behind its name."
     )
-    headings = Table(("Subject", *counted), ())
-    plot = Plot("flips", "Flips by subject", caption, {}, headings)
+    plot = Plot("flips", "Flips by subject", caption, Table(("Subject", *counted), ()))
     return (intro, map_plot(plot, cells, list(counted), colorscale=WORSE, zmin=0.0))
 
 
