@@ -90,7 +90,6 @@ class PairedRatio:
     stderr: float | None
     interval: Interval | None
     """95 % bounds; see :func:`paired_interval`. ``None`` where there is no error."""
-    smallest_detectable: float | None
     freedom: int | None
     """Degrees of freedom of ``stderr``: clusters - 1; ``None`` where there is none."""
 
@@ -173,12 +172,11 @@ def paired_ratio(
     before, after = _pair(base, new)
     estimate = clustered_ratio(after - before, tokens, clusters)
     if estimate.stderr is None:
-        return PairedRatio(estimate.value, None, None, None, None)
+        return PairedRatio(estimate.value, None, None, None)
     return PairedRatio(
         ln_ratio=estimate.value,
         stderr=estimate.stderr,
         interval=paired_interval(after - before, tokens, clusters),
-        smallest_detectable=smallest_detectable_difference(estimate.stderr, df=estimate.freedom),
         freedom=estimate.freedom,
     )
 

@@ -29,6 +29,7 @@ from ewq.backends.transformers import load_transformers
 from ewq.checkpoint.embedded import EMBEDDED_MODEL, embedded_model
 from ewq.data.mmlu import load_mmlu
 from ewq.tasks import mmlu
+from ewq.tasks.mmlu_scores import unpack_logprobs
 
 SUBJECTS = (
     "anatomy",
@@ -90,7 +91,7 @@ def measure(model, options):
             result = mmlu.run(loaded, data.only([subject]), shots=options.shots)
             seconds["ewq_wall_s"] += time.perf_counter() - wall
             seconds["ewq_cpu_s"] += time.process_time() - cpu
-            ours.append(mmlu.unpack_logprobs(result.side["logprobs"]))
+            ours.append(unpack_logprobs(result.side["logprobs"]))
             reply = ask_lm_eval(subject)
             seconds["lm_eval_wall_s"] += reply["wall_s"]
             seconds["lm_eval_cpu_s"] += reply["cpu_s"]

@@ -20,7 +20,7 @@ from ewq.harness.references import References
 from ewq.harness.subject import Subject
 from ewq.progress import Progress
 from ewq.record import Record
-from ewq.tasks.table import TASKS, Pairing
+from ewq.tasks.table import TASKS, Inputs, Pairing
 from ewq.tasks.tiers import Tier
 from ewq.variants import REFERENCE, Variant
 
@@ -70,6 +70,19 @@ class Bench:
     def handle(self, variant: Variant) -> VariantHandle:
         """A handle that loads ``variant`` on first use; loads are counted."""
         return VariantHandle(variant, self._load_watched)
+
+    def inputs(self, handle: VariantHandle) -> Inputs:
+        """What a task gets to measure the variant of ``handle``."""
+        return Inputs(
+            model=lambda: handle.model,
+            load_reading=lambda: handle.load_reading,
+            questions=lambda: self.data.mmlu,
+            texts=lambda: self.data.texts,
+            definition=lambda: self.data.definition,
+            distributions=lambda: self.references.distributions(handle),
+            sizes=self.sizes,
+            progress=self.progress,
+        )
 
     def _load_watched(self, variant: Variant) -> tuple[Loaded, LoadReading]:
         from ewq.instruments.load_watch import LoadWatch

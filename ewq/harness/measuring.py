@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ewq.errors import EwqError, MeasurementError
 from ewq.gating.gates import judge
 from ewq.harness.handle import VariantHandle
-from ewq.harness.inputs import BenchInputs
 from ewq.harness.out_of_memory import reported
 from ewq.measurement import TaskResult
 from ewq.record import Reason, Record, Verdict
@@ -60,7 +59,7 @@ def _fresh(bench: Bench, handle: VariantHandle, task: str, benchmark: BenchmarkF
     _kept(lambda: bench.journal.started(key))
     try:
         with reported(f"{handle.name}, {task}", bench.placement.device):
-            work = TASKS[task].prepare(BenchInputs(bench, handle))
+            work = TASKS[task].prepare(bench.inputs(handle))
             _time(benchmark, work)
             record = _record(bench, handle, task, work)
     except BaseException as error:  # Ctrl-C too: it is no crash of the variant

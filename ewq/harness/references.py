@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from ewq.errors import EwqError
 from ewq.files import cache_dir
-from ewq.harness.inputs import BenchInputs
 from ewq.harness.out_of_memory import reported
 from ewq.measurement import Doubt, DoubtKind, TaskResult
 from ewq.tasks.table import TASKS, Pairing
@@ -123,7 +122,7 @@ class References:
         if TASKS[task].pairing is Pairing.DISTRIBUTIONS:
             self._record(handle)
             return
-        work = TASKS[task].prepare(BenchInputs(self._bench, handle))
+        work = TASKS[task].prepare(self._bench.inputs(handle))
         for _ in range(work.warmup_rounds + work.rounds):
             work.once()
         self.remember(task, work.result())

@@ -95,9 +95,9 @@ def record_reference(
 def measure(inputs: Inputs) -> TaskResult:
     """The tier's texts against the reference's recorded log-probabilities."""
     return run(
-        inputs.model,
-        inputs.texts,
-        inputs.distributions,
+        inputs.model(),
+        inputs.texts(),
+        inputs.distributions(),
         max_tokens_per_domain=inputs.sizes.divergence_tokens,
         progress=inputs.progress,
     )
@@ -140,11 +140,6 @@ def run(
             "kld_by_domain": _kld_by_domain(windows, per_window),
         },
     )
-
-
-def reference_bytes(tokens: int, vocab_size: int) -> int:
-    """Bytes on disk of a reference."""
-    return 4 * tokens * vocab_size
 
 
 def _protocol(

@@ -38,7 +38,7 @@ def measure(inputs: Inputs) -> TaskResult:
     """One round of the tier's lengths, after what earlier tasks left behind is given back."""
     release_free_memory()
     work = Round(inputs.sizes.prompt_tokens, inputs.sizes.new_tokens)
-    return run(inputs.model, inputs.load_reading, work)
+    return run(inputs.model(), inputs.load_reading(), work)
 
 
 def run(

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ewq.data.mmlu import LETTERS, MmluData, Question
 from ewq.errors import InputError, MeasurementError
-from ewq.measurement import Items, Json, Metric, TaskResult
+from ewq.measurement import Json, TaskResult
 from ewq.model import LanguageModel
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.tasks.encoding import common_prefix, encode_pairs
-from ewq.tasks.mmlu_scores import (
-    accuracy_metrics,
-    chance_doubts,
-    pack_items,
-    pair_answers,
-    require_finite,
-    require_questions,
-    tallies,
-)
+from ewq.tasks.mmlu_scores import answers_result, require_finite, require_questions
+from ewq.tasks.mmlu_scores import pair as pair
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +27,7 @@ CONTINUATIONS = tuple(f" {letter}" for letter in LETTERS)
 
 def measure(inputs: Inputs) -> TaskResult:
     """The tier's questions with five shots."""
-    return run(inputs.model, inputs.questions, progress=inputs.progress)
+    return run(inputs.model(), inputs.questions(), progress=inputs.progress)
 
 
 def run(
@@ -50,10 +42,7 @@ def run(
         progress: counts questions.
 
     Returns:
-        Metrics ``accuracy`` (size-weighted, error pooled over subjects),
-        ``accuracy_macro`` and ``answered_A..D``; the ``answer`` of each
-        item is the letter chosen, upper case where it is right; ``side["logprobs"]`` holds the
-        log-probabilities (see :func:`unpack_logprobs`).
+        The answers by the likeliest letter: :func:`ewq.tasks.mmlu_scores.answers_result`.
 
     Raises:
         InputError: no questions, too few dev rows, or a letter that is not one token.
@@ -73,20 +62,9 @@ def run(
         progress.finish()
     logprobs = np.concatenate(parts)
     require_finite(logprobs, "MMLU")
-    items = pack_items(logprobs.argmax(axis=1).tolist(), data)
-    return TaskResult(
-        task=TASK,
-        settings=_settings(model, data, shots),
-        metrics=accuracy_metrics(items, data.subjects),
-        items=Items({"answer": items}),
-        doubts=chance_doubts(items, data),
-        side={"logprobs": pack_logprobs(logprobs), **tallies(items, data.subjects)},
-    )
-
-
-def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
-    """``accuracy_delta``, ``flips`` and ``mcnemar_p`` of a result against its reference."""
-    return pair_answers(result, reference)
+    choices = logprobs.argmax(axis=1).tolist()
+    protocol: dict[str, Json] = {"prompt": "lm-eval mmlu 1.0", "shots": shots}
+    return answers_result(TASK, model, data, choices, logprobs, protocol)
 
 
 def score_subject(
@@ -121,18 +99,6 @@ def question_text(question: Question) -> str:
     return f"{question.text.strip()}{choices}\nAnswer:"
 
 
-def pack_logprobs(logprobs: NDArray[np.float32]) -> str:
-    """Log-probabilities as base64 of little-endian float32, row by row."""
-    return base64.b64encode(logprobs.astype("<f4").tobytes()).decode("ascii")
-
-
-def unpack_logprobs(packed: str) -> NDArray[np.float32]:
-    """The ``[questions, 4]`` array that :func:`pack_logprobs` packed."""
-    import numpy as np
-
-    return np.frombuffer(base64.b64decode(packed), dtype="<f4").reshape(-1, len(LETTERS))
-
-
 def _letter_tokens(tokenizer: Any, context: str) -> list[int]:  # noqa: ANN401
     _, tails = encode_pairs(tokenizer, [context] * len(LETTERS), CONTINUATIONS)
     for letter, tail in zip(LETTERS, tails, strict=True):
@@ -158,14 +124,3 @@ def _check_lengths(model: LanguageModel, subject: str, ids: Sequence[Sequence[in
                 f"{subject} question {number}: prompt of {len(row)} tokens exceeds the context "
                 f"length of {limit}; use fewer shots or a longer context, nothing is truncated"
             )
-
-
-def _settings(model: LanguageModel, data: MmluData, shots: int) -> dict[str, Json]:
-    return {
-        "prompt": "lm-eval mmlu 1.0",
-        "shots": shots,
-        "dtype": model.info.dtype,
-        "batch_tokens": getattr(model, "batch_tokens", None),
-        "data": data.digest,
-        "subjects": [[name, size] for name, size in data.subjects.items()],
-    }

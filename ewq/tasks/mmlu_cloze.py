@@ -12,20 +12,12 @@ from typing import TYPE_CHECKING
 
 from ewq.data.mmlu import MmluData, Question
 from ewq.errors import MeasurementError
-from ewq.measurement import Items, Json, Metric, TaskResult
+from ewq.measurement import Json, TaskResult
 from ewq.model import LanguageModel
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.tasks.encoding import encode_pairs
-from ewq.tasks.mmlu import pack_logprobs
-from ewq.tasks.mmlu_scores import (
-    accuracy_metrics,
-    chance_doubts,
-    pack_items,
-    pair_answers,
-    require_finite,
-    require_questions,
-    tallies,
-)
+from ewq.tasks.mmlu_scores import answers_result, require_finite, require_questions
+from ewq.tasks.mmlu_scores import pair as pair
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,15 +30,15 @@ TASK = "mmlu_cloze"
 
 def measure(inputs: Inputs) -> TaskResult:
     """The tier's questions."""
-    return run(inputs.model, inputs.questions, progress=inputs.progress)
+    return run(inputs.model(), inputs.questions(), progress=inputs.progress)
 
 
 def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRESS) -> TaskResult:
     """Score the four choices of every question as continuations.
 
     Returns:
-        The metrics of :func:`ewq.tasks.mmlu.run`, with length-normalised
-        accuracy; ``side["logprobs"]`` holds the unnormalised sums.
+        The answers by the likeliest choice a character
+        (:func:`ewq.tasks.mmlu_scores.answers_result`); the log-probabilities kept are sums.
 
     Raises:
         InputError: no questions.
@@ -66,20 +58,13 @@ def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRES
     sums = np.stack(rows)
     require_finite(sums, "MMLU (cloze)")
     lengths = np.array([[max(len(c), 1) for c in q.choices] for q in data.test])
-    items = pack_items((sums / lengths).argmax(axis=1).tolist(), data)
-    return TaskResult(
-        task=TASK,
-        settings=_settings(model, data),
-        metrics=accuracy_metrics(items, data.subjects),
-        items=Items({"answer": items}),
-        doubts=chance_doubts(items, data),
-        side={"logprobs": pack_logprobs(sums), **tallies(items, data.subjects)},
-    )
-
-
-def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
-    """``accuracy_delta``, ``flips`` and ``mcnemar_p`` of a result against its reference."""
-    return pair_answers(result, reference)
+    choices = (sums / lengths).argmax(axis=1).tolist()
+    protocol: dict[str, Json] = {
+        "prompt": "lm-eval mmlu_continuation 1.0",
+        "normalization": "characters",
+        "shots": 0,
+    }
+    return answers_result(TASK, model, data, choices, sums, protocol)
 
 
 def score_question(model: LanguageModel, question: Question, number: int) -> NDArray[np.float32]:
@@ -117,15 +102,3 @@ def _check_length(
         raise MeasurementError(
             f"{where}: {longest} tokens exceed the context length of {limit}; nothing is truncated"
         )
-
-
-def _settings(model: LanguageModel, data: MmluData) -> dict[str, Json]:
-    return {
-        "prompt": "lm-eval mmlu_continuation 1.0",
-        "normalization": "characters",
-        "shots": 0,
-        "dtype": model.info.dtype,
-        "batch_tokens": getattr(model, "batch_tokens", None),
-        "data": data.digest,
-        "subjects": [[name, size] for name, size in data.subjects.items()],
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,14 +11,59 @@ from typing import TYPE_CHECKING, Any
 from ewq import stats
 from ewq.data.mmlu import GROUP_OF, LETTERS, UNGROUPED, MmluData
 from ewq.errors import InputError, MeasurementError
-from ewq.measurement import Doubt, DoubtKind, Json, Metric, TaskResult
+from ewq.measurement import Doubt, DoubtKind, Items, Json, Metric, TaskResult
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ewq.model import LanguageModel
+
 PROTOCOL_KEYS = ("data", "subjects", "shots", "prompt")
 """Settings that two results must share for their answers to be about the same questions."""
+
+
+def answers_result(
+    task: str,
+    model: LanguageModel,
+    data: MmluData,
+    choices: Sequence[int],
+    logprobs: NDArray[np.float32],
+    protocol: Mapping[str, Json],
+) -> TaskResult:
+    """The result of having chosen ``choices`` on grounds of ``logprobs`` ``[n, 4]``.
+
+    Metrics: ``accuracy`` (size-weighted, error pooled over subjects), ``accuracy_macro`` and
+    ``answered_A..D``. The ``answer`` of each item is the letter chosen, upper case where it is
+    right; ``side["logprobs"]`` holds the log-probabilities (see :func:`unpack_logprobs`).
+    """
+    items = pack_items(choices, data)
+    return TaskResult(
+        task=task,
+        settings={
+            **protocol,
+            "dtype": model.info.dtype,
+            "batch_tokens": getattr(model, "batch_tokens", None),
+            "data": data.digest,
+            "subjects": [[name, size] for name, size in data.subjects.items()],
+        },
+        metrics=accuracy_metrics(items, data.subjects),
+        items=Items({"answer": items}),
+        doubts=chance_doubts(items, data),
+        side={"logprobs": pack_logprobs(logprobs), **tallies(items, data.subjects)},
+    )
+
+
+def pack_logprobs(logprobs: NDArray[np.float32]) -> str:
+    """Log-probabilities as base64 of little-endian float32, row by row."""
+    return base64.b64encode(logprobs.astype("<f4").tobytes()).decode("ascii")
+
+
+def unpack_logprobs(packed: str) -> NDArray[np.float32]:
+    """The ``[questions, 4]`` array that :func:`pack_logprobs` packed."""
+    import numpy as np
+
+    return np.frombuffer(base64.b64decode(packed), dtype="<f4").reshape(-1, len(LETTERS))
 
 
 def pack_items(predicted: Sequence[int], data: MmluData) -> str:
@@ -103,7 +149,7 @@ def chance_doubts(items: str, data: MmluData) -> tuple[Doubt, ...]:
     return (Doubt(DoubtKind.CHANCE, text, figures),)
 
 
-def pair_answers(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
+def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     """Compare two results question by question; errors are clustered by subject.
 
     Raises:

@@ -16,7 +16,8 @@ from ewq.model import LanguageModel
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.stats import share_stderr
 from ewq.tasks.mmlu import run as run_mmlu
-from ewq.tasks.mmlu import score_subject, unpack_logprobs
+from ewq.tasks.mmlu import score_subject
+from ewq.tasks.mmlu_scores import unpack_logprobs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +33,7 @@ TASK = "noise_floor"
 def measure(inputs: Inputs) -> TaskResult:
     """As many of the tier's questions as it asks thrice."""
     questions = inputs.sizes.noise_questions
-    return run(inputs.model, inputs.questions, questions=questions, progress=inputs.progress)
+    return run(inputs.model(), inputs.questions(), questions=questions, progress=inputs.progress)
 
 
 def run(

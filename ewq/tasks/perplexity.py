@@ -10,14 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from ewq.data.windows import Definition, Window, bos_token, make_windows, window_notes
 from ewq.errors import MeasurementError
 from ewq.measurement import Items, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress
-from ewq.stats import RatioEstimate, clustered_ratio, clusters_of, paired_ratio
+from ewq.stats import clustered_ratio, clusters_of, paired_ratio
 
 if TYPE_CHECKING:
     from ewq.data.texts import TextSet
@@ -29,23 +28,12 @@ TASK = "perplexity"
 _WINDOWS_PER_CALL = 16
 
 
-@dataclass(frozen=True)
-class _Item:
-    """What one window adds to the totals; stored under these names."""
-
-    domain: str
-    nll: float
-    tokens: int
-    bytes: int
-    document: int
-
-
 def measure(inputs: Inputs) -> TaskResult:
     """The tier's texts under the definition that is usual for them."""
     return run(
-        inputs.model,
-        inputs.texts,
-        inputs.definition,
+        inputs.model(),
+        inputs.texts(),
+        inputs.definition(),
         max_tokens_per_domain=inputs.sizes.text_tokens,
         progress=inputs.progress,
     )
@@ -71,7 +59,7 @@ def run(
     """
     fitted = definition.fit(model.info.context_length)
     windows = make_windows(texts, model.tokenizer, fitted, max_tokens_per_domain)
-    items = [_item(*scored) for scored in _score(model, windows, progress)]
+    items = _items(windows, list(_score(model, windows, progress)))
     return TaskResult(
         task=TASK,
         settings={
@@ -81,7 +69,7 @@ def run(
             "data": texts.digest,
         },
         metrics=_metrics(items),
-        items=_stored(items),
+        items=items,
         notes=window_notes(texts, model.tokenizer, definition, model.info.context_length),
     )
 
@@ -96,18 +84,16 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
         raise MeasurementError(
             f"perplexities are not comparable: {_first_difference(result, reference)}"
         )
-    new, base = _items(result), _items(reference)
-    if [item.tokens for item in new] != [item.tokens for item in base]:
+    new, base = result.items, reference.items
+    if new.column("tokens") != base.column("tokens"):
         raise MeasurementError("perplexities are not comparable: their windows differ")
     metrics = {"ln_ppl_ratio": _ln_ratio(new, base)}
-    for domain in dict.fromkeys(item.domain for item in base):
+    for domain in dict.fromkeys(base.column("domain")):
         metrics[f"ln_ppl_ratio/{domain}"] = _ln_ratio(_within(new, domain), _within(base, domain))
     return metrics
 
 
-def _score(
-    model: LanguageModel, windows: Sequence[Window], progress: Progress
-) -> Iterator[tuple[Window, float]]:
+def _score(model: LanguageModel, windows: Sequence[Window], progress: Progress) -> Iterator[float]:
     progress.start("perplexity", sum(window.scored for window in windows), "tokens")
     try:
         for prefix, group in itertools.groupby(windows, lambda each: each.ids[: each.start]):
@@ -115,7 +101,7 @@ def _score(
                 suffixes = [window.ids[window.start :] for window in batch]
                 scores = model.token_logprobs(prefix, suffixes)
                 for window, logprobs in zip(batch, scores, strict=True):
-                    yield window, -float(logprobs.sum(dtype="float64"))
+                    yield _rounded(window, -float(logprobs.sum(dtype="float64")))
                 progress.advance(sum(map(len, suffixes)))
     finally:
         progress.finish()
@@ -126,31 +112,46 @@ def _batches(windows: Iterator[Window]) -> Iterator[list[Window]]:
         yield batch
 
 
-def _item(window: Window, nll: float) -> _Item:
+def _rounded(window: Window, nll: float) -> float:
     if not math.isfinite(nll):
         raise MeasurementError(
             f"a token of document {window.document} ({window.domain}) has a likelihood of "
             f"exp({-nll}): the model's output is broken"
         )
     # Hundred-thousandths of a nat per window keep records small and figures exact to 1e-6.
-    return _Item(window.domain, round(nll, 5), window.scored, window.scored_bytes, window.document)
+    return round(nll, 5)
 
 
-def _metrics(items: Sequence[_Item]) -> dict[str, Metric]:
+def _items(windows: Sequence[Window], nll: Sequence[float]) -> Items:
+    return Items(
+        {
+            "domain": [window.domain for window in windows],
+            "nll": nll,
+            "tokens": [window.scored for window in windows],
+            "bytes": [window.scored_bytes for window in windows],
+            "document": [window.document for window in windows],
+        }
+    )
+
+
+def _metrics(items: Items) -> dict[str, Metric]:
     metrics = dict(zip(("perplexity", "bits_per_byte"), _figures(items), strict=True))
-    for domain in dict.fromkeys(item.domain for item in items):
+    for domain in dict.fromkeys(items.column("domain")):
         perplexity, bits = _figures(_within(items, domain))
         metrics[f"perplexity/{domain}"] = perplexity
         metrics[f"bits_per_byte/{domain}"] = bits
     return metrics
 
 
-def _figures(items: Sequence[_Item]) -> tuple[Metric, Metric]:
+def _figures(items: Items) -> tuple[Metric, Metric]:
     """Perplexity with the delta method's error, and bits per byte."""
-    nats = _ratio(items, [item.tokens for item in items])
-    per_byte = _ratio(items, [item.bytes for item in items])
+    clusters = clusters_of(items.column("document"))
+    nats, per_byte = (
+        clustered_ratio(items.column("nll"), items.column(size), clusters)
+        for size in ("tokens", "bytes")
+    )
     perplexity, bits = math.exp(nats.value), per_byte.value / math.log(2)
-    scored = sum(item.tokens for item in items)
+    scored = sum(items.column("tokens"))
     errors = _scaled(nats.stderr, perplexity), _scaled(per_byte.stderr, 1 / math.log(2))
     return (
         Metric(perplexity, "ratio", False, scored, errors[0], nats.freedom),
@@ -158,19 +159,10 @@ def _figures(items: Sequence[_Item]) -> tuple[Metric, Metric]:
     )
 
 
-def _ratio(items: Sequence[_Item], sizes: Sequence[int]) -> RatioEstimate:
-    clusters = clusters_of([item.document for item in items])
-    return clustered_ratio([item.nll for item in items], sizes, clusters)
-
-
-def _ln_ratio(new: Sequence[_Item], base: Sequence[_Item]) -> Metric:
-    tokens = [item.tokens for item in base]
-    ratio = paired_ratio(
-        [item.nll for item in base],
-        [item.nll for item in new],
-        tokens,
-        clusters_of([item.document for item in base]),
-    )
+def _ln_ratio(new: Items, base: Items) -> Metric:
+    tokens = base.column("tokens")
+    clusters = clusters_of(base.column("document"))
+    ratio = paired_ratio(base.column("nll"), new.column("nll"), tokens, clusters)
     bounds = (ratio.interval.low, ratio.interval.high) if ratio.interval else None
     return Metric(ratio.ln_ratio, "nats", False, sum(tokens), ratio.stderr, ratio.freedom, bounds)
 
@@ -179,18 +171,9 @@ def _scaled(stderr: float | None, factor: float) -> float | None:
     return None if stderr is None else stderr * factor
 
 
-def _within(items: Sequence[_Item], domain: str) -> list[_Item]:
-    return [item for item in items if item.domain == domain]
-
-
-def _stored(items: Sequence[_Item]) -> Items:
-    names = [field.name for field in fields(_Item)]
-    return Items({name: [getattr(item, name) for item in items] for name in names})
-
-
-def _items(result: TaskResult) -> list[_Item]:
-    columns = [result.items.column(field.name) for field in fields(_Item)]
-    return [_Item(*row) for row in zip(*columns, strict=True)]
+def _within(items: Items, domain: str) -> Items:
+    kept = [index for index, name in enumerate(items.column("domain")) if name == domain]
+    return Items({name: [column[i] for i in kept] for name, column in items.columns.items()})
 
 
 def _first_difference(result: TaskResult, reference: TaskResult) -> str:

@@ -43,7 +43,7 @@ PROMPTS = {
 
 def measure(inputs: Inputs) -> TaskResult:
     """All prompts, continued by as many tokens as the tier asks for."""
-    return run(inputs.model, new_tokens=inputs.sizes.sample_tokens, progress=inputs.progress)
+    return run(inputs.model(), new_tokens=inputs.sizes.sample_tokens, progress=inputs.progress)
 
 
 def run(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ewq.errors import InputError, MeasurementError
 from ewq.measurement import Metric, TaskResult
@@ -118,40 +118,22 @@ class Figure:
     """The same on a CPU, where other programs move it more than a change of code does."""
 
 
-class Inputs(Protocol):
-    """What the harness gives a task. Everything is loaded on first use."""
+@dataclass(frozen=True)
+class Inputs:
+    """What the harness gives a task; what is called is loaded on first use."""
 
-    @property
-    def model(self) -> LanguageModel:
-        """The variant's model. Do not keep it: the handle behind it closes it."""
-
-    @property
-    def load_reading(self) -> LoadReading:
-        """Seconds and memory that loading took."""
-
-    @property
-    def questions(self) -> MmluData:
-        """The tier's MMLU questions."""
-
-    @property
-    def texts(self) -> TextSet:
-        """The texts to score."""
-
-    @property
-    def definition(self) -> Definition:
-        """How perplexity cuts the texts into windows."""
-
-    @property
-    def distributions(self) -> Reference:
-        """The reference's log-probabilities."""
-
-    @property
-    def sizes(self) -> Tier:
-        """How much the tier measures."""
-
-    @property
-    def progress(self) -> Progress:
-        """Where progress is shown."""
+    model: Callable[[], LanguageModel]
+    """The variant's model. Do not keep it: the handle behind it closes it."""
+    load_reading: Callable[[], LoadReading]
+    """Seconds and memory that loading took."""
+    questions: Callable[[], MmluData]
+    texts: Callable[[], TextSet]
+    definition: Callable[[], Definition]
+    """How perplexity cuts the texts into windows."""
+    distributions: Callable[[], Reference]
+    """The reference's log-probabilities."""
+    sizes: Tier
+    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -196,8 +178,8 @@ class Task:
     def prepare(self, inputs: Inputs) -> Work:
         """Load the data and the model, so that only the task's own work is timed."""
         if self.data is not Data.NONE:
-            _ = inputs.questions if self.data is Data.QUESTIONS else inputs.texts
-        _ = inputs.model
+            _ = inputs.questions() if self.data is Data.QUESTIONS else inputs.texts()
+        inputs.model()
         if self.in_rounds:
             work: Work = self.module.prepare(inputs)
             return work

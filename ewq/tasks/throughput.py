@@ -195,7 +195,7 @@ def prepare(inputs: Inputs) -> Work:
         warmup_rounds=sizes.warmup_rounds,
         rounds=sizes.rounds,
     )
-    rounds = Rounds(inputs.model, protocol)
+    rounds = Rounds(inputs.model(), protocol)
     return Work(rounds.one, rounds.result, sizes.rounds, sizes.warmup_rounds)
 
 

@@ -12,6 +12,7 @@ from ewq.checkpoint.embedded import fixture_path
 from ewq.data.mmlu import LETTERS, load_mmlu
 from ewq.errors import MeasurementError
 from ewq.tasks import mmlu, mmlu_cloze
+from ewq.tasks.mmlu_scores import unpack_logprobs
 from tests.tasks.mmlu_fakes import byte_tokenizer
 
 SHOTS = 2
@@ -72,7 +73,7 @@ def expected(folder, tokenizer, data):
 def test_every_way_of_batching_gives_the_naive_answers(folder, tokenizer, data, expected, options):
     model = load_transformers(folder, tokenizer=tokenizer, **options)
     result = mmlu.run(model, data, shots=SHOTS)
-    logprobs = mmlu.unpack_logprobs(result.side["logprobs"])
+    logprobs = unpack_logprobs(result.side["logprobs"])
     np.testing.assert_allclose(logprobs, expected, atol=2e-4)
     assert (logprobs.argmax(1) == expected.argmax(1)).all()
 

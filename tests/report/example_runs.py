@@ -122,19 +122,19 @@ def _mmlu(variant: str, at_chance: bool) -> TaskResult:
 
 def _perplexity(variant: str, drift: float) -> TaskResult:
     def result(damage, noise):
-        rng, items = _rng("texts"), []
-        for number, domain in enumerate(d for d in DOMAINS for _ in range(DOCUMENTS)):
+        rng, columns = _rng("texts"), {"domain": [], "nll": []}
+        for domain in (d for d in DOMAINS for _ in range(DOCUMENTS)):
             nll = rng.normal(2.4 + 0.2 * DOMAINS.index(domain), 0.15)
-            items.append(
-                perplexity._Item(
-                    domain, 512 * (nll + damage + noise.normal(0, 0.004)), 512, 2200, number
-                )
-            )
+            columns["domain"].append(domain)
+            columns["nll"].append(512 * (nll + damage + noise.normal(0, 0.004)))
+        count = len(columns["nll"])
+        columns |= {"tokens": [512] * count, "bytes": [2200] * count}
+        items = Items({**columns, "document": list(range(count))})
         return TaskResult(
             "perplexity",
             {"definition": "disjoint", "window": 2048, "data": "sha256:t"},
             perplexity._metrics(items),
-            perplexity._stored(items),
+            items,
         )
 
     damage = VARIANTS[variant][1]

@@ -179,11 +179,6 @@ def test_errors_know_how_many_documents_they_rest_on(tmp_path):
         assert metrics[name].freedom == 5
 
 
-def test_reference_of_a_large_vocabulary_is_bounded_by_disk_not_memory():
-    """100,000 tokens of a 152k vocabulary: 61 GB of disk, while one block at a time is in RAM."""
-    assert divergence.reference_bytes(100_000, 152_064) == 60_825_600_000
-
-
 def peak_growth_bytes(tokens, folder):
     worker = Path(__file__).with_name("large_vocabulary_worker.py")
     command = [sys.executable, str(worker), str(tokens), str(folder)]

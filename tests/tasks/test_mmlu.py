@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from ewq.data.mmlu import LETTERS, MmluData, Question
 from ewq.errors import InputError, MeasurementError
 from ewq.tasks import mmlu
+from ewq.tasks.mmlu_scores import unpack_logprobs
 from tests.tasks.mmlu_fakes import HashModel, byte_tokenizer, make_data
 
 PROMPT = """The following are multiple choice questions (with answers) about world religions.
@@ -70,7 +71,7 @@ def test_the_prompt_is_lm_evals_to_the_byte():
 def test_scores_equal_asking_one_by_one(model, shots):
     data = make_data()
     result = mmlu.run(model, data, shots=shots)
-    logprobs = mmlu.unpack_logprobs(result.side["logprobs"])
+    logprobs = unpack_logprobs(result.side["logprobs"])
     np.testing.assert_allclose(logprobs, naive(model, data, shots), atol=1e-5)
     right = [row.argmax() == q.answer for row, q in zip(logprobs, data.test, strict=True)]
     assert result.metrics["accuracy"].value == pytest.approx(np.mean(right))
@@ -86,7 +87,7 @@ def test_bos_goes_in_front_once_or_never(model):
 def test_items_are_letters_whose_case_says_right_or_wrong(model):
     data = make_data()
     result = mmlu.run(model, data)
-    chosen = mmlu.unpack_logprobs(result.side["logprobs"]).argmax(axis=1)
+    chosen = unpack_logprobs(result.side["logprobs"]).argmax(axis=1)
     assert [LETTERS.index(letter.upper()) for letter in result.items.column("answer")] == list(
         chosen
     )

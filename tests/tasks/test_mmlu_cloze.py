@@ -4,7 +4,7 @@ import pytest
 from ewq.data.mmlu import LETTERS, Question
 from ewq.errors import MeasurementError
 from ewq.tasks import mmlu_cloze
-from ewq.tasks.mmlu import unpack_logprobs
+from ewq.tasks.mmlu_scores import unpack_logprobs
 from tests.tasks.mmlu_fakes import HashModel, byte_tokenizer, make_data
 
 

@@ -11,7 +11,7 @@ from ewq.gating.gates import judge
 from ewq.gating.thresholds import Limit, Test
 from ewq.measurement import DoubtKind, TaskResult
 from ewq.record import Verdict
-from ewq.tasks.mmlu_scores import accuracy_metrics, chance_doubts, pack_items, pair_answers, tallies
+from ewq.tasks.mmlu_scores import accuracy_metrics, chance_doubts, pack_items, pair, tallies
 from tests.make_runs import letters, record
 
 SUBJECTS = {"anatomy": 4, "marketing": 6}
@@ -106,7 +106,7 @@ def test_chance_is_what_a_constant_answer_scores(right, at_chance):
 
 
 def test_pairing_counts_flips_both_ways():
-    paired = pair_answers(result("Ab" + "AAAAAAAA"), result("aB" + "AAAAAAaa"))
+    paired = pair(result("Ab" + "AAAAAAAA"), result("aB" + "AAAAAAaa"))
     assert paired["accuracy_delta"].value == pytest.approx(0.2)
     assert paired["flips"].value == pytest.approx(0.4)
     assert paired["mcnemar_p"].value == pytest.approx(binomtest(1, 4, 0.5).pvalue)
@@ -114,7 +114,7 @@ def test_pairing_counts_flips_both_ways():
 
 
 def test_a_result_paired_with_itself_differs_by_nothing():
-    paired = pair_answers(result(ITEMS), result(ITEMS))
+    paired = pair(result(ITEMS), result(ITEMS))
     assert paired["accuracy_delta"].value == 0
     assert paired["flips"].value == 0
     assert paired["mcnemar_p"].value == 1
@@ -122,18 +122,18 @@ def test_a_result_paired_with_itself_differs_by_nothing():
 
 
 def test_a_changed_wrong_answer_is_no_flip():
-    assert pair_answers(result("b" + ITEMS[1:]), result("c" + ITEMS[1:]))["flips"].value == 0
+    assert pair(result("b" + ITEMS[1:]), result("c" + ITEMS[1:]))["flips"].value == 0
 
 
 @pytest.mark.parametrize("key", ["data", "shots", "prompt", "subjects"])
 def test_results_about_other_questions_cannot_be_paired(key):
     with pytest.raises(MeasurementError, match=key):
-        pair_answers(result(ITEMS), result(ITEMS, **{key: "other"}))
+        pair(result(ITEMS), result(ITEMS, **{key: "other"}))
 
 
 def test_engines_may_differ_in_dtype_and_batches():
     other = replace(result(ITEMS, dtype="float16", batch_tokens=1))
-    assert pair_answers(result(ITEMS), other)["flips"].value == 0
+    assert pair(result(ITEMS), other)["flips"].value == 0
 
 
 ALIKE = {f"subject {number}": 2 for number in range(12)}

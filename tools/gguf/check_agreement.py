@@ -20,6 +20,7 @@ from ewq.files import cache_dir
 from ewq.gguf.cache import cached_gguf
 from ewq.gguf.recipe import make_recipe
 from ewq.tasks import mmlu
+from ewq.tasks.mmlu_scores import unpack_logprobs
 
 TIE_NATS = 0.05
 """Letters closer than this may swap places by rounding alone."""
@@ -38,7 +39,7 @@ def divergence(reference, other, ids, window):
 
 def answers(model, data, shots):
     return torch.from_numpy(
-        mmlu.unpack_logprobs(mmlu.run(model, data, shots=shots).side["logprobs"]).copy()
+        unpack_logprobs(mmlu.run(model, data, shots=shots).side["logprobs"]).copy()
     )
 
 

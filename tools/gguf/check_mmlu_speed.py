@@ -28,6 +28,7 @@ from ewq.files import cache_dir
 from ewq.gguf.cache import cached_gguf
 from ewq.gguf.recipe import make_recipe
 from ewq.tasks import mmlu
+from ewq.tasks.mmlu_scores import unpack_logprobs
 
 WAYS = ("logprobs", "letter", "letter_afresh")
 
@@ -94,7 +95,7 @@ def main():
     result = mmlu.run(model, data)
     ours_s = time.perf_counter() - begin
     model.close()
-    ours = mmlu.unpack_logprobs(result.side["logprobs"])
+    ours = unpack_logprobs(result.side["logprobs"])
     ways = {}
     for way in WAYS:
         theirs, theirs_s = one_call_per_question(path, tokenizer, data, threads, way)
