@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import ewq
 from ewq.checkpoint.embedded import fixture_path
 from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.cli import app
@@ -139,6 +142,23 @@ def test_the_converter_runs_it_for_no_family(tmp_path, marker):
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert len(results) == len(folders), done.stderr
     assert any(convert_child.CODE_REFUSED in line for line in results), done.stdout
+
+
+def test_nothing_is_loaded_without_saying_that_code_of_models_does_not_run():
+    """Left out, transformers asks on standard input whether to run it."""
+    package = Path(ewq.__file__).parent
+    calls = [
+        (path.relative_to(package), call)
+        for path in package.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr == "from_pretrained"
+    ]
+    assert len(calls) >= 5
+    for path, call in calls:
+        said = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        assert said.get("trust_remote_code") == "False", f"{path}:{call.lineno}"
 
 
 DAMAGED = {

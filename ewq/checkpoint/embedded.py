@@ -145,7 +145,7 @@ def _tokenizer(source: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(
-        source.parent, gguf_file=source.name, local_files_only=True
+        source.parent, gguf_file=source.name, local_files_only=True, trust_remote_code=False
     )
 
 
@@ -158,6 +158,7 @@ def dequantised(source: Path) -> PreTrainedModel:
         source.parent,
         gguf_file=source.name,
         local_files_only=True,
+        trust_remote_code=False,
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
     )

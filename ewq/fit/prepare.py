@@ -8,7 +8,8 @@ from typing import Any
 
 from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import Checkpoint
-from ewq.errors import CheckpointError, InputError
+from ewq.checkpoint.tokenizer import load_tokenizer
+from ewq.errors import InputError
 from ewq.files import cache_dir, content_key, read_cached, write_cached
 from ewq.fit.costs import ROWS_DRAWN, measure_costs
 from ewq.fit.plans import Fitting
@@ -57,7 +58,7 @@ def calibrate(
     """
     return make_calibration(
         calibration_texts(how.source),
-        tokenizer or _tokenizer(checkpoint),
+        tokenizer or load_tokenizer(checkpoint.path, checkpoint.model),
         sequences=how.sequences,
         tokens=how.tokens,
         context_length=_context_length(checkpoint),
@@ -171,16 +172,6 @@ def write_importance(
         sequences=sensitivity.sequences,
         sequence_tokens=sensitivity.tokens // sensitivity.sequences,
     )
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 (transformers is untyped)
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint.path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{checkpoint.model} has no usable tokenizer: {reason}") from error
 
 
 def _context_length(checkpoint: Checkpoint) -> int | None:

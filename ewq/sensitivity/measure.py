@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ewq.checkpoint.layout import find_layout
+from ewq.conversion_errors import first_line
 from ewq.errors import CheckpointError, EwqError, InputError
 from ewq.files import cache_dir, content_key, scratch_beside
 from ewq.progress import NO_PROGRESS, Progress
@@ -185,10 +186,10 @@ def load_model(checkpoint: Checkpoint, device: str, dtype: str) -> Any:  # noqa:
             device_map={"": device},
             # One product for each expert, so that its inputs can be told from the others'.
             experts_implementation="eager",
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"cannot load {checkpoint.model}: {reason}") from error
+        raise CheckpointError(f"cannot load {checkpoint.model}: {first_line(error)}") from error
     return model.eval()
 
 

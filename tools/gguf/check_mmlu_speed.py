@@ -20,9 +20,9 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 
 from ewq.backends.llama_cpp import load_llama_cpp
+from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.data.mmlu import load_mmlu
 from ewq.files import cache_dir
 from ewq.gguf.cache import cached_gguf
@@ -86,7 +86,7 @@ def main():
     parser.add_argument("--per-subject", type=int, default=10)
     options = parser.parse_args()
     threads = torch.get_num_threads()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(Path(options.model), options.model)
     data = load_mmlu(options.mmlu).only(options.subjects.split(",")).first(options.per_subject)
     path = cached_gguf(options.model, make_recipe(options.type), cache_dir("gguf"))
     model = load_llama_cpp(path, tokenizer)

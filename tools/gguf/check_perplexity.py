@@ -16,9 +16,9 @@ from pathlib import Path
 
 import llama_cpp
 import numpy as np
-from transformers import AutoTokenizer
 
 from ewq.backends.llama_cpp import load_llama_cpp
+from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.data.texts import load_texts
 from ewq.data.windows import DEFINITIONS
 from ewq.files import cache_dir
@@ -57,7 +57,7 @@ def main():
     parser.add_argument("--type", default="Q8_0")
     parser.add_argument("--chunks", type=int, default=40)
     options = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(Path(options.model), options.model)
     text = options.text.read_text(encoding="utf-8")
     lines = text[: 8 * options.chunks * CHUNK].splitlines(keepends=True)
     while len(tokenizer("".join(lines))["input_ids"]) > (options.chunks + 1) * CHUNK:
