@@ -46,7 +46,7 @@ def _data(shown: ReportedRun) -> dict[str, Any]:
         "fingerprint": shown.first.fingerprint,
         "tier": shown.first.tier,
         "runs": [run_data(run) for run in shown.history],
-        "answers": [asdict(each) for each in recommendations(shown)],
+        "answers": [asdict(each) for each in recommendations(shown.rows)],
         "pareto_fronts": pareto_fronts(shown),
         "variants": [
             {

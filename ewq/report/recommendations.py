@@ -11,7 +11,7 @@ from ewq.report.controls import ControlComparison, compare_with_controls
 from ewq.report.estimate import Estimate, decimals_for
 from ewq.report.evidence import Loss, Standing, losses
 from ewq.report.plotting import UNQUANTIZED, variant_kind
-from ewq.report.rows import ReportedRun, VariantRow
+from ewq.report.rows import VariantRow, reference_row, size_unit
 from ewq.stats import ALPHA
 
 
@@ -56,12 +56,12 @@ _NAMED = 4
 """Undecided variants that are named."""
 
 
-def recommendations(shown: ReportedRun) -> list[Recommendation]:
+def recommendations(rows: Sequence[VariantRow]) -> list[Recommendation]:
     """Answers in the order in which people ask; nothing about what was not measured."""
-    near, small = (_smallest_within(shown, need) for need in NEEDS)
+    near, small = (_smallest_within(rows, need) for need in NEEDS)
     if near and small and near.variant and near.variant == small.variant:
         small = None  # the wider margin finds nothing smaller
-    found = [near, small, _smallest(shown), _fastest(shown), _plan_or_uniform(shown)]
+    found = [near, small, _smallest(rows), _fastest(rows), _plan_or_uniform(rows)]
     return [each for each in found if each is not None]
 
 
@@ -84,8 +84,8 @@ class _Candidate:
         return not self.serves and Standing.BEYOND not in self.standings
 
 
-def _smallest_within(shown: ReportedRun, need: Need) -> Recommendation | None:
-    candidates = _candidates(shown.rows, need)
+def _smallest_within(rows: Sequence[VariantRow], need: Need) -> Recommendation | None:
+    candidates = _candidates(rows, need)
     if not candidates:
         return None
     limit = need.limit(candidates[0].losses[0])
@@ -95,8 +95,8 @@ def _smallest_within(shown: ReportedRun, need: Need) -> Recommendation | None:
         sentence = f"no variant {'is shown to stay' if undecided else 'stays'} within {limit}."
         return Recommendation(need.name, None, sentence, undecided, decided=not undecided)
     best = min(serving, key=lambda each: each.size_bytes)
-    share = _share(best.size_bytes, shown)
-    sentence = f"{best.row.variant} ({_sized(best.size_bytes, shown)}{share}): "
+    share = _share(best.size_bytes, rows)
+    sentence = f"{best.row.variant} ({_sized(best.size_bytes, rows)}{share}): "
     sentence += f"{best.losses[0].phrase}.{_failed_gates(best.row)}"
     details = [
         f"{best.row.variant} is the smallest shown to stay within {limit}.",
@@ -137,12 +137,14 @@ def _undecided(candidates: Sequence[_Candidate], below_bytes: float) -> str:
     return f"Undecided: {', '.join(named[:_NAMED])}{rest}."
 
 
-def _sized(size_bytes: float, shown: ReportedRun) -> str:
-    return f"{shown.unit.text(size_bytes)} {shown.unit.name}"
+def _sized(size_bytes: float, rows: Sequence[VariantRow]) -> str:
+    unit = size_unit(rows)
+    return f"{unit.text(size_bytes)} {unit.name}"
 
 
-def _share(size_bytes: float, shown: ReportedRun) -> str:
-    whole = shown.reference and shown.reference.weights_bytes
+def _share(size_bytes: float, rows: Sequence[VariantRow]) -> str:
+    reference = reference_row(rows)
+    whole = reference and reference.weights_bytes
     return f", {100 * (1 - size_bytes / whole):.0f} % smaller than FP16" if whole else ""
 
 
@@ -151,9 +153,9 @@ def _failed_gates(row: VariantRow) -> str:
     return " Its gates fail." if row.verdict is Verdict.FAIL else ""
 
 
-def _smallest(shown: ReportedRun) -> Recommendation | None:
+def _smallest(rows: Sequence[VariantRow]) -> Recommendation | None:
     """Size is an exact count; what it costs is said with its error."""
-    sized = [(size, row) for row in shown.rows if (size := row.weights_bytes) is not None]
+    sized = [(size, row) for row in rows if (size := row.weights_bytes) is not None]
     if len(sized) < 2:
         return None
     size, row = min(sized, key=lambda pair: pair[0])
@@ -161,13 +163,13 @@ def _smallest(shown: ReportedRun) -> Recommendation | None:
         loss.phrase + " (may be chance)" * (not loss.differs_from_zero) for loss in losses(row)
     )
     cost = costs or "its quality was not measured"
-    sentence = f"{row.variant} ({_sized(size, shown)}): {cost}.{_failed_gates(row)}"
+    sentence = f"{row.variant} ({_sized(size, rows)}): {cost}.{_failed_gates(row)}"
     return Recommendation("Smallest", row.variant, sentence)
 
 
-def _fastest(shown: ReportedRun) -> Recommendation | None:
+def _fastest(rows: Sequence[VariantRow]) -> Recommendation | None:
     """The fastest at decoding; not decided where a rival's clock or error leaves it open."""
-    timed = [(m, row) for row in shown.rows if (m := _decode(row))]
+    timed = [(m, row) for row in rows if (m := _decode(row))]
     timed.sort(key=lambda pair: -pair[0].value)
     if len(timed) < 2:
         return None
@@ -204,9 +206,9 @@ def _not_slower(best: Estimate, others: Sequence[tuple[Estimate, VariantRow]]) -
     return [row.variant for rival, row in others if not shown_faster(rival)]
 
 
-def _plan_or_uniform(shown: ReportedRun) -> Recommendation | None:
+def _plan_or_uniform(rows: Sequence[VariantRow]) -> Recommendation | None:
     """Whether planning paid: plans against uniform variants of the same engine."""
-    pairs = compare_with_controls(shown.rows)
+    pairs = compare_with_controls(rows)
     if not pairs:
         return None
     need = "Plan or uniform"

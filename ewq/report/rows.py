@@ -88,6 +88,11 @@ def variant_rows(records: Iterable[Record]) -> list[VariantRow]:
     return [VariantRow(variant, grouped[variant]) for variant in sorted(grouped, key=table_place)]
 
 
+def reference_row(rows: Sequence[VariantRow]) -> VariantRow | None:
+    """The row that paired figures refer to, if it is among them."""
+    return next((row for row in rows if row.variant == REFERENCE), None)
+
+
 @dataclass(frozen=True)
 class SizeUnit:
     """What sizes are given in, the same for all variants of a run."""
@@ -132,7 +137,7 @@ class ReportedRun:
     @property
     def reference(self) -> VariantRow | None:
         """The row that paired figures refer to, where the run measured it openly."""
-        return next((row for row in self.rows if row.variant == REFERENCE), None)
+        return reference_row(self.rows)
 
     @cached_property
     def first(self) -> Record:

@@ -8,8 +8,8 @@ from ewq.measurement import Items, Metric
 from ewq.record import Verdict
 from ewq.report.evidence import losses
 from ewq.report.recommendations import recommendations
-from ewq.report.rows import ReportedRun, reported_run, variant_rows
-from ewq.storage.runs import Run, read_run
+from ewq.report.rows import reported_run, variant_rows
+from ewq.storage.runs import read_run
 from tests.make_runs import CHANCE, THROTTLED, record
 from tests.report.example_runs import write_example
 
@@ -36,17 +36,7 @@ def variant(name, size, ln_ratio=None, stderr=0.001, *, mmlu=None, speed=None, *
 
 def recommended(*variants, need):
     records = [each for group in (variant("fp16", 2.0), *variants) for each in group]
-    return {each.need: each for each in recommendations(_shown(records))}.get(need)
-
-
-def _shown(records) -> ReportedRun:
-    from datetime import UTC, datetime
-    from pathlib import Path
-
-    by_key = {each.key: each for each in records}
-    moment = datetime(2026, 1, 1, tzinfo=UTC)
-    run = Run(Path("0001_x.json"), None, False, None, moment, {}, by_key, True)
-    return reported_run([run])
+    return {each.need: each for each in recommendations(variant_rows(records))}.get(need)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +159,7 @@ def test_smallest_stands_with_its_cost():
 
 
 def test_plan_beats_a_uniform_control_only_when_smaller_and_certainly_better(tmp_path):
-    shown = reported_run([read_run(write_example(tmp_path))])
-    found = recommendations(shown)[-1]
+    found = recommendations(reported_run([read_run(write_example(tmp_path))]).rows)[-1]
     assert found.variant == "ewq-0.65"
     assert found.sentence == "ewq-0.65 is smaller and better than bnb-int8."
     assert found.details.startswith("ewq-0.65 against bnb-int8: size -2 %, perplexity -0.")
@@ -180,7 +169,7 @@ def test_plan_beats_a_uniform_control_only_when_smaller_and_certainly_better(tmp
 def test_a_control_that_beats_plans_is_an_answer_given_once(tmp_path):
     names = ("fp16", "ewq-1.0", "ewq-0.8", "gguf-q8_0", "gguf-ewq-0.65", "bnb-int8")
     path = write_example(tmp_path, names, change=_bnb_int8_as_good_as_fp16)
-    found = recommendations(reported_run([read_run(path)]))[-1]
+    found = recommendations(reported_run([read_run(path)]).rows)[-1]
     assert found.decided
     assert found.variant == "bnb-int8"
     assert found.sentence == "bnb-int8 is smaller and better than ewq-1.0 and ewq-0.8."
@@ -214,4 +203,4 @@ def test_a_change_that_may_be_chance_is_called_so():
 
 
 def test_one_variant_supports_no_recommendation():
-    assert recommendations(_shown(variant("fp16", 2.0))) == []
+    assert recommendations(variant_rows(variant("fp16", 2.0))) == []

@@ -25,7 +25,7 @@ def overview(shown: ReportedRun) -> Section:
     parts: list[Part] = [Paragraph(text, warning=True) for text in _warnings(shown)]
     plot = main_plot(shown)
     parts += [plot] if plot else []
-    parts += _recommended(recommendations(shown))
+    parts += _recommended(recommendations(shown.rows))
     parts.append(_variants(shown))
     parts += [Paragraph(note) for note in footnotes(shown.rows)]
     parts += _stored_otherwise(shown)
