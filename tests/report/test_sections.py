@@ -145,7 +145,11 @@ def test_only_entropies_are_called_so(tmp_path, scorer, heading):
 
 def judged(variant, verdict, task="mmlu", **changes):
     return record(
-        task, variant, verdict=verdict, reasons=(Reason(verdict, f"because {variant}"),), **changes
+        task,
+        variant,
+        verdict=verdict,
+        reasons=(Reason(verdict, f"because {variant}", "p 0.04"),),
+        **changes,
     )
 
 
@@ -165,7 +169,11 @@ def test_failures_are_told_each_and_inconclusive_records_once_a_task_with_reason
     )
     reasons, remarks = (part for part in section.parts if isinstance(part, Table))
     assert reasons.folded
-    assert [row[2] for row in reasons.rows] == ["because ewq-1.0", "because bnb-nf4"]
+    assert [row[2] for row in reasons.rows] == [
+        "because ewq-0.5 [p 0.04]",
+        "because ewq-1.0 [p 0.04]",
+        "because bnb-nf4 [p 0.04]",
+    ]
     assert remarks.rows == (("mmlu", "ewq-1.0, bnb-nf4", "few questions"),)
 
 

@@ -29,33 +29,37 @@ _WORDS = {Verdict.NO_BASELINE: "not gated"}
 def verdicts(shown: ReportedRun) -> Section:
     """Counts of verdicts, the sentence behind each that is no pass, and gaps."""
     records = shown.records
+    counts = f"{len(records)} measurements: {verdict_counts(records)}."
+    gaps = (Point(text, "not measured", bad=True) for text in _gaps(shown))
+    points = (*verdict_points(records), *gaps)
+    parts: list[Part] = [Paragraph(counts), *([Bullets(points)] if points else [])]
+    parts += [table for table in (_reasons(records), _remarks(records)) if table.rows]
+    return Section("verdicts", "Verdicts", tuple(parts))
+
+
+def verdict_counts(records: Sequence[Record]) -> str:
+    """``1 fail, 2 not gated, 20 pass``."""
     counted = {verdict: sum(r.verdict is verdict for r in records) for verdict in PRECEDENCE}
-    counts = ", ".join(
+    return ", ".join(
         f"{number} {_WORDS.get(verdict, verdict.value)}"
         for verdict, number in counted.items()
         if number
     )
-    parts: list[Part] = [Paragraph(f"{len(records)} measurements: {counts}.")]
-    points = [
-        *(_judged(r) for r in _having(records, Verdict.FAIL, Verdict.IMPROVED)),
-        *_inconclusive(records),
-        *(Point(text, "not measured", bad=True) for text in _gaps(shown)),
-    ]
-    parts += [Bullets(tuple(points))] if points else []
-    parts += [table for table in (_reasons(records), _remarks(records)) if table.rows]
-    return Section("verdicts", "Verdicts", tuple(parts))
+
+
+def verdict_points(records: Sequence[Record]) -> list[Point]:
+    """What failed or improved, and each cause of what is inconclusive once; no statistics."""
+    certain = _having(records, Verdict.FAIL, Verdict.IMPROVED)
+    return [*map(_judged, certain), *_inconclusive(records)]
 
 
 def _having(records: Sequence[Record], *verdicts: Verdict) -> list[Record]:
     return [r for verdict in verdicts for r in records if r.verdict is verdict]
 
 
-def _reason(record: Record) -> str:
-    return "; ".join(map(str, record.reasons)) or "no reason stored"
-
-
 def _judged(record: Record) -> Point:
-    text = f"{record.variant}, {record.task}: {_reason(record)}"
+    reasons = "; ".join(reason.text for reason in record.reasons) or "no reason stored"
+    text = f"{record.variant}, {record.task}: {reasons}"
     return Point(text, record.verdict.value, bad=record.verdict is Verdict.FAIL)
 
 
@@ -75,9 +79,10 @@ def _causes(record: Record) -> Sequence[str]:
 
 
 def _reasons(records: Sequence[Record]) -> Table:
-    inconclusive = _having(records, Verdict.INCONCLUSIVE)
-    rows = group_by_text(inconclusive, lambda record: [_reason(record)])
-    return _folded("Why these are inconclusive", "Reason", rows)
+    """Every reason with its statistic."""
+    judged = _having(records, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.IMPROVED)
+    rows = group_by_text(judged, lambda record: [str(reason) for reason in record.reasons])
+    return _folded("Reasons with their statistics", "Reason", rows)
 
 
 def _remarks(records: Sequence[Record]) -> Table:
