@@ -48,6 +48,8 @@ GROUPS = {
 GROUP_OF = {subject: group for group, names in GROUPS.items() for subject in names.split()}
 """Subject to group; subjects outside MMLU belong to none and stand as ``ungrouped``."""
 UNGROUPED = "ungrouped"
+SHOWN = 40
+"""Characters of a cell that an error shows."""
 _COLUMNS = "question, A, B, C, D, answer letter"
 
 
@@ -174,7 +176,7 @@ def _question(subject: str, row: Sequence[str], where: str) -> Question:
         raise InputError(f"{where}: {len(row)} columns, expected 6 ({_COLUMNS})")
     text, a, b, c, d, letter = row
     if letter not in LETTERS or len(letter) != 1:
-        raise InputError(f"{where}: answer {letter!r}, expected one of A, B, C, D")
+        raise InputError(f"{where}: answer {letter[:SHOWN]!r}, expected one of A, B, C, D")
     if not is_visible(text):
         raise InputError(f"{where}: the question is empty")
     return Question(subject, text, (a, b, c, d), LETTERS.index(letter))

@@ -198,3 +198,10 @@ def test_rows_end_at_line_ends_of_the_file_only(tmp_path):
     write(tmp_path, test="one\u2028two\x85three,1,2,3,4,A\r\n")
     (question,) = load_mmlu(tmp_path).test
     assert question.text == "one\u2028two\x85three"
+
+
+def test_an_endless_answer_is_not_repeated_in_full(tmp_path):
+    write(tmp_path, test=f"a,1,2,3,4,{'A' * 9000}\n")
+    with pytest.raises(InputError, match="expected one of A") as caught:
+        load_mmlu(tmp_path)
+    assert len(str(caught.value)) < 500
