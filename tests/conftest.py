@@ -21,7 +21,9 @@ INSTALLED = ("models", "converter")
 def pytest_configure(config):
     """Give all processes of this session one folder, with the caches that tests may fill."""
     if VARIABLE in os.environ:
-        return  # a worker of xdist
+        # A worker of xdist: the pytests that its tests run are none.
+        os.environ.pop("PYTEST_XDIST_WORKER", None)
+        return
     session = Path(tempfile.mkdtemp(prefix="ewq-tests-"))
     config.add_cleanup(lambda: shutil.rmtree(session, ignore_errors=True))
     for name in ("cache", "home"):

@@ -98,6 +98,11 @@ def plain_model(folder):
 
 def naive_logprobs(folder, ids):
     """Every distribution of one sequence by one plain forward pass, ``[len(ids), vocab]``."""
+    return _naive_logprobs(folder, tuple(ids))
+
+
+@cache
+def _naive_logprobs(folder, ids):
     with torch.no_grad():
         logits = plain_model(folder)(torch.tensor([ids]), use_cache=False).logits
     return logits[0].log_softmax(-1).numpy()

@@ -135,24 +135,29 @@ PRECISIONS = {
 }
 
 
-@pytest.mark.parametrize("precisions", PRECISIONS.values(), ids=PRECISIONS)
-def test_without_ewq_transformers_itself_names_the_unknown_method_and_fails(
-    folder, tmp_path, precisions
-):
-    config = EwqConfig(plan=plan_for(folder, precisions))
-    quantize_to_folder(folder, config, tmp_path / "q")
-    script = (
-        "import sys; from transformers import AutoModelForCausalLM as A; "
-        "A.from_pretrained(sys.argv[1])"
-    )
+WITHOUT_EWQ = """
+import sys
+from transformers import AutoModelForCausalLM
+for folder in sys.argv[1:]:
+    try:
+        AutoModelForCausalLM.from_pretrained(folder)
+    except Exception as error:
+        print("failed")
+"""
 
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "q")], capture_output=True, text=True
-    )
 
-    assert done.returncode != 0
-    assert "Unknown quantization type, got ewq" in done.stderr
-    assert "import ewq.quantizer" in (tmp_path / "q" / "README.md").read_text()
+def test_without_ewq_transformers_itself_names_the_unknown_method_and_fails(folder, tmp_path):
+    for name, precisions in PRECISIONS.items():
+        config = EwqConfig(plan=plan_for(folder, precisions))
+        quantize_to_folder(folder, config, tmp_path / name)
+    command = [sys.executable, "-c", WITHOUT_EWQ, *(str(tmp_path / name) for name in PRECISIONS)]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == ["failed"] * len(PRECISIONS)
+    assert done.stderr.count("Unknown quantization type, got ewq") == len(PRECISIONS)
+    for name in PRECISIONS:
+        assert "import ewq.quantizer" in (tmp_path / name / "README.md").read_text()
 
 
 def test_a_model_quantized_already_is_not_quantized_again(folder, tmp_path):
