@@ -121,22 +121,28 @@ def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoin
 
 
 def check_range(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Refuse weights that would become infinite in F16, whose largest value is 65,504.
+    """Refuse weights that are not finite, or would not be in F16, which ends at 65,504.
 
     Raises:
         InputError: naming the tensor and a type that holds it.
     """
     if checkpoint.is_gguf:
         return  # llama.cpp's quantizer validates what it writes
+    unquantized = isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES
     for name, tensor in checkpoint.tensors.items():
-        wide = tensor.dtype in WIDER_THAN_F16 and len(tensor.shape) > 1
-        if not wide or not _becomes_f16(name, checkpoint, recipe):
+        narrowed = (
+            tensor.dtype in WIDER_THAN_F16
+            and len(tensor.shape) > 1
+            and _becomes_f16(name, checkpoint, recipe)
+        )
+        read = narrowed or (unquantized and tensor.dtype in (*WIDER_THAN_F16, "F16"))
+        if not read or not tensor.numel:
             continue
         least, most = checkpoint.load(name).aminmax()
         largest = max(-float(least), float(most))
         if not math.isfinite(largest):
             raise InputError(f"{name} holds values that are not finite; the checkpoint is damaged")
-        if largest >= ROUNDED_TO_INFINITY:
+        if narrowed and largest >= ROUNDED_TO_INFINITY:
             instead = "--type BF16" if isinstance(recipe, TypeRecipe) else "--types raw=BF16"
             raise InputError(
                 f"{name} holds {largest:,.0f}, which F16 cannot (at most 65,504); use {instead}"

@@ -316,6 +316,20 @@ def test_a_weight_that_becomes_infinite_in_f16_is_refused_before_anything_is_wri
     assert "F16" not in report.bytes_by_type
 
 
+@pytest.mark.parametrize("type_name", ["BF16", "F32"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=str)
+def test_a_checkpoint_that_is_not_finite_is_no_file(type_name, value, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = save_odd(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[WIDE][3, 5] = torch.tensor(value)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"{re.escape(WIDE)} holds values that are not finite"):
+        export_gguf(folder, tmp_path / "o.gguf", make_recipe(type_name))
+
+
 def test_a_fallback_to_f16_that_cannot_hold_a_weight_names_the_tensor(wide, tmp_path):
     with pytest.raises(EwqError, match=r"could not quantize blk\.1\.ffn_up\.weight: "):
         export_gguf(wide, tmp_path / "o.gguf", make_recipe("Q4_K_M"))
