@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from ewq.version import __version__
 
 if TYPE_CHECKING:
     from ewq.errors import EwqError
@@ -26,7 +26,15 @@ _HOME_OF = {
     "read_plan": "ewq.planning.plan",
 }
 
-__all__ = ["Analysis", "EwqConfig", "EwqError", "QuantizationPlan", "analyze", "read_plan"]
+__all__ = [
+    "Analysis",
+    "EwqConfig",
+    "EwqError",
+    "QuantizationPlan",
+    "__version__",
+    "analyze",
+    "read_plan",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -37,4 +45,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return __all__

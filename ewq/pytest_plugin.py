@@ -13,26 +13,27 @@ import pytest
 
 from ewq.errors import BackendUnavailable, EwqError, InputError
 from ewq.harness.options import Options, add_options
-from ewq.harness.session import (
+from ewq.harness.state import (
     TASK_MARK,
-    HarnessSession,
+    PluginState,
     compared_files,
     key_of,
-    session_of,
+    state_of,
     stop_saving,
     storage_folder,
     task_of,
     why_ungated,
 )
 from ewq.tasks.table import TASKS
+from ewq.threads import wait_without_spinning
 from ewq.variants import REFERENCE, find_variant
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
     from pytest_benchmark.fixture import BenchmarkFixture
 
-    from ewq.harness.bench import Bench, LoadVariant
-    from ewq.harness.handle import VariantHandle
+    from ewq.harness.handle import LoadVariant, VariantHandle
+    from ewq.harness.session import Session
     from ewq.harness.subject import Subject
     from ewq.progress import Progress
     from ewq.record import Record
@@ -41,7 +42,11 @@ T = TypeVar("T")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the ``--ewq-...`` options."""
+    """Add the ``--ewq-...`` options.
+
+    The first hook of all, so that no conftest has loaded torch yet.
+    """
+    wait_without_spinning()
     add_options(parser)
 
 
@@ -53,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
     json_path = str(config.getoption("benchmark_json", None) or "")
-    config.pluginmanager.register(HarnessSession(options, json_path=json_path), "ewq-session")
+    config.pluginmanager.register(PluginState(options, json_path=json_path), "ewq-state")
     if config.getoption("benchmark_columns", "absent") is None:
         # The quality figures stand in ewq's own table; of times, these two say something.
         config.option.benchmark_columns = ["median", "rounds"]
@@ -65,14 +70,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if not any("variant" in str(names) for names in own):
-        names = [variant.name for variant in session_of(metafunc.config).options.variants]
+        names = [variant.name for variant in state_of(metafunc.config).options.variants]
         metafunc.parametrize("variant", names, indirect=True, scope="session")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep each variant's tests together whatever else orders them, so that it loads once."""
-    order = {each.name: n for n, each in enumerate(session_of(config).options.variants)}
+    order = {each.name: n for n, each in enumerate(state_of(config).options.variants)}
     for item in items:
         if key := key_of(item):
             order.setdefault(key[0], len(order))
@@ -92,12 +97,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Note what is going to be measured, after all deselection."""
     keys = [key for item in session.items if (key := key_of(item))]
-    session_of(session.config).selected = keys
+    state_of(session.config).selected = keys
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """One line on what is measured, and one where nothing will be gated."""
-    options = session_of(config).options
+    options = state_of(config).options
     ungated = why_ungated(config)
     model = f"ewq: model {options.model or '(embedded)'}, tier {options.tier}"
     return [model, f"ewq: {ungated}"] if ungated else [model]
@@ -106,7 +111,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 @pytest.fixture(scope="session")
 def ewq_progress(pytestconfig: pytest.Config) -> Progress:
     """Progress drawn on a terminal."""
-    from ewq.harness.terminal_progress import find_progress
+    from ewq.harness.terminal import find_progress
 
     return find_progress(pytestconfig)
 
@@ -122,10 +127,9 @@ def ewq_loader() -> LoadVariant:
 @pytest.fixture(scope="session")
 def ewq_subject(pytestconfig: pytest.Config, ewq_progress: Progress) -> Subject:
     """The model under test; override it to benchmark something else."""
-    from ewq.harness.placement import find_device
-    from ewq.harness.subject import find_subject
+    from ewq.harness.subject import find_device, find_subject
 
-    options = session_of(pytestconfig).options
+    options = state_of(pytestconfig).options
 
     def find() -> Subject:
         device = find_device(options.device)
@@ -135,41 +139,42 @@ def ewq_subject(pytestconfig: pytest.Config, ewq_progress: Progress) -> Subject:
 
 
 @pytest.fixture(scope="session")
-def ewq_bench(
+def ewq_session(
     pytestconfig: pytest.Config,
     ewq_subject: Subject,
     ewq_loader: LoadVariant,
     ewq_progress: Progress,
-) -> Iterator[Bench]:
+) -> Iterator[Session]:
     """The run's shared state; the reference is measured here where the run does not select it."""
-    from ewq.harness.opening import open_bench
+    from ewq.harness.measuring import prepare_references
+    from ewq.harness.session import open_session
 
-    state = session_of(pytestconfig)
-    bench = _or_exit(
-        lambda: open_bench(
+    state = state_of(pytestconfig)
+    session = _or_exit(
+        lambda: open_session(
             state.options,
             ewq_subject,
-            state.selected,
+            tuple(state.selected),
             rootdir=pytestconfig.rootpath,
             storage=storage_folder(pytestconfig),
             baseline_request=state.options.baseline or compared_files(pytestconfig),
-            load=ewq_loader,
+            loader=ewq_loader,
             progress=ewq_progress,
             ungated=why_ungated(pytestconfig),
         )
     )
-    state.bench = bench
+    state.session = session
     try:
-        _or_exit(lambda: bench.prepare_references())
-        yield bench
+        _or_exit(lambda: prepare_references(session))
+        yield session
     finally:
-        bench.close()
+        session.close()
 
 
 @pytest.fixture(scope="session")
-def variant(request: pytest.FixtureRequest, ewq_bench: Bench) -> Iterator[VariantHandle]:
+def variant(request: pytest.FixtureRequest, ewq_session: Session) -> Iterator[VariantHandle]:
     """One variant, loaded on first use, freed before the next one."""
-    handle = ewq_bench.handle(_variant_named(ewq_bench, request.param))
+    handle = ewq_session.handle(_variant_named(ewq_session, request.param))
     yield handle
     handle.close()
 
@@ -177,7 +182,7 @@ def variant(request: pytest.FixtureRequest, ewq_bench: Bench) -> Iterator[Varian
 @pytest.fixture
 def measure(
     request: pytest.FixtureRequest,
-    ewq_bench: Bench,
+    ewq_session: Session,
     variant: VariantHandle,
     benchmark: BenchmarkFixture,
 ) -> Callable[[], Record]:
@@ -190,21 +195,21 @@ def measure(
         raise pytest.UsageError("a test that uses `measure` needs @pytest.mark.task(NAME)")
 
     def run() -> Record:
-        if ewq_bench.subject.is_dummy and not TASKS[task].on_random_weights:
+        if ewq_session.subject.is_dummy and not TASKS[task].on_random_weights:
             pytest.skip(f"{task} says nothing about random weights")
         try:
-            record = measure_task(ewq_bench, variant, task, benchmark)
+            record = measure_task(ewq_session, variant, task, benchmark)
         except BackendUnavailable as error:
-            if not ewq_bench.options.variants_named:
-                ewq_bench.skipped[(variant.name, task)] = str(error)
+            if not ewq_session.options.variants_named:
+                ewq_session.skipped[(variant.name, task)] = str(error)
                 pytest.skip(str(error))
-            ewq_bench.failures[(variant.name, task)] = str(error)
+            ewq_session.failures[(variant.name, task)] = str(error)
             pytest.fail(str(error), pytrace=False)
         except JournalLost as error:
             stop_saving(request.config)
             pytest.exit(f"ewq: {error}", returncode=3)
         except EwqError as error:
-            ewq_bench.failures[(variant.name, task)] = str(error)
+            ewq_session.failures[(variant.name, task)] = str(error)
             pytest.fail(str(error), pytrace=False)
         _tell(request.node, record)
         return record
@@ -229,20 +234,20 @@ def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
     """Add GPU and library versions; drop the clock readings that differ every second."""
-    bench = session_of(config).bench
+    session = state_of(config).session
     cpu = machine_info.get("cpu")
     if isinstance(cpu, dict):
         for volatile in [key for key in cpu if key.startswith("hz_actual")]:
             del cpu[volatile]
-    if bench is not None:
-        machine_info["ewq"] = dict(bench.environment)
+    if session is not None:
+        machine_info["ewq"] = dict(session.identity.environment)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     """Say in the stored run whether it is complete and what its gates said."""
-    state = session_of(config)
-    if state.bench is not None:
+    state = state_of(config)
+    if state.session is not None:
         output_json["ewq"] = state.storage_json
 
 
@@ -264,13 +269,15 @@ def pytest_benchmark_compare_machine_info(
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     """Around pytest-benchmark's saving: tell it how the session went, survive a full disk."""
-    state = session_of(session.config)
+    state = state_of(session.config)
     state.tests_failed = session.testsfailed
     try:
         yield
         state.retire_journal(session.config)
     except OSError as error:
-        kept = storage_folder(session.config) / "journal.jsonl"
+        from ewq.storage.journal import JOURNAL
+
+        kept = storage_folder(session.config) / JOURNAL
         pytest.exit(
             f"ewq: cannot store the run ({error.strerror}); every measurement is kept in {kept}: "
             "free space, then run again with --ewq-resume",
@@ -281,9 +288,9 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
     """The table people know from EWQ, and what the gates said."""
-    state = session_of(config)
-    if state.bench is not None and state.bench.records:
-        from ewq.harness.summary import write_summary
+    state = state_of(config)
+    if state.session is not None and state.session.records:
+        from ewq.harness.terminal import write_summary
 
         write_summary(terminalreporter, state, storage_folder(config))
     elif _measured_elsewhere(terminalreporter):
@@ -303,8 +310,8 @@ def _is_benchmark(definition: Any) -> bool:  # noqa: ANN401 - pytest internals
     return definition.get_closest_marker(TASK_MARK) is not None
 
 
-def _variant_named(bench: Bench, name: str) -> Any:  # noqa: ANN401 - Variant, imported late
-    known = {variant.name: variant for variant in bench.options.variants}
+def _variant_named(session: Session, name: str) -> Any:  # noqa: ANN401 - Variant, imported late
+    known = {variant.name: variant for variant in session.options.variants}
     return known.get(name) or find_variant(name)
 
 

@@ -12,6 +12,8 @@ from ewq.errors import InputError, MeasurementError
 from ewq.measurement import NO_ITEMS, Doubt, Items, Json, Metric
 
 SCHEMA = 2
+RecordKey = tuple[str, str]
+"""``(variant, task)``: what identifies a record within a run."""
 
 
 class Verdict(StrEnum):
@@ -69,7 +71,7 @@ class Record:
     """Bulky extras for reports, never compared."""
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> RecordKey:
         """What identifies the record within a run: ``(variant, task)``."""
         return (self.variant, self.task)
 

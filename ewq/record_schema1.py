@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ewq.measurement import DoubtKind
+from ewq.variants import engine_of
 
 _PERPLEXITY = ("domain", "nll", "tokens", "bytes", "document")
 _DIVERGENCE = (
@@ -34,11 +35,18 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     doubted = {note for note, _ in doubts}
     return {
         **stored,
+        "settings": _settings(stored["variant"], stored["settings"]),
         "items": _items(stored["task"], stored["items"]),
         "reasons": [_reason(text, stored["verdict"]) for text in stored["reasons"]],
         "doubts": [{"kind": kind.value, "text": note} for note, kind in doubts],
         "notes": [note for note in notes if note not in doubted],
     }
+
+
+def _settings(variant: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what schema 1 wrote on llama.cpp's records although it was transformers' own."""
+    foreign = ("batch_tokens", "dtype") if engine_of(variant) == "llama.cpp" else ()
+    return {key: value for key, value in settings.items() if key not in foreign}
 
 
 def _doubt_kind(note: str) -> DoubtKind | None:

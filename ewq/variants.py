@@ -22,7 +22,7 @@ _PLAN_VARIANT = re.compile(r"(gguf-)?ewq-(?=.*[A-Za-z])[\w.+-]+")
 """Plans given as files; the letter keeps a mistyped factor from being taken for one."""
 _GGUF_PLAN = "gguf:"
 
-PlanSource = float | Path
+FactorOrFile = float | Path
 """Where a plan comes from: the factor rule at this factor, or a plan file."""
 
 
@@ -42,7 +42,7 @@ class Uniform:
 class Planned:
     """A plan, with bitsandbytes."""
 
-    plan: PlanSource
+    plan: FactorOrFile
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class GgufType:
 class GgufPlanned:
     """A plan, as a mixed GGUF."""
 
-    plan: PlanSource
+    plan: FactorOrFile
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def parse_factor(text: str) -> str:
         InputError: not a finite number of zero or more.
     """
     if not re.fullmatch(r"\d+(\.\d+)?", text.strip()):
-        raise InputError(f"factor {text!r} is no number; write for example 0.65 or 1.0")
+        raise InputError(f"invalid factor {text!r}: expected a number such as 0.65")
     return str(float(text))
 
 
@@ -137,8 +137,8 @@ def _plan_variant(name: str) -> Variant:
     variant = Variant(f"{prefix}ewq-{path.stem.removeprefix('ewq-')}", recipe(path))
     if not _PLAN_VARIANT.fullmatch(variant.name):
         raise InputError(
-            f"variant {name!r}: a plan file gives its variant its name; rename it to letters, "
-            "digits, dots and dashes, at least one letter among them"
+            f"variant {name!r} is named after its plan file: rename the file to letters, digits, "
+            "dots and dashes, with at least one letter"
         )
     return variant
 

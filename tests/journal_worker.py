@@ -4,10 +4,11 @@ import sys
 import time
 from pathlib import Path
 
+from ewq.storage.identity import RunIdentity
 from ewq.storage.journal import Journal
 
 KEYS = tuple((f"variant-{i}", "task") for i in range(12))
-HEADER = {"fingerprint": "sha256:1", "settings": {"tier": "smoke"}, "code": "1", "device": "cpu"}
+IDENTITY = RunIdentity("sha256:1", {"tier": "smoke"}, {"device": "cpu", "ewq_code": "1"})
 
 
 def payload(key):
@@ -15,7 +16,7 @@ def payload(key):
 
 
 def main(path: Path) -> None:
-    journal = Journal.resume(path, HEADER) if path.exists() else Journal.create(path, HEADER)
+    journal = Journal.resume(path, IDENTITY) if path.exists() else Journal.create(path, IDENTITY)
     with journal:
         for key in KEYS:
             if key not in journal.completed:

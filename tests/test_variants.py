@@ -63,7 +63,7 @@ def test_a_plan_file_may_be_called_ewq_itself(tmp_path):
 @pytest.mark.parametrize("stem", ["0.65", "two words", "a[1]", "ewq-1.0"])
 def test_a_plan_file_whose_name_cannot_be_a_variants_is_refused(tmp_path, stem):
     (tmp_path / f"{stem}.json").write_text("{}")
-    with pytest.raises(InputError, match="rename it"):
+    with pytest.raises(InputError, match="rename the file"):
         find_variant(str(tmp_path / f"{stem}.json"))
 
 

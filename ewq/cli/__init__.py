@@ -21,6 +21,7 @@ from ewq.cli.quantize import quantize
 from ewq.cli.report import report
 from ewq.errors import EwqError
 from ewq.report.escaping import terminal_line
+from ewq.threads import wait_without_spinning
 
 app = typer.Typer(
     name="ewq",
@@ -50,6 +51,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A path that the terminal's encoding lacks must not end finished work in a traceback.
             stream.reconfigure(errors="backslashreplace")
+    wait_without_spinning()
     try:
         app()
     except EwqError as error:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ewq import __version__
 from ewq.checkpoint.layout import Layout
 from ewq.checkpoint.opening import Checkpoint
 from ewq.errors import PlanError
@@ -24,6 +23,7 @@ from ewq.planning.plan import (
 from ewq.planning.rules import spread
 from ewq.precision import Precision
 from ewq.sensitivity.measure import Sensitivity
+from ewq.version import __version__
 
 GRANULARITIES = ("tensor", "kind", "block")
 Rule = Mapping[str, Json]

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from ewq.errors import InputError
 from ewq.gating.gates import lost_in_doubt
-from ewq.record import Record
-from ewq.storage.environment import comparable
-from ewq.storage.runs import Key, Run, read_run, read_storage, resolve_run
+from ewq.record import Record, RecordKey
+from ewq.storage.identity import RunIdentity, changed_settings
+from ewq.storage.runs import Run, read_run, read_storage, resolve_run
 
 NEWEST = "newest"
 ANCESTOR = "ancestor"
@@ -24,14 +23,10 @@ _REASONS_SHOWN = 5
 class Wanted:
     """What a baseline must have measured."""
 
-    fingerprint: str
-    environment: Mapping[str, Any]
-    """``machine_info["ewq"]`` of the run that needs the baseline."""
-    selected: tuple[Key, ...]
+    identity: RunIdentity
+    selected: tuple[RecordKey, ...]
     """``(variant, task)`` of everything about to be measured."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the whole run, all known before anything is measured: tier, placement, data."""
-    records: Mapping[Key, Record] = field(default_factory=dict)
+    records: Mapping[RecordKey, Record] = field(default_factory=dict)
     """What has been measured already, where the run is over: compared setting by setting."""
 
 
@@ -79,13 +74,7 @@ def baseline_of(run: Run, request: str, storage: Path, repository: Path) -> Run:
     """
     if not run.records:
         raise InputError(f"run {run.path} has no measurements to compare")
-    wanted = Wanted(
-        fingerprint=next(iter(run.records.values())).fingerprint,
-        environment=run.machine,
-        selected=tuple(run.records),
-        settings=run.settings,
-        records=run.records,
-    )
+    wanted = Wanted(run.identity, tuple(run.records), run.records)
     choice = find_baseline(request, storage, wanted, repository, exclude=run.path)
     if choice.run is None:
         raise InputError(f"no baseline for {run.name}: {'; '.join(choice.reasons)}")
@@ -144,19 +133,15 @@ def unsuitable(run: Run, wanted: Wanted) -> list[str]:
     """Why a run must not serve as the baseline; empty when it may."""
     if run.foreign:
         return ["stored without ewq's plugin"]
-    reasons = _broken(run) + comparable(run.machine, wanted.environment)
+    reasons = _broken(run)
     shared = [key for key in wanted.selected if key in run.records]
     if not shared:
         return [*reasons, "measured none of the selected benchmarks"]
-    if any(run.records[key].fingerprint != wanted.fingerprint for key in shared):
-        reasons.append("measured another model")
-    # Each record knows its tier, also those of runs that kept no settings.
-    tiers = {"tier": run.records[shared[0]].tier}
-    reasons += _other_settings({**tiers, **run.settings}, wanted.settings)
+    reasons += run.identity.differences(wanted.identity)
     for key in shared:
         if key in wanted.records:
             theirs, ours = run.records[key].settings, wanted.records[key].settings
-            reasons += [f"{key[1]}: {reason}" for reason in _other_settings(theirs, ours)]
+            reasons += [f"{key[1]}: {reason}" for reason in changed_settings(theirs, ours)]
     # Variants of one engine differ from the candidate's in the same way: once is enough.
     return list(dict.fromkeys(reasons))
 
@@ -196,15 +181,6 @@ def _broken(run: Run) -> list[str]:
     elif run.exit_status not in (0, None):
         reasons.append(f"its session ended with exit status {run.exit_status}")
     return reasons
-
-
-def _other_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Differences in what both know: runs stored by an older ewq know less."""
-    return [
-        f"setting {key} was {stored[key]!r}, is {value!r}"
-        for key, value in wanted.items()
-        if key in stored and stored[key] != value
-    ]
 
 
 def _coverage(run: Run, wanted: Wanted) -> int:

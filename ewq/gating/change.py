@@ -13,6 +13,7 @@ from typing import cast
 from ewq.gating.doubts import doubt_about
 from ewq.measurement import Items, Metric
 from ewq.record import Record, Verdict
+from ewq.storage.identity import changed_settings
 from ewq.tasks.table import TASKS, ItemMean, Task, Tolerance
 
 
@@ -135,12 +136,7 @@ def incomparable(before: Record, after: Record) -> list[str]:
             f"another model: {before.model} ({_short(before.fingerprint)}) and "
             f"{after.model} ({_short(after.fingerprint)})"
         )
-    reasons += [
-        f"setting {key} was {before.settings.get(key)!r}, is {after.settings.get(key)!r}"
-        for key in sorted({*before.settings, *after.settings})
-        if before.settings.get(key) != after.settings.get(key)
-    ]
-    return reasons
+    return reasons + changed_settings(before.settings, after.settings)
 
 
 def changes(

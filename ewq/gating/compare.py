@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ewq.gating.change import Change, changes, incomparable
 from ewq.gating.gates import overall
 from ewq.gating.thresholds import BUILT_IN, Thresholds
-from ewq.record import Record, Verdict
+from ewq.record import Record, RecordKey, Verdict
 from ewq.storage.environment import comparable, differences
-from ewq.storage.runs import Key, Run
+from ewq.storage.runs import Run
 from ewq.tasks.table import Tolerance
 
 EXIT_SAME, EXIT_REGRESSION, EXIT_NOT_COMPARABLE = 0, 1, 2
@@ -107,7 +107,7 @@ def _other_tokenizer(before: Run, after: Run) -> list[str]:
 
 
 def _rows(
-    key: Key, before: Record, after: Record, tolerances: Mapping[str, Tolerance]
+    key: RecordKey, before: Record, after: Record, tolerances: Mapping[str, Tolerance]
 ) -> list[Row]:
     return [Row(*key, change) for change in changes(before, after, tolerances)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +36,7 @@ class RunData:
         """The questions of this tier."""
         from ewq.data.mmlu import load_mmlu
 
-        with self._told("MMLU questions"):
+        with self._shown("MMLU questions"):
             data = load_mmlu(self.options.mmlu or self._default("mmlu"))
         wanted = self.sizes.mmlu_questions
         if wanted is None or wanted >= len(data.test):
@@ -48,7 +48,7 @@ class RunData:
         """The texts to score; tasks take as many tokens per domain as the tier allows."""
         from ewq.data.texts import load_texts
 
-        with self._told("texts"):
+        with self._shown("texts"):
             return load_texts(self.options.texts or self._default("texts"))
 
     @property
@@ -65,16 +65,8 @@ class RunData:
             return self.mmlu.digest
         return self.texts.digest if data is Data.TEXTS else ""
 
-    def digests(self, tasks: Iterable[str]) -> dict[str, str]:
-        """Task -> digest of its data, for tasks that read some.
-
-        Raises:
-            EwqError: the data cannot be read.
-        """
-        return {task: digest for task in sorted(set(tasks)) if (digest := self.digest(task))}
-
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _shown(self, what: str) -> Iterator[None]:
         """Shown while data is read, which from the hub may take long."""
         self.progress.start(f"reading {what}", 1, "data set")
         try:

@@ -11,8 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ewq.files import cache_dir
-from ewq.harness.placement import Placement
-from ewq.harness.subject import Subject
+from ewq.harness.subject import Placement, Subject
 from ewq.planning.sizes import format_of
 from ewq.variants import (
     GgufFile,

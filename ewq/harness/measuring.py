@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ewq.errors import EwqError, MeasurementError
-from ewq.gating.gates import judge
-from ewq.harness.handle import VariantHandle
-from ewq.harness.out_of_memory import reported
+from ewq.harness.handle import VariantHandle, report_out_of_memory
+from ewq.harness.references import MEASURED_FOR_PAIRING, MISSING
+from ewq.harness.session import Session
 from ewq.measurement import TaskResult
-from ewq.record import Reason, Record, Verdict
-from ewq.tasks.table import TASKS, Work
-from ewq.variants import REFERENCE, GgufFile
+from ewq.record import Record
+from ewq.tasks.table import TASKS, Pairing, Work
+from ewq.variants import REFERENCE, GgufFile, find_variant
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
-    from ewq.harness.bench import Bench, Key
+    from ewq.record import RecordKey
 
 
 class JournalLost(EwqError):
@@ -30,85 +31,157 @@ CRASHES_TOLERATED = 2
 """A process may have been killed, and the resumed one too; the third time the variant did it."""
 
 
-def measure(bench: Bench, handle: VariantHandle, task: str, benchmark: BenchmarkFixture) -> Record:
+def measure(
+    session: Session, handle: VariantHandle, task: str, benchmark: BenchmarkFixture
+) -> Record:
     """Measure ``task`` on a variant, or take it from the journal, and judge it.
 
     The record is on disk before this returns, whatever its verdict.
 
     Raises:
+        JournalLost: the record cannot be kept.
         EwqError: the measurement could not be made.
     """
     key = (handle.name, task)
     benchmark.group = task
-    stored = bench.journal.completed.get(key)
-    record = _replay(stored, benchmark) if stored else _fresh(bench, handle, task, benchmark)
-    if handle.name == REFERENCE:
-        if stored:
-            bench.restore_distributions(task, handle)
-            bench.references.replayed.add(task)
-        bench.references.remember(task, _as_result(record, bench.placement.settings))
-    judged = _judge(bench, record)
+    stored = session.journal.completed.get(key)
+    if stored:
+        record = _replay(stored, benchmark)
+    else:
+        record = _measure_now(session, handle, task, benchmark)
+    if stored and handle.name == REFERENCE:
+        _restore_reference(session, handle, record, stored["task_settings"])
+    judged = session.gate.judge(record, session.placement.device)
     benchmark.extra_info["ewq"] = judged.to_json()
-    bench.records[key] = judged
+    session.records[key] = judged
     return judged
 
 
-def _fresh(bench: Bench, handle: VariantHandle, task: str, benchmark: BenchmarkFixture) -> Record:
-    key = (handle.name, task)
-    _refuse_repeated_crash(bench, key)
-    _kept(lambda: bench.journal.started(key))
+def prepare_references(session: Session) -> None:
+    """Recall or measure the reference for tasks that pair with it but do not select it.
+
+    A reference that cannot be measured (FP16 may not fit where a plan does) takes the paired
+    figures away, not the others; records say so.
+    """
+    own = {task for variant, task in session.selected if variant == REFERENCE}
+    others = {task for variant, task in session.selected if variant != REFERENCE}
+    if session.subject.is_dummy:
+        others = {task for task in others if TASKS[task].on_random_weights}
+    paired = {task for task in others - own if TASKS[task].pairing is not Pairing.NONE}
+    missing = [task for task in sorted(paired) if not session.references.recall(task)]
+    if not missing:
+        return
+    handle = session.handle(find_variant(REFERENCE))
     try:
-        with reported(f"{handle.name}, {task}", bench.placement.device):
-            work = TASKS[task].prepare(bench.inputs(handle))
+        for task in missing:
+            try:
+                with report_out_of_memory(f"{REFERENCE}, {task}", session.placement.device):
+                    _measure_for_pairing(session, handle, task)
+            except EwqError as error:
+                session.references.origin[task] = f"{MISSING}: {error}"
+    finally:
+        handle.close()
+
+
+def _measure_for_pairing(session: Session, handle: VariantHandle, task: str) -> None:
+    if TASKS[task].pairing is Pairing.DISTRIBUTIONS:
+        session.distributions(handle)
+        return
+    work = TASKS[task].prepare(session.inputs(handle))
+    for _ in range(work.warmup_rounds + work.rounds):
+        work.once()
+    session.references.remember(task, work.result(), MEASURED_FOR_PAIRING)
+
+
+def _restore_reference(
+    session: Session, handle: VariantHandle, record: Record, settings: Sequence[str]
+) -> None:
+    """After resuming: pair later variants with what was measured before the interruption.
+
+    The reference's distributions are large and deterministic, so the journal does not keep them:
+    they are recorded again if a variant still needs them.
+    """
+    task = record.task
+    own = {name: record.settings[name] for name in settings}
+    result = TaskResult(
+        task, own, record.metrics, record.items, record.doubts, record.notes, record.side
+    )
+    session.references.remember(task, result)
+    session.references.replayed.add(task)
+    todo = [key for key in session.selected if key not in session.journal.completed]
+    recorded = TASKS[task].pairing is Pairing.DISTRIBUTIONS
+    if recorded and any(key[1] == task for key in todo):
+        session.distributions(handle)
+
+
+def _measure_now(
+    session: Session, handle: VariantHandle, task: str, benchmark: BenchmarkFixture
+) -> Record:
+    key = (handle.name, task)
+    _refuse_repeated_crash(session, key)
+    with _ending_the_run():
+        session.journal.started(key)
+    try:
+        with report_out_of_memory(f"{handle.name}, {task}", session.placement.device):
+            work = TASKS[task].prepare(session.inputs(handle))
             _time(benchmark, work)
-            record = _record(bench, handle, task, work)
+            result = work.result()
+            record = _record(session, handle, result)
     except BaseException as error:  # Ctrl-C too: it is no crash of the variant
-        reason = str(error) or type(error).__name__
-        _kept(lambda: bench.journal.failed(key, reason))
+        with _ending_the_run():
+            session.journal.failed(key, str(error) or type(error).__name__)
         raise
+    if handle.name == REFERENCE:
+        session.references.remember(task, result)
     payload = {
         "record": record.to_json(),
         "durations_s": _durations(benchmark),
-        "data": bench.data.digest(task),
+        "task_settings": sorted(result.settings),
     }
-    _kept(lambda: bench.journal.finished(key, payload))
+    with _ending_the_run():
+        session.journal.finished(key, payload)
     return record
 
 
-def _kept(write: Callable[[], None]) -> None:
-    """Write to the journal; a run that cannot keep its results must end."""
+@contextmanager
+def _ending_the_run() -> Iterator[None]:
+    """A journal that cannot be written ends the run."""
     try:
-        write()
+        yield
     except EwqError as error:
         raise JournalLost(str(error)) from error
 
 
-def _refuse_repeated_crash(bench: Bench, key: Key) -> None:
+def _refuse_repeated_crash(session: Session, key: RecordKey) -> None:
     """Counted over all tasks of a variant: most crashes happen while loading."""
-    times = bench.past_crashes[key[0]]
+    variant, task = key
+    times = session.journal.crashes[variant]
     if times > CRASHES_TOLERATED:
-        raise MeasurementError(
-            f"{key[0]} took the whole process down {times} times; {key[1]} is not tried again"
-        )
+        raise MeasurementError(f"{variant} crashed the process {times} times; skipping {task}")
 
 
-def _record(bench: Bench, handle: VariantHandle, task: str, work: Work) -> Record:
-    result = work.result()
-    reference = None if handle.name == REFERENCE else bench.references.get(task)
+def _record(session: Session, handle: VariantHandle, result: TaskResult) -> Record:
+    task = result.task
+    reference = None if handle.name == REFERENCE else session.references.get(task)
     metrics = {**result.metrics, **TASKS[task].pair(result, reference)}
     TASKS[task].check(metrics)
     return Record(
-        model=bench.subject.label,
-        fingerprint=bench.subject.fingerprint,
+        model=session.subject.label,
+        fingerprint=session.subject.fingerprint,
         variant=handle.name,
         task=task,
-        tier=bench.options.tier,
-        settings={**bench.placement.settings, **_file_settings(handle), **result.settings},
+        tier=session.options.tier,
+        settings={
+            "device": session.placement.device,
+            **result.settings,
+            **handle.model.settings,
+            **_file_settings(handle),
+        },
         metrics=metrics,
         items=result.items,
         plan=handle.plan.digest if handle.plan else None,
-        doubts=(*result.doubts, *bench.references.doubts(task)),
-        notes=(*result.notes, *_model_notes(handle), *bench.references.note(task)),
+        doubts=(*result.doubts, *session.references.doubts(task)),
+        notes=(*result.notes, *_model_notes(handle), *session.references.notes(task)),
         side={**result.side, **_plan_for_reports(task, handle)},
     )
 
@@ -146,27 +219,6 @@ def _plan_for_reports(task: str, handle: VariantHandle) -> dict[str, Any]:
     return {"plan": drawn}
 
 
-def _judge(bench: Bench, record: Record) -> Record:
-    if bench.ungated:
-        return record.judged(Verdict.NO_BASELINE, (Reason(Verdict.NO_BASELINE, bench.ungated),))
-    baseline, missing = None, bench.baseline_reasons
-    if bench.baseline:
-        baseline = bench.baseline.records.get(record.key)
-        gap = f"the baseline {bench.baseline.name} does not cover {'/'.join(record.key)}"
-        missing = () if baseline else (gap,)
-    judgement = judge(
-        record,
-        bench.thresholds.for_(record.variant, record.task),
-        baseline=baseline,
-        tolerances=bench.thresholds.tolerances_for(record.task, bench.placement.device),
-        missing_baseline=missing,
-    )
-    verdict = judgement.verdict
-    if bench.options.require_baseline and verdict is Verdict.NO_BASELINE:
-        verdict = Verdict.FAIL
-    return record.judged(verdict, judgement.reasons)
-
-
 def _replay(stored: Mapping[str, Any], benchmark: BenchmarkFixture) -> Record:
     """Hand an earlier process's measurement to pytest-benchmark as if made now."""
     durations: list[float] = stored["durations_s"]
@@ -190,17 +242,3 @@ def _nothing() -> TaskResult:
 def _durations(benchmark: BenchmarkFixture) -> list[float]:
     """Seconds of each round; empty under ``--benchmark-disable``."""
     return [] if benchmark.stats is None else list(benchmark.stats.stats.data)
-
-
-def _as_result(record: Record, shared: Mapping[str, Any]) -> TaskResult:
-    """The task's own result again, without the settings that every record has."""
-    settings = {key: value for key, value in record.settings.items() if key not in shared}
-    return TaskResult(
-        record.task,
-        settings,
-        record.metrics,
-        record.items,
-        record.doubts,
-        record.notes,
-        record.side,
-    )

@@ -139,5 +139,5 @@ def _without_repeats(variants: list[Variant]) -> tuple[Variant, ...]:
     for name in {variant.name for variant in variants}:
         recipes = {variant.recipe for variant in variants if variant.name == name}
         if len(recipes) > 1:
-            raise InputError(f"two different variants are both called {name}; rename a file")
+            raise InputError(f"two different files make a variant called {name}: rename one")
     return in_run_order(list({variant.name: variant for variant in variants}.values()))

@@ -1,123 +1,208 @@
-"""What the plugin knows about one pytest session."""
+"""Everything one run shares: model, data, identity, gate, journal, references, records."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+import gc
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
-from ewq.files import sync_file
+from ewq.errors import EwqError, InputError
+from ewq.files import cache_dir
+from ewq.harness.data import RunData
+from ewq.harness.gate import Gate, open_gate
+from ewq.harness.handle import LoadVariant, VariantHandle
 from ewq.harness.options import Options
+from ewq.harness.references import References
+from ewq.harness.subject import Placement, Subject, find_placement
+from ewq.progress import Progress
+from ewq.record import Record
+from ewq.tasks.table import Data, Inputs, find_task
+from ewq.tasks.tiers import tier_sizes
+from ewq.variants import REFERENCE, GgufPlanned, Planned, Variant
 
 if TYPE_CHECKING:
-    from ewq.harness.bench import Bench, Key
+    from ewq.data.reference_logprobs import Reference
+    from ewq.record import RecordKey
+    from ewq.storage.identity import RunIdentity
+    from ewq.storage.journal import Journal
 
-TASK_MARK = "task"
-PREVIOUS_JOURNAL = "journal.previous.jsonl"
 
-
-@dataclass(eq=False)
-class HarnessSession:
-    """One per pytest run, registered with the plugin manager."""
+@dataclass
+class Session:
+    """The state of one run. Opened once, when the first benchmark needs it."""
 
     options: Options
-    selected: list[Key] = field(default_factory=list)
-    bench: Bench | None = None
-    tests_failed: int = 0
-    json_path: str = ""
-    """Where ``--benchmark-json`` puts the run."""
-    started_s: float = field(default_factory=time.time)
+    subject: Subject
+    placement: Placement
+    data: RunData
+    identity: RunIdentity
+    gate: Gate
+    journal: Journal
+    progress: Progress
+    loader: LoadVariant
+    selected: tuple[RecordKey, ...]
+    records: dict[RecordKey, Record] = field(default_factory=dict)
+    skipped: dict[RecordKey, str] = field(default_factory=dict)
+    """Not measured because an optional library is missing."""
+    failures: dict[RecordKey, str] = field(default_factory=dict)
 
-    def retire_journal(self, config: pytest.Config) -> None:
-        """After a complete run was stored there is nothing to resume."""
-        session = getattr(config, "_benchmarksession", None)
-        kept = session and (session.save or session.autosave or session.json)
-        stored = self.stored_file(storage_folder(config))
-        if self.bench is not None and kept and stored and self.storage_json["complete"]:
-            sync_file(stored)
-            path = self.bench.journal.path
-            path.replace(path.with_name(PREVIOUS_JOURNAL))
-
-    def stored_file(self, storage: Path) -> Path | None:
-        """Where this session was stored; ``None`` where it was not."""
-        if self.json_path:
-            return Path(self.json_path)
-        files = sorted(storage.glob("*/[0-9]*.json"), key=lambda path: path.stat().st_mtime_ns)
-        fresh = [path for path in files if path.stat().st_mtime > self.started_s]
-        return fresh[-1] if fresh else None
+    def __post_init__(self) -> None:
+        self.references = References(self.identity)
+        self._handles: list[VariantHandle] = []
+        self._distributions: Reference | None = None
 
     @property
-    def storage_json(self) -> dict[str, Any]:
-        """What the stored run says about itself, beside its benchmarks."""
-        bench = self.bench
-        records = bench.records if bench else {}
-        failures = bench.failures if bench else {}
-        skipped = bench.skipped if bench else {}
-        wanted = [key for key in self.selected if key not in skipped]
-        return {
-            "schema": 1,
-            "complete": bool(records) and all(key in records for key in wanted),
-            "selected": [list(key) for key in wanted],
-            "skipped": {"/".join(key): reason for key, reason in skipped.items()},
-            "failed": {"/".join(key): reason for key, reason in failures.items()},
-            "verdicts": {"/".join(key): record.verdict for key, record in records.items()},
-            "loads": dict(bench.loads) if bench else {},
-            "settings": bench.settings if bench else {},
-            "exit_status": int(self.tests_failed > 0),
-        }
+    def loads(self) -> Counter[str]:
+        """How often each variant was loaded."""
+        counts = Counter[str]()
+        for handle in self._handles:
+            counts[handle.name] += handle.loads
+        return +counts
+
+    def handle(self, variant: Variant) -> VariantHandle:
+        """A handle that loads ``variant`` on first use."""
+        handle = VariantHandle(variant, self.subject, self.placement, self.loader, self.progress)
+        self._handles.append(handle)
+        return handle
+
+    def inputs(self, handle: VariantHandle) -> Inputs:
+        """What a task gets to measure the variant of ``handle``."""
+        return Inputs(
+            model=lambda: handle.model,
+            load_reading=lambda: handle.load_reading,
+            questions=lambda: self.data.mmlu,
+            texts=lambda: self.data.texts,
+            definition=lambda: self.data.definition,
+            distributions=lambda: self.distributions(handle),
+            sizes=self.data.sizes,
+            progress=self.progress,
+        )
+
+    def distributions(self, handle: VariantHandle) -> Reference:
+        """The reference's log-probabilities; recorded now if ``handle`` is the reference.
+
+        Raises:
+            EwqError: they were not recorded, because the reference failed.
+        """
+        from ewq.tasks import divergence
+
+        if self._distributions is None and handle.name == REFERENCE:
+            self._distributions = divergence.record_reference(
+                handle.model,
+                self.data.texts,
+                cache_dir("reference-logprobs"),
+                max_tokens_per_domain=self.data.sizes.divergence_tokens,
+                progress=self.progress,
+            )
+        if self._distributions is None:
+            why = self.references.origin.get("divergence", "it failed earlier in this run")
+            raise EwqError(f"no distributions of the reference: {why}")
+        return self._distributions
+
+    def close(self) -> None:
+        """End the run: delete temporary reference data, close the journal, collect as before."""
+        if self._distributions is not None:
+            self._distributions.close()
+            self._distributions = None
+        self.journal.close()
+        gc.unfreeze()
 
 
-def session_of(config: pytest.Config) -> HarnessSession:
-    """The session's state."""
-    found = config.pluginmanager.get_plugin("ewq-session")
-    assert isinstance(found, HarnessSession)
-    return found
+def open_session(
+    options: Options,
+    subject: Subject,
+    selected: tuple[RecordKey, ...],
+    *,
+    rootdir: Path,
+    storage: Path,
+    baseline_request: str,
+    loader: LoadVariant,
+    progress: Progress,
+    ungated: str = "",
+) -> Session:
+    """Refuse whatever can be refused before a model loads, then set up the run.
+
+    Raises:
+        EwqError: anything that makes the run pointless; one line that says what to do.
+    """
+    if ungated and (options.require_baseline or baseline_request):
+        raise InputError(f"cannot gate against a baseline: {ungated}")
+    if ungated and options.resume:
+        raise InputError(f"nothing to resume: {ungated}")
+    placement = find_placement(
+        options.device, options.dtype, options.decode, subject.checkpoint.config
+    )
+    _check_plan_files(options, subject)
+    data = RunData(options, tier_sizes(options.tier, placement.device), progress)
+    identity = _identity(options, subject, placement, data, selected)
+    gate = open_gate(
+        options,
+        identity,
+        selected,
+        rootdir=rootdir,
+        storage=storage,
+        baseline_request=baseline_request,
+        ungated=ungated,
+    )
+    return Session(
+        options=options,
+        subject=subject,
+        placement=placement,
+        data=data,
+        identity=identity,
+        gate=gate,
+        journal=_journal(options, identity, None if ungated else storage),
+        progress=progress,
+        loader=loader,
+        selected=selected,
+    )
 
 
-def task_of(item: pytest.Item) -> str | None:
-    """The task a benchmark test measures; ``None`` for other tests."""
-    mark = item.get_closest_marker(TASK_MARK)
-    return str(mark.args[0]) if mark else None
+def _check_plan_files(options: Options, subject: Subject) -> None:
+    for variant in options.variants:
+        recipe = variant.recipe
+        if isinstance(recipe, Planned | GgufPlanned) and isinstance(recipe.plan, Path):
+            subject.plan(recipe.plan)
 
 
-def key_of(item: pytest.Item) -> Key | None:
-    """``(variant, task)`` of a benchmark test."""
-    task = task_of(item)
-    callspec = getattr(item, "callspec", None)
-    if task is None or callspec is None or "variant" not in callspec.params:
-        return None
-    return (str(callspec.params["variant"]), task)
+def _identity(
+    options: Options,
+    subject: Subject,
+    placement: Placement,
+    data: RunData,
+    selected: tuple[RecordKey, ...],
+) -> RunIdentity:
+    """Reads the data of every task that will be measured, so that broken data ends the run here."""
+    from ewq.data.windows import require_tokens
+    from ewq.storage.environment import describe
+    from ewq.storage.identity import DATA, RunIdentity
+
+    tasks = [find_task(name) for name in sorted({task for _, task in selected})]
+    if subject.is_dummy:
+        tasks = [task for task in tasks if task.on_random_weights]
+    if any(task.data is Data.TEXTS for task in tasks):
+        require_tokens(data.texts, subject.tokenizer)
+    digests = {task.name + DATA: digest for task in tasks if (digest := data.digest(task.name))}
+    sizes: dict[str, Any] = json.loads(json.dumps(asdict(data.sizes)))
+    settings = {
+        "tier": options.tier,
+        "tokenizer": subject.tokenizer_digest,
+        "sizes": sizes,
+        **asdict(placement),
+        **digests,
+    }
+    return RunIdentity(subject.fingerprint, settings, describe(placement.device))
 
 
-def storage_folder(config: pytest.Config) -> Path:
-    """Where pytest-benchmark stores runs; the default folder where it stores elsewhere."""
-    session = getattr(config, "_benchmarksession", None)
-    path = getattr(getattr(session, "storage", None), "path", None)
-    return Path(path) if path else config.rootpath / ".benchmarks"
+def _journal(options: Options, identity: RunIdentity, storage: Path | None) -> Journal:
+    from ewq.storage.journal import JOURNAL, PREVIOUS_JOURNAL, Journal
 
-
-def why_ungated(config: pytest.Config) -> str:
-    """A sentence where pytest-benchmark is switched off, and so nothing is stored or gated."""
-    if config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False):
-        return "benchmarks are disabled: nothing is stored and nothing was gated"
-    if getattr(getattr(config, "_benchmarksession", None), "disabled", False):
-        return "pytest-benchmark is disabled under xdist: nothing is stored and nothing was gated"
-    return ""
-
-
-def stop_saving(config: pytest.Config) -> None:
-    """Keep pytest-benchmark from writing a run where nothing can be written any more."""
-    session = getattr(config, "_benchmarksession", None)
-    if session is not None:
-        session.save = session.autosave = session.json = None
-
-
-def compared_files(config: pytest.Config) -> str:
-    """The baseline that ``--benchmark-compare`` asks for: ``newest``, a run, or nothing."""
-    asked = config.getoption("benchmark_compare", None)
-    if not asked:
-        return ""
-    return "newest" if asked is True else str(asked)
+    if storage is None:
+        return Journal.unkept(identity)
+    if options.resume:
+        return Journal.resume(storage / JOURNAL, identity)
+    # An interrupted run's measurements stay until the next run, whatever is asked for now.
+    return Journal.create(storage / JOURNAL, identity, storage / PREVIOUS_JOURNAL)

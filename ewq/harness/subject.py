@@ -1,7 +1,8 @@
-"""The model under test, and what every variant of it shares."""
+"""The model under test with what every variant of it shares, and where it computes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ewq.checkpoint.dummy import PREFIX, dummy_checkpoint, dummy_label
 from ewq.checkpoint.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
 from ewq.checkpoint.tokenizer import load_tokenizer, tokenizer_digest
-from ewq.errors import CheckpointError
-from ewq.instruments.gpu import gpus_of
+from ewq.errors import BackendUnavailable, CheckpointError
+from ewq.instruments.gpu import ALL, gpus_of
 from ewq.planning.plan import check_plan, read_plan
 from ewq.progress import NO_PROGRESS, Progress
-from ewq.variants import PlanSource
+from ewq.variants import FactorOrFile
 
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 TINY_MODEL = "tiny-llama"
 """The fixture model of the smoke tier."""
+BATCH_TOKENS = 8192
+"""Tokens of one batch, equal for all variants: its composition moves half-precision results."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ class Subject:
         """The one tokenizer all variants share."""
         if self.checkpoint.is_gguf:
             raise CheckpointError(
-                f"{self.label}: give the Hugging Face folder as --ewq-model, whose tokenizer all "
-                "variants share, and the .gguf file with --ewq-variants"
+                f"{self.label}: --ewq-model takes the Hugging Face folder, whose tokenizer all "
+                "variants share; name the .gguf file in --ewq-variants"
             )
         return load_tokenizer(self.folder, self.label)
 
@@ -76,7 +79,7 @@ class Subject:
         """Digest of the tokenizer's files: with another tokenizer nothing measured is the same."""
         return tokenizer_digest(self.folder)
 
-    def plan(self, source: PlanSource) -> QuantizationPlan:
+    def plan(self, source: FactorOrFile) -> QuantizationPlan:
         """The plan of the factor rule, or the one in a file.
 
         Raises:
@@ -119,3 +122,55 @@ def find_subject(model: str, tier: str, device: str, progress: Progress) -> Subj
     finally:
         progress.finish()
     return subject
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Device, compute dtype and batching: the same for every variant of a run."""
+
+    device: str
+    """``cpu``, ``cuda:0`` or, spread over all GPUs, ``cuda:all``."""
+    dtype: str
+    decode: str = "auto"
+    batch_tokens: int = BATCH_TOKENS
+
+
+def find_placement(device: str, dtype: str, decode: str, config: Mapping[str, Any]) -> Placement:
+    """Resolve ``auto``: CUDA when there is one; the checkpoint's 16-bit type there.
+
+    On a CPU the compute type is float32: 16-bit matrix products are several
+    times slower there, and bitsandbytes computes in float32 anyway.
+
+    Raises:
+        BackendUnavailable: a CUDA device was asked for and there is none.
+    """
+    found = find_device(device)
+    if dtype == "auto":
+        dtype = "float32" if found == "cpu" else _sixteen_bit(config)
+    return Placement(found, dtype, decode)
+
+
+def find_device(asked: str) -> str:
+    """The device that ``asked`` means here: ``auto`` is CUDA when there is one.
+
+    Raises:
+        BackendUnavailable: a CUDA device was asked for and there is none.
+    """
+    if asked == "cpu":
+        return asked
+    import torch
+
+    if torch.cuda.is_available():
+        names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        if asked == ALL and len(names) > 1:
+            return ALL
+        if asked in ("auto", "cuda", ALL, *names):
+            return asked if asked in names else names[0]
+    elif asked == "auto":
+        return "cpu"
+    raise BackendUnavailable(f"--ewq-device {asked}: torch sees no such device; use cpu")
+
+
+def _sixteen_bit(config: Mapping[str, Any]) -> str:
+    declared = str(config.get("dtype") or config.get("torch_dtype") or "")
+    return declared if declared in ("float16", "bfloat16") else "bfloat16"

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ewq import __version__
 from ewq.checkpoint.layout import Block, Layout
 from ewq.checkpoint.opening import Checkpoint
 from ewq.measurement import Json
@@ -15,6 +14,7 @@ from ewq.planning.rules import Spread, by_thresholds, factor_thresholds, spread,
 from ewq.planning.scorers import Unit, score_units
 from ewq.planning.sizes import Footprint, Format
 from ewq.precision import Precision
+from ewq.version import __version__
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ewq import __version__
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.conversion_errors import first_line, original_errors
 from ewq.errors import CheckpointError, InputError
@@ -20,6 +19,7 @@ from ewq.planning.plan import QuantizationPlan, write_plan
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.quantizer.config import EwqConfig, StorageOptions
+from ewq.version import __version__
 
 PLAN = "plan.json"
 GENERATION = "generation_config.json"

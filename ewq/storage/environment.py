@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ewq import __version__
 from ewq.errors import BackendUnavailable
 from ewq.instruments.gpu import gpus_of, uuid_of
 from ewq.measurement import Json
+from ewq.version import __version__
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "accelerate", "llama-cpp-python")
 DIFFERENCE_KEYS = ("driver", "cuda", "power_limit_w", *LIBRARIES, "ewq", "ewq_commit", "python")

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ewq.errors import EwqError, InputError
-from ewq.record import Record, Verdict
+from ewq.record import Record, RecordKey, Verdict
+from ewq.storage.identity import RunIdentity
 
 STORAGE = Path(".benchmarks")
 """Where pytest-benchmark keeps runs unless ``--benchmark-storage`` says otherwise."""
-
-Key = tuple[str, str]
-"""``(variant, task)``"""
 
 
 @dataclass(frozen=True)
@@ -34,10 +32,10 @@ class Run:
     datetime: datetime
     machine: Mapping[str, Any]
     """``machine_info["ewq"]``: see :mod:`ewq.storage.environment`; empty in a foreign run."""
-    records: Mapping[Key, Record]
+    records: Mapping[RecordKey, Record]
     complete: bool
     """Whether everything selected was measured and stored."""
-    selected: tuple[Key, ...] = ()
+    selected: tuple[RecordKey, ...] = ()
     failed: Mapping[str, Any] = field(default_factory=dict)
     """What was selected and could not be measured, with reasons."""
     exit_status: int | None = None
@@ -55,12 +53,18 @@ class Run:
         return f"{number.group() if number else self.path.stem[:40]} ({commit})"
 
     @property
-    def refused(self) -> tuple[Key, ...]:
+    def identity(self) -> RunIdentity:
+        """What the run measured, with what and where; each record knows its tier and model."""
+        record = next(iter(self.records.values()))
+        return RunIdentity(record.fingerprint, {"tier": record.tier, **self.settings}, self.machine)
+
+    @property
+    def refused(self) -> tuple[RecordKey, ...]:
         """Records whose own gate failed."""
         return tuple(key for key, record in self.records.items() if record.verdict is Verdict.FAIL)
 
     @property
-    def lost(self) -> tuple[Key, ...]:
+    def lost(self) -> tuple[RecordKey, ...]:
         """What was selected and has no record."""
         return tuple(key for key in self.selected if key not in self.records)
 
@@ -184,7 +188,7 @@ def _run(path: Path, document: Mapping[str, Any]) -> Run:
     )
 
 
-def _records(benchmarks: list[Mapping[str, Any]]) -> dict[Key, Record]:
+def _records(benchmarks: list[Mapping[str, Any]]) -> dict[RecordKey, Record]:
     stored = (benchmark["extra_info"].get("ewq") for benchmark in benchmarks)
     records = (Record.from_json(data) for data in stored if data is not None)
     return {record.key: record for record in records}

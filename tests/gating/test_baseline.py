@@ -17,6 +17,7 @@ from ewq.gating.baseline import (
     find_baseline,
 )
 from ewq.record import Reason, Verdict
+from ewq.storage.identity import RunIdentity
 from ewq.storage.runs import read_run
 from tests.make_runs import GPU, record, stored_run
 
@@ -25,7 +26,7 @@ EWQ = record(variant="ewq-0.65")
 MEMORY = record("memory", "ewq-0.65")
 SELECTED = (EWQ.key, FP16.key)
 OF_RUN = {"tier": "smoke", "mmlu data": "sha256:d", "tokenizer": "sha256:t"}
-WANTED = Wanted(EWQ.fingerprint, GPU, SELECTED, OF_RUN, {EWQ.key: EWQ})
+WANTED = Wanted(RunIdentity(EWQ.fingerprint, OF_RUN, GPU), SELECTED, {EWQ.key: EWQ})
 FOREIGN_MODEL = record(fingerprint="sha256:" + "2" * 64)
 OTHER_SETTINGS = record(settings={"shots": 0, "data": "sha256:d"})
 OTHER_TIER = {"settings": OF_RUN | {"tier": "quick"}}

@@ -14,7 +14,7 @@ from tests.harness.fakes import REPOSITORY, write_project
 # what rich compares by class must not come from two imports.
 for name in ("gates", "baseline", "compare"):
     importlib.import_module(f"ewq.gating.{name}")
-for name in ("harness.measuring", "harness.opening", "stats"):
+for name in ("harness.measuring", "harness.session", "stats"):
     importlib.import_module(f"ewq.{name}")
 for name in ("mmlu", "mmlu_cloze", "perplexity", "divergence", "throughput", "memory", "samples"):
     importlib.import_module(f"ewq.tasks.{name}")

@@ -11,7 +11,10 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import time
+from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +76,10 @@ class FakeModel:
         self._step_s = step_s
         self.tokenizer = ByteTokenizer()
         self.info = ModelInfo("fake", "cpu", "float32", 8192, VOCABULARY, weights_bytes, 16.0)
+
+    @property
+    def settings(self):
+        return {"engine": "fake", "dtype": "float32", "batch_tokens": 1}
 
     def _rows(self, ids, start):
         """Log-probabilities for positions ``start`` to the end, ``[n, vocab]``."""
@@ -185,6 +192,13 @@ def write_project(folder: Path, **behaviours) -> None:
         "[pytest]\nfilterwarnings = error\n    ignore:Benchmark fixture was not used\n"
     )
     set_behaviour(folder, **behaviours)
+
+
+def finished(journal: Path) -> Counter[str]:
+    """How often each ``variant/task`` was finished, over all processes of a run."""
+    with closing(sqlite3.connect(journal)) as file:
+        rows = file.execute("SELECT variant || '/' || task FROM events WHERE kind = 'finished'")
+        return Counter(name for (name,) in rows)
 
 
 def set_behaviour(folder: Path, **behaviours) -> None:

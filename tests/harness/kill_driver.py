@@ -12,7 +12,6 @@ import random
 import signal
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 ARGUMENTS = [
@@ -31,8 +30,7 @@ def warm_up() -> None:
 
     import ewq.gating.compare
     import ewq.harness.measuring
-    import ewq.harness.opening
-    import ewq.harness.summary
+    import ewq.harness.terminal
     import ewq.tasks.divergence
     import ewq.tasks.memory
     import ewq.tasks.mmlu
@@ -81,14 +79,9 @@ def stored(folder: Path) -> dict:
     return {}
 
 
-def finished(folder: Path) -> Counter:
-    """How often each measurement was finished, over all processes of a run."""
-    lines = (folder / ".benchmarks" / "journal.previous.jsonl").read_bytes().splitlines()
-    entries = [json.loads(line) for line in lines]
-    return Counter("/".join(e["key"]) for e in entries if e["kind"] == "finished")
-
-
 def main(root: Path, kills: int, seed: int) -> None:
+    from tests.harness.fakes import finished
+
     warm_up()
     moments = random.Random(seed)
     reference = project(root, "uninterrupted")
@@ -100,7 +93,7 @@ def main(root: Path, kills: int, seed: int) -> None:
         attempt += 1
         folder = project(root, f"killed-{attempt}")
         died = run(folder, kill_after_s=moments.uniform(0, duration_s)) == -signal.SIGKILL
-        begun = (folder / ".benchmarks" / "journal.jsonl").is_file()
+        begun = (folder / ".benchmarks" / "journal.sqlite").is_file()
         code = run(folder, "--ewq-resume") if begun else run(folder)
         killed += died
         outcomes["runs"].append(
@@ -108,7 +101,7 @@ def main(root: Path, kills: int, seed: int) -> None:
                 "killed": died,
                 "resumed": begun,
                 "exit": code,
-                "finished": finished(folder),
+                "finished": finished(folder / ".benchmarks" / "journal.previous.sqlite"),
                 "records": stored(folder),
             }
         )

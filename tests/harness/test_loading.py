@@ -8,8 +8,7 @@ import pytest
 
 from ewq.errors import CheckpointError, EwqError, PlanError
 from ewq.harness.loading import get_ready, load_variant, weights_bytes
-from ewq.harness.placement import Placement
-from ewq.harness.subject import Subject
+from ewq.harness.subject import Placement, Subject
 from ewq.planning.plan import write_plan
 from ewq.variants import find_variant
 from tests.gguf.models import shared_gguf

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ewq.errors import BackendUnavailable
-from ewq.harness.placement import find_device
+from ewq.harness.subject import find_device
 
 
 @pytest.mark.parametrize(

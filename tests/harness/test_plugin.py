@@ -126,7 +126,7 @@ def test_a_reference_that_does_not_load_takes_away_only_the_paired_figures(bench
     set_behaviour(project.path, fp16={"error": "needs 90 GB, 24 GB are free"})
     result = bench(*TWO, "-k", "ewq", "--benchmark-autosave")
     result.assert_outcomes(passed=TASKS - 1, failed=1)
-    result.stdout.fnmatch_lines(["*no reference distributions*needs 90 GB, 24 GB are free*"])
+    result.stdout.fnmatch_lines(["*no distributions of the reference*needs 90 GB, 24 GB are free*"])
     assert loads(project).count("fp16") == 1
     perplexity = records(project)["ewq-0.5", "perplexity"]
     assert "ln_ppl_ratio" not in perplexity["metrics"]
@@ -157,7 +157,7 @@ def test_resume_measures_only_what_is_missing(bench, project):
     ("arguments", "message"),
     [
         (["--ewq-variants", "fp17"], "*unknown variant 'fp17'; known: fp16, *"),
-        (["--ewq-factors", "big"], "*factor 'big' is no number*"),
+        (["--ewq-factors", "big"], "*invalid factor 'big': expected a number*"),
         (["--ewq-tier", "huge"], "*--ewq-tier 'huge': choose one of smoke, quick, full*"),
         (["--ewq-mmlu", "nowhere"], "*--ewq-mmlu nowhere: no such file or folder*"),
         (["--ewq-device", "cuda:7"], "*cuda:7*"),

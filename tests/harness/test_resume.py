@@ -2,13 +2,17 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 import transformers.modeling_utils  # noqa: F401 - torch parts of it cannot be imported twice
 
-from tests.harness.fakes import REPOSITORY, TASKS, set_behaviour
+from ewq.storage.identity import RunIdentity
+from ewq.storage.journal import JOURNAL, PREVIOUS_JOURNAL, Journal
+from tests.harness.fakes import REPOSITORY, TASKS, finished, set_behaviour
 
 KILLS = int(os.environ.get("EWQ_TEST_KILLS", "3"))
 """Random moments to kill at; the nightly job takes 20."""
@@ -35,7 +39,7 @@ def test_a_run_stored_in_a_file_elsewhere_is_finished_too(bench, project, tmp_pa
     assert result.ret == 0
     assert json.loads(stored.read_text())["ewq"]["complete"]
     result.stdout.fnmatch_lines([f"saved: {stored}"])
-    assert not list(project.path.glob(".benchmarks/**/journal.jsonl"))
+    assert not (project.path / ".benchmarks" / JOURNAL).exists()
 
 
 def test_killed_at_random_moments_and_resumed_the_result_is_that_of_an_uninterrupted_run(
@@ -70,20 +74,20 @@ def test_killed_at_random_moments_and_resumed_the_result_is_that_of_an_uninterru
 def test_a_full_disk_is_told_and_resuming_after_freeing_space_completes_the_run(bench, project):
     storage = project.path / ".benchmarks"
     storage.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(storage)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(storage)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small tmpfs takes root")
     try:
         full = bench(*TWO[:2], subprocess=True)
         assert full.ret != 0
-        full.stdout.fnmatch_lines(["*cannot write the journal (No space left on device)*resume*"])
-        kept = (storage / "journal.jsonl").read_text().count('"finished"')
+        full.stdout.fnmatch_lines(["*cannot write the journal (database or disk is full)*resume*"])
+        kept = finished(storage / JOURNAL).total()
         grow = ["mount", "-o", "remount,size=8m", str(storage)]
         subprocess.run(grow, check=True)
         bench(*TWO, "--ewq-resume").assert_outcomes(passed=2 * TASKS + 1)
-        lines = (storage / "journal.previous.jsonl").read_text()
         assert 0 < kept < 2 * TASKS + 1
-        assert lines.count('"finished"') == 2 * TASKS + 1
+        counts = finished(storage / PREVIOUS_JOURNAL)
+        assert counts.total() == len(counts) == 2 * TASKS + 1
     finally:
         subprocess.run(["umount", str(storage)], check=True)
 
@@ -98,7 +102,7 @@ def test_a_native_crash_leaves_the_results_of_the_others(bench, project, signal)
     result = bench(*variants, *select, "--ewq-resume")
 
     result.assert_outcomes(passed=2, failed=1)
-    result.stdout.fnmatch_lines(["*ewq-0.5 took the whole process down 3 times*"])
+    result.stdout.fnmatch_lines(["*ewq-0.5 crashed the process 3 times; skipping memory*"])
     run = json.loads(run_files(project)[-1].read_text())
     assert {each["params"]["variant"] for each in run["benchmarks"]} == {"fp16", "ewq-1.0"}
     assert run["ewq"]["complete"] is False
@@ -126,43 +130,41 @@ def test_resuming_on_other_texts_is_refused_before_any_load(bench, project):
     result = bench(*select, "--ewq-resume")
 
     assert result.ret == 4
-    result.stdout.fnmatch_lines(["*cannot resume*fp16/perplexity was measured on other data*"])
+    result.stdout.fnmatch_lines(["*cannot resume*setting perplexity data was *"])
     assert not (project.path / "loads.txt").exists()
 
 
 @pytest.mark.parametrize("changed", ["cpu", "cores"])
 def test_resuming_on_another_machine_is_refused(bench, project, changed):
     bench("--ewq-variants", "fp16", "-k", "memory").assert_outcomes(passed=1)
-    journal = project.path / ".benchmarks" / "journal.jsonl"
-    header, *lines = journal.read_text().splitlines(keepends=True)
-    entry = json.loads(header)
-    entry["header"]["machine"][changed] = "another"
-    journal.write_text(json.dumps(entry) + "\n" + "".join(lines))
+    with closing(sqlite3.connect(project.path / ".benchmarks" / JOURNAL)) as journal:
+        change = f"json_set(json, '$.environment.{changed}', 'another')"
+        journal.execute(f"UPDATE identity SET json = {change}")
+        journal.commit()
     result = bench("--ewq-variants", "fp16", "-k", "memory", "--ewq-resume")
 
     assert result.ret == 4
-    result.stdout.fnmatch_lines([f"*cannot resume*machine was *'{changed}': 'another'*"])
+    result.stdout.fnmatch_lines([f"*cannot resume*another {changed}: another and *"])
 
 
 def test_a_second_run_in_the_same_storage_is_refused_and_spoils_nothing(bench, project):
-    from ewq.storage.journal import Journal
-
-    journal = project.path / ".benchmarks" / "journal.jsonl"
-    with Journal.create(journal, {}) as first:
+    path = project.path / ".benchmarks" / JOURNAL
+    identity = RunIdentity("sha256:1", {}, {})
+    with Journal.create(path, identity) as first:
         first.finished(("fp16", "memory"), {})
-        before = journal.read_bytes()
         result = bench("--ewq-variants", "fp16", "-k", "memory", subprocess=True)
-        assert journal.read_bytes() == before
 
     assert result.ret == 3
-    result.stdout.fnmatch_lines(["*journal.jsonl is in use by another run*"])
+    result.stdout.fnmatch_lines(["*journal.sqlite is in use by another run*"])
+    with Journal.resume(path, identity) as journal:
+        assert journal.completed == {("fp16", "memory"): {}}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--ewq-tier", "quick"], "*cannot resume*tier was 'smoke', is 'quick'*"),
-        (["--ewq-dtype", "float16"], "*cannot resume*placement was *"),
+        (["--ewq-dtype", "float16"], "*cannot resume*setting dtype was *"),
     ],
     ids=["tier", "dtype"],
 )

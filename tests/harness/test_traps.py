@@ -223,7 +223,7 @@ def test_trap_16_a_disabled_benchmark_says_that_nothing_is_stored(bench, project
 
     result.assert_outcomes(passed=4)
     assert not run_files(project)
-    told = "benchmarks are disabled: nothing is stored and nothing was gated"
+    told = "benchmarks are disabled: nothing is stored or gated"
     result.stdout.fnmatch_lines([f"ewq: {told}", f"gates: {told}"])
     report = ElementTree.parse(project.path / "junit.xml")
     verdicts = [each for each in report.iter("property") if each.get("name") == "ewq_verdict"]
@@ -232,14 +232,14 @@ def test_trap_16_a_disabled_benchmark_says_that_nothing_is_stored(bench, project
 
 def test_trap_16_a_disabled_run_leaves_the_journal_of_an_interrupted_one_alone(bench, project):
     bench(*TWO, "-k", "fp16 and memory")
-    journal = project.path / ".benchmarks" / "journal.jsonl"
+    journal = project.path / ".benchmarks" / "journal.sqlite"
     before = journal.read_bytes()
     bench(*TWO, *MEMORY, "--benchmark-disable").assert_outcomes(passed=2)
     refused = bench(*TWO, *MEMORY, "--benchmark-disable", "--ewq-resume")
 
     assert journal.read_bytes() == before
     assert refused.ret == 4
-    refused.stdout.fnmatch_lines(["*nothing to go on with: benchmarks are disabled*"])
+    refused.stdout.fnmatch_lines(["*nothing to resume: benchmarks are disabled*"])
 
 
 def test_trap_15_gates_under_xdist_are_not_silently_green(bench, project, plant):
@@ -252,7 +252,7 @@ def test_trap_15_gates_under_xdist_are_not_silently_green(bench, project, plant)
 
     ungated = bench(*TWO, *MEMORY, "-n", "2", *TOLD_NOT_RAISED, subprocess=True)
     ungated.assert_outcomes(passed=2)
-    ungated.stdout.fnmatch_lines(["*gates: *disabled under xdist*nothing was gated*"])
+    ungated.stdout.fnmatch_lines(["*gates: *disabled under xdist*nothing is stored or gated*"])
 
 
 def test_traps_10_and_17_junit_shows_the_failed_test_and_ewq_compare_exits_1(bench, project, plant):

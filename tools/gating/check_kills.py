@@ -14,7 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from runs import conclude, finished, parser, shared, smoke, stored
+from runs import conclude, count_finished, finished, parser, shared, smoke, stored
+
+from ewq.storage.journal import JOURNAL
 
 
 def one_run(storage, select, moments_s, expected):
@@ -47,12 +49,12 @@ def one_run(storage, select, moments_s, expected):
 
 def _resume(storage):
     """Nothing was begun where the first kill came before the journal."""
-    return ["--ewq-resume"] if (storage / "journal.jsonl").is_file() else []
+    return ["--ewq-resume"] if (storage / JOURNAL).is_file() else []
 
 
 def _finished_so_far(storage):
-    journal = storage / "journal.jsonl"
-    return journal.read_bytes().count(b'"finished"') if journal.is_file() else 0
+    journal = storage / JOURNAL
+    return count_finished(journal).total() if journal.is_file() else 0
 
 
 def undisturbed(folder, select):

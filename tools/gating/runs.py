@@ -6,11 +6,15 @@ import os
 import platform
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+
+from ewq.storage.journal import PREVIOUS_JOURNAL
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "docs" / "results" / "gates.md"
@@ -94,9 +98,14 @@ def _shared(benchmark):
 
 def finished(storage):
     """How often each measurement was finished, over all processes of a run."""
-    lines = (Path(storage) / "journal.previous.jsonl").read_bytes().splitlines()
-    entries = [json.loads(line) for line in lines]
-    return Counter("/".join(each["key"]) for each in entries if each["kind"] == "finished")
+    return count_finished(Path(storage) / PREVIOUS_JOURNAL)
+
+
+def count_finished(journal):
+    """How often a journal has each measurement as finished."""
+    with closing(sqlite3.connect(journal)) as file:
+        rows = file.execute("SELECT variant || '/' || task FROM events WHERE kind = 'finished'")
+        return Counter(name for (name,) in rows)
 
 
 def conclude(options, title, good, lines, seen):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ewq.harness.terminal_progress import Step, TerminalProgress
+from ewq.harness.terminal import Step, TerminalProgress
 
 PYTESTS = "benchmarks/test_mmlu.py ."
 WIDTH = 80

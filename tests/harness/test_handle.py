@@ -1,4 +1,4 @@
-"""Running out of memory names what was needed and what is free, and holds on to nothing."""
+"""Running out of memory names what was needed and holds on to nothing; what collections see."""
 
 import gc
 import weakref
@@ -8,10 +8,9 @@ import torch
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import MeasurementError
+from ewq.harness.handle import collect_garbage, report_out_of_memory, set_libraries_aside
 from ewq.harness.loading import load_variant
-from ewq.harness.out_of_memory import reported
-from ewq.harness.placement import Placement
-from ewq.harness.subject import Subject
+from ewq.harness.subject import Placement, Subject
 from ewq.variants import find_variant
 
 CUDA = "CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total capacity of ..."
@@ -29,24 +28,24 @@ CPU = "DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"
 )
 def test_it_becomes_one_line_with_needed_and_free_bytes(error, needed):
     line = rf"fp16: out of memory on cpu: {needed}; [\d,]+ of [\d,]+ bytes are free"
-    with pytest.raises(MeasurementError, match=line) as caught, reported("fp16", "cpu"):
+    with pytest.raises(MeasurementError, match=line) as caught, report_out_of_memory("fp16", "cpu"):
         raise error
     assert "\n" not in str(caught.value)
 
 
 def test_the_bytes_of_the_weights_are_named_where_they_are_known():
     with pytest.raises(MeasurementError, match="take 16,000 bytes"):
-        with reported("fp16", "cpu", needed_bytes=lambda: 16_000):
+        with report_out_of_memory("fp16", "cpu", needed_bytes=lambda: 16_000):
             raise MemoryError
 
 
 def test_the_bytes_of_the_weights_are_not_asked_for_unless_memory_runs_out():
-    with reported("fp16", "cpu", needed_bytes=lambda: 1 // 0):
+    with report_out_of_memory("fp16", "cpu", needed_bytes=lambda: 1 // 0):
         pass
 
 
 def test_other_errors_pass_unchanged():
-    with pytest.raises(RuntimeError, match="shapes"), reported("fp16", "cpu"):
+    with pytest.raises(RuntimeError, match="shapes"), report_out_of_memory("fp16", "cpu"):
         raise RuntimeError("shapes do not match")
 
 
@@ -58,7 +57,7 @@ def test_nothing_is_held_by_the_error():
         held.append(weakref.ref(tensor))
         raise torch.OutOfMemoryError(CUDA)
 
-    with pytest.raises(MeasurementError), reported("fp16", "cpu"):
+    with pytest.raises(MeasurementError), report_out_of_memory("fp16", "cpu"):
         fail()
     gc.collect()
     assert held[0]() is None
@@ -78,7 +77,7 @@ def test_nothing_is_held_by_an_earlier_attempt_that_failed_too():
         except torch.OutOfMemoryError:
             fail()
 
-    with pytest.raises(MeasurementError) as caught, reported("fp16", "cpu"):
+    with pytest.raises(MeasurementError) as caught, report_out_of_memory("fp16", "cpu"):
         retry()
     gc.collect()
     assert [each() for each in held] == [None, None]
@@ -96,5 +95,39 @@ def test_running_out_while_quantizing_is_told_through_transformers(name, monkeyp
     for operation in streaming.QUANTIZE.values():
         monkeypatch.setattr(operation, "convert", run_out)
     subject = Subject("tiny", str(fixture_path("tiny-llama")))
-    with pytest.raises(MeasurementError, match=r"20\.50 GiB more needed"), reported(name, "cpu"):
+    with (
+        pytest.raises(MeasurementError, match=r"20\.50 GiB more needed"),
+        report_out_of_memory(name, "cpu"),
+    ):
         load_variant(find_variant(name), subject, Placement("cpu", "float32"))
+
+
+class Node:
+    """Something that only a collection can free."""
+
+    def __init__(self):
+        self.me = self
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    yield
+    gc.unfreeze()
+
+
+def test_what_comes_after_the_libraries_stays_collectable():
+    set_libraries_aside()
+    assert gc.get_freeze_count()
+    later = weakref.ref(Node())
+    collect_garbage()
+    assert later() is None
+
+
+def test_a_second_call_sets_nothing_more_aside():
+    set_libraries_aside()
+    model = Node()
+    set_libraries_aside()
+    later = weakref.ref(model)
+    del model
+    collect_garbage()
+    assert later() is None
