@@ -117,7 +117,7 @@ class GraphDecoder(StaticDecoder):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self._int8 = StaticInt8(model)
+        self._int8 = StaticInt8(model, with_kernels=True)
         self._recordings: dict[int, _Recording | None] = {}
         """By the identity of the cache; ``None`` after the first step."""
 
@@ -177,27 +177,42 @@ class GraphDecoder(StaticDecoder):
             raise DecoderUnsupported(str(error).split("\n")[0]) from error
         return _Recording(ids, positions, replay, best)
 
-    @staticmethod
-    def _apart(work: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def _apart(self, work: Callable[[], torch.Tensor]) -> torch.Tensor:
         """On a stream of its own, as CUDA wants what precedes a recording."""
         import torch
 
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            result = work()
-        torch.cuda.current_stream().wait_stream(stream)
-        return result
+        # The current GPU need not be the model's, and streams are made on the current one.
+        with torch.cuda.device(self._model.device):
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                result = work()
+            torch.cuda.current_stream().wait_stream(stream)
+            return result
 
-    @staticmethod
-    def _captured(work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    def _captured(
+        self, work: Callable[[], torch.Tensor]
+    ) -> tuple[Callable[[], None], torch.Tensor]:
         """What repeats ``work`` on the same memory, and where its result will lie."""
         import torch
 
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = work()
-        return graph.replay, result
+        device = self._model.device
+        with torch.cuda.device(device):
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            # A capture that fails leaves its own stream in force: this one is left for certain.
+            with torch.cuda.stream(stream):
+                try:
+                    with torch.cuda.graph(graph, stream=stream):
+                        result = work()
+                except RuntimeError:
+                    graph.reset()
+                    raise
+
+        def replay() -> None:
+            with torch.cuda.device(device):
+                graph.replay()
+
+        return replay, result
 
 
 @dataclass(frozen=True)

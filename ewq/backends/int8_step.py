@@ -2,23 +2,40 @@
 
 bitsandbytes looks for outliers on the host and takes as many columns as it
 finds, which waits for the device at every product and allows neither CUDA
-graphs nor a whole compiled step. Here a fixed number of columns is taken, those
-with outliers first, and the others count nothing: the same sum with zeros
-added. More columns than that are noticed afterwards, and the result is dropped.
+graphs nor a whole compiled step. With Triton two kernels compute a product of
+few rows whatever its outliers (:mod:`ewq.backends.int8_kernel`). Without it, or
+inside a compiled step, a fixed number of columns is taken, those with outliers
+first, and the others count nothing: the same sum with zeros added. More columns
+than that are noticed afterwards, and the result is dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+    Kernel = Callable[
+        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor
+    ]
+    """``kernel(x, weight, scales, bias, threshold)``."""
+
+logger = logging.getLogger(__name__)
+
 OUTLIER_COLUMNS = 64
 """Columns of one product that may hold outliers; LLM.int8's paper saw 7 in models of 13 billion."""
+KERNEL_ROWS = 8
+"""Most rows that the kernels take; beyond, a matrix product is faster."""
+AGREEMENT = 0.01
+"""Most that the kernels may differ on a card, as a share of the largest value: a tie rounded the
+other way moves one value of 128 by one."""
 
 
 class DecoderUnsupported(Exception):
@@ -26,15 +43,31 @@ class DecoderUnsupported(Exception):
 
 
 class StaticInt8:
-    """A model's LLM.int8 modules, which compute in fixed shapes while :meth:`in_force`."""
+    """A model's LLM.int8 modules, which compute in fixed shapes while :meth:`in_force`.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: a loaded transformers model.
+        with_kernels: whether Triton's kernels compute products of few rows, where they work; else
+            these are put together from operations of torch and bitsandbytes.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        with_kernels: bool = False,
+    ) -> None:
         on_one_device = len({parameter.device for parameter in model.parameters()}) == 1
         modules = [module for module in model.modules() if _looks_for_outliers(module)]
+        for module in modules:
+            # What the first call does: a recording may come before it.
+            if module.weight.CB is not None:
+                module.init_8bit_state()
         self._exceeded = self._flag(model.device) if modules and on_one_device else None
+        wanted = with_kernels and self._exceeded is not None
+        kernel = working_kernel(model.device) if wanted else None
         # Made once: another object would have a compiled step compiled anew.
         self._forwards = [
-            (module, partial(int8_product, module, self._exceeded))
+            (module, partial(int8_product, module, self._exceeded, kernel=kernel))
             for module in modules
             if self._exceeded is not None
         ]
@@ -85,22 +118,42 @@ def _looks_for_outliers(module: Any) -> bool:
     return type(module).__name__ == "Linear8bitLt" and module.state.threshold > 0
 
 
-def int8_product(module: Any, exceeded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """What ``Linear8bitLt.forward`` computes at inference, after its first call.
-
-    The formula is that of bitsandbytes' ``int8_vectorwise_quant`` and
-    ``int8_mixed_scaled_mm``: elements from the threshold on are left out of
-    scales and values, their columns of all rows are multiplied unquantized.
+def int8_product(
+    module: Any,
+    exceeded: torch.Tensor,
+    x: torch.Tensor,
+    kernel: Kernel | None = None,
+) -> torch.Tensor:
+    """What ``Linear8bitLt.forward`` computes at inference.
 
     Args:
-        module: a ``Linear8bitLt`` that has computed before.
+        module: a ``Linear8bitLt``.
         exceeded: set where the outliers did not fit :data:`OUTLIER_COLUMNS`.
         x: ``[..., in]``.
+        kernel: used for up to :data:`KERNEL_ROWS` rows.
+    """
+    rows, state = x.reshape(-1, x.shape[-1]), module.state
+    if kernel is not None and len(rows) <= KERNEL_ROWS:
+        whole = kernel(rows.contiguous(), state.CB, state.SCB, module.bias, state.threshold)
+    else:
+        whole = _assembled(rows, state, module.bias, exceeded)
+    return whole.reshape(*x.shape[:-1], -1)
+
+
+def _assembled(
+    rows: torch.Tensor,
+    state: Any,
+    bias: torch.Tensor | None,
+    exceeded: torch.Tensor,
+) -> torch.Tensor:
+    """The formula of bitsandbytes' ``int8_vectorwise_quant`` and ``int8_mixed_scaled_mm``.
+
+    Elements from the threshold on are left out of scales and values, their columns of all rows
+    are multiplied unquantized.
     """
     import torch
 
-    ops, state = torch.ops.bitsandbytes, module.state
-    rows = x.reshape(-1, x.shape[-1])
+    ops = torch.ops.bitsandbytes
     half = rows.to(torch.float16)
     outliers = half.abs() >= state.threshold
     columns = outliers.any(dim=0)
@@ -108,12 +161,54 @@ def int8_product(module: Any, exceeded: torch.Tensor, x: torch.Tensor) -> torch.
     if rows.shape[0] > 1:
         values = values.masked_fill(columns, 0)
     result: torch.Tensor = ops.int8_scaled_mm(
-        values, state.CB, scales, state.SCB, bias=module.bias, dtype=x.dtype
+        values, state.CB, scales, state.SCB, bias=bias, dtype=rows.dtype
     )
     most = min(OUTLIER_COLUMNS, rows.shape[1])
-    exceeded.logical_or_(columns.sum() > most)
-    chosen = columns.to(torch.int32).topk(most).indices.sort().values
-    raw = rows[:, chosen].masked_fill(~columns[chosen], 0.0)
+    numbers = columns.cumsum(0)
+    exceeded.logical_or_(numbers[-1] > most)
+    # The first of them in order; places that are left over count nothing.
+    places = torch.where(columns & (numbers <= most), numbers - 1, most)
+    chosen = torch.zeros(most + 1, dtype=torch.int64, device=rows.device)
+    chosen = chosen.scatter_(0, places, torch.arange(rows.shape[1], device=rows.device))[:most]
+    taken = torch.arange(most, device=rows.device) < numbers[-1]
+    raw = rows[:, chosen].masked_fill(~taken, 0.0)
     weights = ops.int8_vectorwise_dequant(state.CB[:, chosen].contiguous(), state.SCB)
-    whole: torch.Tensor = result.addmm(raw, weights.to(x.dtype).t())
-    return whole.reshape(*x.shape[:-1], -1)
+    return result.addmm(raw, weights.to(rows.dtype).t())
+
+
+@cache
+def working_kernel(device: torch.device) -> Kernel | None:
+    """The Triton kernels, if they run on ``device`` and compute there what they should."""
+    try:
+        from triton.errors import TritonError
+
+        from ewq.backends.int8_kernel import int8_product as kernel
+    except ImportError:
+        return None
+    try:
+        difference = _difference(kernel, device)
+    except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+        reason = str(error).split("\n")[0]
+    else:
+        if difference < AGREEMENT:
+            return kernel
+        reason = f"differs by {difference:.1%} from bitsandbytes"
+    logger.warning("int8 steps are put together from small kernels, Triton's own: %s", reason)
+    return None
+
+
+def _difference(kernel: Kernel, device: torch.device) -> float:
+    """Largest difference from bitsandbytes on a small product, as a share of its largest value."""
+    import torch
+
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 256, generator=source)
+    x[1, 17], x[2, 5] = 8.0, -9.0
+    weight = torch.randint(-127, 128, (96, 256), generator=source, dtype=torch.int8).to(device)
+    scales = torch.rand(96, generator=source).to(device)
+    rows = x.to(device, torch.float16)
+    state = SimpleNamespace(CB=weight, SCB=scales, threshold=6.0)
+    exceeded = torch.zeros((), dtype=torch.bool, device=device)
+    expected = _assembled(rows, state, None, exceeded)
+    found = kernel(rows, weight, scales, None, 6.0)
+    return float((found - expected).abs().max() / expected.abs().max())

@@ -53,12 +53,10 @@ def graphs(monkeypatch):
         def _require_one_gpu(self):
             pass
 
-        @staticmethod
-        def _apart(work):
+        def _apart(self, work):
             return work()
 
-        @staticmethod
-        def _captured(work):
+        def _captured(self, work):
             # Capturing computes nothing: the result is there after the first replay.
             best = torch.full((2 if not recorded else 1, 1), -1)
             recorded.append(best)
@@ -126,10 +124,10 @@ def test_a_graph_needs_a_gpu_and_says_so(llama):
 
 
 def test_what_cannot_be_recorded_falls_back_with_a_note(llama, graphs, monkeypatch):
-    def refuse(work):
+    def refuse(self, work):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(decoding.DECODERS["graph"], "_captured", staticmethod(refuse))
+    monkeypatch.setattr(decoding.DECODERS["graph"], "_captured", refuse)
     model = load(llama, "graph")
     expected = load(llama, "eager").generate(PROMPTS, 5).tokens
     assert model.generate(PROMPTS, 5).tokens == expected
@@ -138,10 +136,10 @@ def test_what_cannot_be_recorded_falls_back_with_a_note(llama, graphs, monkeypat
 
 
 def test_out_of_memory_while_recording_is_no_reason_to_fall_back(llama, graphs, monkeypatch):
-    def refuse(work):
+    def refuse(self, work):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(decoding.DECODERS["graph"], "_captured", staticmethod(refuse))
+    monkeypatch.setattr(decoding.DECODERS["graph"], "_captured", refuse)
     with pytest.raises(torch.OutOfMemoryError):
         load(llama, "graph").generate(PROMPTS, 5)
 

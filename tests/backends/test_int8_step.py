@@ -60,6 +60,29 @@ def test_more_outlier_columns_than_are_computed_are_noticed(monkeypatch):
 
 
 @torch.no_grad()
+def test_the_first_outlier_columns_are_taken_once_each():
+    """The first column among them: places left over must not count it again."""
+    module, x = layer(torch.float32), inputs(1, torch.float32, [0, 1])
+    exceeded = torch.zeros((), dtype=torch.bool)
+    torch.testing.assert_close(int8_product(module, exceeded, x), module(x))
+    module.bias = None
+    torch.testing.assert_close(int8_product(module, exceeded, x), module(x))
+
+
+@torch.no_grad()
+def test_a_module_that_never_computed_can_be_recorded():
+    torch.manual_seed(0)
+    fresh = Linear8bitLt(IN, OUT, has_fp16_weights=False, threshold=6.0)
+    fresh.load_state_dict(torch.nn.Linear(IN, OUT).state_dict())
+    model = Model(fresh.to("cpu").eval())
+    assert fresh.state.CB is None
+    x = inputs(1, torch.float32, [3])
+    with StaticInt8(model).in_force():
+        found = model(x)
+    torch.testing.assert_close(found, fresh(x))
+
+
+@torch.no_grad()
 def test_modules_compute_as_before_once_it_is_not_in_force():
     module = layer(torch.float32)
     static = StaticInt8(Model(module))
