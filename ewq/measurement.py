@@ -109,6 +109,8 @@ class DoubtKind(StrEnum):
     """Times that vary, or that are too short for the clock."""
     THROTTLING = "throttling"
     """The GPU slowed itself down because of heat or power faults."""
+    BUSY = "busy"
+    """Other processes used the processors meanwhile."""
     OTHER_SESSION = "other_session"
     """The reference's speed is from another session of the machine."""
     CHANCE = "chance"

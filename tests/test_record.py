@@ -95,6 +95,19 @@ def test_the_first_doubt_that_undermines_the_verdict_counts():
     assert doubt_about("accuracy_delta", doubted, Verdict.FAIL).kind is kinds[1]
 
 
+@pytest.mark.parametrize("kind", DoubtKind)
+def test_every_kind_of_doubt_undermines_a_pass_of_some_figure(kind):
+    """And leaves counts alone: bytes are what they are."""
+    doubted = [
+        record(task, doubts=(Doubt(kind, "so"),)) for task in ("mmlu", "throughput", "memory")
+    ]
+    asked, timed, counted = doubted
+    assert doubt_about("accuracy_delta", asked, Verdict.PASS) or doubt_about(
+        "decode_ratio", timed, Verdict.PASS
+    )
+    assert doubt_about("weights_bytes", counted) is None
+
+
 def test_a_reference_of_another_session_concerns_ratios_only():
     replayed = record("throughput", doubts=(Doubt(DoubtKind.OTHER_SESSION, "before"),))
     assert doubt_about("decode_ratio_b8", replayed)

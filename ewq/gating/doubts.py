@@ -21,6 +21,7 @@ def _is_clocked(figure: Figure) -> bool:
 _EFFECTS: Mapping[DoubtKind, tuple[Callable[[Figure], bool], frozenset[Verdict]]] = {
     DoubtKind.THROTTLING: (_is_clocked, _ANY),
     DoubtKind.NOISE: (_is_clocked, _ANY),
+    DoubtKind.BUSY: (_is_clocked, _ANY),
     DoubtKind.OTHER_SESSION: (lambda figure: _is_clocked(figure) and figure.paired, _ANY),
     DoubtKind.CHANCE: (lambda figure: figure.kind is Kind.CHOICE, _GOOD_NEWS),
     DoubtKind.APPROXIMATE_REFERENCE: (lambda figure: figure.paired, _ANY),

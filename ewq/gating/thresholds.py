@@ -12,13 +12,14 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from ewq.codec import CodecError, decode
 from ewq.errors import InputError
 from ewq.tasks.table import TASKS, Tolerance, figure_of
 from ewq.variants import REFERENCE, find_variant, is_plan_name
 
-DEFAULT_ALPHA = 0.05
+Rule = TypeVar("Rule", "Limit", Tolerance)
 
 
 class Test(StrEnum):
@@ -41,7 +42,7 @@ class Limit:
     min: float | None = None
     max: float | None = None
     test: Test = Test.BOUND
-    alpha: float = DEFAULT_ALPHA
+    alpha: float = 0.05
     """Probability of a false alarm that the test accepts."""
 
     def __str__(self) -> str:
@@ -191,48 +192,32 @@ class _Reader:
                 yield task, metric, self.table(entry, where), where
 
     def _limit(self, entry: Mapping[str, Any], where: str, metric: str) -> Limit:
-        self.require_known(entry, ("min", "max", "test", "alpha"), where)
-        low, high = self._number(entry, "min", where), self._number(entry, "max", where)
-        if low is None and high is None:
+        limit = self._decoded(Limit, entry, where)
+        if limit.min is None and limit.max is None:
             raise self._error(where, "needs min or max")
-        if low is not None and high is not None and low > high:
-            raise self._error(where, f"min {low:g} is above max {high:g}")
-        return Limit(low, high, self._test(entry, where, metric), self._alpha(entry, where))
+        if limit.min is not None and limit.max is not None and limit.min > limit.max:
+            raise self._error(where, f"min {limit.min:g} is above max {limit.max:g}")
+        if limit.test is Test.MCNEMAR and (metric != "accuracy_delta" or limit.max is not None):
+            raise self._error(f"{where}.test", "mcnemar applies only to a min of accuracy_delta")
+        return limit
 
     def _tolerance(self, entry: Mapping[str, Any], where: str) -> Tolerance:
-        self.require_known(entry, ("relative", "absolute", "alpha"), where)
-        sizes = {name: self._number(entry, name, where) for name in ("relative", "absolute")}
-        if all(size is None for size in sizes.values()):
+        tolerance = self._decoded(Tolerance, entry, where)
+        sizes = (tolerance.relative, tolerance.absolute)
+        if sizes == (None, None):
             raise self._error(where, "needs relative or absolute")
-        for name, size in sizes.items():
-            if size is not None and size < 0:
-                raise self._error(f"{where}.{name}", f"must not be negative, is {size:g}")
-        return Tolerance(sizes["relative"], sizes["absolute"], self._alpha(entry, where))
+        if any(size is not None and size < 0 for size in sizes):
+            raise self._error(where, "must not be negative")
+        return tolerance
 
-    def _test(self, entry: Mapping[str, Any], where: str, metric: str) -> Test:
-        name = entry.get("test", Test.BOUND.value)
-        known = [test.value for test in Test]
-        if name not in known:
-            raise self._error(f"{where}.test", f"unknown test {name!r}; known: {_list(known)}")
-        if name == Test.MCNEMAR and (metric != "accuracy_delta" or "max" in entry):
-            raise self._error(f"{where}.test", "mcnemar applies only to a min of accuracy_delta")
-        return Test(name)
-
-    def _alpha(self, entry: Mapping[str, Any], where: str) -> float:
-        alpha = self._number(entry, "alpha", where)
-        if alpha is None:
-            return DEFAULT_ALPHA
-        if not 0 < alpha < 1:
-            raise self._error(f"{where}.alpha", f"must lie between 0 and 1, is {alpha:g}")
-        return alpha
-
-    def _number(self, entry: Mapping[str, Any], key: str, where: str) -> float | None:
-        value = entry.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-            raise self._error(f"{where}.{key}", f"must be a number, not {value!r}")
-        return float(value)
+    def _decoded(self, kind: type[Rule], entry: Mapping[str, Any], where: str) -> Rule:
+        try:
+            rule = decode(kind, entry, where)
+        except CodecError as error:
+            raise InputError(f"thresholds {self.path}, {error}") from error
+        if not 0 < rule.alpha < 1:
+            raise self._error(f"{where}.alpha", f"must lie between 0 and 1, is {rule.alpha:g}")
+        return rule
 
     def _error(self, where: str, problem: str) -> InputError:
         return InputError(f"thresholds {self.path}, {where}: {problem}")

@@ -128,7 +128,7 @@ class Rounds:
             settings=self.protocol.settings(),
             metrics=metrics,
             items=_items(self._samples),
-            doubts=(*self._noise_doubts(), *self._short_doubts(), *self._throttling(after)),
+            doubts=(*self._noise(), *self._throttling(after)),
             notes=() if self._unknown_clocks is None else (self._unknown_clocks,),
             side={"clocks": {"before": _json(self._before), "after": _json(after)}},
         )
@@ -145,31 +145,19 @@ class Rounds:
             yield f"prefill at batch size {size}", [each.first_token_s for each in samples]
             yield f"decode at batch size {size}", [each.decode_s for each in samples]
 
-    def _noise_doubts(self) -> list[Doubt]:
-        varying = [(work, _variation(times_s)) for work, times_s in self._times_s()]
-        return [
-            Doubt(
-                DoubtKind.NOISE,
-                f"noisy: times of {work} vary by {variation:.0%} (more than {_NOISY:.0%})",
-                {"variation": variation},
-            )
-            for work, variation in varying
-            if variation > _NOISY
-        ]
-
-    def _short_doubts(self) -> list[Doubt]:
+    def _noise(self) -> Iterator[Doubt]:
         shortest_s = _SHORTEST_S["cpu" if self._model.info.device == "cpu" else "cuda"]
-        medians = [(work, statistics.median(times_s)) for work, times_s in self._times_s()]
-        return [
-            Doubt(
-                DoubtKind.NOISE,
-                f"too noisy to gate: a round's {work} takes {1000 * median_s:.2g} ms "
-                f"(less than {1000 * shortest_s:.0f} ms)",
-                {"median_s": median_s},
-            )
-            for work, median_s in medians
-            if median_s < shortest_s
-        ]
+        for work, times_s in self._times_s():
+            variation, median_s = _variation(times_s), statistics.median(times_s)
+            if variation > _NOISY:
+                text = f"noisy: times of {work} vary by {variation:.0%} (more than {_NOISY:.0%})"
+                yield Doubt(DoubtKind.NOISE, text, {"variation": variation})
+            if median_s < shortest_s:
+                text = (
+                    f"too noisy to gate: a round's {work} takes {1000 * median_s:.2g} ms "
+                    f"(less than {1000 * shortest_s:.0f} ms)"
+                )
+                yield Doubt(DoubtKind.NOISE, text, {"median_s": median_s})
 
     def _throttling(self, after: ClockState | None) -> list[Doubt]:
         moments = (("before", self._before), ("after", after))

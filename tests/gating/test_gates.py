@@ -393,3 +393,26 @@ def test_one_changed_answer_is_that_change():
 def test_other_answers_that_are_as_often_right_are_no_equal_measurement():
     before, after = mmlu("Ab" * 12, doubts=CHANCE), mmlu("bA" * 12, doubts=CHANCE)
     assert judge(after, {}, before, DEFAULT_TOLERANCES["mmlu"]).verdict is Q
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        (size(1000), {}, "weights_bytes: missing metric, the baseline has it, this run does not"),
+        ({}, size(1000), "weights_bytes: new metric, the baseline does not have it"),
+    ],
+    ids=["gone", "new"],
+)
+def test_a_metric_of_one_run_only_says_which(before, after, text):
+    (change,) = changes(
+        record("memory", metrics=before),
+        record("memory", metrics=after),
+        DEFAULT_TOLERANCES["memory"],
+    )
+    assert (change.text, change.worse) == (text, False)
+
+
+def test_what_is_not_gated_is_never_worse():
+    one, other = (record(metrics={"answered_A": metric(v, better=None)}) for v in (0.2, 0.9))
+    (change,) = changes(one, other, {"answered_A": Tolerance(absolute=0.1)})
+    assert (change.verdict, change.worse) == (None, False)

@@ -108,17 +108,25 @@ ERRORS = {
         "accuracy_dleta: unknown metric",
     ),
     "metric of another task": ("[default.mmlu]\nkld_mean = {max = 1}", "unknown metric of task"),
-    "unknown key": ("[default.mmlu]\naccuracy = {mim = 0}", r"accuracy\.mim: unknown; known"),
+    "unknown key": ("[default.mmlu]\naccuracy = {mim = 0}", "accuracy has unknown keys: mim"),
     "unknown test": (
         '[default.mmlu]\naccuracy = {min = 0, test = "t"}',
-        "unknown test 't'; known: bound, mcnemar, noninferiority",
+        r"test: expected one of bound, noninferiority, mcnemar, found 't'",
     ),
     "unknown variant": ("[variant.gguf-q9.mmlu]\n", "unknown variant 'gguf-q9'"),
     "no bounds": ("[default.mmlu]\naccuracy = {}", "needs min or max"),
     "crossed bounds": ("[default.mmlu]\naccuracy = {min = 1, max = 0}", "min 1 is above max 0"),
-    "limit is a string": ('[default.mmlu]\naccuracy = {min = "0"}', "must be a number, not '0'"),
-    "limit is a truth value": ("[default.mmlu]\naccuracy = {min = true}", "must be a number"),
-    "limit is NaN": ("[default.mmlu]\naccuracy = {min = nan}", "must be a number"),
+    "limit is a string": (
+        '[default.mmlu]\naccuracy = {min = "0"}',
+        r"accuracy\.min: expected a number, found '0'",
+    ),
+    "limit is a truth value": ("[default.mmlu]\naccuracy = {min = true}", "expected a number"),
+    "limit is NaN": ("[default.mmlu]\naccuracy = {min = nan}", "expected a number"),
+    "alpha of nothing": ("[default.mmlu]\naccuracy = {min = 0, alpha = 0}", "between 0 and 1"),
+    "alpha of everything": (
+        "[tolerance.mmlu]\naccuracy = {absolute = 0, alpha = 1}",
+        "alpha: must",
+    ),
     "alpha out of range": ("[default.mmlu]\naccuracy = {min = 0, alpha = 5}", "between 0 and 1"),
     "mcnemar without flips": (
         '[default.perplexity]\nln_ppl_ratio = {max = 0, test = "mcnemar"}',
@@ -126,7 +134,7 @@ ERRORS = {
     ),
     "tolerance without size": ("[tolerance.mmlu]\naccuracy = {}", "needs relative or absolute"),
     "negative tolerance": ("[tolerance.mmlu]\naccuracy = {relative = -1}", "not be negative"),
-    "unknown tolerance key": ("[tolerance.mmlu]\naccuracy = {max = 1}", r"\.max: unknown"),
+    "unknown tolerance key": ("[tolerance.mmlu]\naccuracy = {max = 1}", "unknown keys: max"),
 }
 
 
