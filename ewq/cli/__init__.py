@@ -16,6 +16,7 @@ import typer
 from ewq.cli.compare import compare
 from ewq.cli.diff import diff
 from ewq.cli.export import export
+from ewq.cli.fit import fit, imatrix
 from ewq.cli.plan import plan
 from ewq.cli.quantize import quantize
 from ewq.cli.report import report
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (plan, diff, quantize, export, compare, report):
+for command in (plan, fit, imatrix, diff, quantize, export, compare, report):
     app.command(command.__name__)(command)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +15,11 @@ import typer
 from ewq.errors import InputError
 
 if TYPE_CHECKING:
+    from ewq.fit.prepare import Calibrating
     from ewq.planning.analysis import Analysis
     from ewq.planning.plan import QuantizationPlan
+
+    Drafting = Callable[[float | None, int | None, int | None], QuantizationPlan]
 
 
 def plan(
@@ -25,19 +31,38 @@ def plan(
     scorer: Annotated[
         str,
         typer.Option(
-            help="histogram, softmax, variance, kurtosis, nf4-error, random, reverse, first, last."
+            help="histogram, softmax, variance, kurtosis, nf4-error, random, reverse, first, last; "
+            "fisher: expected divergence, by gradients on a calibration text."
         ),
     ] = "histogram",
-    granularity: Annotated[str, typer.Option(help="block or tensor.")] = "block",
+    granularity: Annotated[
+        str | None, typer.Option(help="block or tensor; fisher also kind, and tensor by default.")
+    ] = None,
     target_bpw: Annotated[
         float | None, typer.Option(help="Bits per weight of the whole model, never exceeded.")
     ] = None,
     target_size: Annotated[
         str | None, typer.Option(help="Size of the whole model, such as 5GB or 4.5GiB.")
     ] = None,
+    target_kld: Annotated[
+        float | None,
+        typer.Option(help="Smallest plan expected below so many nats per token (fisher)."),
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option(help="No larger than llama.cpp's recipe, such as Q4_K_M.")
+    ] = None,
     target: Annotated[
-        str, typer.Option("--for", help="Storage to count sizes for: nf4, nf4-double, gguf.")
-    ] = "nf4",
+        str | None,
+        typer.Option(
+            "--for",
+            help="Storage to count sizes for: nf4 (default), nf4-double, gguf; "
+            "of fisher gguf (default) or bitsandbytes.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Text file or folder of them for fisher (default: ewq's own)."),
+    ] = None,
     out: Annotated[
         str | None, typer.Option("-o", "--out", help="Output file, or a directory (trailing /).")
     ] = None,
@@ -53,37 +78,101 @@ def plan(
     """Decide which blocks stay raw and which get 8 or 4 bits; one plan per factor and seed."""
     from ewq.cli.progress import terminal_progress
     from ewq.planning.analysis import analyze, check_choices
+    from ewq.planning.sizes import DEFAULT_FORMAT
 
     size_bytes = None if target_size is None else parse_size(target_size)
-    if factor and (target_bpw is not None or size_bytes is not None):
+    targets = [v for v in (target_bpw, size_bytes, target_kld, like) if v is not None]
+    if factor and targets:
         raise InputError("give --factor or a target, not both")
-    if target_bpw is not None and size_bytes is not None:
-        raise InputError("give --target-bpw or --target-size, not both")
+    if len(targets) > 1:
+        raise InputError("give only one of --target-bpw, --target-size, --target-kld and --like")
     if seed and scorer != "random":
         raise InputError(f"--seed is for --scorer random; {scorer} draws nothing")
+    measuring = _Measuring(calibration, device or "cpu", cache)
+    if scorer == FISHER:
+        [path] = _paths(out, [(None, None)])
+        aim = (size_bytes, target_bpw, target_kld, like)
+        made, numel = measuring.plan(model, aim, target, granularity or "tensor")
+        _deliver(numel, [made], [path], as_json)
+        return
+    granularity, target = granularity or "block", target or DEFAULT_FORMAT
     check_choices(scorer, granularity, target)
     factors: list[float | None] = [*factor] if factor else [None]
     seeds: list[int | None] = [*seed] if seed else [None]
     drafts = list(product(factors, seeds))
     paths = _paths(out, drafts)
-    analysis = analyze(
-        model, cache=cache, progress=terminal_progress(), workers=workers, device=device
-    )
-    plans = [
-        analysis.plan(
+    progress = terminal_progress()
+    analysis = analyze(model, cache=cache, progress=progress, workers=workers, device=device)
+    if like is not None:
+        size_bytes = _size_like(analysis, like, target)
+
+    def draft(one: float | None, drawn: int | None, size: int | None) -> QuantizationPlan:
+        return analysis.plan(
             one,
             target_bpw=target_bpw,
-            target_size_bytes=size_bytes,
+            target_size_bytes=size,
             scorer=scorer,
             granularity=granularity,
             target=target,
             seed=drawn or 0,
         )
-        for one, drawn in drafts
-    ]
-    _deliver(analysis, plans, paths, as_json)
+
+    drafting: Drafting = draft
+    if target_kld is not None:
+        drafting = measuring.smallest(analysis, target, target_kld, draft)
+    plans = [drafting(one, drawn, size_bytes) for one, drawn in drafts]
+    _deliver(analysis.footprint.numel, plans, paths, as_json)
 
 
+@dataclass(frozen=True)
+class _Measuring:
+    """How sensitivity is measured, for the plans that rest on it."""
+
+    calibration: Path | None
+    device: str
+    cache: bool
+
+    @property
+    def how(self) -> Calibrating:
+        from ewq.cli.progress import quiet_transformers
+        from ewq.fit.prepare import Calibrating
+
+        quiet_transformers()
+        return Calibrating(self.calibration, device=self.device, cache=self.cache)
+
+    def plan(
+        self,
+        model: str,
+        aim: tuple[int | None, float | None, float | None, str | None],
+        target: str | None,
+        granularity: str,
+    ) -> tuple[QuantizationPlan, int]:
+        """A plan of types, and the model's number of parameters."""
+        from ewq.cli.progress import terminal_progress
+        from ewq.fit.run import Aim, plan_types
+
+        return plan_types(model, Aim(*aim), target, self.how, granularity, terminal_progress())
+
+    def smallest(self, analysis: Analysis, target: str, kld: float, draft: Drafting) -> Drafting:
+        """What drafts the smallest plan of a scorer that is expected below a divergence."""
+        from ewq.cli.progress import terminal_progress
+        from ewq.fit.prepare import open_fitting
+        from ewq.fit.run import smallest_below
+
+        fitting = open_fitting(analysis.checkpoint, target, self.how, terminal_progress())
+        return lambda one, drawn, _: smallest_below(fitting, kld, partial(draft, one, drawn))
+
+
+def _size_like(analysis: Analysis, recipe: str, target: str) -> int:
+    from ewq.fit.run import recipe_bytes
+
+    if target != "gguf":
+        raise InputError(f"--like {recipe} is a size of GGUF files; add --for gguf")
+    return recipe_bytes(analysis.checkpoint, recipe)
+
+
+FISHER = "fisher"
+"""The scorer whose plans are of types."""
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -130,7 +219,7 @@ def _name(factor: float | None, seed: int | None) -> str:
 
 
 def _deliver(
-    analysis: Analysis, plans: list[QuantizationPlan], paths: list[Path | None], as_json: bool
+    numel: int, plans: list[QuantizationPlan], paths: list[Path | None], as_json: bool
 ) -> None:
     from ewq.cli.plan_view import plan_lines
     from ewq.planning.plan import write_plan
@@ -144,7 +233,7 @@ def _deliver(
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=1))
         return
     for one, path in zip(plans, paths, strict=True):
-        for line in plan_lines(one, analysis.footprint.numel):
+        for line in plan_lines(one, numel):
             print(terminal_line(line))
         if path is not None:
             print(f"written to {path}")

@@ -82,6 +82,9 @@ def _rule_words(key: str, value: Json) -> str:
 
 def plan_lines(plan: QuantizationPlan, numel: int) -> Iterator[str]:
     """What ``ewq plan`` prints about one plan."""
+    if plan.types:
+        yield from _type_lines(plan, numel)
+        return
     counts = Counter(plan.weights.values())
     blocks = Counter(plan.block_precisions)
     yield (
@@ -94,6 +97,28 @@ def plan_lines(plan: QuantizationPlan, numel: int) -> Iterator[str]:
         share = f"{blocks[precision]:3d} blocks, {counts[precision]:4d} weights"
         yield f"  {precision.value:>4}: {share}"
     yield f"  {_scores_text(plan)}"
+    yield (
+        f"  {size_text(plan.size_bytes)} as {plan.target}, {plan.bits_per_weight:.3f} bits per "
+        f"weight over {numel / 1e6:.1f} million parameters"
+    )
+
+
+def _type_lines(plan: QuantizationPlan, numel: int) -> Iterator[str]:
+    """A plan of types: how many tensors have each, the blocks' bits, and what is expected."""
+    yield (
+        f"{plan.model} ({plan.architecture}): {rule_text(plan)}, scorer {plan.scorer}, "
+        f"by {plan.granularity}"
+    )
+    counts = Counter(plan.types.values())
+    yield "  " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    bits = [8 * block.size_bytes / block.numel for block in plan.blocks if block.numel]
+    yield "  bits per weight of blocks: " + " ".join(f"{each:.1f}" for each in bits)
+    expected = plan.expected_kld
+    if expected is not None:
+        yield (
+            f"  expected divergence {expected.value:.5f} ± {expected.stderr:.5f} nats per token, "
+            "standard error over calibration sequences"
+        )
     yield (
         f"  {size_text(plan.size_bytes)} as {plan.target}, {plan.bits_per_weight:.3f} bits per "
         f"weight over {numel / 1e6:.1f} million parameters"

@@ -50,3 +50,11 @@ class RichProgress:
 def terminal_progress() -> Progress:
     """A drawn bar where stderr is a terminal, else silence."""
     return RichProgress() if sys.stderr.isatty() else NO_PROGRESS
+
+
+def quiet_transformers() -> None:
+    """transformers draws its bars into pipes as well; only a terminal gets one."""
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -37,7 +37,7 @@ def quantize(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Write a quantized copy of a model, weights streamed one by one."""
-    from ewq.cli.progress import terminal_progress
+    from ewq.cli.progress import quiet_transformers, terminal_progress
     from ewq.files import check_output
 
     check_output(out, folder=True)
@@ -54,19 +54,9 @@ def quantize(
         compute_dtype=compute_dtype,
         int8_threshold=int8_threshold,
     )
-    _quiet_bars()
+    quiet_transformers()
     progress = terminal_progress()
     _report(quantize_to_folder(model, config, out, device=device, progress=progress), as_json)
-
-
-def _quiet_bars() -> None:
-    """transformers draws its bars into pipes as well; only a terminal gets one."""
-    import sys
-
-    if not sys.stderr.isatty():
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _report(made: Quantized, as_json: bool) -> None:

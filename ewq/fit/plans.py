@@ -74,6 +74,22 @@ class Fitting:
             raise PlanError(f"no plan of this model is below {least:.3g} nats per token")
         return self._plan(_taken(units, found), rule, granularity)
 
+    def range_bytes(self) -> tuple[int, int]:
+        """The least and the most that all tensors can take."""
+        sizes = [tensor.sizes.values() for tensor in self.target.tensors]
+        fixed = self.target.fixed_bytes
+        return fixed + sum(map(min, sizes)), fixed + sum(map(max, sizes))
+
+    def expected_of(self, plan: QuantizationPlan) -> ExpectedKld:
+        """What a plan of precisions is expected to diverge by, as this target stores it."""
+        bits = _bits(self.target.tensors)
+        types = {}
+        for tensor in self.target.tensors:
+            precision = plan.weights.get(tensor.matrix.name, Precision.RAW)
+            wanted = self.target.of_precision.get(precision, tensor.types[-1])
+            types[tensor.name] = _nearest(tensor, wanted, bits)
+        return self._expected(types)
+
     def of_types(self, types: Mapping[str, str], rule: Rule) -> QuantizationPlan:
         """The plan that gives tensors these types: a rival, costed like the others."""
         return self._plan([self._option([t], types) for t in self.target.tensors], rule, "tensor")
@@ -90,9 +106,7 @@ class Fitting:
 
     def _options(self, tensors: Sequence[PlannedTensor]) -> list[_Option]:
         """One for each type of any; who cannot take it takes its own next larger one."""
-        bits = {
-            t: tensor.sizes[t] / tensor.matrix.numel for tensor in tensors for t in tensor.types
-        }
+        bits = _bits(tensors)
         return [
             self._option(
                 tensors, {tensor.name: _nearest(tensor, wanted, bits) for tensor in tensors}
@@ -183,6 +197,11 @@ class _Option:
 
 def _taken(units: Sequence[Sequence[_Option]], found: Sequence[int]) -> list[_Option]:
     return [options[place] for options, place in zip(units, found, strict=True)]
+
+
+def _bits(tensors: Sequence[PlannedTensor]) -> dict[str, float]:
+    """Bytes per value of every type that any of the tensors can take."""
+    return {t: tensor.sizes[t] / tensor.matrix.numel for tensor in tensors for t in tensor.types}
 
 
 def _nearest(tensor: PlannedTensor, wanted: str, bits: Mapping[str, float]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ewq.checkpoint.layout import find_layout
-from ewq.checkpoint.opening import Checkpoint
+from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.errors import InputError
 from ewq.files import cache_dir, content_key, read_cached, write_cached
@@ -93,19 +93,39 @@ def prepare(
     return Fitting(checkpoint, find_layout(checkpoint), made, sensitivity, costs)
 
 
+def open_fitting(
+    model: str | Path | Checkpoint,
+    target: str,
+    how: Calibrating,
+    progress: Progress = NO_PROGRESS,
+) -> Fitting:
+    """:func:`prepare` with the calibration text of ``how``.
+
+    Args:
+        model: hub id, model folder, or a checkpoint already opened.
+        target: ``gguf``, or ``bitsandbytes`` (also by the name of one of its formats).
+        how: calibration text, seed and device.
+        progress: where to report.
+
+    Raises:
+        EwqError: as :func:`calibrate` and :func:`prepare`.
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, progress)
+    engine = BITSANDBYTES if target.startswith("nf4") else target
+    if engine not in TARGETS:
+        raise InputError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
+    require_memory(checkpoint, how.device)
+    calibration = calibrate(checkpoint, how)
+    return prepare(checkpoint, calibration, how, target=engine, progress=progress)
+
+
 def make_target(
     checkpoint: Checkpoint, sensitivity: Sensitivity, target: str, progress: Progress
 ) -> Target:
-    """The tensors of a target; for GGUF the model is converted first, and that file kept.
-
-    Raises:
-        InputError: no such target.
-    """
-    if target == GGUF:
-        return gguf_target(checkpoint, converted(checkpoint, progress), sensitivity)
+    """The tensors of a target; for GGUF the model is converted first, and that file kept."""
     if target == BITSANDBYTES:
         return bitsandbytes_target(checkpoint, sensitivity)
-    raise InputError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
+    return gguf_target(checkpoint, converted(checkpoint, progress), sensitivity)
 
 
 def converted(checkpoint: Checkpoint, progress: Progress = NO_PROGRESS) -> Path:
@@ -178,3 +198,26 @@ def _context_length(checkpoint: Checkpoint) -> int | None:
     text = checkpoint.config.get("text_config") or checkpoint.config
     found = text.get("max_position_embeddings") or text.get("n_positions")
     return found if isinstance(found, int) else None
+
+
+def require_memory(checkpoint: Checkpoint, device: str) -> None:
+    """Say what the pass needs before it starts.
+
+    Raises:
+        InputError: more memory than there is.
+    """
+    parameters = sum(tensor.numel for tensor in checkpoint.tensors.values())
+    if device != "cpu":
+        import torch
+
+        needed, there = 4 * parameters, int(torch.cuda.mem_get_info(device)[0])
+    else:
+        import psutil
+
+        needed, there = 6 * parameters, int(psutil.virtual_memory().available)
+    if needed > there:
+        raise InputError(
+            f"measuring {checkpoint.model} takes about {needed / 1e9:.1f} GB of memory on {device} "
+            f"({parameters / 1e9:.2f} billion parameters), and {there / 1e9:.1f} GB are free; "
+            "use a machine with more, or --device cuda"
+        )

@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ewq.checkpoint.layout import Layout
@@ -39,6 +38,8 @@ class StoredMatrix:
 
     def read(self, expert: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Some rows of one expert, ``[rows, columns]``."""
+        import torch
+
         stack = len(self.parts) == 1 and self.experts > 1
         names = self.parts[0] if stack else self.parts[expert]
         height = self.rows // len(names)

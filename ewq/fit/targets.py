@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from ewq.gguf.recipe import EMBEDDING, OUTPUT, TensorNames
 from ewq.gguf.rounding import divides, rounded, stored_bytes
 from ewq.planning.plan import BITSANDBYTES, PRECISION_OF_TYPE
 from ewq.planning.sizes import footprint_of, format_of
+from ewq.precision import Precision
 from ewq.sensitivity.measure import Sensitivity
 
 GGUF = "gguf"
@@ -48,6 +49,8 @@ class Target:
     rounded: Rounding
     header_bytes: int = 0
     """Of the file, before its first tensor."""
+    of_precision: Mapping[Precision, str] = field(default_factory=dict)
+    """Types that plans of precisions mean; what is missing stays as it is."""
     fixed_stored_bytes: int = 0
     """``fixed_bytes`` with the file's padding."""
     alignment: int = 1
@@ -94,6 +97,7 @@ def gguf_target(checkpoint: Checkpoint, base: Path, sensitivity: Sensitivity) ->
         header.parameters,
         rounded,
         header.data_start,
+        {Precision.EIGHT_BIT: "Q8_0", Precision.FOUR_BIT: "Q4_K"},
         sum(padded(tensor.nbytes) for tensor in rest),
         ALIGNMENT,
     )
@@ -174,6 +178,7 @@ def bitsandbytes_target(
         fixed_bytes,
         footprint.numel,
         _as_bitsandbytes,
+        of_precision={Precision.EIGHT_BIT: "int8", Precision.FOUR_BIT: four_bit},
         fixed_stored_bytes=fixed_bytes,
     )
 

@@ -111,7 +111,7 @@ def test_a_budget_is_not_exceeded(ewq, model: str, option: str, budget: str, key
 REFUSED = {
     "target too small": (("--target-bpw", "1"), "bits per weight) is out of reach: this model"),
     "two rules": (("--factor", "1", "--target-bpw", "8"), "--factor or a target, not both"),
-    "two targets": (("--target-size", "1GB", "--target-bpw", "8"), "not both"),
+    "two targets": (("--target-size", "1GB", "--target-bpw", "8"), "give only one of --target-bpw"),
     "no size": (("--target-size", "large"), "invalid size 'large': expected a size such as 5GB"),
     "scorer": (("--scorer", "luck"), "unknown scorer 'luck'; known: histogram"),
     "granularity": (("--granularity", "row"), "unknown granularity 'row'; known: block, tensor"),

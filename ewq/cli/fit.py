@@ -1,0 +1,202 @@
+"""``ewq fit`` and ``ewq imatrix``: the best file of a size, and what it is made with."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ewq.cli.plan import parse_size
+from ewq.cli.plan_view import size_text
+from ewq.cli.progress import quiet_transformers, terminal_progress
+from ewq.codec import encode
+from ewq.files import check_output
+from ewq.planning.plan import BITSANDBYTES
+
+if TYPE_CHECKING:
+    from ewq.fit.prepare import Calibrating
+    from ewq.fit.run import Fitted, Measured
+
+Model = Annotated[str, typer.Argument(help="Hub id or model folder.")]
+Text = Annotated[
+    Path | None,
+    typer.Option("--calibration", help="Text file or folder of them (default: ewq's own text)."),
+]
+Sequences = Annotated[int, typer.Option(help="Calibration sequences.")]
+Tokens = Annotated[int, typer.Option("--sequence-tokens", help="Tokens in each sequence.")]
+Seed = Annotated[int, typer.Option(help="Of the sequences drawn and the labels sampled.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Cache = Annotated[bool, typer.Option(help="Use and keep what was measured.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def fit(
+    model: Model,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="A .gguf file, or for bitsandbytes a new folder.")
+    ],
+    size: Annotated[
+        str | None, typer.Option(help="Of the whole file, such as 5GB or 4.5GiB; never exceeded.")
+    ] = None,
+    bpw: Annotated[
+        float | None, typer.Option(help="Bits per weight of the whole model, never exceeded.")
+    ] = None,
+    kld: Annotated[
+        float | None, typer.Option(help="Smallest file expected below so many nats per token.")
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option(help="No larger than llama.cpp's recipe, such as Q4_K_M.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="gguf or bitsandbytes.")] = "gguf",
+    granularity: Annotated[
+        str, typer.Option(help="What gets one type: tensor, kind (all ffn_down, ...) or block.")
+    ] = "tensor",
+    versus: Annotated[
+        str, typer.Option(help="Recipes to measure beside it, such as Q4_K_M,Q5_K_M.")
+    ] = "",
+    texts: Annotated[
+        Path | None, typer.Option(help="Texts to measure on (default: ewq's own, other ones).")
+    ] = None,
+    text_tokens: Annotated[int, typer.Option(help="Tokens measured of each domain.")] = 512,
+    calibration: Text = None,
+    sequences: Sequences = 32,
+    sequence_tokens: Tokens = 512,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    cache: Cache = True,
+    as_json: AsJson = False,
+) -> None:
+    """Make the best file of a size: measure, plan, export, read back and compare."""
+    from ewq.data.texts import load_texts
+    from ewq.fit.run import Aim
+    from ewq.fit.run import fit as run_fit
+
+    check_output(out, folder=engine == BITSANDBYTES)
+    quiet_transformers()
+    aim = Aim(None if size is None else parse_size(size), bpw, kld, like)
+    made = run_fit(
+        model,
+        out,
+        aim,
+        engine=engine,
+        how=_how(calibration, sequences, sequence_tokens, seed, device, cache),
+        granularity=granularity,
+        versus=[name.strip() for name in versus.split(",") if name.strip()],
+        texts=load_texts(texts) if texts else None,
+        tokens_per_domain=text_tokens,
+        progress=terminal_progress(),
+    )
+    if as_json:
+        print(json.dumps(_document(made), indent=1))
+        return
+    for line in _lines(made):
+        print(line)
+
+
+def imatrix(
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The .gguf file to write.")],
+    calibration: Text = None,
+    sequences: Sequences = 32,
+    sequence_tokens: Tokens = 512,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    cache: Cache = True,
+) -> None:
+    """Write an importance matrix for llama.cpp's quantizer: mean squared inputs by column."""
+    from ewq.checkpoint.opening import open_checkpoint
+    from ewq.fit.prepare import calibrate, converted, write_importance
+    from ewq.sensitivity.measure import measure_sensitivity
+
+    check_output(out)
+    quiet_transformers()
+    progress = terminal_progress()
+    how = _how(calibration, sequences, sequence_tokens, seed, device, cache)
+    checkpoint = open_checkpoint(model, progress)
+    text = calibrate(checkpoint, how)
+    sensitivity = measure_sensitivity(
+        checkpoint, text, device=device, seed=seed, cache=cache, progress=progress
+    )
+    write_importance(checkpoint, sensitivity, converted(checkpoint, progress), out)
+    print(f"{out}: {len(text.sequences)} sequences, {text.tokens:,} tokens")
+    for note in sensitivity.notes():
+        print(f"note: {note}")
+
+
+def _how(
+    source: Path | None, sequences: int, tokens: int, seed: int, device: str, cache: bool
+) -> Calibrating:
+    from ewq.fit.prepare import Calibrating
+
+    return Calibrating(source, sequences, tokens, seed, device, cache)
+
+
+def _lines(made: Fitted) -> Iterator[str]:
+    plan = made.plan
+    counts = Counter(plan.types.values())
+    used = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    yield f"{made.path}: {plan.bits_per_weight:.3f} bits per weight; {used}"
+    yield f"  {'':<44} {'size':>11} {'KLD, nats':>17} {'same top':>9} {'perplexity':>11}"
+    for one in (made.own, *made.rivals):
+        yield "  " + _row(one)
+    yield from (f"note: {note}" for note in made.notes)
+    yield sentence(made)
+
+
+def _row(one: Measured) -> str:
+    kld, top, perplexity = (
+        one.metrics[key] for key in ("kld_mean", "top1_agreement", "ln_ppl_ratio")
+    )
+    change = math.expm1(perplexity.value)
+    return (
+        f"{one.label:<44} {size_text(one.nbytes):>11} {kld.value:>8.5f} ± {kld.stderr or 0:.5f} "
+        f"{top.value:>9.2%} {change:>+11.2%}"
+    )
+
+
+def sentence(made: Fitted) -> str:
+    """What one can quote: size, divergence with its error, and the rivals."""
+    metrics, expected = made.own.metrics, made.plan.expected_kld
+    assert expected is not None  # every fitted plan has one
+    kld = metrics["kld_mean"]
+    said = (
+        f"{made.own.label} ({size_text(made.own.nbytes)}) diverges from the unquantized model by "
+        f"{kld.value:.4f} ± {kld.stderr or 0:.4f} nats per token on text it was not calibrated on "
+        f"(expected {expected.value:.4f} ± {expected.stderr:.4f}); it agrees on the likeliest "
+        f"token in {metrics['top1_agreement'].value:.1%} of cases, and its perplexity changes by "
+        f"{math.expm1(metrics['ln_ppl_ratio'].value):+.1%}"
+    )
+    for rival in made.rivals:
+        theirs = rival.metrics["kld_mean"].value
+        said += f"; {rival.label} ({size_text(rival.nbytes)}) diverges by {theirs:.4f}"
+    off = kld.value / expected.value - 1 if expected.value else 0.0
+    if abs(off) > MOST_OFF:
+        said += f". Note that this is {off:+.0%} from what was expected"
+    return said + "."
+
+
+MOST_OFF = 0.25
+"""Share of the expected divergence beyond which the difference is pointed out."""
+
+
+def _document(made: Fitted) -> dict[str, Any]:
+    measured = [
+        {
+            "label": one.label,
+            "bytes": one.nbytes,
+            "metrics": encode(one.metrics),
+        }
+        for one in (made.own, *made.rivals)
+    ]
+    return {
+        "path": str(made.path),
+        "plan": made.plan.to_json(),
+        "measured": measured,
+        "notes": list(made.notes),
+        "sentence": sentence(made),
+    }

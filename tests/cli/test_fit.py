@@ -1,0 +1,147 @@
+"""``ewq fit``, ``ewq imatrix`` and ``ewq plan --scorer fisher`` on the tiny model."""
+
+import json
+import re
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from ewq.checkpoint.embedded import fixture_path
+from ewq.checkpoint.gguf_header import read_header
+from ewq.cli.fit import fit, imatrix
+from ewq.cli.plan import plan
+from ewq.errors import InputError, PlanError
+from ewq.gguf.imatrix import read_imatrix
+from tests.gguf.models import require_converter
+
+SHORT = ("--sequences", 4, "--sequence-tokens", 64)
+TINY = fixture_path("tiny-llama")
+
+
+@pytest.fixture
+def call():
+    require_converter()
+    app = typer.Typer()
+    for command in (fit, imatrix, plan):
+        app.command(command.__name__)(command)
+
+    def call(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return call
+
+
+def refusal(result):
+    assert isinstance(result.exception, InputError), result.output
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+def test_the_file_is_no_larger_than_the_recipe_and_closer_to_the_model(call, tmp_path):
+    out = tmp_path / "fit.gguf"
+    result = call(
+        *("fit", TINY, "--like", "Q4_K_M", "--versus", "Q4_K_M", "-o", out),
+        *("--text-tokens", 96, "--json"),
+    )
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    own, rival = told["measured"]
+    assert own["bytes"] == out.stat().st_size <= rival["bytes"]
+    assert own["metrics"]["kld_mean"]["value"] < 0.9 * rival["metrics"]["kld_mean"]["value"]
+    stored = {tensor.name: tensor.type_name for tensor in read_header(out).tensors}
+    assert stored == told["plan"]["weights"]
+    assert re.search(r"fit\.gguf \(0\.\d+ MB\) diverges .* by 0\.\d+ ± 0\.\d+", told["sentence"])
+    expected = told["plan"]["expected_kld"]["value"]
+    assert own["metrics"]["kld_mean"]["value"] == pytest.approx(expected, rel=0.5)
+
+
+def test_a_size_is_that_of_the_whole_file(call, tmp_path):
+    out = tmp_path / "fit.gguf"
+    result = call("fit", TINY, "--size", "420KB", "-o", out, *SHORT, "--text-tokens", 64)
+    assert result.exit_code == 0, result.output
+    assert 400_000 < out.stat().st_size <= 420_000
+    assert result.stdout.splitlines()[-1].startswith("fit.gguf (0.4")
+
+
+def test_bitsandbytes_gets_a_folder_that_transformers_opens(call, tmp_path):
+    out = tmp_path / "folder"
+    result = call(
+        *("fit", TINY, "--bpw", "13", "--engine", "bitsandbytes", "-o", out, *SHORT),
+        *("--text-tokens", 64, "--json"),
+    )
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["plan"]["target"] == "bitsandbytes"
+    assert (out / "model.safetensors").is_file()
+    [own] = told["measured"]
+    assert 0 < own["metrics"]["kld_mean"]["value"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ((), "give exactly one of"),
+        (("--size", "1MB", "--bpw", "5"), "give exactly one of"),
+        (("--size", "90KB"), "out of reach: this model takes"),
+        (("--kld", "-1"), "invalid target of -1"),
+        (("--like", "Q9_9"), "no type 'Q9_9'"),
+        (("--bpw", "5", "--engine", "onnx"), "unknown target 'onnx'"),
+        (("--bpw", "5", "--calibration", "nowhere"), "no texts at nowhere"),
+        (("--bpw", "5", "--calibration", str(fixture_path("texts"))), "calibrate on other text"),
+    ],
+)
+def test_bad_use_is_one_line_and_writes_nothing(call, tmp_path, arguments, reason):
+    out = tmp_path / "out.gguf"
+    assert reason in refusal(call("fit", TINY, "-o", out, *SHORT, *arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_memory_is_told_before_anything_starts(call, tmp_path, monkeypatch):
+    import psutil
+
+    class Memory:
+        available = 1000
+
+    monkeypatch.setattr(psutil, "virtual_memory", Memory)
+    result = call("fit", TINY, "--bpw", "6", "-o", tmp_path / "x.gguf")
+    assert "takes about 0.0 GB of memory on cpu" in refusal(result)
+
+
+def test_the_importance_matrix_covers_every_matrix_but_the_embedding(call, tmp_path):
+    out = tmp_path / "imatrix.gguf"
+    result = call("imatrix", TINY, "-o", out, *SHORT)
+    assert result.exit_code == 0, result.output
+    assert "4 sequences, 256 tokens" in result.stdout
+    found = read_imatrix(out)
+    assert len(found) == 8 * 7 + 1
+    assert len(found["blk.7.ffn_down.weight"]) == 128
+
+
+def test_a_plan_of_types_is_shown_with_what_is_expected(call, tmp_path):
+    path = tmp_path / "plan.json"
+    result = call("plan", TINY, "--scorer", "fisher", "--target-kld", 0.02, "-o", path)
+    assert result.exit_code == 0, result.output
+    expected = re.search(r"expected divergence (0\.\d+) ± 0\.\d+ nats", result.stdout)
+    assert 0.015 < float(expected[1]) <= 0.02
+    assert json.loads(path.read_text())["schema"] == 2
+
+
+def test_other_scorers_answer_the_same_targets(call):
+    like = call("plan", TINY, "--like", "F16", "--for", "gguf", "--json")
+    assert like.exit_code == 0, like.output
+    assert set(json.loads(like.stdout)["weights"].values()) == {"raw"}
+    smaller = json.loads(call("plan", TINY, "--target-kld", 0.05, "--json").stdout)
+    larger = json.loads(call("plan", TINY, "--target-kld", 0.002, "--json").stdout)
+    assert smaller["size_bytes"] < larger["size_bytes"]
+    assert smaller["scorer"] == "histogram"
+    assert smaller["rule"] == {"kind": "target_kld", "target_kld": 0.05}
+
+
+def test_a_recipes_size_for_another_engine_is_refused(call):
+    reason = refusal(call("plan", TINY, "--like", "Q4_K_M"))
+    assert "add --for gguf" in reason
+    with pytest.raises(PlanError):
+        raise call(
+            "plan", TINY, "--scorer", "fisher", "--for", "bitsandbytes", "--like", "Q4_K_M"
+        ).exception
