@@ -10,6 +10,7 @@ ewq, whose environment has another ``gguf``.
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,10 @@ def main(script: Path, arguments: list[str]) -> None:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     # Newer converters keep their classes in a package, older ones in the script.
-    allow_unknown_tokenizers(sys.modules.get("conversion.base", module))
+    owner = sys.modules.get("conversion.base", module)
+    allow_unknown_tokenizers(owner)
+    if hasattr(owner, "ModelBase"):
+        owner.ModelBase.load_hparams = staticmethod(with_older_keys(owner.ModelBase.load_hparams))
     module.main()
 
 
@@ -61,6 +65,28 @@ def forbid_code_of_models() -> None:
     dynamic_module_utils.resolve_trust_remote_code = resolve
     for name in ("get_class_from_dynamic_module", "get_class_in_module", "get_cached_module_file"):
         setattr(dynamic_module_utils, name, refuse)
+
+
+def with_older_keys(load: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """The loader of a config, with keys the converter reads and transformers 5 names otherwise.
+
+    Without them neither GPT-2, Pythia, Falcon nor MiniMax converts, saved anew or as published.
+    """
+
+    def complete(folder: Path, *options: Any) -> dict[str, Any]:
+        config = load(folder, *options)
+        published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        share = (config.get("rope_parameters") or {}).get("partial_rotary_factor", 1.0)
+        older = {
+            "n_ctx": config.get("n_positions"),
+            "rotary_pct": share,
+            "rotary_dim": int(share * (config.get("head_dim") or 0)),
+        }
+        kept = {name: published.get(name, value) for name, value in older.items() if value}
+        one_head = config.get("multi_query") and not config.get("new_decoder_architecture", True)
+        return {**kept, **config, **({"num_kv_heads": 1} if one_head else {})}
+
+    return complete
 
 
 def allow_unknown_tokenizers(owner: Any) -> None:

@@ -25,8 +25,8 @@ DEFAULT_TYPES: Mapping[Precision, str] = {
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 ROUTER = "ffn_gate_inp.weight"
 """End of the name of a matrix that llama.cpp's quantizer leaves as it is, whatever is asked."""
-NESTED = ("language_model.",)
-"""Parts that vision models put in front of their text model, and GGUF does not have."""
+RENAMED = {"language_model.": "", "block_sparse_moe.experts.": "mlp.experts."}
+"""Parts of names that gguf-py's table has otherwise: of vision models, and Granite's experts."""
 STACKED = {"gate_up_proj": ("gate_proj", "up_proj"), "kv_b_proj": ("k_b_proj", "v_b_proj")}
 """Weights that transformers keeps as one and GGUF as two: experts, and latent attention's."""
 NAMED = 3
@@ -217,8 +217,8 @@ class TensorNames:
         """The file's tensors for one weight; empty where there is none."""
         if weight in self._present:
             return (weight,)
-        for part in NESTED:
-            weight = weight.replace(part, "")
+        for part, other in RENAMED.items():
+            weight = weight.replace(part, other)
         return self._single(weight) or self._unstacked(weight)
 
     def _single(self, weight: str) -> tuple[str, ...]:

@@ -35,12 +35,16 @@ RANDOM = {
         "query_pre_attn_scalar": 16,
         "hidden_activation": "gelu_pytorch_tanh",
     },
+    # Their configs as transformers 5 saves them lack keys that the converter reads.
+    "GPTNeoX": {},
+    "Falcon": {"alibi": False, "multi_query": True, "num_ln_in_parallel_attn": 1},
+    "Cohere2": {"sliding_window": 8, "pad_token_id": 0, "logit_scale": 1.0},
     "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "Qwen2Moe": {**EXPERTS, "shared_expert_intermediate_size": 96},
     # llama.cpp normalises the chosen experts' weights, as every published Qwen3-MoE does.
     "Qwen3Moe": {**EXPERTS, "head_dim": 16, "norm_topk_prob": True},
 }
-COMPUTED = ("Qwen2", "Phi3", "Gemma2", "Qwen3Moe")
+COMPUTED = ("Qwen2", "Phi3", "Gemma2", "Qwen3Moe", "GPTNeoX", "Falcon", "Cohere2")
 TRAINED = ("tiny-qwen3", "tiny-gemma3", "tiny-mistral")
 
 

@@ -39,6 +39,16 @@ CASES = {
         "model.layers.1.mlp.experts.down_proj",
         ("blk.1.ffn_down_exps.weight",),
     ),
+    "Granite's experts": (
+        "granitemoe",
+        "model.layers.1.block_sparse_moe.experts.gate_up_proj",
+        ("blk.1.ffn_gate_exps.weight", "blk.1.ffn_up_exps.weight"),
+    ),
+    "latent attention": (
+        "deepseek2",
+        "model.layers.0.self_attn.kv_b_proj.weight",
+        ("blk.0.attn_k_b.weight", "blk.0.attn_v_b.weight"),
+    ),
     "the file's own name": ("llama", "blk.1.attn_q.weight", ("blk.1.attn_q.weight",)),
 }
 

@@ -41,12 +41,29 @@ for folder in folders:
     try:
         child.main(Path(script), [folder, "--outtype", "f32", "--outfile", folder + ".gguf"])
         result = "yes"
-    except (Exception, SystemExit) as error:
+    except SystemExit:
+        result = "llama.cpp does not know it"
+    except Exception as error:
         result = f"{type(error).__name__}: {error}".splitlines()[0]
     print("RESULT", Path(folder).name, result, sep="\\t", flush=True)
 """
 YES = "yes"
-SPECIAL = ("<pad>", "<s>", "</s>", "<|endoftext|>", "<|user|>", "<|observation|>")
+SPECIAL = (
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<|endoftext|>",
+    "<|user|>",
+    "<|observation|>",
+    "[gMASK]",
+    "<sop>",
+)
+EQUAL_HEADS = {"num_key_value_heads": 4}
+AS_PUBLISHED: dict[str, dict[str, object]] = {
+    **dict.fromkeys(("olmoe", "dots1"), EQUAL_HEADS),
+    "phi": {**EQUAL_HEADS, "intermediate_size": 128},
+}
+"""Arguments without which no published model of the family is."""
 
 
 @dataclass
@@ -75,8 +92,10 @@ def main(names: list[str]) -> None:
 
 
 def _saved(name: str, scratch: Path) -> Outcome:
+    config_class, arguments = ARCHITECTURES[name]
+    ARCHITECTURES[name] = config_class, {**arguments, **AS_PUBLISHED.get(name, {})}
     model = build(name)
-    model.save_pretrained(scratch / name)
+    model.save_pretrained(_folder(scratch, name))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[: 63 - len(SPECIAL)]
     pair = alphabet[0] + alphabet[1]
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet, pair])}
@@ -90,24 +109,30 @@ def _saved(name: str, scratch: Path) -> Outcome:
         eos_token="</s>",
         additional_special_tokens=list(SPECIAL),
     )
-    fast.save_pretrained(scratch / name)
+    fast.save_pretrained(_folder(scratch, name))
     return Outcome(name, type(model).__name__)
+
+
+def _folder(scratch: Path, name: str) -> Path:
+    """Not called after the family: llama.cpp reads meaning into some names of models."""
+    return scratch / f"model{list(ARCHITECTURES).index(name)}"
 
 
 def _convert_all(outcomes: list[Outcome], scratch: Path) -> None:
     command = [sys.executable, "-P", "-c", CONVERT_ALL, convert_child.__file__]
-    command += [str(find_converter()), *(str(scratch / outcome.name) for outcome in outcomes)]
+    command += [str(find_converter()), *(str(_folder(scratch, of.name)) for of in outcomes)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     lines = [line.split("\t") for line in done.stdout.splitlines() if line.startswith("RESULT\t")]
     results = {name: result for _, name, result in lines}
     for outcome in outcomes:
-        outcome.converted = results.get(outcome.name, "the converter ended")
+        outcome.converted = results.get(_folder(scratch, outcome.name).name, "the converter ended")
 
 
 def _use(outcome: Outcome, scratch: Path) -> None:
-    file = scratch / f"{outcome.name}.gguf"
+    folder = _folder(scratch, outcome.name)
+    file = folder.with_suffix(".gguf")
     try:
-        plan = analyze(scratch / outcome.name, cache=False).uniform_plan(Precision.EIGHT_BIT)
+        plan = analyze(folder, cache=False).uniform_plan(Precision.EIGHT_BIT)
         exact_types(read_header(file), PlanRecipe(plan))
         outcome.planned = YES
     except EwqError as error:
@@ -136,6 +161,8 @@ def _page(outcomes: list[Outcome]) -> str:
             f"bitsandbytes; {len(whole)} of {len(outcomes)} can be exported by plan to a file that "
             "llama.cpp opens.",
             f"The converter is llama.cpp's own, from the sources of {PACKAGE} {VERSION}.",
+            "",
+            "A tiny model is no published one: some reasons below are those of its odd shape.",
             "",
             "| family | class | converts | plan fits the file | llama.cpp opens it |",
             "| --- | --- | --- | --- | --- |",
