@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import sem
 
-from ewq.gating.change import changes
+from ewq.gating.change import changes, paired_changes
 from ewq.gating.gates import _figure, judge, overall
 from ewq.gating.thresholds import DEFAULT_TOLERANCES, Limit, Test, Tolerance
 from ewq.measurement import Items, Metric
 from ewq.record import Verdict
+from ewq.stats import clustered_ratio, smallest_detectable_difference, two_sided_p
 from ewq.tasks.table import TASKS
 from tests.make_runs import CHANCE, NOISY, THROTTLED, answers, metric, mmlu, record
 
@@ -416,3 +417,40 @@ def test_what_is_not_gated_is_never_worse():
     one, other = (record(metrics={"answered_A": metric(v, better=None)}) for v in (0.2, 0.9))
     (change,) = changes(one, other, {"answered_A": Tolerance(absolute=0.1)})
     assert (change.verdict, change.worse) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "slope"),
+    [("perplexity", "tokens", math.exp(3.01)), ("bits_per_byte", "bytes", 1 / math.log(2))],
+)
+def test_the_error_of_a_paired_change_is_that_of_the_figure(name, size, slope):
+    """The delta method: the error of the mean times the slope of the figure at the new mean."""
+    windows = [["law", 300.0 + i, 100, 380 + 9 * i, i] for i in range(12)]
+    risen = [[d, 301.0, t, b, k] for d, _, t, b, k in windows]
+    before, after = (record("perplexity", items=scored(rows)) for rows in (windows, risen))
+    sizes = after.items.column(size)
+    mean = clustered_ratio([1.0 - i for i in range(12)], sizes)
+    found = paired_changes(before, after)[name]
+
+    assert found.stderr == pytest.approx(mean.stderr * slope)
+    assert found.p_value == pytest.approx(two_sided_p(mean.value, mean.stderr, 11))
+    detectable = smallest_detectable_difference(mean.stderr, df=11)
+    assert found.detectable == pytest.approx(detectable * slope)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "relative"), [(50.0, 60.0, 0.2), (-50.0, -60.0, -0.2), (0.0, 1.0, None)]
+)
+def test_a_change_is_told_as_a_share_and_with_its_tolerance(before, after, relative):
+    tolerance = Tolerance(relative=0.1)
+    old, new = (record("throughput", metrics=speed(value)) for value in (before, after))
+    (change,) = changes(old, new, {"decode_tokens_per_s": tolerance})
+
+    assert change.delta == after - before
+    assert change.relative == (None if relative is None else pytest.approx(relative))
+    assert change.statistic.startswith("tolerance 10.00%; unpaired error")
+
+
+def test_a_change_of_one_run_only_has_no_size():
+    (change,) = changes(record("memory", metrics={}), record("memory", metrics=size(1000)), {})
+    assert (change.delta, change.relative, change.verdict) == (None, None, None)
