@@ -43,12 +43,6 @@ class Reference:
     settings: Mapping[str, Json]
     """Definition, window and digest of the texts: what a variant must share."""
 
-    def rows(self, begin: int, end: int) -> NDArray[np.float32]:
-        """A copy of rows ``begin:end``, ``[end - begin, vocab_size]``."""
-        rows = np.empty((end - begin, self.vocab_size), dtype=np.float32)
-        self.read_into(rows, begin)
-        return rows
-
     def read_into(self, rows: NDArray[np.float32], begin: int) -> None:
         """Fill ``rows`` from row ``begin`` on.
 

@@ -264,28 +264,17 @@ def _cut(
 ) -> Iterator[tuple[list[int], int, int, int]]:
     """Windows as ``(ids, start, begin, end)``; ``begin:end`` are the scored tokens of ``ids``."""
     prefix = [] if bos is None else [bos]
-    if definition.bos is Bos.EVERY:
-        yield from _cut_with_bos(ids, definition, prefix)
-        return
-    sequence = prefix + ids
-    start = definition.scored_from
-    for position in range(0, len(sequence), definition.window):
-        window = sequence[position : position + definition.window]
-        stop = position + len(window)
-        if len(window) < definition.window and definition.whole_windows:
+    everywhere = definition.bos is Bos.EVERY
+    before_text = [] if everywhere else prefix
+    sequence = before_text + ids
+    step = definition.window - len(prefix) if everywhere else definition.window
+    for position in range(0, len(sequence), step):
+        part = sequence[position : position + step]
+        if len(part) < step and definition.whole_windows:
             return
-        if definition.bos is Bos.REPLACE and prefix:
-            window = prefix + window[1:]
-        if start < len(window):
-            yield window, start, position + start - len(prefix), stop - len(prefix)
-
-
-def _cut_with_bos(
-    ids: list[int], definition: Definition, prefix: list[int]
-) -> Iterator[tuple[list[int], int, int, int]]:
-    step = definition.window - len(prefix)
-    for position in range(0, len(ids), step):
-        window = prefix + ids[position : position + step]
-        if len(window) > 1:
-            begin = position + 1 - len(prefix)
-            yield window, 1, begin, position + len(window) - len(prefix)
+        kept = part[1:] if definition.bos is Bos.REPLACE and prefix else part
+        window = part if definition.bos is Bos.FIRST else prefix + kept
+        scored = len(window) - definition.scored_from
+        if scored > 0:
+            end = position + len(part) - len(before_text)
+            yield window, definition.scored_from, end - scored, end

@@ -81,21 +81,20 @@ def baseline_of(run: Run, request: str, storage: Path, repository: Path) -> Run:
     return choice.run
 
 
-def choose(runs: Sequence[Run], wanted: Wanted, damaged: Sequence[str] = ()) -> Choice:
-    """The newest run that qualifies; one that covers everything wanted goes before others.
+def choose(
+    runs: Sequence[Run],
+    wanted: Wanted,
+    damaged: Sequence[str] = (),
+    nearness: Callable[[Run], int] = lambda run: 0,
+) -> Choice:
+    """The run that qualifies, by what it covers, then by nearness, then the newest.
 
     Args:
         runs: candidates in any order.
         wanted: what the baseline must have measured.
         damaged: sentences on unreadable files, passed on when nothing is found.
+        nearness: the higher, the better.
     """
-    return _choose(runs, wanted, damaged, lambda _: 0)
-
-
-def _choose(
-    runs: Sequence[Run], wanted: Wanted, damaged: Sequence[str], nearness: Callable[[Run], int]
-) -> Choice:
-    """The best that qualifies: by coverage, then nearness, then age."""
     refusals = {run.path: unsuitable(run, wanted) for run in runs}
     fit = [run for run in runs if not refusals[run.path]]
     if not fit:
@@ -126,7 +125,7 @@ def choose_ancestor(
     if not related:
         note = f"none of the {len(runs)} stored runs comes from a clean ancestor commit"
         return Choice(None, (note, *damaged))
-    return _choose(related, wanted, damaged, lambda run: -distances[run.commit or ""])
+    return choose(related, wanted, damaged, lambda run: -distances[run.commit or ""])
 
 
 def unsuitable(run: Run, wanted: Wanted) -> list[str]:
