@@ -25,7 +25,7 @@ class CodecError(ValueError):
     """JSON that is not what the dataclass says; the message names the key."""
 
 
-def encode(value: Any) -> Any:  # noqa: ANN401 - any dataclass to any JSON
+def encode(value: Any) -> Any:
     """Dataclasses, enums, mappings and sequences as plain JSON; NaN, which JSON lacks, as null."""
     if is_dataclass(value):
         return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
@@ -38,7 +38,7 @@ def encode(value: Any) -> Any:  # noqa: ANN401 - any dataclass to any JSON
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def decode(kind: type[T], data: Any, where: str = "") -> T:  # noqa: ANN401 - parsed JSON
+def decode(kind: type[T], data: Any, where: str = "") -> T:
     """A dataclass from parsed JSON.
 
     Annotations may be ``str``, ``bool``, ``int``, ``float``, enums, dataclasses, ``X | None``,
@@ -71,7 +71,7 @@ def _no_keys(where: str, what: str, found: Iterable[str]) -> None:
         raise CodecError(f"{where or 'it'} {what} keys: {', '.join(names[:NAMED])}")
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401
+def _value(hint: Any, value: Any, where: str) -> Any:
     origin, inner = get_origin(hint), get_args(hint)
     if NoneType in inner:
         others = [kind for kind in inner if kind is not NoneType]
@@ -89,7 +89,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401
     return _scalar(hint, value, where)
 
 
-def _tuple(inner: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:  # noqa: ANN401
+def _tuple(inner: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
         raise _wrong(where, "a list", value)
     kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
@@ -99,7 +99,7 @@ def _tuple(inner: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:  
     return tuple(_value(kind, entry, f"{where}[{index}]") for index, (kind, entry) in pairs)
 
 
-def _scalar(hint: type, value: Any, where: str) -> Any:  # noqa: ANN401
+def _scalar(hint: type, value: Any, where: str) -> Any:
     if issubclass(hint, Enum):
         known = {entry.value: entry for entry in hint}
         if not isinstance(value, str) or value not in known:

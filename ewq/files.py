@@ -46,7 +46,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_cached(kind: str, key: str) -> Any:  # noqa: ANN401 - JSON is any JSON
+def read_cached(kind: str, key: str) -> Any:
     """What :func:`write_cached` kept under a key; ``None`` where it is absent or damaged."""
     try:
         entry = json.loads(cache_dir(kind, f"{key}.json").read_text(encoding="utf-8"))

@@ -306,11 +306,11 @@ def _measured_elsewhere(reporter: TerminalReporter) -> bool:
     return any(name == "ewq_verdict" for name, _ in properties)
 
 
-def _is_benchmark(definition: Any) -> bool:  # noqa: ANN401 - pytest internals
+def _is_benchmark(definition: Any) -> bool:
     return definition.get_closest_marker(TASK_MARK) is not None
 
 
-def _variant_named(session: Session, name: str) -> Any:  # noqa: ANN401 - Variant, imported late
+def _variant_named(session: Session, name: str) -> Any:
     known = {variant.name: variant for variant in session.options.variants}
     return known.get(name) or find_variant(name)
 

@@ -61,7 +61,7 @@ def _reason(text: str, verdict: str) -> dict[str, Any]:
     return {"verdict": verdict, "text": sentence, "statistic": statistic, "worse": worse}
 
 
-def _items(task: str, items: Any) -> dict[str, Any]:  # noqa: ANN401 - stored JSON
+def _items(task: str, items: Any) -> dict[str, Any]:
     return _ITEMS[task](items) if items and task in _ITEMS else {"fields": [], "rows": []}
 
 

@@ -173,12 +173,12 @@ def _require_room(model: str, missing_bytes: int) -> None:
         )
 
 
-def _bars_for(progress: Progress) -> Any:  # noqa: ANN401 - a class made for one download
+def _bars_for(progress: Progress) -> Any:
     """A tqdm class that draws nothing and reports bytes written to ``progress``."""
     from tqdm.auto import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
-        def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - tqdm's own
+        def __init__(self, *args: Any, **options: Any) -> None:
             # One bar counts files, one what the network brings, one what reaches the disk.
             label = str(options.get("desc"))
             self._counts = options.get("unit") == "B" and not label.startswith("Downloading")

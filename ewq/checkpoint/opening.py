@@ -154,7 +154,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is any JSON
+def read_json(path: Path) -> Any:
     """A JSON file of a checkpoint.
 
     Raises:

@@ -171,7 +171,7 @@ def read_safetensors(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _tensor(path: Path, start: int, name: str, entry: Any) -> TensorInfo:  # noqa: ANN401
+def _tensor(path: Path, start: int, name: str, entry: Any) -> TensorInfo:
     try:
         dtype, shape = entry["dtype"], tuple(int(size) for size in entry["shape"])
         first, last = (int(offset) for offset in entry["data_offsets"])

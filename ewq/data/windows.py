@@ -110,7 +110,7 @@ class Window:
 
 def window_notes(
     texts: TextSet,
-    tokenizer: Any,  # noqa: ANN401
+    tokenizer: Any,
     wanted: Definition,
     context_length: int,
 ) -> tuple[str, ...]:
@@ -130,13 +130,13 @@ def window_notes(
     return tuple(notes)
 
 
-def _spelt_bos(tokenizer: Any) -> str:  # noqa: ANN401
+def _spelt_bos(tokenizer: Any) -> str:
     """The text of the BOS that the tokenizer adds; empty where it adds none."""
     spelt = getattr(tokenizer, "bos_token", None)
     return "" if bos_token(tokenizer) is None else str(spelt or "")
 
 
-def bos_token(tokenizer: Any) -> int | None:  # noqa: ANN401  (a transformers tokenizer)
+def bos_token(tokenizer: Any) -> int | None:
     """The beginning-of-text token this tokenizer puts before a text, if it does."""
     added = tokenizer.encode("a", add_special_tokens=True)
     bos = tokenizer.bos_token_id
@@ -145,7 +145,7 @@ def bos_token(tokenizer: Any) -> int | None:  # noqa: ANN401  (a transformers to
 
 def make_windows(
     texts: TextSet,
-    tokenizer: Any,  # noqa: ANN401
+    tokenizer: Any,
     definition: Definition,
     max_tokens_per_domain: int | None = None,
 ) -> tuple[Window, ...]:
@@ -172,7 +172,7 @@ def make_windows(
     )
 
 
-def require_tokens(texts: TextSet, tokenizer: Any) -> None:  # noqa: ANN401
+def require_tokens(texts: TextSet, tokenizer: Any) -> None:
     """Refuse texts of which there is too little to score, without tokenizing long ones.
 
     Raises:
@@ -199,7 +199,7 @@ class _Encoded:
 def _domain_windows(
     texts: TextSet,
     domain: str,
-    tokenizer: Any,  # noqa: ANN401
+    tokenizer: Any,
     definition: Definition,
     bos: int | None,
     max_tokens: int | None,
@@ -243,7 +243,7 @@ def _texts_of(
         yield numbered[0][0], "\n\n".join(rows)
 
 
-def _encode(tokenizer: Any, text: str) -> _Encoded:  # noqa: ANN401
+def _encode(tokenizer: Any, text: str) -> _Encoded:
     # verbose=False: the text is longer than the model's context on purpose.
     encoding = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False

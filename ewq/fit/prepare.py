@@ -48,7 +48,7 @@ class Calibrating:
 def calibrate(
     checkpoint: Checkpoint,
     how: Calibrating,
-    tokenizer: Any = None,  # noqa: ANN401
+    tokenizer: Any = None,
 ) -> Calibration:
     """The token sequences of a model.
 

@@ -112,7 +112,7 @@ def _quantized(recipe: Planned | Uniform, subject: Subject, placement: Placement
 def _transformers(
     subject: Subject,
     placement: Placement,
-    quantization_config: Any = None,  # noqa: ANN401 - any transformers quantization config
+    quantization_config: Any = None,
 ) -> LanguageModel:
     from ewq.backends.transformers import load_transformers
 

@@ -65,7 +65,7 @@ class Subject:
         return analyze(self.checkpoint, progress=self.progress)
 
     @cached_property
-    def tokenizer(self) -> Any:  # noqa: ANN401 - transformers is untyped
+    def tokenizer(self) -> Any:
         """The one tokenizer all variants share."""
         if self.checkpoint.is_gguf:
             raise CheckpointError(

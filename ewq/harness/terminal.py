@@ -143,7 +143,7 @@ class TerminalProgress:
     So whatever pytest writes next stands where it would have stood, and nothing of its is erased.
     """
 
-    def __init__(self, reporter: Any, capture: Any) -> None:  # noqa: ANN401 - pytest internals
+    def __init__(self, reporter: Any, capture: Any) -> None:
         self._reporter = reporter
         self._capture = capture
         self._lock = threading.Lock()

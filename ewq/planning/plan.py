@@ -137,7 +137,7 @@ class QuantizationPlan:
         return data
 
     @classmethod
-    def from_json(cls, data: Any, source: str = "plan") -> QuantizationPlan:  # noqa: ANN401
+    def from_json(cls, data: Any, source: str = "plan") -> QuantizationPlan:
         """Build a plan from its JSON; also reads ``{"plan": {"0": "raw", "1": "4-bit"}}``.
 
         Raises:
@@ -187,7 +187,7 @@ def precisions_of(types: Mapping[str, str]) -> dict[str, Precision]:
     }
 
 
-def _without_mixed(block: Any) -> Any:  # noqa: ANN401 - parsed JSON
+def _without_mixed(block: Any) -> Any:
     if isinstance(block, Mapping) and block.get("precision") == MIXED:
         return {**block, "precision": None}
     return block

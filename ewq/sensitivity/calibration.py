@@ -54,7 +54,7 @@ def calibration_texts(source: str | Path | None = None) -> TextSet:
 
 def make_calibration(
     texts: TextSet,
-    tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
+    tokenizer: Any,
     *,
     sequences: int = SEQUENCES,
     tokens: int = SEQUENCE_TOKENS,
@@ -94,7 +94,7 @@ def make_calibration(
     return Calibration(tuple(drawn))
 
 
-def _domain_ids(texts: TextSet, domain: str, tokenizer: Any) -> list[int]:  # noqa: ANN401
+def _domain_ids(texts: TextSet, domain: str, tokenizer: Any) -> list[int]:
     text = "\n\n".join(document.text for document in texts.of(domain))
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 

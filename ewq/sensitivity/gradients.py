@@ -184,11 +184,11 @@ class InputWatch(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Any,  # noqa: ANN401 (any function of torch)
-        types: Any,  # noqa: ANN401
+        func: Any,
+        types: Any,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         for weight, inputs in _product(func, args):
             self._note(weight, inputs)
         return func(*args, **(kwargs or {}))
@@ -210,7 +210,7 @@ class InputWatch(TorchFunctionMode):
 _MATMUL = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
-def _product(func: Any, args: Sequence[Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # noqa: ANN401
+def _product(func: Any, args: Sequence[Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     if func is torch.nn.functional.linear:
         yield args[1], args[0]
     elif func is torch.addmm:

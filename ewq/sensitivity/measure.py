@@ -168,7 +168,7 @@ def measure_sensitivity(
     return kept
 
 
-def load_model(checkpoint: Checkpoint, device: str, dtype: str) -> Any:  # noqa: ANN401
+def load_model(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
     """The model in evaluation mode, its experts one product each.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 from ewq.errors import InputError
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:  # noqa: ANN401
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids as a user of the tokenizer gets them: with BOS where it adds one by itself.
 
     A text that already begins with the BOS string is not given a second one.
@@ -21,7 +21,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:  # noqa: AN
 
 
 def encode_pairs(
-    tokenizer: Any,  # noqa: ANN401 (transformers is untyped)
+    tokenizer: Any,
     contexts: Sequence[str],
     continuations: Sequence[str],
 ) -> tuple[list[list[int]], list[list[int]]]:

@@ -99,7 +99,7 @@ def question_text(question: Question) -> str:
     return f"{question.text.strip()}{choices}\nAnswer:"
 
 
-def _letter_tokens(tokenizer: Any, context: str) -> list[int]:  # noqa: ANN401
+def _letter_tokens(tokenizer: Any, context: str) -> list[int]:
     _, tails = encode_pairs(tokenizer, [context] * len(LETTERS), CONTINUATIONS)
     for letter, tail in zip(LETTERS, tails, strict=True):
         if len(tail) != 1:

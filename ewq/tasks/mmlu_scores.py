@@ -202,7 +202,7 @@ def require_questions(data: MmluData, shots: int) -> None:
             )
 
 
-def _subject_of_each(subjects: Any) -> list[str]:  # noqa: ANN401 (stored JSON)
+def _subject_of_each(subjects: Any) -> list[str]:
     return [name for name, size in subjects for _ in range(size)]
 
 

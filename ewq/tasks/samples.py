@@ -125,7 +125,7 @@ def _continue(model: LanguageModel, name: str, prompt: str, new_tokens: int) -> 
     return list(model.generate([ids], new_tokens).tokens[0])
 
 
-def _text(tokenizer: Any, tokens: Sequence[int]) -> str:  # noqa: ANN401 (transformers is untyped)
+def _text(tokenizer: Any, tokens: Sequence[int]) -> str:
     return str(tokenizer.decode(tokens, skip_special_tokens=False))
 
 
