@@ -92,6 +92,8 @@ class Items:
             KeyError, TypeError, ValueError: something else was stored.
         """
         fields, rows = stored["fields"], stored["rows"]
+        if not all(isinstance(name, str) for name in fields):
+            raise ValueError("names of fields are no text")
         if isinstance(rows, str):
             (name,) = fields
             return cls({name: rows})

@@ -24,7 +24,7 @@ from ewq.harness.state import (
     task_of,
     why_ungated,
 )
-from ewq.tasks.table import TASKS
+from ewq.tasks.table import TASKS, find_task
 from ewq.threads import wait_without_spinning
 from ewq.variants import REFERENCE, find_variant
 
@@ -97,6 +97,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Note what is going to be measured, after all deselection."""
     keys = [key for item in session.items if (key := key_of(item))]
+    try:
+        for _, task in keys:
+            find_task(task)
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from error
     state_of(session.config).selected = keys
 
 
@@ -255,15 +260,16 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 def pytest_benchmark_compare_machine_info(
     machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
 ) -> None:
-    """Keep pytest-benchmark from calling every machine different.
+    """Keep pytest-benchmark from calling every machine different, and from damaged rows.
 
-    It compares before our environment is known. Whether two devices may be
-    compared is decided when the baseline is chosen, in :mod:`ewq.gating.baseline`.
+    It compares before our environment is known, and breaks on a storage outside the working
+    folder. Whether two devices may be compared is decided when the baseline is chosen, in
+    :mod:`ewq.gating.baseline`.
     """
-    stored = compared_benchmark.get("machine_info", {})
-    machine_info["ewq"] = stored.get("ewq")
-    for volatile in [key for key in stored.get("cpu", {}) if key.startswith("hz_actual")]:
-        del stored["cpu"][volatile]
+    from ewq.storage.runs import whole_benchmarks
+
+    compared_benchmark["machine_info"] = machine_info
+    compared_benchmark["benchmarks"] = whole_benchmarks(compared_benchmark["benchmarks"])
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

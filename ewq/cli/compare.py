@@ -45,9 +45,9 @@ def compare(
             help=f"Thresholds file whose tolerances apply (default: {THRESHOLDS} where it exists)."
         ),
     ] = None,
-    storage: Annotated[Path, typer.Option(help="pytest-benchmark's storage folder.")] = Path(
-        ".benchmarks"
-    ),
+    storage: Annotated[
+        str, typer.Option(help="pytest-benchmark's storage: a folder or a file:// URI.")
+    ] = ".benchmarks",
 ) -> None:
     """Compare two runs: exit 0 without a regression, 1 with one, 2 if not comparable."""
     from ewq.gating.baseline import ANCESTOR, NEWEST, baseline_of
@@ -55,15 +55,16 @@ def compare(
     from ewq.gating.thresholds import BUILT_IN, load_thresholds
     from ewq.report.comparison import FORMATS
     from ewq.report.formats import format_of
-    from ewq.storage.runs import newest_run, resolve_run
+    from ewq.storage.runs import newest_run, resolve_run, storage_path
 
     chosen = format_ or Format(format_of(output, list(Format), Format.MD))
     check_target(output or STDOUT)
-    after = resolve_run(current, storage) if current else newest_run(storage)
+    folder = storage_path(storage)
+    after = resolve_run(current, folder) if current else newest_run(folder)
     if baseline in (NEWEST, ANCESTOR):
-        before = baseline_of(after, baseline, storage, Path())
+        before = baseline_of(after, baseline, folder, Path())
     else:
-        before = resolve_run(baseline, storage)
+        before = resolve_run(baseline, folder)
     if thresholds is None and THRESHOLDS.is_file():
         # What pytest applies by itself: both must judge alike.
         thresholds = THRESHOLDS

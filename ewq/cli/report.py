@@ -47,19 +47,20 @@ def report(
             show_default=False,
         ),
     ] = None,
-    storage: Annotated[Path, typer.Option(help="pytest-benchmark's storage folder.")] = Path(
-        ".benchmarks"
-    ),
+    storage: Annotated[
+        str, typer.Option(help="pytest-benchmark's storage: a folder or a file:// URI.")
+    ] = ".benchmarks",
 ) -> None:
     """Show one or more stored runs as a self-contained page, Markdown, JSON or CSV."""
     from ewq.report.formats import FORMATS, format_of
     from ewq.report.page import make_page
-    from ewq.storage.runs import newest_run, resolve_run
+    from ewq.storage.runs import newest_run, resolve_run, storage_path
 
     chosen = format_ or Format(format_of(output, list(Format), Format.HTML))
     target = output or (DEFAULT_PAGE if chosen is Format.HTML else STDOUT)
     check_target(target)
-    found = [resolve_run(text, storage) for text in runs or ()] or [newest_run(storage)]
+    folder = storage_path(storage)
+    found = [resolve_run(text, folder) for text in runs or ()] or [newest_run(folder)]
     page = make_page(list({run.path.resolve(): run for run in found}.values()))
     text = FORMATS[chosen.value](page)
     write_output(text, target)

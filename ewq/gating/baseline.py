@@ -104,7 +104,7 @@ def choose(
         return (_coverage(run, wanted), nearness(run), run.datetime, run.path.name)
 
     best = max(fit, key=rank)
-    return Choice(best, tuple(_uncovered(best, wanted)))
+    return Choice(best, (*_uncovered(best, wanted), *damaged))
 
 
 def choose_ancestor(

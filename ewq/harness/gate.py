@@ -25,8 +25,8 @@ class Gate:
 
     thresholds: Thresholds
     baseline: Run | None = None
-    missing_baseline: tuple[str, ...] = ()
-    """Why there is no baseline, where one was asked for."""
+    remarks: tuple[str, ...] = ()
+    """Why there is no baseline, where one was asked for; else what it lacks, and damaged runs."""
     require_baseline: bool = False
     ungated: str = ""
     """Why nothing is judged, where that is so."""
@@ -37,7 +37,7 @@ class Gate:
 
         if self.ungated:
             return record.judged(Verdict.NO_BASELINE, (Reason(Verdict.NO_BASELINE, self.ungated),))
-        baseline, missing = None, self.missing_baseline
+        baseline, missing = None, self.remarks
         if self.baseline:
             baseline = self.baseline.records.get(record.key)
             gap = f"the baseline {self.baseline.name} does not cover {'/'.join(record.key)}"
@@ -78,8 +78,7 @@ def open_gate(
         choice = find_baseline(request, storage, Wanted(identity, selected), rootdir)
     if options.require_baseline and choice.run is None:
         raise InputError(f"no baseline to gate against: {'; '.join(choice.reasons)}")
-    missing = () if choice.run else choice.reasons
-    return Gate(thresholds, choice.run, missing, options.require_baseline, ungated)
+    return Gate(thresholds, choice.run, choice.reasons, options.require_baseline, ungated)
 
 
 def _thresholds(options: Options, rootdir: Path) -> Thresholds:

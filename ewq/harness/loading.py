@@ -73,10 +73,30 @@ def weights_bytes(variant: Variant, subject: Subject, placement: Placement) -> i
     return subject.analysis.footprint.loaded_nbytes(precisions, format_of("nf4"), value_bytes)
 
 
-def _plan(recipe: Planned | Uniform, subject: Subject) -> QuantizationPlan:
-    if isinstance(recipe, Planned):
-        return subject.plan(recipe.plan)
-    return subject.uniform_plan(recipe.precision)
+def plan_of(variant: Variant, subject: Subject) -> QuantizationPlan | None:
+    """The plan that a variant is made by, known without loading it."""
+    if isinstance(variant.recipe, Planned | Uniform | GgufPlanned):
+        return _plan(variant.recipe, subject)
+    return None
+
+
+def same_model(one: Variant, other: Variant, subject: Subject) -> bool:
+    """Whether two plans, in the same engine, give every weight the same type."""
+    first, second = plan_of(one, subject), plan_of(other, subject)
+    if first is None or second is None:
+        return False
+    engines = {isinstance(each.recipe, GgufPlanned) for each in (one, other)}
+    return len(engines) == 1 and (first.weights, first.types, first.target) == (
+        second.weights,
+        second.types,
+        second.target,
+    )
+
+
+def _plan(recipe: Planned | Uniform | GgufPlanned, subject: Subject) -> QuantizationPlan:
+    if isinstance(recipe, Uniform):
+        return subject.uniform_plan(recipe.precision)
+    return subject.plan(recipe.plan)
 
 
 def _quantizer() -> ModuleType:

@@ -6,20 +6,24 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ewq.errors import EwqError, MeasurementError
 from ewq.harness.handle import VariantHandle, report_out_of_memory
+from ewq.harness.loading import plan_of
 from ewq.harness.references import MEASURED_FOR_PAIRING, MISSING
 from ewq.harness.session import Session
-from ewq.measurement import TaskResult
+from ewq.instruments.processor_wait import ProcessorWait
+from ewq.measurement import Doubt, DoubtKind, TaskResult
 from ewq.record import Record
 from ewq.tasks.table import TASKS, Pairing, Work
-from ewq.variants import REFERENCE, GgufFile, find_variant
+from ewq.variants import REFERENCE, GgufFile, Variant, find_variant
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
+    from ewq.planning.plan import QuantizationPlan
     from ewq.record import RecordKey
 
 
@@ -27,6 +31,8 @@ class JournalLost(EwqError):
     """Results can no longer be kept: going on would only lose more."""
 
 
+WAITING_TOLERATED = 0.1
+"""Share of a timed task's processor time that other programs may take without a doubt."""
 CRASHES_TOLERATED = 2
 """A process may have been killed, and the resumed one too; the third time the variant did it."""
 
@@ -47,6 +53,8 @@ def measure(
     stored = session.journal.completed.get(key)
     if stored:
         record = _replay(stored, benchmark)
+    elif twin := session.twin_of(handle.variant, task):
+        record = _measured_as(session, twin, handle, task, benchmark)
     else:
         record = _measure_now(session, handle, task, benchmark)
     if stored and handle.name == REFERENCE:
@@ -55,6 +63,29 @@ def measure(
     benchmark.extra_info["ewq"] = judged.to_json()
     session.records[key] = judged
     return judged
+
+
+def _measured_as(
+    session: Session,
+    twin: Variant,
+    handle: VariantHandle,
+    task: str,
+    benchmark: BenchmarkFixture,
+) -> Record:
+    """The record of another variant that is the same model, under this one's name."""
+    payload = session.journal.completed[twin.name, task]
+    plan = plan_of(handle.variant, session.subject)
+    found = _replay(payload, benchmark)
+    record = replace(
+        found,
+        variant=handle.name,
+        plan=plan.digest if plan else None,
+        notes=(*found.notes, f"measured once, as {twin.name}: both plans give the same model"),
+        side={**found.side, **_plan_for_reports(task, plan)},
+    )
+    with _ending_the_run():
+        session.journal.finished(record.key, {**payload, "record": record.to_json()})
+    return record
 
 
 def prepare_references(session: Session) -> None:
@@ -124,8 +155,11 @@ def _measure_now(
     try:
         with report_out_of_memory(f"{handle.name}, {task}", session.placement.device):
             work = TASKS[task].prepare(session.inputs(handle))
-            _time(benchmark, work)
+            with ProcessorWait() as waiting:
+                _time(benchmark, work)
             result = work.result()
+            if TASKS[task].in_rounds:
+                result = replace(result, doubts=(*result.doubts, *_busy(waiting.share)))
             record = _record(session, handle, result)
     except BaseException as error:  # Ctrl-C too: it is no crash of the variant
         with _ending_the_run():
@@ -141,6 +175,14 @@ def _measure_now(
     with _ending_the_run():
         session.journal.finished(key, payload)
     return record
+
+
+def _busy(share: float | None) -> tuple[Doubt, ...]:
+    """Times that include waiting for other programs vary from run to run, not within one."""
+    if share is None or share <= WAITING_TOLERATED:
+        return ()
+    text = f"other programs kept the processor busy: {share:.0%} of the time was spent waiting"
+    return (Doubt(DoubtKind.NOISE, text, {"waited": share}),)
 
 
 @contextmanager
@@ -182,7 +224,7 @@ def _record(session: Session, handle: VariantHandle, result: TaskResult) -> Reco
         plan=handle.plan.digest if handle.plan else None,
         doubts=(*result.doubts, *session.references.doubts(task)),
         notes=(*result.notes, *_model_notes(handle), *session.references.notes(task)),
-        side={**result.side, **_plan_for_reports(task, handle)},
+        side={**result.side, **_plan_for_reports(task, handle.plan)},
     )
 
 
@@ -200,9 +242,8 @@ def _model_notes(handle: VariantHandle) -> tuple[str, ...]:
     return (*getattr(handle.model, "notes", ()), *handle.load().notes())
 
 
-def _plan_for_reports(task: str, handle: VariantHandle) -> dict[str, Any]:
+def _plan_for_reports(task: str, plan: QuantizationPlan | None) -> dict[str, Any]:
     """What a report draws of the plan: stored once a variant, with the memory it explains."""
-    plan = handle.plan
     if task != "memory" or plan is None:
         return {}
     blocks = [[b.index, b.entropy, b.precision and b.precision.value] for b in plan.blocks]

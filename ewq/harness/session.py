@@ -14,6 +14,7 @@ from ewq.files import cache_dir
 from ewq.harness.data import RunData
 from ewq.harness.gate import Gate, open_gate
 from ewq.harness.handle import LoadVariant, VariantHandle
+from ewq.harness.loading import same_model
 from ewq.harness.options import Options
 from ewq.harness.references import References
 from ewq.harness.subject import Placement, Subject, find_placement
@@ -67,6 +68,14 @@ class Session:
         handle = VariantHandle(variant, self.subject, self.placement, self.loader, self.progress)
         self._handles.append(handle)
         return handle
+
+    def twin_of(self, variant: Variant, task: str) -> Variant | None:
+        """A variant that is the same model and for which ``task`` has been measured."""
+        # A project's own kind of subject has no plans.
+        others = self.options.variants if isinstance(self.subject, Subject) else ()
+        measured = [each for each in others if (each.name, task) in self.journal.completed]
+        twins = (each for each in measured if same_model(each, variant, self.subject))
+        return next(twins, None)
 
     def inputs(self, handle: VariantHandle) -> Inputs:
         """What a task gets to measure the variant of ``handle``."""

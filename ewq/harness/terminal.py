@@ -64,6 +64,9 @@ def _gates(state: PluginState) -> list[str]:
     counts = ", ".join(f"{number} {verdict}" for verdict, number in counted.items() if number)
     gated = f"{counts}, by {state.session.gate.thresholds.source}"
     lines = [f"gates: {state.session.gate.ungated or gated}"]
+    if baseline := state.session.gate.baseline:
+        against = "; ".join((f"against {baseline.name}", *state.session.gate.remarks))
+        lines.append(f"  {against}")
     for verdict in (Verdict.FAIL, Verdict.IMPROVED):
         lines += [
             f"  {verdict}: {record.variant} {record.task}: {record.reasons[0].text}"

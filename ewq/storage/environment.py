@@ -175,6 +175,8 @@ def _differ(a: Mapping[str, Any], b: Mapping[str, Any], key: str) -> bool:
 def _other_vram(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """A partitioned card has the name of a whole one; its memory tells."""
     first, second = a.get("vram_bytes"), b.get("vram_bytes")
-    if not first or not second or abs(first - second) <= _SAME_VRAM * max(first, second):
+    if not (isinstance(first, int | float) and isinstance(second, int | float)):
+        return []
+    if abs(first - second) <= _SAME_VRAM * max(first, second):
         return []
     return [f"another amount of VRAM: {first / 1e9:.1f} GB and {second / 1e9:.1f} GB"]

@@ -6,15 +6,18 @@ import json
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ewq.codec import decode
 from ewq.errors import EwqError, InputError
 from ewq.record import Record, RecordKey, Verdict
 from ewq.storage.identity import RunIdentity
+from ewq.tasks.table import TASKS
 
+_MOST_DIGITS = 30
 STORAGE = Path(".benchmarks")
 """Where pytest-benchmark keeps runs unless ``--benchmark-storage`` says otherwise."""
 
@@ -36,7 +39,7 @@ class Run:
     complete: bool
     """Whether everything selected was measured and stored."""
     selected: tuple[RecordKey, ...] = ()
-    failed: Mapping[str, Any] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
     """What was selected and could not be measured, with reasons."""
     exit_status: int | None = None
     """pytest's own; ``None`` where it was not stored."""
@@ -145,9 +148,27 @@ def newest_run(storage: Path = STORAGE) -> Run:
     return runs[0]
 
 
+def whole_benchmarks(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that pytest-benchmark can compare: named, and with every statistic of its tables."""
+    from pytest_benchmark.stats import Stats
+
+    def is_whole(benchmark: dict[str, Any]) -> bool:
+        stats = {name: benchmark["stats"].get(name) for name in Stats.fields if name != "outliers"}
+        named = isinstance(benchmark.get("fullname"), str)
+        return named and all(isinstance(value, int | float) for value in stats.values())
+
+    return [benchmark for benchmark in benchmarks if is_whole(benchmark)]
+
+
+def storage_path(text: str) -> Path:
+    """A storage as pytest-benchmark takes it: a folder, with or without ``file://``."""
+    return Path(text.removeprefix("file://"))
+
+
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text, parse_constant=_no_constant, parse_int=_whole_number)
     except OSError as error:
         raise InputError(f"cannot read run {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -161,6 +182,12 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
 def _damaged(path: Path, error: Exception) -> NoReturn:
     raise InputError(f"run {path} is damaged: {error}; delete it or store it again") from error
 
@@ -168,20 +195,21 @@ def _damaged(path: Path, error: Exception) -> NoReturn:
 def _run(path: Path, document: Mapping[str, Any]) -> Run:
     session: Mapping[str, Any] = document.get("ewq") or {}
     commit: Mapping[str, Any] = document.get("commit_info") or {}
+    failed = {str(name): str(why) for name, why in dict(session.get("failed") or {}).items()}
     records = _records(document["benchmarks"])
-    selected = tuple((variant, task) for variant, task in session.get("selected", ()))
+    selected = tuple((str(variant), str(task)) for variant, task in session.get("selected", ()))
     covered = bool(records) and all(key in records for key in selected)
     return Run(
         path=path,
         commit=_known_commit(commit.get("id")),
         dirty=bool(commit.get("dirty")),
-        branch=commit.get("branch"),
+        branch=str(commit.get("branch")) if commit.get("branch") else None,
         datetime=_moment(document.get("datetime")),
-        machine=(document.get("machine_info") or {}).get("ewq") or {},
+        machine=dict((document.get("machine_info") or {}).get("ewq") or {}),
         records=records,
         complete=bool(session.get("complete")) and covered,
         selected=selected,
-        failed=dict(session.get("failed") or {}),
+        failed=failed,
         exit_status=session.get("exit_status"),
         foreign=not session,
         settings=dict(session.get("settings") or {}),
@@ -190,8 +218,48 @@ def _run(path: Path, document: Mapping[str, Any]) -> Run:
 
 def _records(benchmarks: list[Mapping[str, Any]]) -> dict[RecordKey, Record]:
     stored = (benchmark["extra_info"].get("ewq") for benchmark in benchmarks)
-    records = (Record.from_json(data) for data in stored if data is not None)
+    records = [Record.from_json(data) for data in stored if data is not None]
+    for record in records:
+        _check_details(record)
     return {record.key: record for record in records}
+
+
+@dataclass(frozen=True)
+class _DrawnPlan:
+    """What reports read of a stored plan."""
+
+    blocks: tuple[tuple[int | None, float | None, str | None], ...] = ()
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    factor: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    types: Mapping[str, int] = field(default_factory=dict)
+    expected_kld: float | None = None
+
+
+def _check_details(record: Record) -> None:
+    """What comparisons and reports read of a record beside its metrics, where it is there.
+
+    Raises:
+        ValueError: subjects, items or a plan of another kind.
+    """
+    plan: Any = record.side.get("plan")
+    if plan:
+        known = {**dict(plan), **dict(plan["rule"])}
+        decode(_DrawnPlan, {key: known[key] for key in known if key in _DRAWN}, "plan")
+    subjects = record.settings.get("subjects") or []
+    pairs = subjects if isinstance(subjects, list) else [subjects]
+    if not all(isinstance(pair, list) and list(map(type, pair)) == [str, int] for pair in pairs):
+        raise ValueError(f"{'/'.join(record.key)}: subjects are no list of names and sizes")
+    figures = TASKS[record.task].figures if record.task in TASKS else ()
+    means = [figure.mean for figure in figures if figure.mean and figure.mean.size]
+    measured = {name for mean in means for name in (mean.column, mean.size)}
+    for name, column in record.items.columns.items():
+        if name in measured and not all(isinstance(value, int | float) for value in column):
+            raise ValueError(f"{'/'.join(record.key)}: items in {name!r} are no numbers")
+
+
+_DRAWN = {each.name for each in fields(_DrawnPlan)}
 
 
 def _known_commit(text: object) -> str | None:

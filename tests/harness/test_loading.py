@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ewq.errors import CheckpointError, EwqError, PlanError
-from ewq.harness.loading import get_ready, load_variant, weights_bytes
+from ewq.harness.loading import get_ready, load_variant, same_model, weights_bytes
 from ewq.harness.subject import Placement, Subject
 from ewq.planning.plan import write_plan
 from ewq.variants import find_variant
@@ -93,3 +93,20 @@ def test_a_plan_file_that_is_none_is_refused(tmp_path, subject):
     path.write_text(json.dumps({"schema": 7}))
     with pytest.raises(PlanError, match="schema 7"):
         subject.plan(path)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("ewq-0.65", "ewq-0.6501", True),
+        ("ewq-0.65", "ewq-0.0", False),
+        ("ewq-0.65", "gguf-ewq-0.65", False),
+        ("gguf-ewq-0.65", "gguf-ewq-0.6501", True),
+        ("fp16", "fp16", False),
+        ("ewq-0.65", "bnb-int8", False),
+    ],
+)
+def test_variants_are_the_same_model_where_one_engine_gives_every_weight_one_type(
+    subject, one, other, same
+):
+    assert same_model(find_variant(one), find_variant(other), subject) is same

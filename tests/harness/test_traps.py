@@ -302,3 +302,50 @@ def test_every_trap_has_its_row_in_the_guide():
     numbers = {row.split("|")[1].strip() for row in rows if row.startswith("| ")}
 
     assert {str(number) for number in range(1, 25)} <= numbers
+
+
+FOREIGN_MACHINES = {
+    "another machine": {"node": "elsewhere", "ewq": {"device": "cuda:0", "gpu": "L4"}},
+    "null": None,
+    "a list": [1],
+}
+
+
+@pytest.mark.parametrize("machine", FOREIGN_MACHINES.values(), ids=FOREIGN_MACHINES.keys())
+@pytest.mark.parametrize("outside", [False, True], ids=["inside", "outside"])
+def test_a_stored_run_of_another_machine_is_no_crash(
+    bench, project, tmp_path_factory, machine, outside
+):
+    """pytest-benchmark compares machines itself, by a path relative to the working folder."""
+    storage = tmp_path_factory.mktemp("elsewhere") if outside else project.path / "runs"
+    where = f"--benchmark-storage=file://{storage}"
+    bench(*TWO, *MEMORY, *SAVE, where).assert_outcomes(passed=2)
+    (path,) = storage.glob("*/*.json")
+    edit(path, lambda run: run.update(machine_info=machine))
+    result = bench(*TWO, *MEMORY, where, "--benchmark-compare", *TOLD_NOT_RAISED)
+
+    result.assert_outcomes(passed=2)
+    assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+
+
+def test_rows_that_pytest_benchmark_cannot_compare_are_left_out(bench, project):
+    bench(*TWO, *MEMORY, *SAVE).assert_outcomes(passed=2)
+
+    def damage(run):
+        del run["benchmarks"][0]["fullname"]
+        run["benchmarks"][1]["stats"]["median"] = "fast"
+
+    edit(run_files(project)[0], damage)
+    bench(*TWO, *MEMORY, "--benchmark-compare", *TOLD_NOT_RAISED).assert_outcomes(passed=2)
+
+
+def test_a_mistyped_task_ends_the_run_before_a_model_is_loaded(bench, project):
+    (project.path / "benchmarks" / "test_mistyped.py").write_text(
+        "import pytest\n\n@pytest.mark.task('memroy')\n"
+        "def test_mistyped(variant, measure):\n    measure()\n"
+    )
+    result = bench(*TWO, *MEMORY[:1], "memory or mistyped")
+
+    assert result.ret == 4
+    assert "unknown task 'memroy'; known: mmlu" in result.stdout.str() + result.stderr.str()
+    assert not (project.path / "loads.txt").exists()

@@ -1,0 +1,52 @@
+"""Whether other programs took the processor while something was timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+_THREADS = Path("/proc/self/task")
+_ROUNDING_NS = 1_000_000
+
+
+class ProcessorWait:
+    """A context manager that reads how long this process's threads waited for a core.
+
+    The kernel counts, for every thread, the time it ran and the time it could have run but had
+    to wait (``schedstat``). On an idle machine the second is next to nothing, whatever the model.
+    """
+
+    def __enter__(self) -> ProcessorWait:
+        self._before = self._after = _run_and_wait_ns()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._after = _run_and_wait_ns()
+
+    @property
+    def share(self) -> float | None:
+        """Time waited as a share of the time wanted; ``None`` where the kernel does not count."""
+        if self._before is None or self._after is None:
+            return None
+        ran, waited = (b - a for a, b in zip(self._before, self._after, strict=True))
+        return max(waited, 0) / (ran + waited) if ran > _ROUNDING_NS else None
+
+
+def _run_and_wait_ns() -> tuple[int, int] | None:
+    try:
+        lines = [path.read_text(encoding="ascii") for path in _THREADS.glob("*/schedstat")]
+    except OSError:
+        # A thread that ended meanwhile, or a kernel without these counters.
+        return None
+    return _sums(line.split() for line in lines) if lines else None
+
+
+def _sums(fields: Iterable[list[str]]) -> tuple[int, int]:
+    pairs = [(int(ran), int(waited)) for ran, waited, *_ in fields]
+    return sum(ran for ran, _ in pairs), sum(waited for _, waited in pairs)
