@@ -6,11 +6,11 @@ of the content that it was made from: a changed source is another key, never a s
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -142,7 +142,14 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _locked(folder: Path) -> int | None:
-    """A descriptor that holds the folder until closed; ``None`` where another process has it."""
+    """A descriptor that holds the folder until closed; ``None`` where another process has it.
+
+    Windows has no such locks: there nothing is held, and nothing taken for abandoned.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
