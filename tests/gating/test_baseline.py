@@ -274,3 +274,11 @@ def test_a_damaged_file_in_the_storage_is_passed_over_and_named_when_nothing_is_
     assert str(broken) in "; ".join(find_baseline(NEWEST, tmp_path, WANTED, tmp_path).reasons)
     good = stored_run(tmp_path, [FP16, EWQ])
     assert find_baseline(NEWEST, tmp_path, WANTED, tmp_path).run.path == good
+
+
+def test_of_many_refused_runs_the_newest_are_explained_and_the_others_counted(tmp_path):
+    refused = store(tmp_path, [{"records": [FOREIGN_MODEL]}] * 7)
+    *shown, more = choose(refused, WANTED).reasons
+
+    assert [reason.split(":")[0] for reason in shown] == [run.name for run in refused[:1:-1]]
+    assert more == "and 2 older runs"

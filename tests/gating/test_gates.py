@@ -378,6 +378,7 @@ def test_a_measurement_equal_to_the_last_bit_did_not_change(doubts):
 
     assert judgement.verdict is P
     assert "no change" in str(judgement.findings[0])
+    assert not judgement.findings[0].worse
 
 
 def test_one_changed_answer_is_that_change():
