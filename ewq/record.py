@@ -10,6 +10,7 @@ from typing import Any
 from ewq.codec import decode, encode
 from ewq.errors import InputError, MeasurementError
 from ewq.measurement import NO_ITEMS, Doubt, Items, Json, Metric
+from ewq.record_schema1 import upgraded
 
 SCHEMA = 2
 RecordKey = tuple[str, str]
@@ -95,8 +96,6 @@ class Record:
         Raises:
             InputError: another schema, or a key that every record has is missing.
         """
-        from ewq.record_schema1 import upgraded
-
         if data.get("schema") not in (1, SCHEMA):
             raise InputError(
                 f"record has schema {data.get('schema')!r}; this ewq reads 1 and {SCHEMA}"
