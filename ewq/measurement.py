@@ -115,6 +115,8 @@ class DoubtKind(StrEnum):
     """Other processes used the processors meanwhile."""
     OTHER_SESSION = "other_session"
     """The reference's speed is from another session of the machine."""
+    DECODE_MODE = "decode_mode"
+    """The reference decoded in another way."""
     CHANCE = "chance"
     """An accuracy that guessing has too."""
     APPROXIMATE_REFERENCE = "approximate_reference"

@@ -108,8 +108,9 @@ def test_every_kind_of_doubt_undermines_a_pass_of_some_figure(kind):
     assert doubt_about("weights_bytes", counted) is None
 
 
-def test_a_reference_of_another_session_concerns_ratios_only():
-    replayed = record("throughput", doubts=(Doubt(DoubtKind.OTHER_SESSION, "before"),))
+@pytest.mark.parametrize("kind", [DoubtKind.OTHER_SESSION, DoubtKind.DECODE_MODE])
+def test_a_reference_measured_otherwise_concerns_ratios_only(kind):
+    replayed = record("throughput", doubts=(Doubt(kind, "before"),))
     assert doubt_about("decode_ratio_b8", replayed)
     assert not doubt_about("decode_tokens_per_s", replayed)
 

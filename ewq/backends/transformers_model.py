@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 LOGIT_BLOCK_BYTES = 192_000_000
 """Most bytes of float32 logits held at a time: 315 rows of a 152k vocabulary."""
+CUDA_LOGIT_BLOCK_BYTES = 2_000_000_000
+CUDA_SHARE = 16
+"""So few rows leave a GPU idle: there it is a sixteenth of its memory, up to this."""
 
 
 class TransformersModel:
@@ -185,7 +188,7 @@ class TransformersModel:
 
     @property
     def _block_rows(self) -> int:
-        return max(1, LOGIT_BLOCK_BYTES // (4 * self.info.vocab_size))
+        return max(1, _logit_block_bytes(self._cuda_devices) // (4 * self.info.vocab_size))
 
     def _batches(
         self, shared: list[int], rows: list[list[int]], kept: list[int]
@@ -242,6 +245,16 @@ class TransformersModel:
             parts.append(_gather(block, suffix[done : done + len(block)]))
             done += len(block)
         return np.concatenate(parts)
+
+
+def _logit_block_bytes(devices: Collection[torch.device]) -> int:
+    """By the size of the smallest GPU and not by what is free, so that a run repeats its blocks."""
+    import torch
+
+    if not devices:
+        return LOGIT_BLOCK_BYTES
+    memory = min(torch.cuda.get_device_properties(device).total_memory for device in devices)
+    return max(LOGIT_BLOCK_BYTES, min(CUDA_LOGIT_BLOCK_BYTES, int(memory) // CUDA_SHARE))
 
 
 def _gather(logits: torch.Tensor, tokens: Sequence[int]) -> NDArray[np.float32]:

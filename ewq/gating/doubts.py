@@ -23,6 +23,7 @@ _EFFECTS: Mapping[DoubtKind, tuple[Callable[[Figure], bool], frozenset[Verdict]]
     DoubtKind.NOISE: (_is_clocked, _ANY),
     DoubtKind.BUSY: (_is_clocked, _ANY),
     DoubtKind.OTHER_SESSION: (lambda figure: _is_clocked(figure) and figure.paired, _ANY),
+    DoubtKind.DECODE_MODE: (lambda figure: _is_clocked(figure) and figure.paired, _ANY),
     DoubtKind.CHANCE: (lambda figure: figure.kind is Kind.CHOICE, _GOOD_NEWS),
     DoubtKind.APPROXIMATE_REFERENCE: (lambda figure: figure.paired, _ANY),
 }

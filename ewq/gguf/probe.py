@@ -9,6 +9,7 @@ must: its shape and its tokens are those of its base.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -51,6 +52,8 @@ def probe_file(path: Path, timeout_s: float = TIMEOUT_S) -> None:
     try:
         done = subprocess.run(
             _command(path),
+            # A CUDA context would take memory and time, and the file loads the same without one.
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

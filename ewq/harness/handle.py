@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ewq.planning.plan import QuantizationPlan
 
 _REQUEST = re.compile(r"tried to allocate (?P<amount>[\d.]+ ?\w*)", re.IGNORECASE)
+_ALLOCATION_FAILED = ("not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 LoadVariant = Callable[[Variant, Subject, Placement], Loaded]
 
 
@@ -122,7 +123,7 @@ class VariantHandle:
 
         device, needed = self._placement.device, None
         if isinstance(self._subject, Subject):
-            get_ready(self.variant, self._subject)
+            get_ready(self.variant, self._subject, self._placement)
             needed = partial(weights_bytes, self.variant, self._subject, self._placement)
         set_libraries_aside()
         self._progress.start(f"loading {self.name}", 1, "model")
@@ -197,13 +198,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _ran_out(error: MemoryError | RuntimeError) -> bool:
-    """Python's own error, CUDA's error class, or the CPU allocator's plain one."""
+    """Python's own error, CUDA's error class, or the plain ones of the CPU allocator and cuBLAS."""
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError):
         return True
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    return "not enough memory" in str(error)
+    return any(sign in str(error) for sign in _ALLOCATION_FAILED)
 
 
 def _needed(reason: str, weights_bytes: int | None) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ewq.checkpoint.embedded import fixture_path
+from ewq.errors import BackendUnavailable
 from ewq.files import cache_dir
 from ewq.harness.subject import Placement, Subject
+from ewq.instruments.gpu import gpus_of
 from ewq.planning.sizes import format_of
 from ewq.variants import (
     GgufFile,
@@ -21,6 +25,7 @@ from ewq.variants import (
     Raw,
     Uniform,
     Variant,
+    find_variant,
 )
 
 if TYPE_CHECKING:
@@ -47,28 +52,46 @@ def load_variant(variant: Variant, subject: Subject, placement: Placement) -> Lo
     return _LOADERS[type(variant.recipe)](variant.recipe, subject, placement)
 
 
-def get_ready(variant: Variant, subject: Subject) -> None:
+def get_ready(variant: Variant, subject: Subject, placement: Placement) -> None:
     """Do what comes before loading and is no part of it, so that it is not measured as such.
 
-    The tokenizer, the analysis, the export to GGUF and importing libraries are done once or
-    cached, and would otherwise be charged to whichever variant comes first.
+    The tokenizer, the analysis, the export to GGUF and its trial in a child, importing libraries,
+    and what these load into a GPU are done once or cached, and would otherwise be charged to
+    whichever variant comes first.
     """
+    recipe = variant.recipe
     _ = subject.tokenizer
-    if isinstance(variant.recipe, Planned | Uniform):
+    if isinstance(recipe, Planned | Uniform):
         _quantizer()
         _ = subject.analysis
-    elif isinstance(variant.recipe, GgufType | GgufPlanned):
-        _gguf_path(variant.recipe, subject)
+    file = _file_of(recipe, subject)
+    if file is not None:
+        from ewq.gguf.probe import probe_file
+
+        probe_file(file)
+    if gpus_of(placement.device):
+        warm_up(file is not None, placement)
+
+
+@cache
+def warm_up(is_gguf: bool, placement: Placement) -> None:
+    """Run tiny models of an engine, whose first model else pays for 60 to 200 MB of kernels."""
+    tiny = Subject("warm-up", str(fixture_path("tiny-llama")))
+    # Without a converter no file can be made, and a given one is measured all the same.
+    with suppress(BackendUnavailable):
+        for name in ("gguf-f16",) if is_gguf else ("fp16", "bnb-nf4", "bnb-int8"):
+            model = load_variant(find_variant(name), tiny, placement).model
+            model.generate([[1, 2, 3]], 4)
+            model.close()
 
 
 def weights_bytes(variant: Variant, subject: Subject, placement: Placement) -> int:
     """What a variant's weights take in memory, known without loading them."""
-    recipe = variant.recipe
-    if isinstance(recipe, GgufType | GgufPlanned):
-        return _gguf_path(recipe, subject).stat().st_size
-    if isinstance(recipe, GgufFile):
-        return recipe.path.stat().st_size
-    precisions = {} if isinstance(recipe, Raw) else _plan(recipe, subject).weights
+    file = _file_of(variant.recipe, subject)
+    if file is not None:
+        return file.stat().st_size
+    plan = plan_of(variant, subject)
+    precisions = plan.weights if plan else {}
     value_bytes = 4 if placement.dtype == "float32" else 2
     return subject.analysis.footprint.loaded_nbytes(precisions, format_of("nf4"), value_bytes)
 
@@ -105,6 +128,13 @@ def _quantizer() -> ModuleType:
 
     require_bitsandbytes()
     return import_module("ewq.quantizer")
+
+
+def _file_of(recipe: object, subject: Subject) -> Path | None:
+    """The file of a variant that llama.cpp runs."""
+    if isinstance(recipe, GgufFile):
+        return recipe.path
+    return _gguf_path(recipe, subject) if isinstance(recipe, GgufType | GgufPlanned) else None
 
 
 def _gguf_path(recipe: GgufType | GgufPlanned, subject: Subject) -> Path:

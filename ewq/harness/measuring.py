@@ -222,7 +222,7 @@ def _record(session: Session, handle: VariantHandle, result: TaskResult) -> Reco
         metrics=metrics,
         items=result.items,
         plan=handle.plan.digest if handle.plan else None,
-        doubts=(*result.doubts, *session.references.doubts(task)),
+        doubts=(*result.doubts, *session.references.doubts(task, result)),
         notes=(*result.notes, *_model_notes(handle), *session.references.notes(task)),
         side={**result.side, **_plan_for_reports(task, handle.plan)},
     )

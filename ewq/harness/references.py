@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ewq.files import read_cached, write_cached
 from ewq.measurement import Doubt, DoubtKind, TaskResult
 from ewq.tasks.table import TASKS, Pairing
+from ewq.tasks.throughput import DECODE_MODE
 
 if TYPE_CHECKING:
     from ewq.storage.identity import RunIdentity
@@ -53,10 +54,17 @@ class References:
         """Where the reference's result came from, unless this run measured it."""
         return (self.origin[task],) if task in self.origin else ()
 
-    def doubts(self, task: str) -> tuple[Doubt, ...]:
-        """Why figures paired with the reference are not to be trusted."""
-        replayed = task in self.replayed and TASKS[task].same_session
-        return (BEFORE_INTERRUPTION,) if replayed else ()
+    def doubts(self, task: str, result: TaskResult) -> tuple[Doubt, ...]:
+        """Why figures of ``result`` paired with the reference are not to be trusted."""
+        doubts = []
+        if task in self.replayed and TASKS[task].same_session:
+            doubts.append(BEFORE_INTERRUPTION)
+        reference = self.get(task)
+        ours, theirs = result.side.get(DECODE_MODE), reference and reference.side.get(DECODE_MODE)
+        if ours and theirs and ours != theirs:
+            text = f"decoded by {ours}, the reference by {theirs}: the ratio compares these too"
+            doubts.append(Doubt(DoubtKind.DECODE_MODE, text))
+        return tuple(doubts)
 
     def recall(self, task: str) -> bool:
         """Use the stored result of an equal run; whether there was one."""

@@ -69,11 +69,17 @@ class NvmlDevice:
             raise BackendUnavailable(
                 f"no NVIDIA driver to read GPU memory from: {error}"
             ) from error
+        self._handle = self._find(uuid)
+
+    def _find(self, uuid: str) -> Any:
+        """The device; torch names a GPU and a part of one (MIG) alike, the driver does not."""
         try:
-            self._handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
+            return self._nvml.nvmlDeviceGetHandleByUUID(uuid)
         except self._nvml.NVMLError as error:
+            if uuid.startswith("GPU-"):
+                return self._find(uuid.replace("GPU-", "MIG-", 1))
             raise MeasurementError(
-                f"the NVIDIA driver does not know GPU {uuid}: {error}"
+                f"the NVIDIA driver does not know GPU {self._uuid}: {error}"
             ) from error
 
     def used_bytes(self) -> int:

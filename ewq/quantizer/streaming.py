@@ -15,27 +15,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+from bitsandbytes.functional import int8_vectorwise_quant
+from bitsandbytes.nn.modules import Int8Params, Linear4bit, Linear8bitLt
 from torch import nn
 from transformers.core_model_loading import ConversionOps
 from transformers.integrations.bitsandbytes import (
     Bnb4bitDeserialize,
     Bnb4bitQuantize,
     Bnb8bitDeserialize,
-    Bnb8bitQuantize,
 )
+from transformers.pytorch_utils import Conv1D
 
 from ewq.conversion_errors import remember_error
 from ewq.quantizer.modules import QUANTIZED, saved_in_shape
 
-QUANTIZE: dict[type[nn.Module], Any] = {Linear4bit: Bnb4bitQuantize, Linear8bitLt: Bnb8bitQuantize}
 DESERIALIZE: dict[type[nn.Module], Any] = {
     Linear4bit: Bnb4bitDeserialize,
     Linear8bitLt: Bnb8bitDeserialize,
 }
 MADV_DONTNEED = 4
 EVERY_BYTES = 64 * 1024 * 1024
-"""Source bytes between two rounds of giving memory back; a round costs milliseconds."""
+MOST_ROUNDS = 32
+"""Memory is given back every so many source bytes, and at most so often a load: a round reads the
+page tables of the whole process."""
 Tensors = dict[str, Any]
 
 
@@ -66,10 +68,21 @@ class EwqQuantize(ConversionOps):
             if not is_quantized_weight(model, name):
                 result[name] = value
                 continue
-            operation = QUANTIZE[type(module_of(model, name))](self.hf_quantizer)
-            result.update(operation.convert({name: value}, model=model, **kwargs))
+            module = module_of(model, name)
+            if isinstance(module, Linear8bitLt):
+                result[name] = int8_parameter(module, _first(value))
+            else:
+                operation: Any = Bnb4bitQuantize(self.hf_quantizer)  # type: ignore[no-untyped-call]
+                result.update(operation.convert({name: value}, model=model, **kwargs))
             self.hf_quantizer.pages.used(_first(value).nbytes)
         return result
+
+
+def int8_parameter(module: Any, weight: torch.Tensor) -> Int8Params:
+    """A weight quantized where it lies; transformers' own operation takes each through the CPU."""
+    laid_out = weight.T if issubclass(module.source_cls, Conv1D) else weight
+    values, scales, _ = int8_vectorwise_quant(laid_out.contiguous().to(torch.float16))
+    return Int8Params(values, requires_grad=False, CB=values, SCB=scales)
 
 
 class EwqDeserialize(ConversionOps):
@@ -143,11 +156,13 @@ class MappedPages:
         self._files = {str(Path(file).resolve()) for file in files}
         self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
         self._since_bytes = 0
+        total = sum(Path(file).stat().st_size for file in self._files)
+        self._every_bytes = max(EVERY_BYTES, total // MOST_ROUNDS)
 
     def used(self, nbytes: int) -> None:
         """``nbytes`` more of the checkpoint were quantized and are not needed again."""
         self._since_bytes += nbytes
-        if self._since_bytes >= EVERY_BYTES:
+        if self._since_bytes >= self._every_bytes:
             self.release()
 
     def release(self) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ewq.tasks.table import Inputs
 
 TASK = "throughput"
+DECODE_MODE = "decode_mode"
+"""How a transformers model decoded; two of them are not compared silently."""
 SEED = 20250307
 _SHARES = {"": 0.5, "_p10": 0.1, "_p90": 0.9}
 # Coefficient of variation above which a median is not to be trusted.
@@ -130,7 +132,10 @@ class Rounds:
             items=_items(self._samples),
             doubts=(*self._noise(), *self._throttling(after)),
             notes=() if self._unknown_clocks is None else (self._unknown_clocks,),
-            side={"clocks": {"before": _json(self._before), "after": _json(after)}},
+            side={
+                DECODE_MODE: self._model.settings.get(DECODE_MODE),
+                "clocks": {"before": _json(self._before), "after": _json(after)},
+            },
         )
 
     def _clocks(self) -> ClockState | None:

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,6 +108,16 @@ def test_small_logit_blocks_change_no_answer(folder, prompts, monkeypatch, rows)
     )
     [values] = model.token_logprobs(ids[:3], [ids[3:]])
     np.testing.assert_allclose(values, expected_tokens(folder, ids[:3], ids[3:]), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("gigabytes", "megabytes"), [((80, 24), 1500), ((80,), 2000), ((2,), 192)])
+def test_logit_blocks_on_gpus_follow_the_smallest(monkeypatch, gigabytes, megabytes):
+    def properties(device):
+        return SimpleNamespace(total_memory=gigabytes[device.index] * 10**9)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    devices = [torch.device("cuda", index) for index in range(len(gigabytes))]
+    assert backend._logit_block_bytes(devices) == megabytes * 10**6
 
 
 def test_recurrent_caches_are_not_shared_but_scored_all_the_same(llama, prompts, monkeypatch):

@@ -15,6 +15,7 @@ from ewq.variants import find_variant
 
 CUDA = "CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total capacity of ..."
 CPU = "DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 
 
 @pytest.mark.parametrize(
@@ -23,8 +24,9 @@ CPU = "DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"
         (MemoryError("refused"), "an unknown amount more needed"),
         (torch.OutOfMemoryError(CUDA), "20.50 GiB more needed"),
         (RuntimeError(CPU), "9 bytes more needed"),
+        (RuntimeError(CUBLAS), "an unknown amount more needed"),
     ],
-    ids=["python", "cuda", "torch-cpu"],
+    ids=["python", "cuda", "torch-cpu", "cublas"],
 )
 def test_it_becomes_one_line_with_needed_and_free_bytes(error, needed):
     line = rf"fp16: out of memory on cpu: {needed}; [\d,]+ of [\d,]+ bytes are free"
@@ -92,8 +94,8 @@ def test_running_out_while_quantizing_is_told_through_transformers(name, monkeyp
     def run_out(*_, **__):
         raise torch.OutOfMemoryError(CUDA)
 
-    for operation in streaming.QUANTIZE.values():
-        monkeypatch.setattr(operation, "convert", run_out)
+    monkeypatch.setattr(streaming, "int8_vectorwise_quant", run_out)
+    monkeypatch.setattr(streaming.Bnb4bitQuantize, "convert", run_out)
     subject = Subject("tiny", str(fixture_path("tiny-llama")))
     with (
         pytest.raises(MeasurementError, match=r"20\.50 GiB more needed"),

@@ -3,16 +3,20 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ewq.errors import CheckpointError, EwqError, PlanError
-from ewq.harness.loading import get_ready, load_variant, same_model, weights_bytes
+from ewq.gguf import probe
+from ewq.harness import loading
+from ewq.harness.loading import get_ready, load_variant, same_model, warm_up, weights_bytes
 from ewq.harness.subject import Placement, Subject
 from ewq.planning.plan import write_plan
 from ewq.variants import find_variant
 from tests.gguf.models import shared_gguf
 
+CPU = Placement("cpu", "float32")
 TINY = Path(__file__).parent.parent.parent / "fixtures" / "tiny-llama"
 
 
@@ -25,13 +29,53 @@ def subject() -> Subject:
 def test_missing_bitsandbytes_is_one_line_that_says_what_to_do(name, subject, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(EwqError, match="pip install bitsandbytes") as caught:
-        get_ready(find_variant(name), subject)
+        get_ready(find_variant(name), subject, CPU)
     assert "\n" not in str(caught.value)
 
 
 def test_fp16_needs_no_bitsandbytes(subject, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    get_ready(find_variant("fp16"), subject)
+    get_ready(find_variant("fp16"), subject, CPU)
+
+
+def test_a_file_is_tried_before_the_clock_and_without_gpus(subject, tmp_path, monkeypatch):
+    pytest.importorskip("llama_cpp")
+    file = tmp_path / "own.gguf"
+    file.write_bytes(shared_gguf(TINY, "F16").read_bytes())
+    tried = []
+
+    def run(command, env, **options):
+        tried.append(env["CUDA_VISIBLE_DEVICES"])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(probe.subprocess, "run", run)
+    variant = find_variant(str(file))
+    get_ready(variant, subject, CPU)
+    assert tried == [""]
+    load_variant(variant, subject, CPU).model.close()
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize(("device", "warmed"), [("cpu", []), ("cuda:0", [False])])
+def test_libraries_are_warmed_up_on_a_gpu(subject, monkeypatch, device, warmed):
+    seen = []
+    monkeypatch.setattr(loading, "warm_up", lambda is_gguf, placement: seen.append(is_gguf))
+    get_ready(find_variant("fp16"), subject, Placement(device, "float16"))
+    assert seen == warmed
+
+
+def test_warming_up_runs_every_kind_of_an_engine_once(monkeypatch):
+    loaded = []
+    real = load_variant
+
+    def load(variant, *arguments):
+        loaded.append(variant.name)
+        return real(variant, *arguments)
+
+    monkeypatch.setattr(loading, "load_variant", load)
+    warm_up(False, CPU)
+    warm_up(False, CPU)
+    assert loaded == ["fp16", "bnb-nf4", "bnb-int8"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -67,6 +67,16 @@ def test_torchs_uuid_becomes_the_drivers(uuid):
     assert gpu.uuid_of(SimpleNamespace(uuid=uuid)) == expected
 
 
+def test_a_part_of_a_gpu_has_another_prefix():
+    part = FakeNvml()
+    part.nvmlDeviceGetHandleByUUID = lambda uuid: part._answer(f"no {uuid}", uuid)
+    part.broken = ("no GPU-1234",)
+    assert gpu.NvmlDevice("GPU-1234", part)._handle == "MIG-1234"
+    part.broken = ("no GPU-1234", "no MIG-1234")
+    with pytest.raises(MeasurementError, match="does not know GPU GPU-1234"):
+        gpu.NvmlDevice("GPU-1234", part)
+
+
 def test_a_device_torch_cannot_use_is_an_error():
     with pytest.raises(BackendUnavailable, match="device cuda:99 cannot be used"):
         gpu.open_gpus("cuda:99")

@@ -1,5 +1,6 @@
 import itertools
 import json
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ HOT = ClockState(1200, 93, 300.0, ("software thermal slowdown",))
 
 class TimedModel(NumpyModel):
     """Answers at once and claims the given times for a batch, one after another."""
+
+    settings = MappingProxyType({"engine": "numpy"})
 
     def __init__(self, first_token_s=(0.5,), step_s=(0.25,)):
         super().__init__(context_length=600)

@@ -19,6 +19,7 @@ _CAUSES = {
     DoubtKind.NOISE: "noisy clock",
     DoubtKind.THROTTLING: "throttled GPU",
     DoubtKind.OTHER_SESSION: "the reference's speed is from another session",
+    DoubtKind.DECODE_MODE: "another way of decoding than the reference",
     DoubtKind.CHANCE: "no better than guessing",
     DoubtKind.APPROXIMATE_REFERENCE: "approximate reference",
 }
