@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import beta
 
 from ewq.errors import MeasurementError
 from ewq.quantiles import quantile
@@ -33,3 +34,19 @@ def test_equal_values_have_no_spread():
 def test_too_little_is_an_error(values, share):
     with pytest.raises(MeasurementError, match="quantile"):
         quantile(values, share)
+
+
+def test_two_values_are_enough_for_an_error():
+    found = quantile([1.0, 3.0], 0.5)
+    assert found.value == 2.0
+    assert 0 < found.stderr <= 1.0
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_the_error_is_the_spread_of_order_statistics(share):
+    """Maritz and Jarrett, with the beta distribution of scipy instead of its integral."""
+    ordered = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+    edges = beta.cdf(np.arange(6) / 5, 6 * share, 6 * (1 - share))
+    weights = np.diff(edges)
+    first, second = weights @ ordered, weights @ ordered**2
+    assert quantile(ordered[::-1], share).stderr == pytest.approx((second - first**2) ** 0.5)

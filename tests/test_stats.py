@@ -16,6 +16,7 @@ from ewq.stats import (
     pooled_stderr,
     share_stderr,
     smallest_detectable_difference,
+    two_sided_p,
 )
 
 
@@ -308,3 +309,21 @@ def test_a_share_is_never_certain(count, n, expected):
 def test_a_share_of_nothing_has_no_error():
     with pytest.raises(MeasurementError, match="nothing was counted"):
         share_stderr(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "df", "expected"),
+    [
+        pytest.param(0.0, 0.0, None, 1.0, id="certainly nothing"),
+        pytest.param(1e-9, 0.0, None, 0.0, id="certainly something"),
+        pytest.param(-1.959963985, 1.0, None, 0.05, id="normal"),
+        pytest.param(4.302652730, 1.0, 2, 0.05, id="Student"),
+    ],
+)
+def test_two_sided_p(value, stderr, df, expected):
+    assert two_sided_p(value, stderr, df) == pytest.approx(expected, abs=1e-8)
+
+
+def test_a_single_item_has_an_interval_of_its_least_error():
+    half = paired_interval([1.0], [1.0], least_stderr=0.5).high - 1.0
+    assert half == pytest.approx(0.5 * 12.7062047)  # Student's t with one degree of freedom

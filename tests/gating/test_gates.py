@@ -11,9 +11,9 @@ from ewq.gating.gates import _figure, judge, overall
 from ewq.gating.thresholds import DEFAULT_TOLERANCES, Limit, Test, Tolerance
 from ewq.measurement import Items, Metric
 from ewq.record import Verdict
-from ewq.stats import clustered_ratio, smallest_detectable_difference, two_sided_p
+from ewq.stats import clustered_ratio, paired_accuracy, smallest_detectable_difference, two_sided_p
 from ewq.tasks.table import TASKS
-from tests.make_runs import CHANCE, NOISY, THROTTLED, answers, metric, mmlu, record
+from tests.make_runs import CHANCE, NOISY, THROTTLED, answers, letters, metric, mmlu, record
 
 P, F, Q, N, U = (
     Verdict.PASS,
@@ -455,3 +455,15 @@ def test_a_change_is_told_as_a_share_and_with_its_tolerance(before, after, relat
 def test_a_change_of_one_run_only_has_no_size():
     (change,) = changes(record("memory", metrics={}), record("memory", metrics=size(1000)), {})
     assert (change.delta, change.relative, change.verdict) == (None, None, None)
+
+
+def test_answers_of_one_subject_belong_together():
+    subjects = [[name, 25] for name in ("anatomy", "law", "marketing", "virology")]
+    settings = {"shots": 5, "data": "sha256:d", "subjects": subjects}
+    old, new = "A" * 100, "b" * 25 + "A" * 75
+    before, after = (record(items=letters(each), settings=settings) for each in (old, new))
+    labels = [name for name, size in subjects for _ in range(size)]
+    clustered = paired_accuracy([1] * 100, [0] * 25 + [1] * 75, labels)
+
+    assert paired_changes(before, after)["accuracy"].stderr == clustered.stderr
+    assert clustered.stderr > 0.2

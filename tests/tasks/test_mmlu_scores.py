@@ -11,7 +11,14 @@ from ewq.gating.gates import judge
 from ewq.gating.thresholds import Limit, Test
 from ewq.measurement import DoubtKind, TaskResult
 from ewq.record import Verdict
-from ewq.tasks.mmlu_scores import accuracy_metrics, chance_doubts, pack_items, pair, tallies
+from ewq.tasks.mmlu_scores import (
+    accuracy_metrics,
+    chance_doubts,
+    pack_items,
+    pair,
+    require_finite,
+    tallies,
+)
 from tests.make_runs import letters, record
 
 SUBJECTS = {"anatomy": 4, "marketing": 6}
@@ -171,3 +178,27 @@ def test_the_macro_error_of_one_question_a_subject_is_the_binomial_one():
 
 def test_a_letter_that_was_never_chosen_has_an_error():
     assert accuracy_metrics("Ab", {"x": 2})["answered_D"].stderr > 0.1
+
+
+@pytest.mark.parametrize(
+    ("new", "flips", "variance"),
+    [(ITEMS, 0.0, 1 / 10), ("aB" + ITEMS[2:], 0.2, 0.2 * 0.8)],
+    ids=["none: one flip's worth", "two of ten"],
+)
+def test_flips_have_the_error_of_a_share(new, flips, variance):
+    found = pair(result(new), result(ITEMS))["flips"]
+    assert found.value == pytest.approx(flips)
+    assert found.stderr == pytest.approx(math.sqrt(variance / 10))
+
+
+def test_a_doubt_about_chance_carries_its_figures():
+    (doubt,) = chance_doubts("Abbb", data_with_answers([0, 3, 3, 3]))
+    error = accuracy_metrics("Abbb", {"anatomy": 4})["accuracy"].stderr
+    assert doubt.figures == {"accuracy": 0.25, "stderr": error, "constant": 0.75}
+
+
+def test_the_first_question_without_a_number_is_named():
+    logprobs = np.zeros((4, 4), dtype=np.float32)
+    logprobs[2, 1] = np.nan
+    with pytest.raises(MeasurementError, match=r"question 3 are not finite \(1 such"):
+        require_finite(logprobs, "MMLU")
