@@ -14,7 +14,6 @@ from ewq.report.controls import (
     rank_among_random,
 )
 from ewq.report.document import Paragraph, Part, Plot, Section, Table
-from ewq.report.escaping import plot_text
 from ewq.report.estimate import MISSING
 from ewq.report.plotting import GREEN, GREY, ORANGE, PURPLE, SKY, heatmap, layout
 from ewq.report.rows import ReportedRun, VariantRow
@@ -86,7 +85,6 @@ RULE = (
 )
 _ENTROPIES = {"histogram": "entropy, bits", "softmax": "entropy"}
 """Scorers that are entropies; of others the report speaks of scores."""
-_LABEL_PX = 34
 _LETTERED = 48
 """More blocks than this leave no room for letters in a strip."""
 
@@ -163,10 +161,10 @@ def _plot(number: int, plans: list[_Plan]) -> Plot:
     return Plot(
         name=f"blocks-{number}",
         title=f"{_measure(first)} by block ({first.scorer})",
-        caption=f"Mean {first.mean:.4f} (the line for raw), standard deviation {first.std:.4f}. "
-        "Dashed: where each factor's 4 bits begin. Strips: R raw (green), 8 bits (blue), "
-        "4 bits (orange), M mixed (purple). Blocks: "
-        f"{_counts(plans)}",
+        caption=f"Mean {first.mean:.4f} (solid: raw begins), standard deviation {first.std:.4f}. "
+        f"Dashed, from above: 4 bits begin for {', '.join(_thresholds(plans).values()) or 'none'}. "
+        "Strips: R raw (green), 8 bits (blue), 4 bits (orange), M mixed (purple). "
+        f"Blocks: {_counts(plans)}",
         figure=_figure(plans),
         table=_table(plans),
         height_px=400 + 24 * len(plans),
@@ -199,37 +197,28 @@ def _figure(plans: list[_Plan]) -> dict[str, Any]:
             "domain": [0, strip_share], "autorange": "reversed", "fixedrange": True,
             "automargin": True, "type": "category", "showgrid": False, "tickfont": {"size": 11},
         },
-        shapes=[_line(value, dash) for value, _, dash in _lines(plans)],
-        annotations=[
-            _line_label(value, text, place) for place, (value, text, _) in enumerate(_lines(plans))
+        shapes=[
+            _line(first.mean, "solid"),
+            *(_line(value, "dash") for value in _thresholds(plans)),
         ],
     )  # fmt: skip
     return {"data": [_curve(first), _strips(plans)], "layout": frame}
 
 
-def _lines(plans: list[_Plan]) -> list[tuple[float, str, str]]:
-    """Mean, then the 8-bit threshold of each plan: ``(entropy, label, dash)``, each value once."""
-    lines = {plans[0].mean: ("mean", "solid")}
+def _thresholds(plans: list[_Plan]) -> dict[float, str]:
+    """Where each plan's 4 bits begin -> its factor or name, each value once, the highest first."""
+    found: dict[float, str] = {}
     for plan in plans:
         if "8bit" in plan.thresholds:
-            value = float(plan.thresholds["8bit"])
             name = plan.variant if plan.factor is None else f"{plan.factor:g}"
-            lines.setdefault(value, (name, "dash"))
-    return [(value, plot_text(name), dash) for value, (name, dash) in lines.items()]
+            found.setdefault(float(plan.thresholds["8bit"]), name)
+    return dict(sorted(found.items(), reverse=True))
 
 
 def _line(value: float, dash: str) -> dict[str, Any]:
     style = {"color": GREY, "width": 1, "dash": dash}
     return {
         "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value, "line": style,
-    }  # fmt: skip
-
-
-def _line_label(value: float, text: str, place: int) -> dict[str, Any]:
-    """Thresholds lie close together, so their labels stand side by side."""
-    return {
-        "xref": "paper", "x": 1, "xanchor": "right", "y": value, "yanchor": "bottom",
-        "xshift": -_LABEL_PX * place, "text": text, "showarrow": False, "font": {"size": 10},
     }  # fmt: skip
 
 
