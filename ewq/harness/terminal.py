@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ewq.progress import NO_PROGRESS, Progress
-from ewq.record import Record, Verdict
 from ewq.report.escaping import terminal_line
 from ewq.report.rows import VariantRow, variant_rows
 from ewq.report.table import footnotes, terminal_table
@@ -29,7 +28,7 @@ _MEGA = 1e6
 
 
 def write_summary(reporter: TerminalReporter, state: PluginState, storage: Path) -> None:
-    """Write the variants' table, the verdicts and where the run is stored."""
+    """Write which variant to take, the table, the verdicts and where the run is stored."""
     session = state.session
     assert session is not None
     rows = variant_rows(session.records.values())
@@ -38,6 +37,8 @@ def write_summary(reporter: TerminalReporter, state: PluginState, storage: Path)
     reporter.write_line(
         f"tier {session.options.tier}, {placement.device}, {placement.dtype} compute"
     )
+    for line in _recommended(rows, verbose=reporter.verbosity > 0):
+        reporter.write_line(terminal_line(line))
     reporter.write(_drawn(rows, max(NARROWEST, reporter._tw.fullwidth), reporter.hasmarkup))
     for line in [*footnotes(rows), *_gates(state), *_skips(state)]:
         reporter.write_line(terminal_line(line))
@@ -54,35 +55,27 @@ def _drawn(rows: list[VariantRow], width: int, markup: bool) -> str:
 
 
 def _gates(state: PluginState) -> list[str]:
-    """How many records each verdict has, then a line for each that is no pass.
-
-    The statistics behind the sentences are in the stored record and in JUnit XML.
-    """
+    """How many records each verdict has, then what is no pass, each cause once."""
     assert state.session is not None
+    from ewq.report.sections.run import verdict_counts, verdict_points
+
     records = list(state.session.records.values())
-    counted = {verdict: sum(r.verdict is verdict for r in records) for verdict in Verdict}
-    counts = ", ".join(f"{number} {verdict}" for verdict, number in counted.items() if number)
-    gated = f"{counts}, by {state.session.gate.thresholds.source}"
-    lines = [f"gates: {state.session.gate.ungated or gated}"]
-    if baseline := state.session.gate.baseline:
-        against = "; ".join((f"against {baseline.name}", *state.session.gate.remarks))
-        lines.append(f"  {against}")
-    for verdict in (Verdict.FAIL, Verdict.IMPROVED):
-        lines += [
-            f"  {verdict}: {record.variant} {record.task}: {record.reasons[0].text}"
-            for record in records
-            if record.verdict is verdict and record.reasons
-        ]
-    return lines + _inconclusive(records)
+    gate = state.session.gate
+    lines = [f"gates: {gate.ungated or f'{verdict_counts(records)}, by {gate.thresholds.source}'}"]
+    if baseline := gate.baseline:
+        lines.append(f"  {'; '.join((f'against {baseline.name}', *gate.remarks))}")
+    return lines + [f"  {point.lead}: {point.text}" for point in verdict_points(records)]
 
 
-def _inconclusive(records: list[Record]) -> list[str]:
-    """One line a task: the same few questions are too few for every variant alike."""
-    variants: dict[str, list[str]] = {}
-    for record in records:
-        if record.verdict is Verdict.INCONCLUSIVE:
-            variants.setdefault(record.task, []).append(record.variant)
-    return [f"  inconclusive: {task}: {', '.join(names)}" for task, names in variants.items()]
+def _recommended(rows: list[VariantRow], *, verbose: bool) -> list[str]:
+    """Which variant to take for which need, in a line each; what that rests on if ``verbose``."""
+    from ewq.report.recommendations import recommendations
+
+    lines = []
+    for each in recommendations(rows):
+        lines.append(f"{each.need}: {'' if each.decided else '(undecided) '}{each.sentence}")
+        lines += [f"  {each.details}"] * (verbose and bool(each.details))
+    return lines
 
 
 def _skips(state: PluginState) -> list[str]:

@@ -109,7 +109,7 @@ def test_limits_of_the_thresholds_file_fail_without_any_baseline(bench, project,
 
     result.assert_outcomes(passed=1, failed=1)
     record = records(project)[EWQ, "divergence"]
-    result.stdout.fnmatch_lines(["gates: 1 fail, 1 no-baseline, by *benchmarks?thresholds.toml"])
+    result.stdout.fnmatch_lines(["gates: 1 fail, 1 not gated, by *benchmarks?thresholds.toml"])
     assert record["verdict"] == "fail"
     assert "kld_mean" in record["reasons"][0]["text"]
     assert "is beyond max 0.001" in record["reasons"][0]["text"]
