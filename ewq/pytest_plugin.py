@@ -138,7 +138,7 @@ def ewq_subject(pytestconfig: pytest.Config, ewq_progress: Progress) -> Subject:
 
     def find() -> Subject:
         device = find_device(options.device)
-        return find_subject(options.model, options.tier, device, ewq_progress)
+        return find_subject(options.model, options.tier, device, ewq_progress, options.calibration)
 
     return _or_exit(find)
 

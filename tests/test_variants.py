@@ -6,6 +6,7 @@ import pytest
 
 from ewq.errors import InputError
 from ewq.report.plotting import (
+    FITTED,
     GGUF_PLANNED,
     GGUF_UNIFORM,
     OTHER,
@@ -15,10 +16,13 @@ from ewq.report.plotting import (
     variant_kind,
 )
 from ewq.variants import (
+    Fitted,
     GgufFile,
+    GgufFitted,
     GgufPlanned,
     GgufType,
     Planned,
+    Variant,
     default_names,
     engine_of,
     find_variant,
@@ -73,6 +77,26 @@ def test_a_missing_file_is_named(name):
         find_variant(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("gguf-fit-q4_k_m", GgufFitted("Q4_K_M")),
+        ("gguf-fit-q6_k", GgufFitted("Q6_K")),
+        ("gguf-fit-1.5gib", GgufFitted(None, 3 * 2**29)),
+        ("fit-90mb", Fitted(90_000_000)),
+        ("gguf-q4_k_m-imatrix", GgufType("Q4_K_M", imatrix=True)),
+    ],
+)
+def test_a_fitted_plan_is_named_by_its_size(name, recipe):
+    assert find_variant(name) == Variant(name, recipe)
+
+
+@pytest.mark.parametrize("name", ["fit-q4_k_m", "fit-big"])
+def test_a_size_that_is_none_is_refused(name):
+    with pytest.raises(InputError, match="invalid size"):
+        find_variant(name)
+
+
 @pytest.mark.parametrize("name", ["fp17", "ewq-", "ewq-x", "ewq-0,65", "gguf-q9", "FP16", ""])
 def test_an_unknown_name_lists_the_known_ones(name):
     with pytest.raises(InputError, match=r"known: fp16, .*ewq-FACTOR, .*PLAN\.json"):
@@ -97,6 +121,9 @@ def test_a_gguf_file_is_named_by_its_file(tmp_path):
         ("gguf-ewq-6bpw", "llama.cpp", GGUF_PLANNED),
         ("bnb-nf4", "transformers", UNIFORM),
         ("gguf-q4_k_m", "llama.cpp", GGUF_UNIFORM),
+        ("gguf-q4_k_m-imatrix", "llama.cpp", GGUF_UNIFORM),
+        ("gguf-fit-q4_k_m", "llama.cpp", FITTED),
+        ("fit-90mb", "transformers", FITTED),
         ("other.gguf", "llama.cpp", OTHER),
         ("of-a-later-version", "transformers", OTHER),
     ],

@@ -85,8 +85,9 @@ def _calibration(
     model: str, rounding: Rounding, text: Path | None, progress: Progress
 ) -> Calibration | None:
     from ewq.checkpoint.opening import open_checkpoint
-    from ewq.fit.prepare import Calibrating, calibrate
+    from ewq.fit.prepare import calibrate
     from ewq.gguf.recode import require_folder
+    from ewq.sensitivity.calibration import Calibrating
 
     if rounding is Rounding.NEAREST:
         if text:

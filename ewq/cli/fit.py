@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ewq.cli.plan import parse_size
 from ewq.cli.plan_view import size_text
 from ewq.cli.progress import quiet_transformers, terminal_progress
 from ewq.codec import encode
 from ewq.files import check_output
 from ewq.planning.plan import BITSANDBYTES
+from ewq.variants import parse_size
 
 if TYPE_CHECKING:
-    from ewq.fit.prepare import Calibrating
     from ewq.fit.run import Fitted, Measured
+    from ewq.sensitivity.calibration import Calibrating
 
 Model = Annotated[str, typer.Argument(help="Hub id or model folder.")]
 Text = Annotated[
@@ -131,7 +131,7 @@ def imatrix(
 def _how(
     source: Path | None, sequences: int, tokens: int, seed: int, device: str, cache: bool
 ) -> Calibrating:
-    from ewq.fit.prepare import Calibrating
+    from ewq.sensitivity.calibration import Calibrating
 
     return Calibrating(source, sequences, tokens, seed, device, cache)
 

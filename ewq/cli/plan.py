@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ewq.errors import InputError
+from ewq.variants import parse_size
 
 if TYPE_CHECKING:
-    from ewq.fit.prepare import Calibrating
     from ewq.planning.analysis import Analysis
     from ewq.planning.plan import QuantizationPlan
+    from ewq.sensitivity.calibration import Calibrating
 
     Drafting = Callable[[float | None, int | None, int | None], QuantizationPlan]
 
@@ -135,7 +136,7 @@ class _Measuring:
     @property
     def how(self) -> Calibrating:
         from ewq.cli.progress import quiet_transformers
-        from ewq.fit.prepare import Calibrating
+        from ewq.sensitivity.calibration import Calibrating
 
         quiet_transformers()
         return Calibrating(self.calibration, device=self.device, cache=self.cache)
@@ -173,26 +174,6 @@ def _size_like(analysis: Analysis, recipe: str, target: str) -> int:
 
 FISHER = "fisher"
 """The scorer whose plans are of types."""
-UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of ``5GB`` (10**9), ``4.5GiB`` (2**30), ``800MB`` or a plain number.
-
-    Raises:
-        InputError: not a size.
-    """
-    number = text.strip().upper()
-    unit = next((unit for unit in sorted(UNITS, key=len)[::-1] if number.endswith(unit)), "")
-    try:
-        size_bytes = int(float(number.removesuffix(unit)) * UNITS.get(unit, 1))
-    except (ValueError, OverflowError):
-        size_bytes = -1
-    if size_bytes < 0:
-        raise InputError(f"invalid size {text!r}: expected a size such as 5GB, 4.5GiB or 800MB")
-    return size_bytes
-
-
 Draft = tuple[float | None, int | None]
 """Factor and seed of one plan, where they are given."""
 

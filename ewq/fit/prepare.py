@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
-from ewq.errors import InputError
+from ewq.errors import BackendUnavailable, InputError
 from ewq.files import cache_dir, content_key, read_cached, write_cached
 from ewq.fit.costs import ROWS_DRAWN, measure_costs
 from ewq.fit.plans import Fitting
@@ -19,8 +18,7 @@ from ewq.gguf.recipe import TensorNames
 from ewq.planning.plan import BITSANDBYTES
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.sensitivity.calibration import (
-    SEQUENCE_TOKENS,
-    SEQUENCES,
+    Calibrating,
     Calibration,
     calibration_texts,
     make_calibration,
@@ -30,19 +28,6 @@ from ewq.sensitivity.measure import Sensitivity, measure_sensitivity
 TARGETS = (GGUF, BITSANDBYTES)
 COSTS_VERSION = 1
 """Raised whenever a cost changes its meaning."""
-
-
-@dataclass(frozen=True)
-class Calibrating:
-    """How sensitivity is measured."""
-
-    source: str | Path | None = None
-    """A text file or a folder of domains; the text that ewq carries unless given."""
-    sequences: int = SEQUENCES
-    tokens: int = SEQUENCE_TOKENS
-    seed: int = 0
-    device: str = "cpu"
-    cache: bool = True
 
 
 def calibrate(
@@ -204,7 +189,7 @@ def require_memory(checkpoint: Checkpoint, device: str) -> None:
     """Say what the pass needs before it starts.
 
     Raises:
-        InputError: more memory than there is.
+        BackendUnavailable: more memory than there is.
     """
     parameters = sum(tensor.numel for tensor in checkpoint.tensors.values())
     if device != "cpu":
@@ -216,7 +201,7 @@ def require_memory(checkpoint: Checkpoint, device: str) -> None:
 
         needed, there = 6 * parameters, int(psutil.virtual_memory().available)
     if needed > there:
-        raise InputError(
+        raise BackendUnavailable(
             f"measuring {checkpoint.model} takes about {needed / 1e9:.1f} GB of memory on {device} "
             f"({parameters / 1e9:.2f} billion parameters), and {there / 1e9:.1f} GB are free; "
             "use a machine with more, or --device cuda"

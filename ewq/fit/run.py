@@ -15,12 +15,7 @@ from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.errors import InputError, PlanError
 from ewq.files import cache_dir
 from ewq.fit.plans import Fitting, Rule
-from ewq.fit.prepare import (
-    Calibrating,
-    converted,
-    open_fitting,
-    write_importance,
-)
+from ewq.fit.prepare import converted, open_fitting, write_importance
 from ewq.fit.targets import GGUF, padded
 from ewq.gguf.cache import cached_gguf
 from ewq.gguf.export import export_gguf
@@ -29,7 +24,7 @@ from ewq.gguf.recipe import make_recipe
 from ewq.gguf.rounding import stored_bytes
 from ewq.planning.plan import BITSANDBYTES, QuantizationPlan
 from ewq.progress import NO_PROGRESS, Progress
-from ewq.sensitivity.calibration import calibration_texts, refuse_evaluation_text
+from ewq.sensitivity.calibration import Calibrating, calibration_texts, refuse_evaluation_text
 
 if TYPE_CHECKING:
     from ewq.data.texts import TextSet

@@ -18,13 +18,16 @@ from ewq.harness.subject import Placement, Subject
 from ewq.instruments.gpu import gpus_of
 from ewq.planning.sizes import format_of
 from ewq.variants import (
+    Fitted,
     GgufFile,
+    GgufFitted,
     GgufPlanned,
     GgufType,
     Planned,
     Raw,
     Uniform,
     Variant,
+    engine_of,
     find_variant,
 )
 
@@ -98,7 +101,7 @@ def weights_bytes(variant: Variant, subject: Subject, placement: Placement) -> i
 
 def plan_of(variant: Variant, subject: Subject) -> QuantizationPlan | None:
     """The plan that a variant is made by, known without loading it."""
-    if isinstance(variant.recipe, Planned | Uniform | GgufPlanned):
+    if isinstance(variant.recipe, Planned | Uniform | GgufPlanned | Fitted | GgufFitted):
         return _plan(variant.recipe, subject)
     return None
 
@@ -108,7 +111,7 @@ def same_model(one: Variant, other: Variant, subject: Subject) -> bool:
     first, second = plan_of(one, subject), plan_of(other, subject)
     if first is None or second is None:
         return False
-    engines = {isinstance(each.recipe, GgufPlanned) for each in (one, other)}
+    engines = {engine_of(each.name) for each in (one, other)}
     return len(engines) == 1 and (first.weights, first.types, first.target) == (
         second.weights,
         second.types,
@@ -116,7 +119,11 @@ def same_model(one: Variant, other: Variant, subject: Subject) -> bool:
     )
 
 
-def _plan(recipe: Planned | Uniform | GgufPlanned, subject: Subject) -> QuantizationPlan:
+def _plan(
+    recipe: Planned | Uniform | GgufPlanned | Fitted | GgufFitted, subject: Subject
+) -> QuantizationPlan:
+    if isinstance(recipe, Fitted | GgufFitted):
+        return subject.fitted_plan(recipe)
     if isinstance(recipe, Uniform):
         return subject.uniform_plan(recipe.precision)
     return subject.plan(recipe.plan)
@@ -134,16 +141,22 @@ def _file_of(recipe: object, subject: Subject) -> Path | None:
     """The file of a variant that llama.cpp runs."""
     if isinstance(recipe, GgufFile):
         return recipe.path
-    return _gguf_path(recipe, subject) if isinstance(recipe, GgufType | GgufPlanned) else None
+    return (
+        _gguf_path(recipe, subject)
+        if isinstance(recipe, GgufType | GgufPlanned | GgufFitted)
+        else None
+    )
 
 
-def _gguf_path(recipe: GgufType | GgufPlanned, subject: Subject) -> Path:
+def _gguf_path(recipe: GgufType | GgufPlanned | GgufFitted, subject: Subject) -> Path:
     """The exported file, made on first use."""
     from ewq.gguf.cache import cached_gguf
     from ewq.gguf.recipe import make_recipe
 
     if isinstance(recipe, GgufType):
-        made = make_recipe(recipe.type_name)
+        made = make_recipe(recipe.type_name, imatrix=subject.imatrix if recipe.imatrix else None)
+    elif isinstance(recipe, GgufFitted):
+        made = make_recipe(plan=subject.fitted_plan(recipe), imatrix=subject.imatrix)
     else:
         made = make_recipe(plan=subject.plan(recipe.plan))
     return cached_gguf(subject.folder, made, cache_dir("gguf"), progress=subject.progress)
@@ -153,7 +166,9 @@ def _raw(_: Raw, subject: Subject, placement: Placement) -> Loaded:
     return Loaded(_transformers(subject, placement))
 
 
-def _quantized(recipe: Planned | Uniform, subject: Subject, placement: Placement) -> Loaded:
+def _quantized(
+    recipe: Planned | Uniform | Fitted, subject: Subject, placement: Placement
+) -> Loaded:
     plan = _plan(recipe, subject)
     config = _quantizer().EwqConfig(plan=plan)
     return Loaded(_transformers(subject, placement, config), plan)
@@ -184,6 +199,11 @@ def _gguf_type(recipe: GgufType, subject: Subject, placement: Placement) -> Load
 
 def _gguf_planned(recipe: GgufPlanned, subject: Subject, placement: Placement) -> Loaded:
     path, plan = _gguf_path(recipe, subject), subject.plan(recipe.plan)
+    return Loaded(_llama_cpp(path, subject, placement), plan, partial(_export_notes, path))
+
+
+def _gguf_fitted(recipe: GgufFitted, subject: Subject, placement: Placement) -> Loaded:
+    path, plan = _gguf_path(recipe, subject), subject.fitted_plan(recipe)
     return Loaded(_llama_cpp(path, subject, placement), plan, partial(_export_notes, path))
 
 
@@ -219,5 +239,7 @@ _LOADERS: dict[type, Callable[[Any, Subject, Placement], Loaded]] = {
     Planned: _quantized,
     GgufType: _gguf_type,
     GgufPlanned: _gguf_planned,
+    Fitted: _quantized,
+    GgufFitted: _gguf_fitted,
     GgufFile: _gguf_file,
 }

@@ -25,6 +25,7 @@ _VALUES: tuple[tuple[str, str, str, str], ...] = (
     ("tier", "quick", "TIER", "smoke, quick or full"),
     ("mmlu", "", "DIR|hub", "MMLU as a folder of CSV files or from the hub"),
     ("texts", "", "DIR|hub", "texts for perplexity: folder, file, or WikiText-2 from the hub"),
+    ("calibration", "", "DIR", "text that fitted plans are made on (default: ewq's own)"),
     ("thresholds", "", "FILE", "thresholds.toml (default: beside the benchmarks)"),
     ("baseline", "", "RUN", "stored run to gate against: a file, a run number or a commit"),
     (
@@ -54,6 +55,7 @@ class Options:
     tier: str
     mmlu: str
     texts: str
+    calibration: str
     thresholds: Path | None
     baseline: str
     decode: str
@@ -81,6 +83,7 @@ class Options:
             tier=_one_of("tier", read("tier"), tuple(TIERS)),
             mmlu=_folder_or_hub("mmlu", read("mmlu")),
             texts=_folder_or_hub("texts", read("texts")),
+            calibration=read("calibration"),
             thresholds=_existing("thresholds", thresholds) if thresholds else None,
             baseline=read("baseline"),
             decode=_one_of(

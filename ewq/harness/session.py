@@ -22,7 +22,7 @@ from ewq.progress import Progress
 from ewq.record import Record
 from ewq.tasks.table import Data, Inputs, find_task
 from ewq.tasks.tiers import tier_sizes
-from ewq.variants import REFERENCE, GgufPlanned, Planned, Variant
+from ewq.variants import REFERENCE, GgufPlanned, Planned, Variant, is_fit_name
 
 if TYPE_CHECKING:
     from ewq.data.reference_logprobs import Reference
@@ -146,6 +146,7 @@ def open_session(
     )
     _check_plan_files(options, subject)
     data = RunData(options, tier_sizes(options.tier, placement.device), progress)
+    _check_calibration(options, data)
     identity = _identity(options, subject, placement, data, selected)
     gate = open_gate(
         options,
@@ -175,6 +176,14 @@ def _check_plan_files(options: Options, subject: Subject) -> None:
         recipe = variant.recipe
         if isinstance(recipe, Planned | GgufPlanned) and isinstance(recipe.plan, Path):
             subject.plan(recipe.plan)
+
+
+def _check_calibration(options: Options, data: RunData) -> None:
+    """Refuse to judge fitted plans on the text that they are made on."""
+    if any(is_fit_name(variant.name) for variant in options.variants):
+        from ewq.sensitivity.calibration import calibration_texts, refuse_evaluation_text
+
+        refuse_evaluation_text(calibration_texts(options.calibration), data.texts)
 
 
 def _identity(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +15,20 @@ from ewq.errors import BackendUnavailable, CheckpointError
 from ewq.instruments.gpu import ALL, gpus_of
 from ewq.planning.plan import check_plan, read_plan
 from ewq.progress import NO_PROGRESS, Progress
-from ewq.variants import FactorOrFile
+from ewq.sensitivity.calibration import SEQUENCES, Calibrating
+from ewq.variants import FactorOrFile, Fitted, GgufFitted
 
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint
+    from ewq.fit.plans import Fitting
     from ewq.planning.analysis import Analysis
     from ewq.planning.plan import QuantizationPlan
     from ewq.precision import Precision
 
 TINY_MODEL = "tiny-llama"
 """The fixture model of the smoke tier."""
+SMOKE_SEQUENCES = 8
+"""Of the calibration text, where only the way is tested."""
 BATCH_TOKENS = 8192
 """Tokens of one batch, equal for all variants: its composition moves half-precision results."""
 
@@ -39,6 +43,8 @@ class Subject:
     progress: Progress = NO_PROGRESS
     is_dummy: bool = False
     """Random weights: only speed and memory mean anything."""
+    calibrating: Calibrating = Calibrating()  # noqa: RUF009 (frozen)
+    """How the sensitivity that fitted plans rest on is measured."""
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -91,12 +97,51 @@ class Subject:
         check_plan(plan, self.checkpoint)
         return plan
 
+    def fitted_plan(self, recipe: Fitted | GgufFitted) -> QuantizationPlan:
+        """The plan of least expected divergence of a size.
+
+        Raises:
+            PlanError: the size cannot be reached.
+            BackendUnavailable: random weights, which nothing can be fitted to.
+        """
+        from ewq.fit.run import Aim, make_plan
+
+        if isinstance(recipe, Fitted):
+            return make_plan(self._bitsandbytes_fitting, Aim(recipe.size_bytes))
+        aim = Aim(recipe.size_bytes, like=recipe.like)
+        return make_plan(self._gguf_fitting, aim, file_bytes=True)
+
+    @property
+    def imatrix(self) -> Path:
+        """The importance matrix of the calibration text."""
+        from ewq.fit.prepare import converted
+        from ewq.fit.run import importance_of
+
+        return importance_of(self._gguf_fitting, converted(self.checkpoint, self.progress))
+
+    @cached_property
+    def _gguf_fitting(self) -> Fitting:
+        return self._fitting("gguf")
+
+    @cached_property
+    def _bitsandbytes_fitting(self) -> Fitting:
+        return self._fitting("bitsandbytes")
+
+    def _fitting(self, target: str) -> Fitting:
+        from ewq.fit.prepare import open_fitting
+
+        if self.is_dummy:
+            raise BackendUnavailable(f"{self.label} has random weights: there is nothing to fit")
+        return open_fitting(self.checkpoint, target, self.calibrating, self.progress)
+
     def uniform_plan(self, precision: Precision) -> QuantizationPlan:
         """Every block at one precision."""
         return self.analysis.uniform_plan(precision)
 
 
-def find_subject(model: str, tier: str, device: str, progress: Progress) -> Subject:
+def find_subject(
+    model: str, tier: str, device: str, progress: Progress, calibration: str = ""
+) -> Subject:
     """The model that ``--ewq-model`` names: the embedded one, or the tiny one in the smoke tier.
 
     ``dummy:CONFIG`` is a shape with random weights, drawn on the (first) device.
@@ -115,6 +160,12 @@ def find_subject(model: str, tier: str, device: str, progress: Progress) -> Subj
         subject = Subject(f"fixture {TINY_MODEL}", str(fixture_path(TINY_MODEL)), progress)
     else:
         subject = Subject(EMBEDDED_MODEL, str(embedded_model(progress)), progress)
+    how = Calibrating(
+        calibration or None,
+        sequences=SMOKE_SEQUENCES if tier == "smoke" else SEQUENCES,
+        device=next(iter(gpus_of(device)), device),
+    )
+    subject = replace(subject, calibrating=how)
     # Opened here so that a missing model ends the run before anything is loaded.
     progress.start(f"finding {subject.label}", 1, "model")
     try:

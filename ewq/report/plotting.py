@@ -13,7 +13,7 @@ from typing import Any
 
 from ewq.report.document import Figure, Label, Plot
 from ewq.report.escaping import plot_text
-from ewq.variants import FIXED, GgufType, Raw, Uniform, engine_of, is_plan_name
+from ewq.variants import FIXED, GgufType, Raw, Uniform, engine_of, is_fit_name, is_plan_name
 
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
 VERMILLION, PURPLE, YELLOW, GREY = "#D55E00", "#CC79A7", "#F0E442", "#8A8F98"
@@ -48,9 +48,10 @@ UNQUANTIZED = VariantKind("16 bits, not quantized", GREY, "star")
 PLANNED = VariantKind("EWQ plan, bitsandbytes", BLUE, "circle", planned=True)
 UNIFORM = VariantKind("uniform control, bitsandbytes", VERMILLION, "square-open", control=True)
 GGUF_PLANNED = VariantKind("EWQ plan, GGUF", GREEN, "diamond", planned=True)
+FITTED = VariantKind("least expected divergence", SKY, "hexagram", planned=True)
 GGUF_UNIFORM = VariantKind("uniform control, GGUF preset", ORANGE, "diamond-open", control=True)
 OTHER = VariantKind("other", PURPLE, "cross")
-VARIANT_KINDS = (UNQUANTIZED, PLANNED, UNIFORM, GGUF_PLANNED, GGUF_UNIFORM, OTHER)
+VARIANT_KINDS = (UNQUANTIZED, PLANNED, UNIFORM, GGUF_PLANNED, GGUF_UNIFORM, FITTED, OTHER)
 _KIND_OF_RECIPE: dict[type, VariantKind] = {
     Raw: UNQUANTIZED,
     Uniform: UNIFORM,
@@ -64,6 +65,8 @@ def variant_kind(variant: str) -> VariantKind:
         return UNQUANTIZED
     if is_plan_name(variant):
         return GGUF_PLANNED if engine_of(variant) == "llama.cpp" else PLANNED
+    if is_fit_name(variant):
+        return FITTED
     return _KIND_OF_RECIPE.get(type(FIXED.get(variant)), OTHER)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.data.texts import TextSet, load_texts
-from ewq.data.windows import bos_token
 from ewq.errors import InputError
 
 SEQUENCES = 32
@@ -23,6 +22,19 @@ LEAST_SEQUENCES = 4
 LONG_LINE = 80
 """Characters from which on a line that two texts share is no coincidence."""
 MOST_SHARED = 0.1
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """How sensitivity is measured."""
+
+    source: str | Path | None = None
+    """A text file or a folder of domains; the text that ewq carries unless given."""
+    sequences: int = SEQUENCES
+    tokens: int = SEQUENCE_TOKENS
+    seed: int = 0
+    device: str = "cpu"
+    cache: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,8 @@ def make_calibration(
     Raises:
         InputError: the texts are too short.
     """
+    from ewq.data.windows import bos_token
+
     length = min(tokens, context_length or tokens)
     bos = bos_token(tokenizer)
     prefix = () if bos is None else (bos,)

@@ -1,7 +1,8 @@
 import pytest
 
 from ewq.checkpoint.opening import open_checkpoint
-from ewq.fit.prepare import Calibrating, calibrate, converted, prepare
+from ewq.fit.prepare import calibrate, converted, prepare
+from ewq.sensitivity.calibration import Calibrating
 from tests.gguf.models import require_converter, save_deep
 from tests.session import made_once
 

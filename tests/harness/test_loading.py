@@ -2,19 +2,29 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from ewq.errors import CheckpointError, EwqError, PlanError
+from ewq.errors import BackendUnavailable, CheckpointError, EwqError, PlanError
 from ewq.gguf import probe
 from ewq.harness import loading
-from ewq.harness.loading import get_ready, load_variant, same_model, warm_up, weights_bytes
+from ewq.harness.loading import (
+    _gguf_path,
+    get_ready,
+    load_variant,
+    same_model,
+    warm_up,
+    weights_bytes,
+)
 from ewq.harness.subject import Placement, Subject
 from ewq.planning.plan import write_plan
+from ewq.precision import Precision
+from ewq.sensitivity.calibration import Calibrating
 from ewq.variants import find_variant
-from tests.gguf.models import shared_gguf
+from tests.gguf.models import require_converter, shared_gguf
 
 CPU = Placement("cpu", "float32")
 TINY = Path(__file__).parent.parent.parent / "fixtures" / "tiny-llama"
@@ -154,3 +164,40 @@ def test_variants_are_the_same_model_where_one_engine_gives_every_weight_one_typ
     subject, one, other, same
 ):
     assert same_model(find_variant(one), find_variant(other), subject) is same
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    require_converter()
+    how = Calibrating(sequences=4, tokens=64)
+    return Subject("tiny", str(TINY), calibrating=how)
+
+
+def test_a_fitted_gguf_is_no_larger_than_its_namesake_and_has_its_plans_types(calibrated):
+    fitted, plain = find_variant("gguf-fit-q4_k_m"), find_variant("gguf-q4_k_m")
+    most = weights_bytes(plain, calibrated, CPU)
+    assert 0.98 * most < weights_bytes(fitted, calibrated, CPU) <= most
+    loaded = load_variant(fitted, calibrated, CPU)
+    loaded.model.close()
+    assert loaded.plan.types["token_embd.weight"] != "F32"
+    assert loaded.plan.expected_kld.value > 0
+
+
+def test_a_recipe_with_an_importance_matrix_is_another_file_of_the_same_size(calibrated):
+    plain, twin = find_variant("gguf-q4_k_m"), find_variant("gguf-q4_k_m-imatrix")
+    paths = [_gguf_path(variant.recipe, calibrated) for variant in (plain, twin)]
+    assert paths[0].stat().st_size == paths[1].stat().st_size
+    assert paths[0].read_bytes() != paths[1].read_bytes()
+
+
+def test_a_fitted_plan_is_loaded_with_bitsandbytes(calibrated):
+    loaded = load_variant(find_variant("fit-480kb"), calibrated, CPU)
+    loaded.model.close()
+    assert set(loaded.plan.weights.values()) == {Precision.EIGHT_BIT, Precision.FOUR_BIT}
+    assert loaded.plan.size_bytes <= 480_000
+
+
+def test_nothing_is_fitted_to_random_weights(calibrated):
+    dummy = replace(calibrated, is_dummy=True)
+    with pytest.raises(BackendUnavailable, match="nothing to fit"):
+        load_variant(find_variant("gguf-fit-q4_k_m"), dummy, CPU)
