@@ -73,8 +73,8 @@ def with_older_keys(load: Callable[..., dict[str, Any]]) -> Callable[..., dict[s
     Without them neither GPT-2, Pythia, Falcon nor MiniMax converts, saved anew or as published.
     """
 
-    def complete(folder: Path, *options: Any) -> dict[str, Any]:
-        config = load(folder, *options)
+    def complete(folder: Path, *options: Any, **named: Any) -> dict[str, Any]:
+        config = load(folder, *options, **named)
         published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         share = (config.get("rope_parameters") or {}).get("partial_rotary_factor", 1.0)
         older = {
