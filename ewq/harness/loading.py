@@ -64,9 +64,9 @@ def get_ready(variant: Variant, subject: Subject, placement: Placement) -> None:
     """
     recipe = variant.recipe
     _ = subject.tokenizer
-    if isinstance(recipe, Planned | Uniform):
+    if isinstance(recipe, Planned | Uniform | Fitted):
         _quantizer()
-        _ = subject.analysis
+        _ = _plan(recipe, subject)
     file = _file_of(recipe, subject)
     if file is not None:
         from ewq.gguf.probe import probe_file
