@@ -46,8 +46,7 @@ GROUPS = {
 }
 """The division of MMLU's authors as lm-evaluation-harness uses it."""
 GROUP_OF = {subject: group for group, names in GROUPS.items() for subject in names.split()}
-"""Subject to group; subjects outside MMLU belong to none and stand as ``ungrouped``."""
-UNGROUPED = "ungrouped"
+"""Subject to group; subjects outside MMLU belong to none."""
 SHOWN = 40
 """Characters of a cell that an error shows."""
 _COLUMNS = "question, A, B, C, D, answer letter"

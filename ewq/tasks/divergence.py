@@ -137,7 +137,6 @@ def run(
         side={
             "delta_p_percentiles": _percentiles(whole.delta_p, _DELTA_P_PERCENTILES),
             "kld_max": float(whole.kld.max()),
-            "kld_by_domain": _kld_by_domain(windows, per_window),
         },
     )
 
@@ -308,14 +307,6 @@ def _kld_percentiles(kld: Array) -> dict[str, Metric]:
 
 def _percentiles(values: Array, at: Sequence[float]) -> dict[str, Json]:
     return {f"p{q:g}": float(np.percentile(values, q)) for q in at}
-
-
-def _kld_by_domain(windows: Sequence[Window], parts: Sequence[_Tokens]) -> dict[str, Json]:
-    means: dict[str, Json] = {}
-    for domain in dict.fromkeys(window.domain for window in windows):
-        inside = [t.kld for w, t in zip(windows, parts, strict=True) if w.domain == domain]
-        means[domain] = float(np.concatenate(inside).mean())
-    return means
 
 
 def _items(windows: Sequence[Window], per_window: Sequence[_Tokens]) -> Items:

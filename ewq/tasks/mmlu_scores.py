@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ewq import stats
-from ewq.data.mmlu import GROUP_OF, LETTERS, UNGROUPED, MmluData
+from ewq.data.mmlu import GROUP_OF, LETTERS, MmluData
 from ewq.errors import InputError, MeasurementError
 from ewq.measurement import Doubt, DoubtKind, Items, Json, Metric, TaskResult
 
@@ -50,7 +50,7 @@ def answers_result(
         metrics=accuracy_metrics(items, data.subjects),
         items=Items({"answer": items}),
         doubts=chance_doubts(items, data),
-        side={"logprobs": pack_logprobs(logprobs), **tallies(items, data.subjects)},
+        side={"logprobs": pack_logprobs(logprobs)},
     )
 
 
@@ -91,8 +91,7 @@ def accuracy_metrics(items: str, subjects: Mapping[str, int]) -> dict[str, Metri
         "accuracy_macro": Metric(sum(accuracies) / len(tally), "fraction", True, n, macro),
     }
     for group, part in _by_group(tally).items():
-        if group != UNGROUPED:
-            metrics[f"accuracy/{group}"] = _size_weighted(part)
+        metrics[f"accuracy/{group}"] = _size_weighted(part)
     answered = Counter(items.upper())
     for letter in LETTERS:
         error = stats.share_stderr(answered[letter], n)
@@ -110,20 +109,12 @@ def subject_tally(items: str, subjects: Mapping[str, int]) -> dict[str, tuple[in
     return tally
 
 
-def tallies(items: str, subjects: Mapping[str, int]) -> dict[str, Json]:
-    """Right answers and questions by subject and by group, for reports."""
-    by_subject = subject_tally(items, subjects)
-    return {
-        "subjects": {name: list(pair) for name, pair in by_subject.items()},
-        "groups": {name: list(_total(part)) for name, part in _by_group(by_subject).items()},
-    }
-
-
 def _by_group(tally: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, tuple[int, int]]]:
-    """The tallies of each group's subjects; :data:`UNGROUPED` for those outside MMLU."""
+    """The tallies of each group's subjects, without those outside MMLU."""
     groups: dict[str, dict[str, tuple[int, int]]] = {}
-    for subject, pair in tally.items():
-        groups.setdefault(GROUP_OF.get(subject, UNGROUPED), {})[subject] = pair
+    for subject in tally:
+        if group := GROUP_OF.get(subject):
+            groups.setdefault(group, {})[subject] = tally[subject]
     return groups
 
 
