@@ -194,3 +194,11 @@ def test_the_first_question_without_a_number_is_named():
     logprobs[2, 1] = np.nan
     with pytest.raises(MeasurementError, match=r"question 3 are not finite \(1 such"):
         require_finite(logprobs, "MMLU")
+
+
+@pytest.mark.parametrize(("right", "at_chance"), [(38, False), (30, True)])
+def test_two_standard_errors_above_a_constant_answer_are_no_chance(right, at_chance):
+    """38 of 100 have an error of 4.9 %: two of them above 25 %, not three."""
+    data = data_with_answers([i % 4 for i in range(100)])
+    predicted = [q.answer if i < right else (q.answer + 1) % 4 for i, q in enumerate(data.test)]
+    assert bool(chance_doubts(pack_items(predicted, data), data)) == at_chance
