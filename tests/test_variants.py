@@ -7,6 +7,7 @@ import pytest
 from ewq.errors import InputError
 from ewq.report.plotting import (
     FITTED,
+    GGUF_FITTED,
     GGUF_PLANNED,
     GGUF_UNIFORM,
     OTHER,
@@ -122,7 +123,7 @@ def test_a_gguf_file_is_named_by_its_file(tmp_path):
         ("bnb-nf4", "transformers", UNIFORM),
         ("gguf-q4_k_m", "llama.cpp", GGUF_UNIFORM),
         ("gguf-q4_k_m-imatrix", "llama.cpp", GGUF_UNIFORM),
-        ("gguf-fit-q4_k_m", "llama.cpp", FITTED),
+        ("gguf-fit-q4_k_m", "llama.cpp", GGUF_FITTED),
         ("fit-90mb", "transformers", FITTED),
         ("other.gguf", "llama.cpp", OTHER),
         ("of-a-later-version", "transformers", OTHER),

@@ -60,8 +60,8 @@ def comparison_page(comparison: Comparison, kept: int | None = None) -> Page:
     """
     ranked = sorted(comparison.rows, key=_importance)
     shown = ranked if kept is None else ranked[:kept]
-    notable = [row for row in shown if row.change.verdict in _NOTABLE]
-    rest = [row for row in shown if row.change.verdict not in _NOTABLE]
+    notable = [row for row in shown if _is_notable(row)]
+    rest = [row for row in shown if not _is_notable(row)]
     parts = [
         *_bullets(comparison, short=kept is not None),
         *([_changes(comparison, notable)] if notable else []),
@@ -79,7 +79,7 @@ def headline(comparison: Comparison) -> str:
     """The verdict in a few words."""
     if comparison.exit_code == 2:
         return "not comparable"
-    verdicts = [row.change.verdict for row in comparison.rows]
+    verdicts = [row.change.verdict for row in comparison.rows if _is_notable(row)]
     failed, open_ones, improved = (verdicts.count(verdict) for verdict in _NOTABLE)
     if comparison.exit_code == 1:
         lost = len(comparison.losses)
@@ -110,9 +110,18 @@ def _measures_quality(task: str) -> bool:
     return any(figure.kind in (Kind.QUALITY, Kind.CHOICE) for figure in figures)
 
 
+def _is_notable(row: Row) -> bool:
+    """Whether it changed for certain, or perhaps by more than is tolerated."""
+    verdict = row.change.verdict
+    doubtful = verdict is Verdict.INCONCLUSIVE and not row.change.worse
+    return verdict in _NOTABLE and not doubtful
+
+
 def _importance(row: Row) -> int:
     verdict = row.change.verdict
-    return _NOTABLE.index(verdict) if verdict in _NOTABLE else len(_NOTABLE) + (verdict is None)
+    if verdict and _is_notable(row):
+        return _NOTABLE.index(verdict)
+    return len(_NOTABLE) + (verdict is None)
 
 
 def _bullets(comparison: Comparison, *, short: bool) -> list[Bullets]:

@@ -48,10 +48,13 @@ UNQUANTIZED = VariantKind("16 bits, not quantized", GREY, "star")
 PLANNED = VariantKind("EWQ plan, bitsandbytes", BLUE, "circle", planned=True)
 UNIFORM = VariantKind("uniform control, bitsandbytes", VERMILLION, "square-open", control=True)
 GGUF_PLANNED = VariantKind("EWQ plan, GGUF", GREEN, "diamond", planned=True)
-FITTED = VariantKind("least expected divergence", SKY, "hexagram", planned=True)
 GGUF_UNIFORM = VariantKind("uniform control, GGUF preset", ORANGE, "diamond-open", control=True)
-OTHER = VariantKind("other", PURPLE, "cross")
-VARIANT_KINDS = (UNQUANTIZED, PLANNED, UNIFORM, GGUF_PLANNED, GGUF_UNIFORM, FITTED, OTHER)
+FITTED = VariantKind("fitted plan, bitsandbytes", SKY, "triangle-up", planned=True)
+GGUF_FITTED = VariantKind("fitted plan, GGUF", PURPLE, "triangle-up", planned=True)
+OTHER = VariantKind("other", GREY, "cross")
+VARIANT_KINDS = (
+    UNQUANTIZED, PLANNED, FITTED, UNIFORM, GGUF_PLANNED, GGUF_FITTED, GGUF_UNIFORM, OTHER,
+)  # fmt: skip
 _KIND_OF_RECIPE: dict[type, VariantKind] = {
     Raw: UNQUANTIZED,
     Uniform: UNIFORM,
@@ -66,7 +69,7 @@ def variant_kind(variant: str) -> VariantKind:
     if is_plan_name(variant):
         return GGUF_PLANNED if engine_of(variant) == "llama.cpp" else PLANNED
     if is_fit_name(variant):
-        return FITTED
+        return GGUF_FITTED if engine_of(variant) == "llama.cpp" else FITTED
     return _KIND_OF_RECIPE.get(type(FIXED.get(variant)), OTHER)
 
 

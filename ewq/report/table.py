@@ -194,7 +194,9 @@ def footnotes(rows: Sequence[VariantRow]) -> list[str]:
         parts.append("KLD: mean divergence from fp16 in nats per token")
     notes = ["; ".join(parts) + "."]
     if VERDICT in shown:
-        notes.append("✓ passed, ✗ failed, ? too little evidence, ▲ better than the baseline.")
+        notes.append(
+            "✓ passed (or how many), ✗ failed, ? too little evidence, ▲ better than before."
+        )
     if any(row.clock_doubt for row in rows):
         notes.append("~ speed unreliable: noisy or throttled clock.")
     if any(row.at_chance(mmlu_task(rows)) for row in rows):

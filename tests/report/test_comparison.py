@@ -83,6 +83,10 @@ def noisy(records):
             "no regression: 1 metric inconclusive", id="one changed answer",
         ),
         pytest.param(
+            [speed(100, doubts=NOISY)], [speed(99, doubts=NOISY)], "no change",
+            id="within tolerance, in doubt",
+        ),
+        pytest.param(
             [mmlu("Ab" + "A" * 198)], [mmlu("bA" + "A" * 198)], "no regression",
             id="two answers that changed places",
         ),
