@@ -145,3 +145,14 @@ def test_another_tokenizer_is_not_comparable(compare):
     both = compare_runs(replace(comparison.before, settings={"tokenizer": "a"}), comparison.after)
     assert both.exit_code == 2
     assert both.refusals == ("measured with another tokenizer",)
+
+
+def test_what_one_run_was_not_asked_for_is_told_from_what_it_lost(compare):
+    selected = compare(SPEED_AND_SIZE, [speed(100)])
+    assert selected.uncovered == ("ewq-0.65/memory: only in the baseline",)
+    assert selected.losses == ()
+    lost = compare(SPEED_AND_SIZE, [speed(100)], session=LOST)
+    assert lost.uncovered == ()
+    assert [loss.split(":")[0] for loss in lost.losses] == ["ewq-0.65/memory"]
+    more = compare([speed(100)], SPEED_AND_SIZE)
+    assert more.uncovered == ("ewq-0.65/memory: not in the baseline",)

@@ -207,6 +207,7 @@ BASELINES = {
     "slower within noise": ("throughput", speed(100, 20), speed(80, 20), (), Q),
     "slower while throttled": ("throughput", speed(100), speed(80), THROTTLED, Q),
     "faster": ("throughput", speed(100), speed(120), (), U),
+    "faster while throttled": ("throughput", speed(100), speed(120), THROTTLED, Q),
     "faster within noise": ("throughput", speed(100, 20), speed(120, 20), (), P),
     "more memory": ("memory", size(1000), size(1010), (), F),
     "memory within tolerance": ("memory", size(1000), size(1004), (), P),
@@ -467,3 +468,26 @@ def test_answers_of_one_subject_belong_together():
 
     assert paired_changes(before, after)["accuracy"].stderr == clustered.stderr
     assert clustered.stderr > 0.2
+
+
+@pytest.mark.parametrize(("errors", "verdict"), [(1.55, Q), (1.70, F)])
+def test_the_direction_is_asked_for_so_one_tail_decides(errors, verdict):
+    """1.645 standard errors are 5 % of one tail."""
+    old, new = (
+        record("throughput", metrics=speed(v, 10 / 2**0.5)) for v in (100, 100 - 10 * errors)
+    )
+    tolerances = {"decode_tokens_per_s": Tolerance(relative=0.1)}
+    assert changes(old, new, tolerances)[0].verdict is verdict
+
+
+def test_the_side_of_fewer_clusters_decides_how_sure_a_difference_is():
+    values = [Metric(20.0 + 3 * i, "ratio", False, 900, 1.0, 30 - 28 * i) for i in range(2)]
+    old, new = (record("perplexity", metrics={"perplexity": value}) for value in values)
+    (change,) = changes(old, new, DEFAULT_TOLERANCES["perplexity"])
+    assert change.p_value == pytest.approx(two_sided_p(3.0, 2**0.5, 2))
+    assert change.sentence == f"{change.text} [{change.statistic}]"
+
+
+def test_a_figure_of_one_observation_is_tested_with_the_normal_distribution():
+    metrics = delta(0.03, n=1)
+    assert judge(record(metrics=metrics), {"accuracy_delta": NONINFERIOR}).verdict is P

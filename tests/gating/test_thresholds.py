@@ -165,3 +165,8 @@ def test_the_shipped_thresholds_are_valid_and_gate_every_quality_task():
     for task in ("mmlu", "mmlu_cloze", "perplexity", "divergence"):
         assert all(thresholds.for_(v, task) for v in VARIANTS if v != "fp16"), task
         assert thresholds.for_("fp16", task) == {}
+
+
+def test_a_tolerance_of_nothing_is_one(tmp_path):
+    read = load(tmp_path, "[tolerance.mmlu]\naccuracy = {absolute = 0}")
+    assert read.tolerances_for("mmlu", "cpu")["accuracy"] == Tolerance(absolute=0.0)
