@@ -27,6 +27,9 @@ class Rounding(StrEnum):
     GPTQ = "gptq"
 
 
+ROUNDING_HELP = "gptq: let the errors of columns cancel on the calibration text (GGUF only)."
+
+
 def export(
     model: Annotated[str, typer.Argument(help="Hub id, model folder, or .gguf file.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The .gguf file to write.")],
@@ -43,9 +46,7 @@ def export(
     converter: Annotated[
         Path | None, typer.Option(help="llama.cpp's own convert_hf_to_gguf.py.")
     ] = None,
-    rounding: Annotated[
-        Rounding, typer.Option(help="gptq: let the errors of columns cancel on a calibration text.")
-    ] = Rounding.NEAREST,
+    rounding: Annotated[Rounding, typer.Option(help=ROUNDING_HELP)] = Rounding.NEAREST,
     calibration: Annotated[
         Path | None, typer.Option(help="Text for --rounding gptq: a file, or a folder of domains.")
     ] = None,

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ewq.cli.export import ROUNDING_HELP, Rounding
 from ewq.cli.plan_view import size_text
 from ewq.cli.progress import quiet_transformers, terminal_progress
 from ewq.codec import encode
+from ewq.errors import InputError
 from ewq.files import check_output
 from ewq.planning.plan import BITSANDBYTES
 from ewq.variants import parse_size
@@ -59,6 +61,7 @@ def fit(
     versus: Annotated[
         str, typer.Option(help="Recipes to measure beside it, such as Q4_K_M,Q5_K_M.")
     ] = "",
+    rounding: Annotated[Rounding, typer.Option(help=ROUNDING_HELP)] = Rounding.NEAREST,
     texts: Annotated[
         Path | None, typer.Option(help="Texts to measure on (default: ewq's own, other ones).")
     ] = None,
@@ -78,6 +81,8 @@ def fit(
 
     check_output(out, folder=engine == BITSANDBYTES)
     quiet_transformers()
+    if engine == BITSANDBYTES and rounding is Rounding.GPTQ:
+        raise InputError("--rounding gptq rounds GGUF files: leave it out for bitsandbytes")
     aim = Aim(None if size is None else parse_size(size), bpw, kld, like)
     made = run_fit(
         model,
@@ -89,6 +94,7 @@ def fit(
         versus=[name.strip() for name in versus.split(",") if name.strip()],
         texts=load_texts(texts) if texts else None,
         tokens_per_domain=text_tokens,
+        gptq=rounding is Rounding.GPTQ,
         progress=terminal_progress(),
     )
     if as_json:

@@ -15,7 +15,7 @@ from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.errors import InputError, PlanError
 from ewq.files import cache_dir
 from ewq.fit.plans import Fitting, Rule
-from ewq.fit.prepare import converted, open_fitting, write_importance
+from ewq.fit.prepare import calibrate, converted, open_fitting, write_importance
 from ewq.fit.targets import GGUF, padded
 from ewq.gguf.cache import cached_gguf
 from ewq.gguf.export import export_gguf
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ewq.data.texts import TextSet
     from ewq.measurement import Metric
     from ewq.model import LanguageModel
+    from ewq.sensitivity.calibration import Calibration
 
 TOKENS_PER_DOMAIN = 512
 """Of the evaluation texts, unless more are asked for."""
@@ -189,6 +190,7 @@ def fit(
     versus: Sequence[str] = (),
     texts: TextSet | None = None,
     tokens_per_domain: int = TOKENS_PER_DOMAIN,
+    gptq: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> Fitted:
     """Make the best file of a size, or the smallest of a divergence, and measure it.
@@ -203,6 +205,8 @@ def fit(
         versus: recipes of llama.cpp to measure beside, with the same importance matrix.
         texts: to measure on; those that ewq carries unless given.
         tokens_per_domain: most tokens measured of each domain.
+        gptq: round so that errors cancel on the calibration text (GGUF only); divergence is
+            expected as if not.
         progress: where to report.
 
     Raises:
@@ -219,19 +223,28 @@ def fit(
     tokenizer = load_tokenizer(fitting.checkpoint.path, fitting.checkpoint.model)
     plan = make_plan(fitting, aim, granularity, file_bytes=engine == GGUF)
     measuring = _Measuring(evaluation, tokenizer, tokens_per_domain, how.device, progress)
-    make = _bitsandbytes if engine == BITSANDBYTES else _gguf
-    own, rivals = make(fitting, plan, Path(out), versus, measuring)
+    if engine == BITSANDBYTES:
+        own, rivals = _bitsandbytes(fitting, plan, Path(out), versus, measuring)
+    else:
+        text = calibrate(fitting.checkpoint, how) if gptq else None
+        own, rivals = _gguf(fitting, plan, Path(out), versus, measuring, text)
     return Fitted(Path(out), plan, own, rivals, fitting.sensitivity.notes())
 
 
 def _gguf(
-    fitting: Fitting, plan: QuantizationPlan, out: Path, versus: Sequence[str], on: _Measuring
+    fitting: Fitting,
+    plan: QuantizationPlan,
+    out: Path,
+    versus: Sequence[str],
+    on: _Measuring,
+    calibration: Calibration | None,
 ) -> tuple[Measured, tuple[Measured, ...]]:
     from ewq.backends.llama_cpp import load_llama_cpp
 
     checkpoint, base = fitting.checkpoint, converted(fitting.checkpoint)
     imatrix = importance_of(fitting, base)
-    export_gguf(checkpoint.path, out, make_recipe(plan=plan, imatrix=imatrix), progress=on.progress)
+    recipe = make_recipe(plan=plan, imatrix=imatrix)
+    export_gguf(checkpoint.path, out, recipe, calibration=calibration, progress=on.progress)
     files = {out.name: out} | {
         f"{name.upper()} with the same importance matrix": cached_gguf(
             checkpoint.path,

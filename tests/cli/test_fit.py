@@ -56,6 +56,26 @@ def test_the_file_is_no_larger_than_the_recipe_and_closer_to_the_model(call, tmp
     assert own["metrics"]["kld_mean"]["value"] == pytest.approx(expected, rel=0.5)
 
 
+def test_errors_that_cancel_leave_a_file_of_the_same_size_closer_to_the_model(call, tmp_path):
+    found = {}
+    for rounding in ("nearest", "gptq"):
+        out = tmp_path / f"{rounding}.gguf"
+        result = call(
+            *("fit", TINY, "--like", "Q4_K_M", "-o", out, "--rounding", rounding),
+            *("--text-tokens", 96, "--json"),
+        )
+        assert result.exit_code == 0, result.output
+        found[rounding] = json.loads(result.stdout)["measured"][0]
+    assert found["gptq"]["bytes"] == found["nearest"]["bytes"]
+    before, after = (found[name]["metrics"]["kld_mean"]["value"] for name in ("nearest", "gptq"))
+    assert after < before
+
+
+def test_errors_cancel_in_gguf_files_only(call, tmp_path):
+    options = ("--bpw", 6, "--engine", "bitsandbytes", "--rounding", "gptq", "-o", tmp_path / "o")
+    assert "leave it out for bitsandbytes" in refusal(call("fit", TINY, *options))
+
+
 def test_a_size_is_that_of_the_whole_file(call, tmp_path):
     out = tmp_path / "fit.gguf"
     result = call("fit", TINY, "--size", "420KB", "-o", out, *SHORT, "--text-tokens", 64)
