@@ -14,7 +14,7 @@ ARGS ?=
 
 bench: $(VENV)/.installed
 	@echo 'Benchmarking the embedded model: about half an hour on two cores, less on a GPU.'
-	$(BIN)/pytest benchmarks/ -k "$(VARIANTS)" --benchmark-autosave $(ARGS)
+	$(BIN)/pytest benchmarks/ -k "$(VARIANTS)" $(ARGS)
 
 test: lint types tests smoke
 
@@ -32,7 +32,7 @@ tests: $(VENV)/.installed
 
 smoke: $(VENV)/.installed
 	@echo 'Running the benchmarks in their smoke tier: under a minute.'
-	$(BIN)/pytest benchmarks/ --ewq-tier smoke --benchmark-storage=.benchmarks/smoke --benchmark-autosave
+	$(BIN)/pytest benchmarks/ --ewq-tier smoke --benchmark-storage=.benchmarks/smoke
 
 style: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

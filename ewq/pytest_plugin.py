@@ -17,7 +17,9 @@ from ewq.harness.state import (
     TASK_MARK,
     PluginState,
     compared_files,
+    hide_timing_tables,
     key_of,
+    save_by_default,
     state_of,
     stop_saving,
     storage_folder,
@@ -59,9 +61,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
     json_path = str(config.getoption("benchmark_json", None) or "")
     config.pluginmanager.register(PluginState(options, json_path=json_path), "ewq-state")
-    if config.getoption("benchmark_columns", "absent") is None:
-        # The quality figures stand in ewq's own table; of times, these two say something.
-        config.option.benchmark_columns = ["median", "rounds"]
+    if options.dry_run:
+        config.option.collectonly = True
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -102,7 +103,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             find_task(task)
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
-    state_of(session.config).selected = keys
+    state = state_of(session.config)
+    state.selected = keys
+    if keys and session.config.getoption("benchmark_columns", "absent") is None:
+        hide_timing_tables(session.config, [item for item in session.items if not key_of(item)])
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -169,6 +173,8 @@ def ewq_session(
         )
     )
     state.session = session
+    if not state.options.no_save:
+        save_by_default(pytestconfig)
     try:
         _or_exit(lambda: prepare_references(session))
         yield session
@@ -182,6 +188,10 @@ def variant(request: pytest.FixtureRequest, ewq_session: Session) -> Iterator[Va
     handle = ewq_session.handle(_variant_named(ewq_session, request.param))
     yield handle
     handle.close()
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and (line := state_of(request.config).expectation(handle.name)):
+        reporter.ensure_newline()
+        reporter.write_line(line)
 
 
 @pytest.fixture
@@ -295,7 +305,9 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
     """The table people know from EWQ, and what the gates said."""
     state = state_of(config)
-    if state.session is not None and state.session.records:
+    if state.options.dry_run:
+        terminalreporter.write_line(state.plan_in_words)
+    elif state.session is not None and state.session.records:
         from ewq.harness.terminal import write_summary
 
         write_summary(terminalreporter, state, storage_folder(config))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -23,16 +23,31 @@ from ewq.cli.report import report
 from ewq.errors import EwqError
 from ewq.report.escaping import terminal_line
 from ewq.threads import wait_without_spinning
+from ewq.version import __version__
 
 app = typer.Typer(
     name="ewq",
-    help="How far can this language model be quantized? Plans, artefacts and evidence.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 for command in (plan, fit, imatrix, diff, quantize, export, compare, report):
     app.command(command.__name__)(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"ewq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """How far can this language model be quantized? Plans, artefacts and evidence."""
 
 
 class Interrupted(EwqError):

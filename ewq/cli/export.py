@@ -32,7 +32,7 @@ ROUNDING_HELP = "gptq: let the errors of columns cancel on the calibration text 
 
 def export(
     model: Annotated[str, typer.Argument(help="Hub id, model folder, or .gguf file.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The .gguf file to write.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="The .gguf file to write.")],
     type_name: Annotated[
         str | None, typer.Option("--type", help="F16, BF16, Q8_0, Q6_K, Q4_K_M, ...")
     ] = None,

@@ -40,7 +40,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 def fit(
     model: Model,
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="A .gguf file, or for bitsandbytes a new folder.")
+        Path, typer.Option("-o", "--output", help="A .gguf file, or for bitsandbytes a new folder.")
     ],
     size: Annotated[
         str | None, typer.Option(help="Of the whole file, such as 5GB or 4.5GiB; never exceeded.")
@@ -106,7 +106,7 @@ def fit(
 
 def imatrix(
     model: Model,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The .gguf file to write.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="The .gguf file to write.")],
     calibration: Text = None,
     sequences: Sequences = 32,
     sequence_tokens: Tokens = 512,

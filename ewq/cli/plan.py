@@ -65,7 +65,7 @@ def plan(
         typer.Option(help="Text file or folder of them for fisher (default: ewq's own)."),
     ] = None,
     out: Annotated[
-        str | None, typer.Option("-o", "--out", help="Output file, or a directory (trailing /).")
+        str | None, typer.Option("-o", "--output", help="Output file, or a directory (trailing /).")
     ] = None,
     seed: Annotated[
         list[int] | None,

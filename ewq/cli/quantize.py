@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def quantize(
     model: Annotated[str, typer.Argument(help="Hub id or model folder.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="A new folder.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="A new folder.")],
     plan: Annotated[Path | None, typer.Option(help="A plan file; or give a rule.")] = None,
     factor: Annotated[
         float | None, typer.Option(help="4-bit starts below mean - FACTOR * std.")

@@ -38,6 +38,8 @@ _VALUES: tuple[tuple[str, str, str, str], ...] = (
 _FLAGS: tuple[tuple[str, str], ...] = (
     ("require-baseline", "fail before loading a model when there is no valid baseline"),
     ("resume", "continue the interrupted run with what is missing"),
+    ("no-save", "measure without storing the run"),
+    ("dry-run", "say what would be measured, and measure nothing"),
 )
 
 
@@ -61,6 +63,8 @@ class Options:
     decode: str
     require_baseline: bool
     resume: bool
+    no_save: bool
+    dry_run: bool
 
     @classmethod
     def from_pytest(cls, config: pytest.Config) -> Options:
@@ -91,6 +95,8 @@ class Options:
             ),
             require_baseline=_flag(config, "require-baseline"),
             resume=_flag(config, "resume"),
+            no_save=_flag(config, "no-save"),
+            dry_run=_flag(config, "dry-run"),
         )
 
 

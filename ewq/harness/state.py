@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ewq.record import RecordKey
 
 TASK_MARK = "task"
+LONG_S = 60
+"""A first variant that takes longer is worth a word on all."""
 
 
 @dataclass(eq=False)
@@ -30,6 +33,7 @@ class PluginState:
     json_path: str = ""
     """Where ``--benchmark-json`` puts the run."""
     started_s: float = field(default_factory=time.time)
+    _told_expectation: bool = False
 
     def retire_journal(self, config: pytest.Config) -> None:
         """After a complete run was stored there is nothing to resume."""
@@ -50,6 +54,26 @@ class PluginState:
         files = sorted(storage.glob("*/[0-9]*.json"), key=lambda path: path.stat().st_mtime_ns)
         fresh = [path for path in files if path.stat().st_mtime > self.started_s]
         return fresh[-1] if fresh else None
+
+    @property
+    def plan_in_words(self) -> str:
+        """How much is going to be measured."""
+        variants = list(dict.fromkeys(variant for variant, _ in self.selected))
+        tasks = {task for _, task in self.selected}
+        return (
+            f"ewq: {len(self.selected)} measurements: {len(tasks)} tasks on {len(variants)} "
+            f"variants ({', '.join(variants)})"
+        )
+
+    def expectation(self, variant: str) -> str:
+        """How long all variants will take, after the first; empty where that is soon or known."""
+        variants = {name for name, _ in self.selected}
+        passed_s = time.time() - self.started_s
+        if self._told_expectation or len(variants) < 2 or passed_s < LONG_S:
+            return ""
+        self._told_expectation = True
+        one, whole = (f"{passed_s * n / 60:.0f}" for n in (1, len(variants)))
+        return f"ewq: {variant} took {one} min; about {whole} for all {len(variants)}"
 
     @property
     def storage_json(self) -> dict[str, Any]:
@@ -108,6 +132,26 @@ def why_ungated(config: pytest.Config) -> str:
     if getattr(getattr(config, "_benchmarksession", None), "disabled", False):
         return "pytest-benchmark is disabled under xdist: nothing is stored or gated"
     return ""
+
+
+def save_by_default(config: pytest.Config) -> None:
+    """Keep a run for which nobody said where: hours of measuring are not to be lost."""
+    saving = getattr(config, "_benchmarksession", None)
+    if saving is not None and not (saving.save or saving.autosave or saving.json):
+        from pytest_benchmark.utils import get_tag
+
+        saving.autosave = get_tag()  # type: ignore[no-untyped-call]
+
+
+def hide_timing_tables(config: pytest.Config, others: Sequence[pytest.Item]) -> None:
+    """Leave pytest-benchmark's tables out where all its benchmarks are ewq's.
+
+    What they time is an evaluation, once; ``--benchmark-columns`` brings them back.
+    """
+    saving = getattr(config, "_benchmarksession", None)
+    theirs = any("benchmark" in getattr(item, "fixturenames", ()) for item in others)
+    if saving is not None and not theirs:
+        saving.quiet = True
 
 
 def stop_saving(config: pytest.Config) -> None:

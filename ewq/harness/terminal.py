@@ -89,7 +89,7 @@ def _skips(state: PluginState) -> list[str]:
 
 def _where(state: PluginState, storage: Path) -> str:
     stored = state.stored_file(storage)
-    return f"saved: {stored}" if stored else "not saved: add --benchmark-autosave to keep this run"
+    return f"saved: {stored}" if stored else "not saved, as asked"
 
 
 @dataclass

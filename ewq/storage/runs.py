@@ -143,7 +143,7 @@ def newest_run(storage: Path = STORAGE) -> Run:
     runs, damaged = read_storage(storage)
     if not runs:
         raise InputError(
-            "; ".join([f"no stored run in {storage}: run with --benchmark-autosave", *damaged])
+            "; ".join([f"no stored run in {storage}: run `pytest benchmarks/` first", *damaged])
         )
     return runs[0]
 

@@ -98,7 +98,7 @@ def test_unknown_run_is_bad_input(storage):
 
 
 def test_empty_storage_says_how_to_fill_it(tmp_path):
-    with pytest.raises(InputError, match="--benchmark-autosave"):
+    with pytest.raises(InputError, match="run `pytest benchmarks/` first"):
         call("--storage", tmp_path)
 
 

@@ -7,6 +7,7 @@ import importlib
 import cpuinfo
 import pytest
 
+from ewq.instruments.processor_wait import ProcessorWait
 from tests.harness.fakes import REPOSITORY, write_project
 
 # Runs inside this process drop what they imported. NumPy and torch cannot be imported twice, what
@@ -16,6 +17,7 @@ LASTING += ["transformers.modeling_utils", "transformers.models.auto.tokenizatio
 LASTING += ["transformers.tokenization_utils_tokenizers", "ewq.stats"]
 LASTING += [f"ewq.gating.{name}" for name in ("gates", "baseline", "compare")]
 LASTING += [f"ewq.harness.{name}" for name in ("measuring", "session")]
+LASTING += ["ewq.instruments.processor_wait"]
 LASTING += [f"ewq.tasks.{task}" for task in ("mmlu", "mmlu_cloze", "perplexity", "divergence")]
 LASTING += [f"ewq.tasks.{task}" for task in ("throughput", "memory", "samples")]
 for name in LASTING:
@@ -35,6 +37,8 @@ def project(pytester, monkeypatch, tmp_path_factory):
     # Each run in this process would set the same million objects aside again.
     gc.freeze()
     monkeypatch.setattr(gc, "unfreeze", lambda: None)
+    # Nothing that a test expects may hang on what else the machine does.
+    monkeypatch.setattr(ProcessorWait, "share", 0.0)
     write_project(pytester.path)
     return pytester
 
@@ -44,7 +48,9 @@ def bench(project):
     """Run the fake project's benchmarks: ``bench("-k", "fp16")``."""
 
     def run(*arguments, **options):
-        fixed = ("-p", "ewq.pytest_plugin", "benchmarks", "--ewq-tier", "smoke")
+        fixed = ["-p", "ewq.pytest_plugin", "benchmarks", "--ewq-tier", "smoke"]
+        if not options.get("save"):
+            fixed.append("--ewq-no-save")
         runner = project.runpytest_subprocess if options.get("subprocess") else project.runpytest
         return runner(*fixed, "-p", "no:cacheprovider", *arguments)
 

@@ -7,6 +7,8 @@ import pytest
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.harness.data import RunData
+from ewq.harness.state import PluginState
+from ewq.instruments.processor_wait import ProcessorWait
 from ewq.tasks.tiers import TIERS, tier_sizes
 from tests.harness.fakes import TASKS, set_behaviour
 
@@ -209,3 +211,46 @@ def test_a_task_without_texts_does_not_fail_for_broken_ones(bench, project):
     project.mkdir("empty")
     result = bench(*TWO, "-k", "fp16 and memory", "--ewq-texts", "empty")
     result.assert_outcomes(passed=1)
+
+
+def test_a_run_is_saved_unless_that_is_declined(bench, project):
+    bench(*TWO, "-k", "memory", save=True).assert_outcomes(passed=2)
+    assert set(records(project)) == {("fp16", "memory"), ("ewq-0.5", "memory")}
+    result = bench(*TWO, "-k", "memory")
+    result.stdout.fnmatch_lines(["not saved, as asked"])
+    assert len(list(project.path.glob(".benchmarks/*/*.json"))) == 1
+
+
+def test_a_dry_run_says_how_much_would_be_measured(bench, project):
+    result = bench(*TWO, "-k", "memory or mmlu", "--ewq-dry-run")
+    result.stdout.fnmatch_lines(["ewq: 6 measurements: 3 tasks on 2 variants (fp16, ewq-0.5)"])
+    assert result.ret == 0
+    assert not (project.path / "loads.txt").exists()
+
+
+def test_timing_tables_are_shown_where_columns_are_asked_for(bench, project):
+    table = "Name (time in *"
+    bench(*TWO, "-k", "memory").stdout.no_fnmatch_line(table)
+    shown = bench(*TWO, "-k", "memory", "--benchmark-columns=median,rounds")
+    shown.stdout.fnmatch_lines([table])
+
+
+def test_after_a_long_first_variant_it_says_how_long_all_will_take():
+    state = PluginState(options=None, selected=[("fp16", "mmlu"), ("ewq-0.5", "mmlu")])
+    assert state.expectation("fp16") == ""
+    state.started_s -= 600
+    assert state.expectation("fp16") == "ewq: fp16 took 10 min; about 20 for all 2"
+    assert state.expectation("ewq-0.5") == ""
+
+
+@pytest.mark.parametrize(("share", "doubted"), [(0.05, False), (0.4, True), (None, False)])
+def test_a_speed_is_doubted_where_other_programs_took_the_processor(
+    bench, project, monkeypatch, share, doubted
+):
+    monkeypatch.setattr(ProcessorWait, "share", share)
+    bench(*TWO[:1], "fp16", "-k", "throughput or memory", save=True).assert_outcomes(passed=2)
+    found = {key[1]: record["doubts"] for key, record in records(project).items()}
+
+    assert not found["memory"]
+    assert [doubt["kind"] for doubt in found["throughput"]] == ["noise"] * doubted
+    assert not doubted or "40% of the time was spent waiting" in found["throughput"][0]["text"]
