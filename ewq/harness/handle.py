@@ -119,7 +119,7 @@ class VariantHandle:
         return self._loaded
 
     def _load_watched(self) -> Loaded:
-        from ewq.instruments.load_watch import LoadWatch
+        from ewq.instruments.load_watch import watch_loading
 
         device, needed = self._placement.device, None
         if isinstance(self._subject, Subject):
@@ -128,14 +128,11 @@ class VariantHandle:
         set_libraries_aside()
         self._progress.start(f"loading {self.name}", 1, "model")
         try:
-            with (
-                report_out_of_memory(f"{self.name}, loading", device, needed),
-                LoadWatch(device) as watch,
-            ):
-                loaded = self._load(self.variant, self._subject, self._placement)
+            with report_out_of_memory(f"{self.name}, loading", device, needed):
+                load = partial(self._load, self.variant, self._subject, self._placement)
+                loaded, self._reading = watch_loading(device, load)
         finally:
             self._progress.finish()
-        self._reading = watch.reading
         return loaded
 
 

@@ -8,12 +8,13 @@ that is the engine's memory exactly when nothing else uses the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ewq.errors import BackendUnavailable, MeasurementError
-from ewq.instruments.memory import MemoryInstrument, PeakWatch, SampledPeak
+from ewq.instruments.memory import PeakWatch, SampledPeak
 
 if TYPE_CHECKING:
     from ewq.measurement import Json
@@ -33,118 +34,97 @@ MILLIWATTS = 1000
 
 @dataclass(frozen=True)
 class ClockState:
-    """One reading of the clocks: whether a measured speed is the card's or the heat's."""
+    """One reading of the clocks: whether a measured speed is the card's or the heat's.
+
+    Of GPUs that wait for one another: the slowest, the hottest, the power of all.
+    """
 
     sm_clock_mhz: int
     temperature_c: int
     power_w: float
     slowdowns: tuple[str, ...]
-    """Reasons for which the card is slowed down now; empty in good order."""
+    """Reasons for which a card is slowed down now; empty in good order."""
 
     def to_json(self) -> dict[str, Json]:
         """The state as stored beside a result."""
         return {**asdict(self), "slowdowns": list(self.slowdowns)}
 
 
-class NvmlDevice:
-    """One GPU by its UUID.
+class Gpus:
+    """The GPUs that hold one model, read as one.
 
     Args:
-        uuid: ``GPU-...`` as ``nvidia-smi -L`` prints it.
+        uuids: ``GPU-...`` as ``nvidia-smi -L`` prints them, at least one.
         nvml: the ``pynvml`` module, or what stands in for it.
 
     Raises:
         BackendUnavailable: there is no NVIDIA driver.
-        MeasurementError: the driver does not know the device.
+        MeasurementError: the driver does not know a GPU; later, that it does not tell.
     """
 
     name = "nvml-device"
 
-    def __init__(self, uuid: str, nvml: Any = None) -> None:
+    def __init__(self, uuids: Sequence[str], nvml: Any = None) -> None:
         self._nvml = _pynvml() if nvml is None else nvml
-        self._uuid = uuid
         try:
             self._nvml.nvmlInit()
         except self._nvml.NVMLError as error:
             raise BackendUnavailable(
                 f"no NVIDIA driver to read GPU memory from: {error}"
             ) from error
-        self._handle = self._find(uuid)
+        self._uuids = ", ".join(uuids)
+        self._handles = [self._find(uuid) for uuid in uuids]
 
     def _find(self, uuid: str) -> Any:
-        """The device; torch names a GPU and a part of one (MIG) alike, the driver does not."""
-        try:
-            return self._nvml.nvmlDeviceGetHandleByUUID(uuid)
-        except self._nvml.NVMLError as error:
-            if uuid.startswith("GPU-"):
-                return self._find(uuid.replace("GPU-", "MIG-", 1))
-            raise MeasurementError(
-                f"the NVIDIA driver does not know GPU {self._uuid}: {error}"
-            ) from error
+        """torch names a GPU and a part of one (MIG) alike, the driver does not."""
+        for name in (uuid, uuid.replace("GPU-", "MIG-", 1)):
+            try:
+                return self._nvml.nvmlDeviceGetHandleByUUID(name)
+            except self._nvml.NVMLError as error:
+                reason = error
+        raise MeasurementError(f"the NVIDIA driver does not know GPU {uuid}: {reason}")
 
     def used_bytes(self) -> int:
-        """Bytes in use on the whole device."""
-        try:
-            return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
-        except self._nvml.NVMLError as error:
-            raise self._unreadable("memory", error) from error
+        """Bytes in use on all of them, whoever uses them."""
+        with self._reading("memory"):
+            used = (self._nvml.nvmlDeviceGetMemoryInfo(handle).used for handle in self._handles)
+            return sum(map(int, used))
 
     def watch(self) -> PeakWatch:
-        """Peak by sampling: the driver keeps none."""
+        """Peak of the sum by sampling: the driver keeps none."""
         return SampledPeak(self.used_bytes)
 
     def shared_with(self) -> int:
-        """Compute processes on the GPU besides this one.
+        """Compute processes besides this one on the GPU that has most of them.
 
         Process ids are the host's, which differ from a container's, so they are
         counted, not compared.
         """
         try:
-            processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+            processes = map(self._nvml.nvmlDeviceGetComputeRunningProcesses, self._handles)
+            return max(0, *(len(found) - 1 for found in processes))
         except self._nvml.NVMLError:
             return 0
-        return max(0, len(processes) - 1)
 
     def clocks(self) -> ClockState:
-        """Clock, temperature, power and slowdowns now.
+        """Clock, temperature, power and slowdowns now."""
+        nvml, gpus = self._nvml, self._handles
+        with self._reading("clocks"):
+            reasons = [int(nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu)) for gpu in gpus]
+            clocks = [int(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM)) for gpu in gpus]
+            heat = [nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU) for gpu in gpus]
+            power = [nvml.nvmlDeviceGetPowerUsage(gpu) / MILLIWATTS for gpu in gpus]
+        slowdowns = (name for bit, name in SLOWDOWNS.items() if any(of & bit for of in reasons))
+        return ClockState(min(clocks), int(max(heat)), sum(power), tuple(slowdowns))
 
-        Raises:
-            MeasurementError: the driver does not tell.
-        """
-        nvml, handle = self._nvml, self._handle
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
         try:
-            reasons = int(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
-            return ClockState(
-                sm_clock_mhz=int(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
-                temperature_c=int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
-                power_w=nvml.nvmlDeviceGetPowerUsage(handle) / MILLIWATTS,
-                slowdowns=tuple(name for bit, name in SLOWDOWNS.items() if reasons & bit),
-            )
-        except nvml.NVMLError as error:
-            raise self._unreadable("clocks", error) from error
-
-    def _unreadable(self, what: str, error: Exception) -> MeasurementError:
-        return MeasurementError(f"cannot read the {what} of GPU {self._uuid}: {error}")
-
-
-class SeveralGpus:
-    """The memory of several GPUs, added up; each has a CUDA context of its own."""
-
-    def __init__(self, gpus: Sequence[MemoryInstrument]) -> None:
-        self.name = gpus[0].name
-        self._gpus = gpus
-
-    def used_bytes(self) -> int:
-        """Bytes in use on all of them."""
-        return sum(gpu.used_bytes() for gpu in self._gpus)
-
-    def watch(self) -> PeakWatch:
-        """Peak of the sum, by sampling."""
-        return SampledPeak(self.used_bytes)
-
-    def shared_with(self) -> int:
-        """Processes besides this one on the GPU that has most of them."""
-        return max(gpu.shared_with() for gpu in self._gpus)
+            yield
+        except self._nvml.NVMLError as error:
+            raise MeasurementError(
+                f"cannot read the {what} of GPU {self._uuids}: {error}"
+            ) from error
 
 
 def gpus_of(device: str) -> list[str]:
@@ -156,33 +136,20 @@ def gpus_of(device: str) -> list[str]:
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
 
 
-def open_gpus(device: str) -> list[NvmlDevice]:
-    """Every GPU that a device name means, its CUDA context created.
+def open_gpus(device: str) -> Gpus | None:
+    """The GPUs that a device name means, CUDA contexts created; ``None`` for a CPU.
 
     Raises:
         BackendUnavailable: torch sees no such device, or there is no driver.
     """
-    return [_open_gpu(name) for name in gpus_of(device)]
+    uuids = [_start(name) for name in gpus_of(device)]
+    return Gpus(uuids) if uuids else None
 
 
 def read_clocks(device: str) -> ClockState | None:
     """The clock state of a device; ``None`` for a CPU, which reports none."""
-    states = [gpu.clocks() for gpu in open_gpus(device)]
-    return slowest(states) if states else None
-
-
-def slowest(states: Sequence[ClockState]) -> ClockState:
-    """The state of GPUs that work on one model and so wait for one another.
-
-    The slowest clock, the highest temperature, the power of all, and every slowdown.
-    """
-    slowdowns = (reason for state in states for reason in state.slowdowns)
-    return ClockState(
-        sm_clock_mhz=min(state.sm_clock_mhz for state in states),
-        temperature_c=max(state.temperature_c for state in states),
-        power_w=sum(state.power_w for state in states),
-        slowdowns=tuple(dict.fromkeys(slowdowns)),
-    )
+    gpus = open_gpus(device)
+    return gpus.clocks() if gpus else None
 
 
 def uuid_of(properties: Any) -> str:
@@ -191,8 +158,8 @@ def uuid_of(properties: Any) -> str:
     return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
 
 
-def _open_gpu(device: str) -> NvmlDevice:
-    """The GPU behind a torch device name, its CUDA context and cuBLAS created first.
+def _start(device: str) -> str:
+    """The UUID of a GPU whose CUDA context and cuBLAS now exist.
 
     They cost hundreds of megabytes; without this, whichever variant starts first would be
     charged for them.
@@ -205,7 +172,7 @@ def _open_gpu(device: str) -> NvmlDevice:
         torch.cuda.synchronize(device)
     except (RuntimeError, AssertionError) as error:
         raise BackendUnavailable(f"device {device} cannot be used: {error}") from error
-    return NvmlDevice(uuid_of(torch.cuda.get_device_properties(device)))
+    return uuid_of(torch.cuda.get_device_properties(device))
 
 
 def _pynvml() -> Any:

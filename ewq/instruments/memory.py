@@ -14,10 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import torch
 
-SAMPLING_INTERVAL_S = 0.01
 PROC = Path("/proc/self")
-RESET_PEAK = "5"
-"""What proc(5) wants in ``clear_refs`` to reset the peak resident set size."""
 
 
 class PeakWatch(Protocol):
@@ -38,15 +35,12 @@ class MemoryInstrument(Protocol):
 
     def used_bytes(self) -> int:
         """Bytes in use now."""
-        ...
 
     def watch(self) -> PeakWatch:
         """A watch on the peak of :meth:`used_bytes`."""
-        ...
 
     def shared_with(self) -> int:
         """Other processes whose memory the readings include."""
-        ...
 
 
 class SampledPeak:
@@ -55,7 +49,7 @@ class SampledPeak:
     The thread costs time, so it must never run beside a round whose time counts.
     """
 
-    def __init__(self, read: Callable[[], int], interval_s: float = SAMPLING_INTERVAL_S) -> None:
+    def __init__(self, read: Callable[[], int], interval_s: float = 0.01) -> None:
         self.peak_bytes = 0
         self._read = read
         self._interval_s = interval_s
@@ -112,7 +106,7 @@ class KernelPeak:
         self._proc = proc
 
     def __enter__(self) -> KernelPeak:
-        (self._proc / "clear_refs").write_text(RESET_PEAK)
+        (self._proc / "clear_refs").write_text("5")  # resets the peak, as proc(5) says
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -152,37 +146,28 @@ def weights_bytes(model: torch.nn.Module, checkpoint_dtype: torch.dtype | None =
     """Bytes of every distinct stored tensor of a loaded model; tied tensors count once.
 
     Counted are parameters, persistent buffers and the scales, code tables and nested statistics
-    that bitsandbytes keeps beside its packed weights.
-
-    Args:
-        model: the loaded model.
-        checkpoint_dtype: where the model computes in a wider type than its checkpoint has, raw
-            parameters count with the checkpoint's width: what a variant weighs is a property of
-            its artefact.
+    that bitsandbytes keeps beside its packed weights. Where the model computes in a wider type than
+    its checkpoint has, raw parameters count with the checkpoint's width: what a variant weighs is a
+    property of its artefact.
     """
-    widths = {id(p): _width_bytes(p, checkpoint_dtype) for p in model.parameters()}
-    sizes = {
-        _place(tensor): tensor.numel() * widths.get(id(tensor), tensor.element_size())
-        for tensor in _stored_tensors(model)
-    }
+    raw = {id(p) for p in model.parameters() if p.is_floating_point()}
+    sizes = {}
+    for tensor in _stored_tensors(model):
+        width = tensor.element_size()
+        if checkpoint_dtype and id(tensor) in raw:
+            width = min(width, checkpoint_dtype.itemsize)
+        # Tensors on the meta device have no memory to share.
+        place = (tensor.device, tensor.data_ptr() or id(tensor), tensor.numel())
+        sizes[place] = tensor.numel() * width
     return sum(sizes.values())
 
 
 def parameter_count(model: torch.nn.Module) -> int:
     """Number of weights as the architecture defines them, whatever they are packed into."""
-    return sum(_logical_numel(parameter) for parameter in model.parameters())
-
-
-def _place(tensor: torch.Tensor) -> tuple[object, ...]:
-    """Equal for tensors that share their memory; tensors on the meta device have none to share."""
-    return (tensor.device, tensor.data_ptr() or id(tensor), tensor.numel())
-
-
-def _width_bytes(parameter: torch.Tensor, checkpoint_dtype: torch.dtype | None) -> int:
-    width = parameter.element_size()
-    if checkpoint_dtype is None or not parameter.is_floating_point():
-        return width
-    return min(width, checkpoint_dtype.itemsize)
+    return sum(
+        math.prod((getattr(parameter, "quant_state", None) or parameter).shape)
+        for parameter in model.parameters()
+    )
 
 
 def _stored_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
@@ -212,8 +197,3 @@ def _tensors(owner: object, *names: str) -> Iterator[torch.Tensor]:
         value = getattr(owner, name, None)
         if isinstance(value, torch.Tensor):
             yield value
-
-
-def _logical_numel(parameter: torch.Tensor) -> int:
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else math.prod(state.shape)

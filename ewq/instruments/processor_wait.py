@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 
 _THREADS = Path("/proc/self/task")
 _ROUNDING_NS = 1_000_000
@@ -21,12 +19,7 @@ class ProcessorWait:
         self._before = self._after = _run_and_wait_ns()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._after = _run_and_wait_ns()
 
     @property
@@ -40,13 +33,8 @@ class ProcessorWait:
 
 def _run_and_wait_ns() -> tuple[int, int] | None:
     try:
-        lines = [path.read_text(encoding="ascii") for path in _THREADS.glob("*/schedstat")]
+        fields = [path.read_text(encoding="ascii").split() for path in _THREADS.glob("*/schedstat")]
     except OSError:
-        # A thread that ended meanwhile, or a kernel without these counters.
+        # A thread that ended meanwhile.
         return None
-    return _sums(line.split() for line in lines) if lines else None
-
-
-def _sums(fields: Iterable[list[str]]) -> tuple[int, int]:
-    pairs = [(int(ran), int(waited)) for ran, waited, *_ in fields]
-    return sum(ran for ran, _ in pairs), sum(waited for _, waited in pairs)
+    return sum(int(ran) for ran, *_ in fields), sum(int(waited) for _, waited, *_ in fields)

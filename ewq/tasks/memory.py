@@ -54,7 +54,7 @@ def run(
     above the baseline before loading), ``load_peak_ram_bytes``, ``load_s``.
 
     Args:
-        model: loaded inside the ``LoadWatch`` that gave ``load``.
+        model: what ``watch_loading`` gave together with ``load``.
         load: its reading, baselines included.
         work: the round to watch.
         instrument: what reads the memory; default: the device's own.

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-UUID = "GPU-12345678"
+UUID, OTHER = "GPU-12345678", "GPU-87654321"
 
 
 @dataclass
 class FakeNvml:
-    """One GPU whose readings are given; the last one of ``used`` repeats."""
+    """Two GPUs whose readings are given by turns; the last one of ``used`` repeats."""
 
     used: list = field(default_factory=lambda: [0])
     processes: int = 1
@@ -30,9 +30,9 @@ class FakeNvml:
         self._answer("init", None)
 
     def nvmlDeviceGetHandleByUUID(self, uuid):  # noqa: N802
-        if uuid != UUID:
+        if uuid not in (UUID, OTHER):
             raise self.NVMLError("Not Found")
-        return "handle"
+        return uuid
 
     def nvmlDeviceGetMemoryInfo(self, handle):  # noqa: N802
         used = self.used.pop(0) if len(self.used) > 1 else self.used[0]

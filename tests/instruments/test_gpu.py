@@ -7,17 +7,17 @@ import torch
 
 from ewq.errors import BackendUnavailable, MeasurementError
 from ewq.instruments import gpu
-from ewq.instruments.gpu import ALL, ClockState, NvmlDevice, SeveralGpus, gpus_of, slowest
-from tests.instruments.fake_nvml import UUID, FakeNvml
+from ewq.instruments.gpu import ALL, ClockState, Gpus, gpus_of
+from tests.instruments.fake_nvml import OTHER, UUID, FakeNvml
 
 
 def test_memory_is_the_whole_devices():
-    assert NvmlDevice(UUID, FakeNvml(used=[7_000_000])).used_bytes() == 7_000_000
+    assert Gpus([UUID], FakeNvml(used=[7_000_000])).used_bytes() == 7_000_000
 
 
 def test_the_peak_is_the_largest_reading():
     nvml = FakeNvml(used=[10, 90, 40])
-    device = NvmlDevice(UUID, nvml)
+    device = Gpus([UUID], nvml)
     with device.watch() as watch:
         while len(nvml.used) > 1:
             device.used_bytes()
@@ -26,30 +26,30 @@ def test_the_peak_is_the_largest_reading():
 
 @pytest.mark.parametrize(("processes", "others"), [(0, 0), (1, 0), (3, 2)])
 def test_other_processes_are_counted(processes, others):
-    assert NvmlDevice(UUID, FakeNvml(processes=processes)).shared_with() == others
+    assert Gpus([UUID], FakeNvml(processes=processes)).shared_with() == others
 
 
 def test_a_driver_that_hides_processes_is_no_reason_to_fail():
-    assert NvmlDevice(UUID, FakeNvml(broken=("processes",))).shared_with() == 0
+    assert Gpus([UUID], FakeNvml(broken=("processes",))).shared_with() == 0
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         pytest.param(
-            lambda: NvmlDevice(UUID, FakeNvml(broken=("init",))),
+            lambda: Gpus([UUID], FakeNvml(broken=("init",))),
             BackendUnavailable,
             "no NVIDIA driver",
             id="no driver",
         ),
         pytest.param(
-            lambda: NvmlDevice("GPU-0", FakeNvml()),
+            lambda: Gpus(["GPU-0"], FakeNvml()),
             MeasurementError,
             "does not know GPU GPU-0",
             id="unknown GPU",
         ),
         pytest.param(
-            lambda: NvmlDevice(UUID, FakeNvml(broken=("memory",))).used_bytes(),
+            lambda: Gpus([UUID], FakeNvml(broken=("memory",))).used_bytes(),
             MeasurementError,
             "cannot read the memory",
             id="unreadable",
@@ -71,10 +71,10 @@ def test_a_part_of_a_gpu_has_another_prefix():
     part = FakeNvml()
     part.nvmlDeviceGetHandleByUUID = lambda uuid: part._answer(f"no {uuid}", uuid)
     part.broken = ("no GPU-1234",)
-    assert gpu.NvmlDevice("GPU-1234", part)._handle == "MIG-1234"
+    assert gpu.Gpus(["GPU-1234"], part)._handles == ["MIG-1234"]
     part.broken = ("no GPU-1234", "no MIG-1234")
     with pytest.raises(MeasurementError, match="does not know GPU GPU-1234"):
-        gpu.NvmlDevice("GPU-1234", part)
+        gpu.Gpus(["GPU-1234"], part)
 
 
 def test_a_device_torch_cannot_use_is_an_error():
@@ -92,20 +92,21 @@ def test_a_device_name_means_these_gpus(monkeypatch, device, names):
 
 
 def test_their_memory_is_added_up():
-    first = NvmlDevice(UUID, FakeNvml(used=[10, 90, 40], processes=1))
-    second = NvmlDevice(UUID, FakeNvml(used=[5, 5, 80], processes=3))
-    both = SeveralGpus([first, second])
+    nvml = FakeNvml(used=[10, 5, 90, 5, 40, 80])
+    nvml.nvmlDeviceGetComputeRunningProcesses = {UUID: [1], OTHER: [1, 2, 3]}.get
+    both = Gpus([UUID, OTHER], nvml)
     assert both.used_bytes() == 15
     assert (both.name, both.shared_with()) == ("nvml-device", 2)
-    with both.watch() as watch:
-        pass
-    assert watch.peak_bytes == 120
+    assert (both.used_bytes(), both.used_bytes()) == (95, 120)
 
 
 def test_the_slowest_of_them_sets_the_clocks():
-    cool = ClockState(1980, 60, 300.0, ())
-    hot = ClockState(1400, 92, 350.0, ("hardware slowdown",))
-    assert slowest([cool, hot, hot]) == ClockState(1400, 92, 1000.0, ("hardware slowdown",))
+    nvml = FakeNvml()
+    nvml.nvmlDeviceGetClockInfo = lambda gpu, kind: 1400 if gpu == OTHER else 1980
+    nvml.nvmlDeviceGetTemperature = lambda gpu, kind: 92 if gpu == OTHER else 60
+    nvml.nvmlDeviceGetCurrentClocksEventReasons = {UUID: 0x4, OTHER: 0x8}.get
+    state = Gpus([UUID, OTHER], nvml).clocks()
+    assert state == ClockState(1400, 92, 701.0, ("hardware slowdown",))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_the_slowest_of_them_sets_the_clocks():
     ],
 )
 def test_only_heat_and_power_faults_count_as_slowdowns(reasons, slowdowns):
-    state = NvmlDevice(UUID, FakeNvml(reasons=reasons)).clocks()
+    state = Gpus([UUID], FakeNvml(reasons=reasons)).clocks()
     assert state.slowdowns == slowdowns
     assert (state.sm_clock_mhz, state.temperature_c, state.power_w) == (1980, 71, 350.5)
     assert state.to_json()["slowdowns"] == list(slowdowns)
@@ -133,4 +134,4 @@ def test_a_cpu_has_no_clock_state():
 
 def test_clocks_that_cannot_be_read_are_an_error():
     with pytest.raises(MeasurementError, match="cannot read the clocks"):
-        NvmlDevice(UUID, FakeNvml(broken=("reasons",))).clocks()
+        Gpus([UUID], FakeNvml(broken=("reasons",))).clocks()

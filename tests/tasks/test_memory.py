@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ewq.errors import MeasurementError
-from ewq.instruments.gpu import NvmlDevice
-from ewq.instruments.load_watch import LoadReading, LoadWatch
+from ewq.instruments.gpu import Gpus
+from ewq.instruments.load_watch import LoadReading, watch_loading
 from ewq.tasks import memory
 from ewq.tasks.memory import Round
 from tests.instruments.fake_nvml import UUID, FakeNvml
@@ -22,7 +22,7 @@ def on_gpu(engine="llama.cpp"):
 
 
 def test_a_gpus_peak_is_the_devices_above_the_baseline():
-    gpu = NvmlDevice(UUID, FakeNvml(used=[700, 900, 800]))
+    gpu = Gpus([UUID], FakeNvml(used=[700, 900, 800]))
     result = memory.run(on_gpu(), LOAD, Round(8, 4), gpu)
     assert set(result.metrics) == {
         "weights_bytes",
@@ -40,7 +40,7 @@ def test_a_gpus_peak_is_the_devices_above_the_baseline():
 
 
 def test_a_shared_gpu_is_noted():
-    gpu = NvmlDevice(UUID, FakeNvml(used=[900], processes=2))
+    gpu = Gpus([UUID], FakeNvml(used=[900], processes=2))
     (note,) = memory.run(on_gpu(), LOAD, Round(8, 4), gpu).notes
     assert "1 other processes use the GPU" in note
 
@@ -52,10 +52,13 @@ def test_a_cpus_peak_covers_weights_and_work():
             assert cache[-1] == 1
             return super().generate(prompts, new_tokens)
 
-    with LoadWatch("cpu", libraries=("torch",)) as watch:
+    def load():
         model = Hungry()
         model.weights = np.ones(SIZE // 8)
-    result = memory.run(model, watch.reading, Round(8, 4))
+        return model
+
+    model, reading = watch_loading("cpu", load, libraries=("torch",))
+    result = memory.run(model, reading, Round(8, 4))
     assert 1.8 * SIZE < result.metrics["ram_peak_bytes"].value < 3 * SIZE
     assert 0.9 * SIZE < result.metrics["load_peak_ram_bytes"].value < 2 * SIZE
     assert result.settings["instrument"] == "process-rss"
@@ -65,7 +68,7 @@ def test_the_peak_is_read_over_prefill_and_decode():
     model = on_gpu()
     seen = []
     model.generate = lambda prompts, new: seen.append((len(prompts), len(prompts[0]), new))
-    memory.run(model, LOAD, Round(8, 4, 2), NvmlDevice(UUID, FakeNvml(used=[900])))
+    memory.run(model, LOAD, Round(8, 4, 2), Gpus([UUID], FakeNvml(used=[900])))
     assert seen == [(2, 8, 4)]
 
 
@@ -78,4 +81,4 @@ def test_the_peak_is_read_over_prefill_and_decode():
 )
 def test_an_impossible_reading_is_an_error(work, used, message):
     with pytest.raises(MeasurementError, match=message):
-        memory.run(on_gpu(), LOAD, work, NvmlDevice(UUID, FakeNvml(used=[used])))
+        memory.run(on_gpu(), LOAD, work, Gpus([UUID], FakeNvml(used=[used])))
