@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.gguf_header import GgufHeader
-from ewq.checkpoint.layout import Weight, find_layout
+from ewq.checkpoint.layout import find_layout
 from ewq.errors import InputError
 from ewq.gguf.convert import CONVERTED_TYPES
 from ewq.gguf.gptq import round_matrix
-from ewq.gguf.recipe import tensors_of_weights
+from ewq.gguf.recipe import TensorNames
 from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
@@ -56,63 +56,67 @@ class Recoding:
         """
         import gguf
 
-        weights = find_layout(self.checkpoint).details
-        tensors = {name: found[0] for name, found in tensors_of_weights(source, weights).items()}
-        before = {tensor.name: tensor for tensor in gguf.GGUFReader(source.path).tensors}
-        made = gguf.GGUFReader(path, "r+")
-        after = {tensor.name: tensor for tensor in made.tensors}
-        quantized = [
-            weight
-            for weight in weights.values()
-            if after[tensors[weight.name]].tensor_type.name not in CONVERTED_TYPES
-        ]
-        for weight, moments in self._moments([w for w in quantized if not w.expert], progress):
-            old, new = before[tensors[weight.name]], after[tensors[weight.name]]
-            values = gguf.quants.dequantize(old.data, old.tensor_type)
-            new.data[...] = round_matrix(values, moments, new.tensor_type.name)
-        made.data.flush()
-        return _notes(quantized)
-
-    def _moments(
-        self, weights: Sequence[Weight], progress: Progress
-    ) -> Iterator[tuple[Weight, Any]]:
-        """Every weight with the second moments of its inputs, as many at a time as fit."""
         from ewq.sensitivity.measure import load_model
-        from ewq.sensitivity.moments import SecondMoments
 
         dtype = "float32" if self.device == "cpu" else "bfloat16"
         model = load_model(self.checkpoint, self.device, dtype)
-        for group in _groups(weights):
-            moments = SecondMoments(model, [weight.name for weight in group])
+        before = {tensor.name: tensor for tensor in gguf.GGUFReader(source.path).tensors}
+        made = gguf.GGUFReader(path, "r+")
+        quantized = {
+            tensor.name: tensor
+            for tensor in made.tensors
+            if tensor.tensor_type.name not in CONVERTED_TYPES
+        }
+        names = TensorNames(source)
+        weights = find_layout(self.checkpoint).details.values()
+        columns = {weight.name: weight.in_features for weight in weights if not weight.expert}
+        for name, moments in self._moments(model, {**columns, **_head(model)}, progress):
+            for tensor in names.of_weight(name):
+                if tensor in quantized:
+                    old, new = before[tensor], quantized[tensor]
+                    values = gguf.quants.dequantize(old.data, old.tensor_type)
+                    new.data[...] = round_matrix(values, moments, new.tensor_type.name)
+        made.data.flush()
+        experts = [weight.name for weight in weights if weight.expert]
+        if not experts:
+            return ()
+        return (f"{len(experts)} stacks of experts keep ggml's own rounding",)
+
+    def _moments(
+        self, model: Any, columns: Mapping[str, int], progress: Progress
+    ) -> Iterator[tuple[str, Any]]:
+        """Every matrix with the second moments of its inputs, as many at a time as fit."""
+        from ewq.sensitivity.moments import SecondMoments
+
+        for group in _groups(columns):
+            moments = SecondMoments(model, group)
             progress.start("reading what the matrices read", self.calibration.tokens, "tokens")
             for ids in self.calibration.sequences:
                 moments.add(ids)
                 progress.advance(len(ids))
             progress.finish()
             progress.start("rounding", len(group), "matrices")
-            means = moments.means()
-            for weight in group:
-                yield weight, means[weight.name]
+            for found in moments.means().items():
+                yield found
                 progress.advance(1)
             progress.finish()
 
 
-def _groups(weights: Sequence[Weight]) -> Iterator[list[Weight]]:
-    group: list[Weight] = []
+def _head(model: Any) -> dict[str, int]:
+    """The output head's matrix, which may be the embedding's, and its columns."""
+    head = model.get_output_embeddings().weight
+    return {name: head.shape[1] for name, matrix in model.named_parameters() if matrix is head}
+
+
+def _groups(columns: Mapping[str, int]) -> Iterator[list[str]]:
+    group: list[str] = []
     free = MOMENTS_BYTES
-    for weight in weights:
-        nbytes = 4 * weight.in_features**2
+    for name, count in columns.items():
+        nbytes = 4 * count**2
         if group and nbytes > free:
             yield group
             group, free = [], MOMENTS_BYTES
-        group.append(weight)
+        group.append(name)
         free -= nbytes
     if group:
         yield group
-
-
-def _notes(quantized: Sequence[Weight]) -> tuple[str, ...]:
-    experts = sum(weight.expert for weight in quantized)
-    if not experts:
-        return ()
-    return (f"{experts} stacks of experts keep ggml's own rounding: gptq reads single matrices",)

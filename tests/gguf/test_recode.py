@@ -50,7 +50,8 @@ def test_size_types_and_other_tensors_stay(files):
     assert ours.stat().st_size == plain.stat().st_size
     before, after = tensors(plain), tensors(ours)
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    assert changed == {name for name in before if name.startswith("blk.") and "norm" not in name}
+    matrices = {name for name in before if name.startswith("blk.") and "norm" not in name}
+    assert changed == {*matrices, "output.weight"}
 
 
 def test_outputs_of_a_layer_are_closer(tiny, files):
