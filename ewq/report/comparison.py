@@ -10,9 +10,7 @@ from ewq.gating.compare import Comparison, Row
 from ewq.record import Verdict
 from ewq.report.document import VERDICT, Bullets, Page, Paragraph, Part, Point, Section, Table
 from ewq.report.estimate import MISSING
-from ewq.report.formats import to_json
-from ewq.report.html import to_html
-from ewq.report.markdown import to_markdown
+from ewq.report.formats import to_html, to_json, to_markdown
 from ewq.report.rows import run_data
 from ewq.tasks.table import TASKS, Kind
 

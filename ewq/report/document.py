@@ -62,19 +62,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Label:
-    """The name of a point, drawn beside it where there is room."""
-
-    x: float
-    y: float
-    text: str
-    """Escaped by ``plot_text``."""
-    low: float
-    high: float
-    """Ends of the point's error bar, which labels keep clear of."""
-
-
-@dataclass(frozen=True)
 class Plot:
     """A picture, and the table that says the same to those who do not see it."""
 
@@ -85,7 +72,6 @@ class Plot:
     table: Table
     figure: Figure = field(default_factory=dict)
     height_px: int = 420
-    labels: tuple[Label, ...] = ()
 
 
 @dataclass(frozen=True)

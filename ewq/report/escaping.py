@@ -7,10 +7,8 @@ texts that look safe.
 
 from __future__ import annotations
 
-import json
 import re
 from html import escape
-from typing import Any
 
 # C0 and C1 controls but tab and newline, and halves of surrogate pairs, are not valid in HTML or
 # UTF-8; explicit changes of direction would turn round the words that follow the text.
@@ -28,11 +26,6 @@ def printable(text: str) -> str:
 def terminal_line(text: str) -> str:
     """One line for a terminal, without escape sequences of its own."""
     return printable(text).replace("\n", " ")
-
-
-def html_text(text: str) -> str:
-    """For HTML text and quoted attributes."""
-    return escape(printable(text))
 
 
 def plot_text(text: str) -> str:
@@ -60,9 +53,3 @@ def csv_text(text: str) -> str:
     """A cell that no spreadsheet takes for a formula."""
     line = printable(text)
     return f"'{line}" if line.startswith(("=", "+", "-", "@", "\t")) else line
-
-
-def script_json(data: Any) -> str:
-    """JSON for a ``<script>`` element: nothing in it can end the element."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

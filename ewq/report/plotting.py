@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ewq.report.document import Figure, Label, Plot
+from ewq.report.document import Figure, Plot
 from ewq.report.escaping import plot_text
 from ewq.variants import FIXED, GgufType, Raw, Uniform, engine_of, is_fit_name, is_plan_name
 
@@ -156,9 +156,8 @@ def size_plot(
         yaxis={"range": _padded(ends, 0.1)},
     )
     traces = [_trace(kind, own, axes) for kind, own in kinds.items() if own]
-    labels = tuple(Label(p.size, p.value, plot_text(p.variant), p.low, p.high) for p in points)
     figure = {"data": [line] * bool(front) + traces, "layout": frame}
-    return replace(plot, figure=figure, labels=labels)
+    return replace(plot, figure=figure)
 
 
 def _trace(kind: VariantKind, points: Sequence[SizedPoint], axes: tuple[str, str]) -> Figure:

@@ -10,10 +10,9 @@ import pytest
 from plotly.graph_objects import Figure
 
 from ewq.errors import InputError
-from ewq.report.document import Bullets, Page, Plot, Point, Section
+from ewq.report.document import Bullets, Page, Paragraph, Plot, Point, Section, Table
 from ewq.report.escaping import csv_text
-from ewq.report.formats import FORMATS
-from ewq.report.markdown import to_markdown
+from ewq.report.formats import FORMATS, to_html, to_markdown
 from ewq.report.page import make_page
 from ewq.storage.runs import read_run
 from tests.make_runs import stored_run
@@ -116,6 +115,29 @@ def test_hostile_text_is_shown_as_text(pages):
     shown = "".join(Reader(FORMATS["html"](pages["hostile"])).texts)
     visible = HOSTILE.translate(dict.fromkeys((0, 0x202E, 0xD800), "�"))
     assert visible in shown
+
+
+def drawn_with(figure):
+    plot = Plot("p", "P", "c", Table(("a",), ()), figure)
+    return to_html(Page("t", "", (Section("s", "S", (plot,)),)))
+
+
+def test_data_of_a_plot_cannot_end_its_element_and_reads_back():
+    data = {"<!--": "</script><script>", "&": ["\u2028", 1.5, None]}
+    embedded = drawn_with(data).split('id="p-data">')[1].split("</script>")[0]
+    assert not set("<>&") & set(embedded)
+    assert json.loads(embedded) == data
+
+
+def test_a_plot_of_what_is_no_json_is_refused():
+    with pytest.raises(ValueError, match="JSON compliant"):
+        drawn_with({"y": [float("nan")]})
+
+
+def test_html_text_is_escaped_and_printable():
+    text = "<b a=\"1\" c='2'>&amp;\x00 5 ±1 %"
+    html = to_html(Page("t", "", (Section("s", "S", (Paragraph(text),)),)))
+    assert "&lt;b a=&#34;1&#34; c=&#39;2&#39;&gt;&amp;amp;\ufffd 5\u00a0±1\u00a0%" in html
 
 
 def test_markdown_has_no_html_no_mentions_and_whole_tables(pages):

@@ -10,6 +10,14 @@
     return JSON.parse(document.getElementById(box.id + "-data").textContent);
   }
 
+  // The names of the points of figures against size.
+  function labelled(traces) {
+    return traces.filter((trace) => trace.mode === "markers").flatMap((trace) =>
+      trace.x.map((x, n) => ({ x: x, y: trace.y[n], text: trace.text[n],
+                               low: trace.y[n] - trace.error_y.arrayminus[n],
+                               high: trace.y[n] + trace.error_y.array[n] })));
+  }
+
   function overlap(a, b) {
     return a[2] > b[0] && a[0] < b[2] && a[3] > b[1] && a[1] < b[3];
   }
@@ -65,10 +73,10 @@
   }
 
   function draw(box, width_px) {
-    const drawn = read(box), layout = drawn.layout;
+    const drawn = read(box), layout = drawn.layout, labels = labelled(drawn.data);
     layout.width = width_px || box.clientWidth;
     layout.height = Number(box.dataset.height);
-    if (width_px && drawn.labels.length) { layout.height = PRINT_HEIGHT_PX; }
+    if (width_px && labels.length) { layout.height = PRINT_HEIGHT_PX; }
     const small = layout.width < SMALL_PX;
     if (small) {
       layout.font.size -= 1;
@@ -82,10 +90,10 @@
     }
     return Plotly.react(box, drawn.data, layout, OPTIONS).then(() => {
       const size = box._fullLayout._size;
-      if (!drawn.labels.length) { return null; }
+      if (!labels.length) { return null; }
       const lines = drawn.data.filter((trace) => trace.mode === "lines");
       const font_px = small ? LABEL_PX - 1 : LABEL_PX;
-      const found = annotations(drawn.labels, lines, layout, size, font_px);
+      const found = annotations(labels, lines, layout, size, font_px);
       return Plotly.relayout(box, { annotations: found });
     }).then(() => { box.dataset.drawn = "yes"; });
   }
