@@ -44,16 +44,26 @@ def check_length(info: ModelInfo, tokens: int) -> None:
         )
 
 
+def _check_ids(info: ModelInfo, *sequences: TokenIds) -> None:
+    largest = max((max(ids) for ids in sequences if len(ids)), default=0)
+    if largest >= info.vocab_size:
+        raise MeasurementError(
+            f"token id {largest} is beyond the model's {info.vocab_size} tokens: this tokenizer "
+            "is another model's, or tokens were added without resizing the embedding"
+        )
+
+
 def check_start(info: ModelInfo, ids: TokenIds, start: int) -> None:
     """Refuse a request for ``logprobs`` that cannot be met.
 
     Raises:
         InputError: nothing comes before ``start``, or nothing after it.
-        MeasurementError: too many tokens.
+        MeasurementError: too many tokens, or one that the model does not have.
     """
     if not 1 <= start < len(ids):
         raise InputError(f"start is {start}; give 1 to {len(ids) - 1} for {len(ids)} tokens")
     check_length(info, len(ids))
+    _check_ids(info, ids)
 
 
 def check_suffixes(info: ModelInfo, prefix: TokenIds, suffixes: Sequence[TokenIds]) -> None:
@@ -61,11 +71,12 @@ def check_suffixes(info: ModelInfo, prefix: TokenIds, suffixes: Sequence[TokenId
 
     Raises:
         InputError: an empty prefix, after which the first token would have no probability.
-        MeasurementError: too many tokens.
+        MeasurementError: too many tokens, or one that the model does not have.
     """
     if not prefix:
         raise InputError("token_logprobs needs a prefix of at least one token, got none")
     check_length(info, len(prefix) + max(map(len, suffixes), default=0))
+    _check_ids(info, prefix, *suffixes)
 
 
 def check_prompts(info: ModelInfo, prompts: Sequence[TokenIds], new_tokens: int) -> int:
@@ -73,7 +84,7 @@ def check_prompts(info: ModelInfo, prompts: Sequence[TokenIds], new_tokens: int)
 
     Raises:
         InputError: no prompts, prompts of several lengths or none, or no new tokens.
-        MeasurementError: too many tokens.
+        MeasurementError: too many tokens, or one that the model does not have.
     """
     lengths = {len(prompt) for prompt in prompts}
     if len(lengths) != 1 or 0 in lengths or new_tokens < 1:
@@ -83,6 +94,7 @@ def check_prompts(info: ModelInfo, prompts: Sequence[TokenIds], new_tokens: int)
         )
     length = lengths.pop()
     check_length(info, length + new_tokens)
+    _check_ids(info, *prompts)
     return length
 
 
@@ -99,13 +111,14 @@ def split_shared(
 
     Raises:
         InputError: a row without any token.
-        MeasurementError: a row that exceeds the context.
+        MeasurementError: a row that exceeds the context, or a token that the model does not have.
     """
     shared, joint = list(prefix[:-1]), list(prefix[-1:])
     rows = [joint + list(suffix) for suffix in suffixes]
     if not all(rows):
         raise InputError("a sequence without tokens predicts nothing; give a prefix or a BOS")
     check_length(info, len(shared) + max(map(len, rows), default=0))
+    _check_ids(info, shared, *rows)
     return shared, rows
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ewq.backends.decoding import AUTO
 from ewq.backends.transformers_model import TransformersModel
+from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
-from ewq.conversion_errors import first_line, original_errors
+from ewq.conversion_errors import loading, require_all_weights
 from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.instruments.gpu import ALL
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["TransformersModel", "load_transformers"]
 
@@ -47,8 +51,10 @@ def load_transformers(
     options = _load_options(dtype, device, quantization_config)
     if not folder.is_dir():
         raise CheckpointError(f"no model folder at {folder}")
+    checkpoint = open_checkpoint(folder)
     tokenizer = tokenizer or load_tokenizer(folder, str(folder))
     model = _load(folder, options)
+    stored_dtype = _keep_in_16_bits(model, checkpoint)
     if device == ALL:
         _require_no_offload(folder, model)
     return TransformersModel(
@@ -56,7 +62,7 @@ def load_transformers(
         tokenizer,
         batch_tokens=batch_tokens,
         decode_mode=decode_mode,
-        checkpoint_dtype=_checkpoint_dtype(folder),
+        checkpoint_dtype=stored_dtype,
         device=device if device == ALL else None,
     )
 
@@ -76,16 +82,12 @@ def _load_options(dtype: str, device: str, quantization_config: Any) -> dict[str
 def _load(folder: Path, options: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
-    try:
-        with original_errors():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, output_loading_info=True, trust_remote_code=False, **options
-            )
-    except (OSError, ValueError) as error:
-        # transformers says ValueError of a model that is no causal language model.
-        raise CheckpointError(f"cannot load {folder}: {first_line(error)}") from error
-    model, loading = loaded
-    _require_all_weights(folder, loading)
+    with loading(str(folder)):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, trust_remote_code=False, **options
+        )
+    model, info = loaded
+    require_all_weights(str(folder), info)
     return model
 
 
@@ -98,18 +100,16 @@ def _require_no_offload(folder: Path, model: Any) -> None:
         )
 
 
-def _require_all_weights(folder: Path, loading: dict[str, Any]) -> None:
-    """transformers fills missing weights with random values and only logs it."""
-    absent = sorted(loading.get("missing_keys") or ())
-    if absent:
-        raise CheckpointError(
-            f"{folder} lacks {len(absent)} of the model's weights, such as {absent[0]}: it is "
-            "incomplete, or no causal language model; nothing was measured"
-        )
+def _keep_in_16_bits(model: Any, checkpoint: Checkpoint) -> torch.dtype:
+    """Round weights that are stored wider, and say to which type: the reference is 16 bits.
 
+    On a CPU everything is computed in float32, so the rounded values keep that type.
+    """
+    import torch
 
-def _checkpoint_dtype(folder: Path) -> Any:
-    """The type that the checkpoint's config declares."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().dtype
+    stored: torch.dtype = getattr(torch, checkpoint.storage_dtype)
+    if any(info.dtype in ("F32", "F64") for info in checkpoint.tensors.values()):
+        for parameter in model.parameters():
+            if parameter.dtype == torch.float32:
+                parameter.data.copy_(parameter.data.to(stored))
+    return stored

@@ -26,6 +26,7 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "em
 HEADS = ("lm_head.weight", "embed_out.weight")
 NAMED = 3
 COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+WIDTH_KEYS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model", "n_embed")
 ANY_COUNT = 2**31
 
 
@@ -108,6 +109,23 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     return replace(layout, ignored=layout.ignored | copied)
 
 
+def check_original(checkpoint: Checkpoint) -> None:
+    """Make sure that a model is whole and not quantized, as far as names and config tell.
+
+    Raises:
+        CheckpointError: as :func:`find_layout`, or quantized already.
+    """
+    quantized = checkpoint.config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
+        raise CheckpointError(
+            f"{checkpoint.model} is quantized already ({method or 'unknown'}); "
+            "give the model it was made from"
+        )
+    if not checkpoint.is_gguf:
+        find_layout(checkpoint)
+
+
 def _check_complete(model: str, placed: Sequence[Found]) -> None:
     """Refuse a block that lacks a tensor of a block with all of its others.
 
@@ -147,9 +165,24 @@ def _copied_head(checkpoint: Checkpoint, in_blocks: Collection[str]) -> set[str]
             f"{checkpoint.model} stores no {lacking}, and its config does not tie the head to "
             "the embedding: it is incomplete, or no causal language model"
         )
+    _check_shape(checkpoint, embedding or head)
     if embedding is None or head is None or not tied or not _equal(embedding, head):
         return set()
     return {head.name}
+
+
+def _check_shape(checkpoint: Checkpoint, ends: TensorInfo | None) -> None:
+    """Refuse a config of another vocabulary or width, with which nothing can be loaded."""
+    text = checkpoint.config.get("text_config") or checkpoint.config
+    expected = text.get("vocab_size", checkpoint.config.get("vocab_size"))
+    if ends is None or not isinstance(expected, int) or len(ends.shape) != 2:
+        return
+    width = next((text[key] for key in WIDTH_KEYS if isinstance(text.get(key), int)), ends.shape[1])
+    if ends.shape != (expected, width):
+        raise CheckpointError(
+            f"{checkpoint.model}: its config.json says {expected} tokens of width {width}, but "
+            f"{ends.name} has shape {list(ends.shape)}"
+        )
 
 
 def _ends(info: TensorInfo, names: tuple[str, ...]) -> bool:

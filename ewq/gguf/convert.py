@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ewq.errors import BackendUnavailable, CheckpointError, EwqError, InputError
@@ -53,6 +54,8 @@ def convert_folder(
     type_name: str,
     converter: Path | None = None,
     progress: Progress = NO_PROGRESS,
+    *,
+    without: Collection[str] = (),
 ) -> tuple[str, ...]:
     """Convert a folder; tokenizer, special tokens and chat template included.
 
@@ -62,6 +65,7 @@ def convert_folder(
         type_name: ``F32``, ``F16`` or ``BF16`` for matrices; vectors stay F32.
         converter: llama.cpp's own script instead of the pinned one.
         progress: counts percent of the bytes to write.
+        without: stored tensors to leave out.
 
     Returns:
         Notes for people.
@@ -72,14 +76,16 @@ def convert_folder(
     script = find_converter(converter, progress)
     arguments = [str(folder), "--outtype", type_name.lower(), "--outfile", str(out)]
     command = [sys.executable, "-P", str(convert_child.__file__), str(script), *arguments]
-    status, said = _followed(command, progress)
+    status, said = _followed(command, progress, {convert_child.WITHOUT: ",".join(without)})
     if status or not out.is_file():
         raise CheckpointError(f"llama.cpp's converter cannot convert {folder}: {_why(said)}")
     known = convert_child.UNKNOWN_TOKENIZER not in said
     return () if known else (UNKNOWN_TOKENIZER_NOTE,)
 
 
-def _followed(command: list[str], progress: Progress) -> tuple[int, str]:
+def _followed(
+    command: list[str], progress: Progress, variables: Mapping[str, str]
+) -> tuple[int, str]:
     """Run the converter while reading its own progress bar; returns exit status and stderr."""
     progress.start("converting to GGUF", 100, "%")
     said: list[str] = []
@@ -87,6 +93,7 @@ def _followed(command: list[str], progress: Progress) -> tuple[int, str]:
     try:
         with subprocess.Popen(
             command,
+            env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

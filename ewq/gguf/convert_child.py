@@ -4,18 +4,20 @@ The converter asks transformers to run code that comes with a model (``trust_rem
 for many families; here transformers is kept from it, whoever asks.
 
 Called as ``python -P convert_child.py SCRIPT ARGUMENTS...``; it must not import
-ewq, whose environment has another ``gguf``.
+ewq, whose environment has another ``gguf``. ``$EWQ_CONVERT_WITHOUT`` names tensors to leave out.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+WITHOUT = "EWQ_CONVERT_WITHOUT"
 UNKNOWN_TOKENIZER = "ewq: unknown pre-tokenizer"
 """Printed when the converter does not recognise the tokenizer's splitting rule."""
 CODE_REFUSED = "it needs Python code that comes with the model, which ewq never runs"
@@ -37,6 +39,7 @@ def main(script: Path, arguments: list[str]) -> None:
     allow_unknown_tokenizers(owner)
     if hasattr(owner, "ModelBase"):
         owner.ModelBase.load_hparams = staticmethod(with_older_keys(owner.ModelBase.load_hparams))
+    leave_out(owner, os.environ.get(WITHOUT, "").split(","))
     module.main()
 
 
@@ -130,6 +133,17 @@ def _with_fallback(first: Callable[[], None], second: Callable[[], None]) -> Cal
             second()
 
     return attempt
+
+
+def leave_out(owner: Any, names: Collection[str]) -> None:
+    """Skip stored tensors that no loaded model holds, such as a copy of the embedding."""
+    model = getattr(owner, "ModelBase", None) or owner.Model
+    every: Callable[..., Iterator[tuple[str, Any]]] = model.get_tensors
+
+    def some(self: Any) -> Iterator[tuple[str, Any]]:
+        return (pair for pair in every(self) if pair[0] not in names)
+
+    model.get_tensors = some
 
 
 if __name__ == "__main__":

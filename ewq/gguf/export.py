@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ewq.checkpoint.families import FAMILY_OF
 from ewq.checkpoint.gguf_header import GgufHeader, read_header
-from ewq.errors import EwqError, InputError
+from ewq.checkpoint.layout import HEADS, find_layout
+from ewq.errors import CheckpointError, EwqError, InputError
 from ewq.files import check_output, scratch_beside
 from ewq.gguf.convert import CONVERTED_TYPES, convert_folder
 from ewq.gguf.imatrix import check_entries, effect_notes
@@ -112,6 +114,13 @@ def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoin
     from ewq.planning.plan import check_budget, check_plan, require_target
 
     checkpoint = open_checkpoint(model, progress)
+    if checkpoint.config.get("transformers_weights") is not None:
+        raise CheckpointError(
+            f"{checkpoint.model} names its weights by transformers_weights, which llama.cpp's "
+            "converter does not follow; rename the file to model.safetensors"
+        )
+    if _is_known(checkpoint):
+        find_layout(checkpoint)
     if isinstance(recipe, PlanRecipe):
         require_target(recipe.plan, "gguf")
         check_plan(recipe.plan, checkpoint)
@@ -170,7 +179,30 @@ def make_base(
         return Base(checkpoint.path)
     path = work / "base.gguf"
     type_name = _converted_type(checkpoint, recipe)
-    return Base(path, convert_folder(checkpoint.path, path, type_name, converter, progress))
+    ignored = find_layout(checkpoint).ignored if _is_known(checkpoint) else frozenset()
+    heads = {name for name in checkpoint.tensors if name.endswith(HEADS)}
+    notes = convert_folder(
+        checkpoint.path, path, type_name, converter, progress, without=heads & ignored
+    )
+    if heads - ignored and _is_known(checkpoint):
+        _require_head(checkpoint, path)
+    return Base(path, notes)
+
+
+def _require_head(checkpoint: Checkpoint, converted: Path) -> None:
+    """Some architectures of llama.cpp take the embedding for the head whatever is stored."""
+    header = read_header(converted)
+    if OUTPUT not in {tensor.name for tensor in header.tensors}:
+        raise CheckpointError(
+            f"{checkpoint.model} has an output head that differs from its embedding, which "
+            f"llama.cpp's {header.architecture} cannot hold; it cannot be exported"
+        )
+
+
+def _is_known(checkpoint: Checkpoint) -> bool:
+    """Whether ewq knows the names of the model's tensors; llama.cpp's converter knows more."""
+    quantized = bool(checkpoint.config.get("quantization_config"))
+    return checkpoint.config.get("model_type") in FAMILY_OF and not quantized
 
 
 def build(

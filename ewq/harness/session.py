@@ -141,9 +141,7 @@ def open_session(
         raise InputError(f"cannot gate against a baseline: {ungated}")
     if ungated and options.resume:
         raise InputError(f"nothing to resume: {ungated}")
-    placement = find_placement(
-        options.device, options.dtype, options.decode, subject.checkpoint.config
-    )
+    placement = find_placement(options.device, options.dtype, options.decode, subject.checkpoint)
     _check_plan_files(options, subject)
     data = RunData(options, tier_sizes(options.tier, placement.device), progress)
     _check_calibration(options, data)

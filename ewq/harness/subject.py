@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.dummy import PREFIX, dummy_checkpoint, dummy_label
 from ewq.checkpoint.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
+from ewq.checkpoint.layout import check_original
 from ewq.checkpoint.tokenizer import load_tokenizer, tokenizer_digest
 from ewq.errors import BackendUnavailable, CheckpointError
 from ewq.instruments.gpu import ALL, gpus_of
@@ -147,7 +147,7 @@ def find_subject(
     ``dummy:CONFIG`` is a shape with random weights, drawn on the (first) device.
 
     Raises:
-        CheckpointError: it cannot be found or read.
+        CheckpointError: it cannot be found or read, is incomplete, or quantized already.
         BackendUnavailable: the embedded model's package is missing.
     """
     if model.startswith(PREFIX):
@@ -166,10 +166,10 @@ def find_subject(
         device=next(iter(gpus_of(device)), device),
     )
     subject = replace(subject, calibrating=how)
-    # Opened here so that a missing model ends the run before anything is loaded.
+    # What is no reference ends the run before anything is loaded.
     progress.start(f"finding {subject.label}", 1, "model")
     try:
-        _ = subject.checkpoint
+        check_original(subject.checkpoint)
     finally:
         progress.finish()
     return subject
@@ -186,7 +186,7 @@ class Placement:
     batch_tokens: int = BATCH_TOKENS
 
 
-def find_placement(device: str, dtype: str, decode: str, config: Mapping[str, Any]) -> Placement:
+def find_placement(device: str, dtype: str, decode: str, checkpoint: Checkpoint) -> Placement:
     """Resolve ``auto``: CUDA when there is one; the checkpoint's 16-bit type there.
 
     On a CPU the compute type is float32: 16-bit matrix products are several
@@ -197,7 +197,7 @@ def find_placement(device: str, dtype: str, decode: str, config: Mapping[str, An
     """
     found = find_device(device)
     if dtype == "auto":
-        dtype = "float32" if found == "cpu" else _sixteen_bit(config)
+        dtype = "float32" if found == "cpu" else checkpoint.storage_dtype
     return Placement(found, dtype, decode)
 
 
@@ -220,8 +220,3 @@ def find_device(asked: str) -> str:
     elif asked == "auto":
         return "cpu"
     raise BackendUnavailable(f"--ewq-device {asked}: torch sees no such device; use cpu")
-
-
-def _sixteen_bit(config: Mapping[str, Any]) -> str:
-    declared = str(config.get("dtype") or config.get("torch_dtype") or "")
-    return declared if declared in ("float16", "bfloat16") else "bfloat16"

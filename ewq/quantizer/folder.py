@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ewq.checkpoint.layout import check_original
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
-from ewq.conversion_errors import first_line, original_errors
+from ewq.conversion_errors import loading, require_all_weights
 from ewq.errors import CheckpointError, InputError
 from ewq.files import check_output, whole_folder
 from ewq.instruments.memory import weights_bytes
@@ -104,7 +105,7 @@ def quantize_to_folder(
             _model_card(plan, loaded.hf_quantizer.quantization_config.options, size),
             encoding="utf-8",
         )
-    return Quantized(out, plan, size, _notes(left_out))
+    return Quantized(out, plan, size, _notes(checkpoint, left_out))
 
 
 def _check(checkpoint: Checkpoint) -> None:
@@ -113,31 +114,36 @@ def _check(checkpoint: Checkpoint) -> None:
             f"{checkpoint.model} is a GGUF file; `ewq quantize` takes a Hugging Face model, "
             "`ewq export` makes GGUF files"
         )
-    already = checkpoint.config.get("quantization_config")
-    if already:
-        method = already.get("quant_method", "unknown") if isinstance(already, dict) else "unknown"
-        raise InputError(
-            f"{checkpoint.model} is quantized already ({method}); give the original model"
-        )
+    check_original(checkpoint)
 
 
 def _load(checkpoint: Checkpoint, config: EwqConfig, device: str) -> Any:
     """The quantized model, of the class that the checkpoint names."""
+    import torch
     import transformers
 
     auto = transformers.AutoModelForCausalLM
     model_class = getattr(transformers, checkpoint.architecture, auto)
-    try:
-        with original_errors():
-            return model_class.from_pretrained(
-                checkpoint.path,
-                quantization_config=config,
-                dtype="auto",
-                device_map={"": device},
-                trust_remote_code=False,
-            )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load {checkpoint.model}: {first_line(error)}") from error
+    with loading(checkpoint.model):
+        loaded: Any = model_class.from_pretrained(
+            checkpoint.path,
+            quantization_config=config,
+            dtype=getattr(torch, checkpoint.storage_dtype),
+            device_map={"": device},
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    model, info = loaded
+    require_all_weights(checkpoint.model, info)
+    _require_finite(checkpoint.model, model)
+    return model
+
+
+def _require_finite(label: str, model: Any) -> None:
+    """Refuse weights that would be delivered raw and are no numbers; the plan saw the others."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not parameter.isfinite().all():
+            raise CheckpointError(f"{name} of {label} holds NaN or infinity; nothing was written")
 
 
 def _save(model: Any, source: Path, folder: Path) -> None:
@@ -177,7 +183,18 @@ def _copy_companions(checkpoint: Checkpoint, folder: Path) -> list[str]:
     return left_out
 
 
-def _notes(left_out: list[str]) -> tuple[str, ...]:
+def _notes(checkpoint: Checkpoint, left_out: list[str]) -> tuple[str, ...]:
+    return (*_narrowed(checkpoint), *_not_copied(left_out))
+
+
+def _narrowed(checkpoint: Checkpoint) -> tuple[str, ...]:
+    wide = sum(tensor.dtype in ("F32", "F64") for tensor in checkpoint.tensors.values())
+    if not wide:
+        return ()
+    return (f"what is not quantized was stored wider and is now {checkpoint.storage_dtype}",)
+
+
+def _not_copied(left_out: list[str]) -> tuple[str, ...]:
     if not left_out:
         return ()
     more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""

@@ -13,6 +13,7 @@ from ewq.data.mmlu import LETTERS, load_mmlu
 from ewq.errors import MeasurementError
 from ewq.tasks import mmlu, mmlu_cloze
 from ewq.tasks.mmlu_scores import unpack_logprobs
+from tests.backends.tiny_models import plain_model
 from tests.tasks.mmlu_fakes import byte_tokenizer
 
 SHOTS = 2
@@ -50,7 +51,7 @@ def folder(tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(folder, tokenizer, data):
     """Every question alone: whole prompt, one forward pass, four letters."""
-    model = LlamaForCausalLM.from_pretrained(folder).eval()
+    model = plain_model(folder)
     columns = [tokenizer.convert_tokens_to_ids(f"Ġ{letter}") for letter in LETTERS]
     rows = []
     for q in data.test:

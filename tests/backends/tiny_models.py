@@ -93,7 +93,11 @@ class NoTokenizer:
 
 @cache
 def plain_model(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    """The weights in 16 bits, computed with in float32."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        parameter.data.copy_(parameter.data.half())
+    return model
 
 
 def naive_logprobs(folder, ids):

@@ -186,7 +186,7 @@ def read_plan_of(model):
 def test_the_saved_plan_file_is_the_plan(tmp_path):
     from ewq.quantizer.folder import quantize_to_folder
 
-    folder = save("llama", tmp_path / "model")
+    folder = save("llama", tmp_path / "model", torch.bfloat16)
     plan = plan_for(folder)
 
     made = quantize_to_folder(folder, EwqConfig(plan=plan), tmp_path / "q")
