@@ -119,8 +119,6 @@ class DoubtKind(StrEnum):
     """The reference decoded in another way."""
     CHANCE = "chance"
     """An accuracy that guessing has too."""
-    APPROXIMATE_REFERENCE = "approximate_reference"
-    """Paired with a reference that is itself not exact."""
 
 
 @dataclass(frozen=True)

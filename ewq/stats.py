@@ -1,9 +1,8 @@
 """Paired and clustered statistics, built on scipy.
 
-Two measurements of the same items are compared item by item: what both share
-(a hard question, a surprising sentence) cancels, and differences of a tenth of
-a percent become visible. Items of one document or subject are not independent,
-so errors are computed over *clusters*: totals of whole documents or subjects.
+Two measurements of the same items are compared item by item: what both share cancels. Items of
+one document or subject are not independent, so errors are computed over *clusters*: totals of
+whole documents or subjects.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -35,8 +34,7 @@ _FEWEST_TO_BOOTSTRAP = 20
 _BOOTSTRAP_BATCH_ELEMENTS = 2_000_000
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A two-sided confidence interval."""
 
     low: float
@@ -63,17 +61,13 @@ class PairedAccuracy:
     """Accuracy of a variant minus accuracy of its reference, on the same questions."""
 
     delta: float
-    """``(n10 - n01) / n``: negative when the variant is worse."""
+    """Negative when the variant is worse."""
     stderr: float
     """Clustered standard error of ``delta``; never under one answer's worth, ``1 / n``."""
     freedom: int
     """Degrees of freedom of ``stderr``: clusters - 1."""
     flips: float
-    """Share of questions whose correctness changed either way, ``(n01 + n10) / n``."""
-    n01: int
-    """Questions that were right and became wrong."""
-    n10: int
-    """Questions that were wrong and became right."""
+    """Share of questions whose correctness changed either way."""
     mcnemar_p: float
     interval: Interval
     """95 % bounds of ``delta``; see :func:`paired_interval`."""
@@ -82,27 +76,11 @@ class PairedAccuracy:
     n: int
 
 
-@dataclass(frozen=True)
-class PairedRatio:
-    """``ln(PPL_new / PPL_base)`` over the same tokens."""
+class Quantile(NamedTuple):
+    """One quantile of a sample."""
 
-    ln_ratio: float
-    stderr: float | None
-    interval: Interval | None
-    """95 % bounds; see :func:`paired_interval`. ``None`` where there is no error."""
-    freedom: int | None
-    """Degrees of freedom of ``stderr``: clusters - 1; ``None`` where there is none."""
-
-
-@dataclass(frozen=True)
-class NonInferiority:
-    """Whether a difference is shown to be no worse than a margin."""
-
-    bound: float
-    """One-sided lower confidence bound of the difference."""
-    p_value: float
-    """Probability of data this good if the true difference were exactly ``-margin``."""
-    holds: bool
+    value: float
+    stderr: float
 
 
 def mcnemar_exact(n01: int, n10: int) -> float:
@@ -117,14 +95,19 @@ def mcnemar_exact(n01: int, n10: int) -> float:
     return float(binomtest(n01, discordant, 0.5).pvalue) if discordant else 1.0
 
 
+def fewest_flips() -> int:
+    """Flips, all one way, below which the exact McNemar test can never reject at ``ALPHA``."""
+    return math.ceil(math.log2(2 / ALPHA))
+
+
 def paired_accuracy(
     base_correct: ArrayLike, new_correct: ArrayLike, clusters: Clusters = None
 ) -> PairedAccuracy:
-    """Compare two sets of right/wrong answers to the same questions.
+    """Compare right (1) and wrong (0) answers to the same questions, each ``[n]``.
 
     Args:
-        base_correct: right (1) or wrong (0) for each question, reference, ``[n]``.
-        new_correct: the same questions in the same order, variant, ``[n]``.
+        base_correct: the reference's.
+        new_correct: the variant's, in the same order.
         clusters: a label per question (its subject); ``None``, or fewer than
             :data:`FEWEST_CLUSTERS`, treats questions as independent.
 
@@ -132,11 +115,11 @@ def paired_accuracy(
         MeasurementError: the lengths differ or there is no question.
     """
     base, new = _pair(base_correct, new_correct)
-    difference = new - base
+    difference, ones = new - base, np.ones(len(new))
     n = len(difference)
     n01, n10 = int(np.sum(difference < 0)), int(np.sum(difference > 0))
     labels = None if clusters is None else clusters_of(clusters)
-    estimate = clustered_ratio(difference, np.ones(n), labels)
+    estimate = clustered_ratio(difference, ones, labels)
     # n equal answers do not prove that the next one is equal too.
     stderr = max(estimate.stderr or 0.0, 1.0 / n)
     freedom = max(1, estimate.clusters - 1)
@@ -146,38 +129,10 @@ def paired_accuracy(
         stderr=stderr,
         freedom=freedom,
         flips=(n01 + n10) / n,
-        n01=n01,
-        n10=n10,
         mcnemar_p=mcnemar_exact(n01, n10),
-        interval=paired_interval(difference, np.ones(n), labels, least_stderr=1.0 / n),
+        interval=paired_interval(difference, ones, labels, least_stderr=1.0 / n),
         smallest_detectable=max(detectable, fewest_flips() / n),
         n=n,
-    )
-
-
-def paired_ratio(
-    base: ArrayLike, new: ArrayLike, tokens: ArrayLike, clusters: Clusters = None
-) -> PairedRatio:
-    """``ln(PPL_new / PPL_base)`` from negative log-likelihoods of the same items.
-
-    Args:
-        base: summed negative log-likelihood of each item in nats, reference, ``[n]``.
-        new: the same items in the same order, variant, ``[n]``.
-        tokens: scored tokens of each item, ``[n]``.
-        clusters: a label per item (its document); ``None`` treats items as independent.
-
-    Raises:
-        MeasurementError: the lengths differ or there is no item.
-    """
-    before, after = _pair(base, new)
-    estimate = clustered_ratio(after - before, tokens, clusters)
-    if estimate.stderr is None:
-        return PairedRatio(estimate.value, None, None, None)
-    return PairedRatio(
-        ln_ratio=estimate.value,
-        stderr=estimate.stderr,
-        interval=paired_interval(after - before, tokens, clusters),
-        freedom=estimate.freedom,
     )
 
 
@@ -219,15 +174,13 @@ def bootstrap_clustered(
     sizes: ArrayLike,
     clusters: Clusters = None,
     *,
-    confidence: float = 1 - ALPHA,
     resamples: int = BOOTSTRAP_RESAMPLES,
     seed: int = BOOTSTRAP_SEED,
 ) -> Interval:
-    """Percentile-bootstrap interval of ``sum(totals) / sum(sizes)``, drawing whole clusters.
+    """95 % percentile-bootstrap interval of ``sum(totals) / sum(sizes)``, drawing whole clusters.
 
-    With fewer than about twenty clusters the interval is too narrow; the
-    standard error with Student's t is then the one to trust. One cluster gives
-    an interval of no width. Arguments and errors are those of :func:`clustered_ratio`.
+    Too narrow with fewer than about twenty clusters; of no width with one. Other arguments and
+    errors are those of :func:`clustered_ratio`.
     """
     from scipy.stats import bootstrap
 
@@ -235,18 +188,18 @@ def bootstrap_clustered(
     ratio = float(numerators.sum() / denominators.sum())
     if len(numerators) < 2 or np.ptp(numerators / denominators) == 0.0:
         return Interval(ratio, ratio)
-    result = bootstrap(
+    bounds = bootstrap(
         (numerators, denominators),
-        _ratio_of_sums,
+        lambda tops, bottoms, axis: tops.sum(axis=axis) / bottoms.sum(axis=axis),
         paired=True,
         vectorized=True,
         n_resamples=resamples,
         batch=max(1, _BOOTSTRAP_BATCH_ELEMENTS // len(numerators)),
-        confidence_level=confidence,
+        confidence_level=1 - ALPHA,
         method="percentile",
         rng=np.random.default_rng(seed),
-    )
-    return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
+    ).confidence_interval
+    return Interval(float(bounds.low), float(bounds.high))
 
 
 def paired_interval(
@@ -254,10 +207,9 @@ def paired_interval(
 ) -> Interval:
     """95 % bounds of ``sum(totals) / sum(sizes)`` that hold for few clusters too.
 
-    By the clustered bootstrap from twenty clusters on; with fewer, or where no
-    item differs, by Student's t over the standard error, which is taken to be
-    ``least_stderr`` at least. Other arguments and errors are those of
-    :func:`clustered_ratio`.
+    By the clustered bootstrap from twenty clusters on; with fewer, or where no item differs, by
+    Student's t over the standard error, which is taken to be ``least_stderr`` at least. Other
+    arguments and errors are those of :func:`clustered_ratio`.
     """
     estimate = clustered_ratio(totals, sizes, clusters)
     if estimate.clusters >= _FEWEST_TO_BOOTSTRAP and estimate.stderr:
@@ -268,12 +220,7 @@ def paired_interval(
 
 
 def half_width(stderr: float, df: float | None = None) -> float:
-    """Half of a two-sided 95 % interval: the normal's, or Student's for ``df`` degrees of freedom.
-
-    Raises:
-        MeasurementError: ``stderr`` is negative or not finite.
-    """
-    _check_test_arguments(stderr, ALPHA)
+    """Half of a two-sided 95 % interval: Student's for ``df`` degrees of freedom, else normal."""
     return _quantile(1 - ALPHA / 2, df) * stderr
 
 
@@ -284,35 +231,29 @@ def two_sided_p(value: float, stderr: float, df: float | None = None) -> float:
     return 2 * _tail(abs(value) / stderr, df)
 
 
-def noninferiority(
-    delta: float, stderr: float, margin: float, alpha: float = ALPHA, df: float | None = None
-) -> NonInferiority:
-    """Test ``true difference > -margin`` against ``true difference <= -margin``.
+def noninferiority(delta: float, stderr: float, margin: float, df: float | None = None) -> float:
+    """One-sided p-value of ``true difference > -margin``: of data this good were it ``-margin``.
 
     Higher must be better: negate a difference where lower is better. ``df``
     are the degrees of freedom of ``stderr`` (clusters - 1), ``None`` for the normal.
 
     Raises:
-        MeasurementError: ``stderr`` is negative, ``alpha`` outside ``(0, 1)``, or not finite.
+        MeasurementError: an argument is not finite, or ``stderr`` negative.
     """
-    _check_test_arguments(stderr, alpha, delta, margin)
-    bound = delta - _quantile(1 - alpha, df) * stderr
+    if not all(map(math.isfinite, (delta, stderr, margin))) or stderr < 0:
+        raise MeasurementError(f"cannot test {delta} with a standard error of {stderr}")
     if stderr == 0.0:
-        return NonInferiority(bound, 0.0 if delta > -margin else 1.0, delta > -margin)
-    p_value = _tail((delta + margin) / stderr, df)
-    return NonInferiority(bound, p_value, bound > -margin)
+        return 0.0 if delta > -margin else 1.0
+    return _tail((delta + margin) / stderr, df)
 
 
-def smallest_detectable_difference(
-    stderr: float, alpha: float = ALPHA, power: float = POWER, df: float | None = None
-) -> float:
-    """True difference that a two-sided test at ``alpha`` finds with probability ``power``.
+def smallest_detectable_difference(stderr: float, df: float | None = None) -> float:
+    """True difference that a two-sided test at ``ALPHA`` finds with probability ``POWER``.
 
-    ``(q(1 - alpha/2) + q(power)) * stderr`` with the normal's quantiles, or
+    ``(q(1 - ALPHA/2) + q(POWER)) * stderr`` with the normal's quantiles, or
     Student's for ``df`` degrees of freedom.
     """
-    _check_test_arguments(stderr, alpha)
-    return (_quantile(1 - alpha / 2, df) + _quantile(power, df)) * stderr
+    return (_quantile(1 - ALPHA / 2, df) + _quantile(POWER, df)) * stderr
 
 
 def share_stderr(count: int, n: int) -> float:
@@ -337,27 +278,44 @@ def share_stderr(count: int, n: int) -> float:
 def pooled_stderr(stderrs: Sequence[float], sizes: Sequence[int]) -> float:
     """Standard error of a size-weighted mean over groups, pooled as lm-evaluation-harness does.
 
-    ``sqrt(sum((n_i - 1) se_i^2 n_i) / (N - k) / N)`` for ``k`` groups, ``N = sum n_i``.
+    ``sqrt(sum((n_i - 1) se_i^2 n_i) / (N - k) / N)`` for ``k`` groups, ``N = sum n_i > k``.
+    """
+    total = sum(sizes)
+    squares = sum((n - 1) * se**2 * n for se, n in zip(stderrs, sizes, strict=True))
+    return math.sqrt(squares / (total - len(sizes)) / total)
+
+
+def quantile(values: ArrayLike, share: float) -> Quantile:
+    """The ``share`` quantile (linear interpolation) and its Maritz-Jarrett standard error.
+
+    The error is the spread of the order statistics under the beta distribution of a quantile's
+    position, with Harrell and Davis's parameters ``(n + 1) share`` and ``(n + 1)(1 - share)``, so
+    that two values are enough. Values are taken as independent.
 
     Raises:
-        MeasurementError: the lengths differ, or no group has two items.
+        MeasurementError: fewer than two values, or a share outside ``(0, 1)``.
     """
-    if len(stderrs) != len(sizes):
-        raise MeasurementError(f"{len(stderrs)} errors for {len(sizes)} groups: cannot pool them")
-    total, groups = sum(sizes), len(sizes)
-    if total <= groups:
-        raise MeasurementError(f"{total} items in {groups} groups are too few to pool an error")
-    squares = sum((n - 1) * se**2 * n for se, n in zip(stderrs, sizes, strict=True))
-    return math.sqrt(squares / (total - groups) / total)
+    from scipy.special import betainc
+
+    ordered = np.sort(np.asarray(values, dtype=np.float64).ravel())
+    n = len(ordered)
+    if n < 2 or not 0 < share < 1:
+        raise MeasurementError(
+            f"no error for the {share} quantile of {n} values: at least 2 are needed"
+        )
+    ranks = np.arange(n + 1) / n
+    weights = np.diff(betainc((n + 1) * share, (n + 1) * (1 - share), ranks))
+    value = float(np.quantile(ordered, share))
+    deviations = ordered - value  # centred: squares of raw values would cancel badly
+    first, second = float(weights @ deviations), float(weights @ deviations**2)
+    return Quantile(value, math.sqrt(max(0.0, second - first**2)))
 
 
 def _pair(base: ArrayLike, new: ArrayLike) -> tuple[Array, Array]:
-    before = np.asarray(base, dtype=np.float64).ravel()
-    after = np.asarray(new, dtype=np.float64).ravel()
+    before, after = (np.asarray(each, dtype=np.float64).ravel() for each in (base, new))
     if len(before) != len(after):
         raise MeasurementError(
-            f"cannot pair {len(after)} items with {len(before)} of the reference: "
-            "both must be measured on the same items"
+            f"cannot pair {len(after)} items with {len(before)}: measure both on the same items"
         )
     return before, after
 
@@ -375,20 +333,6 @@ def _by_cluster(totals: ArrayLike, sizes: ArrayLike, clusters: Clusters) -> tupl
     if len(numerators) == 0 or not np.all(denominators > 0):
         raise MeasurementError("nothing to average: no items, or a cluster of size zero")
     return numerators, denominators
-
-
-def _ratio_of_sums(numerators: Array, denominators: Array, axis: int = -1) -> Array:
-    return np.asarray(numerators.sum(axis=axis) / denominators.sum(axis=axis))
-
-
-def fewest_flips() -> int:
-    """Flips, all one way, below which the exact McNemar test can never reject at ``ALPHA``."""
-    return math.ceil(math.log2(2 / ALPHA))
-
-
-def _check_test_arguments(stderr: float, alpha: float, *others: float) -> None:
-    if not all(map(math.isfinite, (stderr, alpha, *others))) or stderr < 0 or not 0 < alpha < 1:
-        raise MeasurementError(f"cannot test with a standard error of {stderr} at alpha {alpha}")
 
 
 def _quantile(probability: float, df: float | None) -> float:

@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import beta
 
 from ewq.errors import MeasurementError
-from ewq.quantiles import quantile
+from ewq.stats import quantile
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])

@@ -12,6 +12,7 @@ from ewq.gating.thresholds import Limit
 from ewq.measurement import NO_ITEMS, Doubt, DoubtKind, Items
 from ewq.record import Reason, Record, Verdict
 from ewq.report.rows import variant_rows
+from ewq.report.sections.run import _CAUSES
 from ewq.storage.runs import read_run
 from tests.make_runs import letters, metric, record
 
@@ -89,10 +90,13 @@ def test_words_in_reasons_and_doubts_change_no_verdict():
 
 
 def test_the_first_doubt_that_undermines_the_verdict_counts():
-    kinds = (DoubtKind.CHANCE, DoubtKind.APPROXIMATE_REFERENCE)
-    doubted = record(doubts=tuple(Doubt(kind, kind.value) for kind in kinds))
-    assert doubt_about("accuracy_delta", doubted, Verdict.PASS).kind is kinds[0]
-    assert doubt_about("accuracy_delta", doubted, Verdict.FAIL).kind is kinds[1]
+    kinds = (DoubtKind.CHANCE, DoubtKind.BUSY, DoubtKind.NOISE)
+    doubts = tuple(Doubt(kind, kind.value) for kind in kinds)
+    asked, timed = record(doubts=doubts), record("throughput", doubts=doubts)
+    assert doubt_about("accuracy_delta", asked, Verdict.PASS).kind is DoubtKind.CHANCE
+    assert doubt_about("accuracy_delta", asked, Verdict.FAIL) is None
+    assert doubt_about("decode_ratio", timed, Verdict.FAIL).kind is DoubtKind.BUSY
+    assert doubt_about("decode_ratio", timed, Verdict.INCONCLUSIVE) is None
 
 
 @pytest.mark.parametrize("kind", DoubtKind)
@@ -106,6 +110,7 @@ def test_every_kind_of_doubt_undermines_a_pass_of_some_figure(kind):
         "decode_ratio", timed, Verdict.PASS
     )
     assert doubt_about("weights_bytes", counted) is None
+    assert kind in _CAUSES
 
 
 @pytest.mark.parametrize("kind", [DoubtKind.OTHER_SESSION, DoubtKind.DECODE_MODE])

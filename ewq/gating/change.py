@@ -13,6 +13,13 @@ from typing import cast
 from ewq.gating.doubts import doubt_about
 from ewq.measurement import Items, Metric
 from ewq.record import Record, Verdict
+from ewq.stats import (
+    clustered_ratio,
+    clusters_of,
+    paired_accuracy,
+    smallest_detectable_difference,
+    two_sided_p,
+)
 from ewq.storage.identity import changed_settings
 from ewq.tasks.table import TASKS, ItemMean, Task, Tolerance
 
@@ -57,30 +64,39 @@ class Change:
 
 
 @dataclass(frozen=True)
-class PairedChange:
-    """How sure a difference of two measurements of the same items is."""
+class Certainty:
+    """How sure a difference of two measurements is."""
 
-    stderr: float | None
-    """Standard error of the difference, in the metric's unit; ``None`` with one cluster only."""
-    p_value: float | None
-    """Two-sided p of "no change" by an exact test or with few clusters; ``None``: use the error."""
-    detectable: float | None
+    stderr: float
+    """Standard error of the difference, in the metric's unit."""
+    p_value: float
+    """Two-sided p of "no change"."""
+    detectable: float
     """Difference that would have been found with 80 % power, in the metric's unit."""
+    paired: bool = True
+    """Whether it was worked out item by item."""
+
+    def __str__(self) -> str:
+        kind = "paired" if self.paired else "unpaired"
+        p_text = f"one-sided p {self.p_value / 2:.2g}"
+        return f"{kind} error {self.stderr:.3g}, {p_text}, detectable {self.detectable:.3g}"
 
 
-def paired_changes(before: Record, after: Record) -> dict[str, PairedChange]:
+def paired_changes(before: Record, after: Record) -> dict[str, Certainty]:
     """Metric -> how sure its change is, for the metrics whose items both records carry.
 
-    Empty where the task keeps no items, or the items are not about the same questions or texts.
+    Empty where the task keeps no items, the items are not about the same questions or texts, or
+    they are too few.
     """
     task = TASKS.get(after.task)
     if task is None or not _same_items(task, before.items, after.items):
         return {}
-    return {
+    found = {
         figure.key: _answers(before, after) if mean.size is None else _means(before, after, mean)
         for figure in task.figures
         if (mean := figure.mean)
     }
+    return {metric: certainty for metric, certainty in found.items() if certainty}
 
 
 def _same_items(task: Task, old: Items, new: Items) -> bool:
@@ -89,53 +105,36 @@ def _same_items(task: Task, old: Items, new: Items) -> bool:
     )
 
 
-def _answers(before: Record, after: Record) -> PairedChange:
+def _answers(before: Record, after: Record) -> Certainty:
     """By an exact test; questions of one subject belong together."""
-    from ewq.stats import paired_accuracy
-
-    old, new = before.items.column("answer"), after.items.column("answer")
+    old, new = (map(str.isupper, each.items.column("answer")) for each in (before, after))
     subjects = cast("Sequence[tuple[str, int]]", after.settings.get("subjects") or [])
     labels = [name for name, size in subjects for _ in range(size)]
-    result = paired_accuracy(
-        [letter.isupper() for letter in old],
-        [letter.isupper() for letter in new],
-        labels if len(labels) == len(new) else None,
-    )
-    return PairedChange(result.stderr, result.mcnemar_p, result.smallest_detectable)
+    clusters = labels if len(labels) == len(after.items) else None
+    found = paired_accuracy(list(old), list(new), clusters)
+    return Certainty(found.stderr, found.mcnemar_p, found.smallest_detectable)
 
 
-def _means(before: Record, after: Record, mean: ItemMean) -> PairedChange:
+def _means(before: Record, after: Record, mean: ItemMean) -> Certainty | None:
     """By the error of the difference; windows of one document belong together."""
-    from ewq.stats import (
-        clustered_ratio,
-        clusters_of,
-        smallest_detectable_difference,
-        two_sided_p,
-    )
-
     old, new = before.items.column(mean.column), after.items.column(mean.column)
     sizes = after.items.column(mean.size or "")
-    change = clustered_ratio(
-        [now - then for then, now in zip(old, new, strict=True)],
-        sizes,
-        clusters_of(after.items.column("document")),
-    )
+    differences = [now - then for then, now in zip(old, new, strict=True)]
+    change = clustered_ratio(differences, sizes, clusters_of(after.items.column("document")))
     if change.stderr is None:
-        return PairedChange(None, None, None)
+        return None
     slope = mean.slope(sum(new) / sum(sizes))
-    detectable = smallest_detectable_difference(change.stderr, df=change.freedom)
+    detectable = smallest_detectable_difference(change.stderr, change.freedom)
     p_value = two_sided_p(change.value, change.stderr, change.freedom)
-    return PairedChange(change.stderr * slope, p_value, detectable * slope)
+    return Certainty(change.stderr * slope, p_value, detectable * slope)
 
 
 def incomparable(before: Record, after: Record) -> list[str]:
     """Why two records must not be compared; empty when they may be."""
     reasons = []
     if before.fingerprint != after.fingerprint:
-        reasons.append(
-            f"another model: {before.model} ({_short(before.fingerprint)}) and "
-            f"{after.model} ({_short(after.fingerprint)})"
-        )
+        old, new = (f"{each.model} ({each.fingerprint[:15]})" for each in (before, after))
+        reasons.append(f"another model: {old} and {new}")
     return reasons + changed_settings(before.settings, after.settings)
 
 
@@ -144,137 +143,99 @@ def changes(
 ) -> tuple[Change, ...]:
     """Every metric of either record, in the new record's order.
 
-    Args:
-        before: the baseline.
-        after: the same benchmark now; call :func:`incomparable` first.
-        tolerances: metric -> tolerance; a metric without one is shown, not gated.
+    Call :func:`incomparable` first. A metric without a tolerance is shown, not gated.
     """
     paired = paired_changes(before, after)
-    names = [*after.metrics, *(name for name in before.metrics if name not in after.metrics)]
-    return tuple(
-        _change(_Case(name, before, after, tolerances.get(name), paired.get(name)))
-        for name in names
-    )
+    found = []
+    for name in dict.fromkeys([*after.metrics, *before.metrics]):
+        old, new = before.metrics.get(name), after.metrics.get(name)
+        tolerance = tolerances.get(name)
+        if old is None or new is None:
+            present = old or after.metrics[name]
+            found.append(_one_sided(name, present, lost=new is None, gated=tolerance is not None))
+            continue
+        certainty = paired.get(name) or _unpaired(old, new)
+        verdict, why, worse = _verdict(name, before, after, tolerance, certainty)
+        tolerated = f"tolerance {tolerance}; " if tolerance else ""
+        found.append(
+            Change(
+                metric=name,
+                unit=new.unit,
+                before=old.value,
+                after=new.value,
+                stderr=certainty.stderr if certainty else None,
+                p_value=certainty.p_value if certainty else None,
+                verdict=verdict,
+                text=_sentence(name, old, new, why),
+                statistic=f"{tolerated}{certainty or 'exact'}",
+                worse=worse,
+            )
+        )
+    return tuple(found)
 
 
-@dataclass(frozen=True)
-class _Case:
-    name: str
-    before: Record
-    after: Record
-    tolerance: Tolerance | None
-    paired: PairedChange | None
-
-
-def _change(case: _Case) -> Change:
-    old, new = case.before.metrics.get(case.name), case.after.metrics.get(case.name)
-    if old is None or new is None:
-        return _one_sided(case, old, new)
-    stderr, p_value = _error(old, new, case.paired)
-    verdict, why, worse = _verdict(case, old, new, p_value)
-    tolerance = f"tolerance {case.tolerance}; " if case.tolerance else ""
-    return Change(
-        metric=case.name,
-        unit=new.unit,
-        before=old.value,
-        after=new.value,
-        stderr=stderr,
-        p_value=p_value,
-        verdict=verdict,
-        text=_sentence(case.name, old, new, why),
-        statistic=tolerance + _statistic(case, old, new, stderr, p_value),
-        worse=worse,
-    )
-
-
-def _one_sided(case: _Case, old: Metric | None, new: Metric | None) -> Change:
+def _one_sided(name: str, present: Metric, *, lost: bool, gated: bool) -> Change:
     """A metric that vanished is a failure where it is gated; a new one has no baseline yet."""
-    present = old or new
-    assert present is not None
-    lost = new is None
-    where = "the baseline has it, this run does not" if lost else "the baseline does not have it"
+    missing = "missing metric, the baseline has it, this run does not"
     return Change(
-        metric=case.name,
+        metric=name,
         unit=present.unit,
-        before=old.value if old else None,
-        after=new.value if new else None,
+        before=present.value if lost else None,
+        after=None if lost else present.value,
         stderr=None,
         p_value=None,
-        verdict=None if case.tolerance is None else Verdict.FAIL if lost else Verdict.NO_BASELINE,
-        text=f"{case.name}: {'missing' if lost else 'new'} metric, {where}",
+        verdict=None if not gated else Verdict.FAIL if lost else Verdict.NO_BASELINE,
+        text=f"{name}: {missing if lost else 'new metric, the baseline does not have it'}",
     )
 
 
-def _error(
-    old: Metric, new: Metric, paired: PairedChange | None
-) -> tuple[float | None, float | None]:
-    """Standard error of the difference and two-sided p of "no change"."""
-    stderr, p_value = (paired.stderr, paired.p_value) if paired else (None, None)
-    if stderr is None and old.stderr is not None and new.stderr is not None:
-        stderr = math.hypot(old.stderr, new.stderr)
-    if p_value is None and stderr:
-        from ewq.stats import two_sided_p
-
-        p_value = two_sided_p(new.value - old.value, stderr, _freedom(old, new))
-    return stderr, p_value
-
-
-def _freedom(old: Metric, new: Metric) -> int | None:
-    """Degrees of freedom of an unpaired difference: those of the side that has fewer."""
+def _unpaired(old: Metric, new: Metric) -> Certainty | None:
+    """From both errors; the side that has fewer degrees of freedom decides."""
+    if old.stderr is None or new.stderr is None:
+        return None
+    stderr = math.hypot(old.stderr, new.stderr)
     stated = [metric.freedom for metric in (old, new) if metric.freedom is not None]
-    return min(stated, default=None)
+    freedom = min(stated, default=None)
+    p_value = two_sided_p(new.value - old.value, stderr, freedom)
+    detectable = smallest_detectable_difference(stderr, freedom)
+    return Certainty(stderr, p_value, detectable, paired=False)
 
 
 def _verdict(
-    case: _Case, old: Metric, new: Metric, p_value: float | None
+    name: str,
+    before: Record,
+    after: Record,
+    tolerance: Tolerance | None,
+    certainty: Certainty | None,
 ) -> tuple[Verdict | None, str, bool]:
     """The verdict, why, and whether the metric got worse by more than is tolerated."""
-    if case.tolerance is None or new.higher_is_better is None:
+    old, new = before.metrics[name], after.metrics[name]
+    if tolerance is None or new.higher_is_better is None:
         return None, "not gated", False
-    if old == new and case.before.items == case.after.items:
+    if old == new and before.items == after.items:
         # Equal to the last bit: whatever makes the figure doubtful, it did not change.
         return Verdict.PASS, "no change", False
     loss = (old.value - new.value) if new.higher_is_better else (new.value - old.value)
-    allowed = case.tolerance.allowed(old.value)
-    verdict, why = _size(loss, allowed, p_value, case.tolerance.alpha)
-    worse = loss > allowed
-    for record in (case.after, case.before):
-        if doubt := doubt_about(case.name, record, verdict):
-            return Verdict.INCONCLUSIVE, f"{why}, but {doubt.text}", worse
-    return verdict, why, worse
-
-
-def _size(worse: float, allowed: float, p_value: float | None, alpha: float) -> tuple[Verdict, str]:
-    """Judge a change that is ``worse`` (negative: better) against what is allowed."""
-    if abs(worse) <= allowed:
-        return Verdict.PASS, "within tolerance"
+    allowed = tolerance.allowed(old.value)
     # The direction is asked for, so one tail of the two-sided p decides.
-    certain = p_value is None or p_value / 2 < alpha
-    if worse > 0:
+    certain = certainty is None or certainty.p_value / 2 < tolerance.alpha
+    verdict, why = _size(loss, allowed, certain)
+    for record in (after, before):
+        if doubt := doubt_about(name, record, verdict):
+            return Verdict.INCONCLUSIVE, f"{why}, but {doubt.text}", loss > allowed
+    return verdict, why, loss > allowed
+
+
+def _size(loss: float, allowed: float, certain: bool) -> tuple[Verdict, str]:
+    """Judge a loss (negative: a gain) against what is allowed."""
+    if abs(loss) <= allowed:
+        return Verdict.PASS, "within tolerance"
+    if loss > 0:
         return (Verdict.FAIL, "worse") if certain else (Verdict.INCONCLUSIVE, "worse, within noise")
     return (Verdict.IMPROVED, "better") if certain else (Verdict.PASS, "better, within noise")
-
-
-def _statistic(
-    case: _Case, old: Metric, new: Metric, stderr: float | None, p_value: float | None
-) -> str:
-    if stderr is None:
-        return "exact"
-    detectable = case.paired.detectable if case.paired else None
-    if detectable is None:
-        from ewq.stats import smallest_detectable_difference
-
-        detectable = smallest_detectable_difference(stderr, df=_freedom(old, new))
-    kind = "paired" if case.paired else "unpaired"
-    p_text = "" if p_value is None else f", one-sided p {p_value / 2:.2g}"
-    return f"{kind} error {stderr:.3g}{p_text}, detectable {detectable:.3g}"
 
 
 def _sentence(name: str, old: Metric, new: Metric, why: str) -> str:
     delta = new.value - old.value
     share = f", {delta / abs(old.value):+.2%}" if old.value else ""
     return f"{name}: {old.value:.6g} -> {new.value:.6g} {new.unit} ({delta:+.3g}{share}): {why}"
-
-
-def _short(fingerprint: str) -> str:
-    return fingerprint[:15]

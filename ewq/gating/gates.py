@@ -11,8 +11,11 @@ from ewq.gating.doubts import doubt_about
 from ewq.gating.thresholds import Limit, Test
 from ewq.measurement import Metric
 from ewq.record import Reason, Record, Verdict
+from ewq.stats import mcnemar_exact, noninferiority, smallest_detectable_difference
 from ewq.tasks.table import Tolerance, figure_of
 
+_MOST_DECIMALS = 7
+"""Figures that would need more are written with six digits, or as a power of ten."""
 PRECEDENCE = (
     Verdict.FAIL,
     Verdict.INCONCLUSIVE,
@@ -59,12 +62,13 @@ def judge(
     if baseline is not None:
         refused += incomparable(baseline, record)
         findings += [] if refused else _baseline_findings(record, baseline, tolerances or {})
-    if refused:
-        findings.append(_no_baseline("; ".join(refused)))
-    elif not findings:
+    if not refused and not findings:
         asked = "no metric of the baseline is gated" if baseline else "no baseline was asked for"
-        findings.append(_no_baseline(f"no limit applies and {asked}, so nothing was gated"))
-    return _conclude(findings)
+        refused.append(f"no limit applies and {asked}, so nothing was gated")
+    if refused:
+        findings.append(Reason(Verdict.NO_BASELINE, f"no baseline: {'; '.join(refused)}"))
+    findings.sort(key=lambda finding: PRECEDENCE.index(finding.verdict))
+    return Judgement(findings[0].verdict, tuple(findings))
 
 
 def lost_in_doubt(record: Record) -> bool:
@@ -77,29 +81,15 @@ def overall(verdicts: Iterable[Verdict]) -> Verdict:
     return min(verdicts, key=PRECEDENCE.index, default=Verdict.NO_BASELINE)
 
 
-def _conclude(findings: Sequence[Reason]) -> Judgement:
-    ranked = sorted(findings, key=lambda finding: PRECEDENCE.index(finding.verdict))
-    return Judgement(overall(finding.verdict for finding in findings), tuple(ranked))
-
-
-def _no_baseline(why: str) -> Reason:
-    return Reason(Verdict.NO_BASELINE, f"no baseline: {why}")
-
-
 def _baseline_findings(
     record: Record, baseline: Record, tolerances: Mapping[str, Tolerance]
 ) -> list[Reason]:
+    found = changes(baseline, record, tolerances)
     return [
-        Reason(
-            change.verdict,
-            f"against the baseline, {change.text}",
-            change.statistic,
-            change.metric,
-            change.worse,
-        )
-        for change in changes(baseline, record, tolerances)
+        Reason(c.verdict, f"against the baseline, {c.text}", c.statistic, c.metric, c.worse)
+        for c in found
         # A metric that is merely new is not a missing baseline of the whole benchmark.
-        if change.verdict is not None and change.verdict is not Verdict.NO_BASELINE
+        if c.verdict is not None and c.verdict is not Verdict.NO_BASELINE
     ]
 
 
@@ -110,7 +100,10 @@ def _limit_finding(record: Record, name: str, limit: Limit) -> Reason:
     verdict, statistic = _TESTS[limit.test](record, name, limit)
     if doubt := doubt_about(name, record, verdict):
         verdict, statistic = Verdict.INCONCLUSIVE, f"{statistic}; {doubt.text}"
-    text = _sentence(record, name, metric, limit, verdict)
+    text = (
+        f"{name} {_figure(metric, limit)} {metric.unit} {_RELATION[verdict]} {limit}"
+        f"{_two_values(record, name, metric)}"
+    )
     return Reason(verdict, text, statistic, name)
 
 
@@ -131,54 +124,29 @@ def _plain_bound(record: Record, name: str, limit: Limit) -> tuple[Verdict, str]
 
 def _noninferiority(record: Record, name: str, limit: Limit) -> tuple[Verdict, str]:
     """Pass when shown to be inside; fail when outside and different from "no change" at all."""
-    metric = record.metrics[name]
-    if metric.stderr is None:
+    metric, figure = record.metrics[name], figure_of(record.task, name)
+    value, stderr, freedom = metric.value, metric.stderr, _freedom(metric)
+    if stderr is None:
         return Verdict.INCONCLUSIVE, "no standard error to test with: too few items"
-    shown, text = _bounds_shown(metric, limit)
-    if shown:
-        return Verdict.PASS, text
-    failed = _beyond(metric.value, limit) and _changed(record.task, name, metric, limit)
-    return (Verdict.FAIL if failed else Verdict.INCONCLUSIVE), text
-
-
-def _changed(task: str, name: str, metric: Metric, limit: Limit) -> bool:
-    """Whether the metric is certainly not what two equal variants have."""
-    from ewq.stats import noninferiority
-
-    assert metric.stderr is not None
-    figure = figure_of(task, name)
-    distance = abs(metric.value - (figure.equal if figure else 0.0))
-    return noninferiority(distance, metric.stderr, 0.0, limit.alpha, _freedom(metric)).holds
-
-
-def _freedom(metric: Metric) -> int | None:
-    """Degrees of freedom of the error; ``None`` for the normal distribution."""
-    if metric.freedom is not None:
-        return metric.freedom
-    return metric.n - 1 if metric.n > 1 else None
-
-
-def _bounds_shown(metric: Metric, limit: Limit) -> tuple[bool, str]:
-    from ewq.stats import noninferiority, smallest_detectable_difference
-
-    assert metric.stderr is not None
-    freedom = _freedom(metric)
     sides = [(1.0, limit.min), (-1.0, limit.max)]
-    tests = [
-        noninferiority(sign * metric.value, metric.stderr, -sign * bound, limit.alpha, freedom)
+    p_value = max(
+        noninferiority(sign * value, stderr, -sign * bound, freedom)
         for sign, bound in sides
         if bound is not None
-    ]
-    worst = max(tests, key=lambda test: test.p_value)
-    detectable = smallest_detectable_difference(metric.stderr, df=freedom)
-    text = f"non-inferiority p {worst.p_value:.3g} at alpha {limit.alpha:g}"
-    return all(test.holds for test in tests), f"{text}, detectable {detectable:.3g}, n {metric.n}"
+    )
+    detectable = smallest_detectable_difference(stderr, freedom)
+    text = f"non-inferiority p {p_value:.3g} at alpha {limit.alpha:g}, detectable {detectable:.3g}"
+    text += f", n {metric.n}"
+    if p_value < limit.alpha:
+        return Verdict.PASS, text
+    distance = abs(value - (figure.equal if figure else 0.0))
+    changed = noninferiority(distance, stderr, 0.0, freedom) < limit.alpha
+    failed = changed and _beyond(value, limit)
+    return (Verdict.FAIL if failed else Verdict.INCONCLUSIVE), text
 
 
 def _mcnemar(record: Record, name: str, limit: Limit) -> tuple[Verdict, str]:
     """Fail when beyond the limit and more questions broke than chance would; exact."""
-    from ewq.stats import mcnemar_exact
-
     metric, flips = record.metrics[name], record.metrics.get("flips")
     if flips is None:
         return Verdict.FAIL, "missing metric flips, which McNemar's test needs"
@@ -197,6 +165,18 @@ _TESTS: dict[Test, Callable[[Record, str, Limit], tuple[Verdict, str]]] = {
     Test.NONINFERIORITY: _noninferiority,
     Test.MCNEMAR: _mcnemar,
 }
+_RELATION = {
+    Verdict.PASS: "is within",
+    Verdict.FAIL: "is beyond",
+    Verdict.INCONCLUSIVE: "is inconclusive against",
+}
+
+
+def _freedom(metric: Metric) -> int | None:
+    """Degrees of freedom of the error; ``None`` for the normal distribution."""
+    if metric.freedom is not None:
+        return metric.freedom
+    return metric.n - 1 if metric.n > 1 else None
 
 
 def _beyond(value: float, limit: Limit) -> bool:
@@ -207,28 +187,8 @@ def _beyond(value: float, limit: Limit) -> bool:
 def _precision(metric: Metric) -> str:
     if metric.stderr is None:
         return "exact"
-    from ewq.stats import smallest_detectable_difference
-
-    detectable = smallest_detectable_difference(metric.stderr, df=_freedom(metric))
+    detectable = smallest_detectable_difference(metric.stderr, _freedom(metric))
     return f"plain bound, detectable {detectable:.3g}, n {metric.n}"
-
-
-_RELATION = {
-    Verdict.PASS: "is within",
-    Verdict.FAIL: "is beyond",
-    Verdict.INCONCLUSIVE: "is inconclusive against",
-}
-
-
-_MOST_DECIMALS = 7
-"""Figures that would need more are written with six digits, or as a power of ten."""
-
-
-def _sentence(record: Record, name: str, metric: Metric, limit: Limit, verdict: Verdict) -> str:
-    return (
-        f"{name} {_figure(metric, limit)} {metric.unit} {_RELATION[verdict]} {limit}"
-        f"{_two_values(record, name, metric)}"
-    )
 
 
 def _figure(metric: Metric, limit: Limit) -> str:

@@ -182,7 +182,7 @@ def _busy(share: float | None) -> tuple[Doubt, ...]:
     if share is None or share <= WAITING_TOLERATED:
         return ()
     text = f"other programs kept the processor busy: {share:.0%} of the time was spent waiting"
-    return (Doubt(DoubtKind.NOISE, text, {"waited": share}),)
+    return (Doubt(DoubtKind.BUSY, text, {"waited": share}),)
 
 
 @contextmanager

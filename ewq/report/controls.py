@@ -81,13 +81,12 @@ def _compare(plan: VariantRow, control: VariantRow, alpha: float) -> ControlComp
         return None
     base, planned = old.metrics["perplexity"].value, new.metrics["perplexity"].value
     percent = 100 / base
-    stderr = None if change.stderr is None else percent * change.stderr
     return ControlComparison(
         plan.variant,
         control.variant,
         100 * (plan.weights_bytes / control.weights_bytes - 1),
-        Estimate(percent * (planned - base), stderr),
-        change.p_value is not None and change.p_value / 2 < alpha,
+        Estimate(percent * (planned - base), percent * change.stderr),
+        change.p_value / 2 < alpha,
     )
 
 

@@ -70,9 +70,9 @@ class Loss:
         """Test the loss against ``margin``, once from each side."""
         from ewq.stats import noninferiority
 
-        if noninferiority(-self.value, self.stderr, margin, alpha, self.freedom).holds:
+        if noninferiority(-self.value, self.stderr, margin, self.freedom) < alpha:
             return Standing.WITHIN
-        beyond = noninferiority(self.value - margin, self.stderr, 0.0, alpha, self.freedom).holds
+        beyond = noninferiority(self.value - margin, self.stderr, 0.0, self.freedom) < alpha
         return Standing.BEYOND if beyond else Standing.OPEN
 
     @property

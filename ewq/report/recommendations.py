@@ -200,8 +200,8 @@ def _not_slower(best: Estimate, others: Sequence[tuple[Estimate, VariantRow]]) -
     def shown_faster(rival: Estimate) -> bool:
         stderr = math.hypot(best.stderr or 0.0, rival.stderr or 0.0)
         freedom = min(best.freedom or 1, rival.freedom or 1)
-        alpha = ALPHA / len(others)
-        return noninferiority(best.value - rival.value, stderr, 0.0, alpha, freedom).holds
+        p_value = noninferiority(best.value - rival.value, stderr, 0.0, freedom)
+        return p_value < ALPHA / len(others)
 
     return [row.variant for rival, row in others if not shown_faster(rival)]
 

@@ -29,8 +29,7 @@ from ewq.data.windows import (
 from ewq.errors import MeasurementError
 from ewq.measurement import Items, Json, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress
-from ewq.quantiles import quantile
-from ewq.stats import clustered_ratio, clusters_of, share_stderr
+from ewq.stats import clustered_ratio, clusters_of, quantile, share_stderr
 
 if TYPE_CHECKING:
     import torch

@@ -152,17 +152,14 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
             raise MeasurementError(f"cannot pair MMLU results: {key} is {ours} against {theirs}")
     clusters = _subject_of_each(result.settings["subjects"])
     paired = stats.paired_accuracy(_correct(reference), _correct(result), clusters)
+    bounds = paired.freedom, paired.interval
+    delta = Metric(paired.delta, "fraction", True, paired.n, paired.stderr, *bounds)
     flips = math.sqrt(max(paired.flips * (1 - paired.flips), 1 / paired.n) / paired.n)
     return {
-        "accuracy_delta": _delta(paired),
+        "accuracy_delta": delta,
         "flips": Metric(paired.flips, "fraction", False, paired.n, flips),
         "mcnemar_p": Metric(paired.mcnemar_p, "p", None, paired.n),
     }
-
-
-def _delta(paired: stats.PairedAccuracy) -> Metric:
-    bounds = (paired.interval.low, paired.interval.high)
-    return Metric(paired.delta, "fraction", True, paired.n, paired.stderr, paired.freedom, bounds)
 
 
 def require_finite(logprobs: NDArray[np.float32], what: str) -> None:

@@ -16,7 +16,7 @@ from ewq.data.windows import Definition, Window, bos_token, make_windows, window
 from ewq.errors import MeasurementError
 from ewq.measurement import Items, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress
-from ewq.stats import clustered_ratio, clusters_of, paired_ratio
+from ewq.stats import clustered_ratio, clusters_of, paired_interval
 
 if TYPE_CHECKING:
     from ewq.data.texts import TextSet
@@ -160,11 +160,11 @@ def _figures(items: Items) -> tuple[Metric, Metric]:
 
 
 def _ln_ratio(new: Items, base: Items) -> Metric:
-    tokens = base.column("tokens")
-    clusters = clusters_of(base.column("document"))
-    ratio = paired_ratio(base.column("nll"), new.column("nll"), tokens, clusters)
-    bounds = (ratio.interval.low, ratio.interval.high) if ratio.interval else None
-    return Metric(ratio.ln_ratio, "nats", False, sum(tokens), ratio.stderr, ratio.freedom, bounds)
+    tokens, clusters = base.column("tokens"), clusters_of(base.column("document"))
+    changes = [b - a for a, b in zip(base.column("nll"), new.column("nll"), strict=True)]
+    ratio = clustered_ratio(changes, tokens, clusters)
+    bounds = None if ratio.stderr is None else paired_interval(changes, tokens, clusters)
+    return Metric(ratio.value, "nats", False, sum(tokens), ratio.stderr, ratio.freedom, bounds)
 
 
 def _scaled(stderr: float | None, factor: float) -> float | None:

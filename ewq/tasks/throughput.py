@@ -20,7 +20,7 @@ import numpy as np
 from ewq.errors import BackendUnavailable, MeasurementError
 from ewq.instruments.gpu import ClockState, read_clocks
 from ewq.measurement import Doubt, DoubtKind, Items, Json, Metric, TaskResult
-from ewq.quantiles import quantile
+from ewq.stats import quantile
 from ewq.tasks.table import Work
 
 if TYPE_CHECKING:

@@ -81,7 +81,8 @@ def _untrusted(runs: list[Run]) -> list[str]:
     counts: dict[str, int] = {}
     for run in runs:
         for (variant, task), record in run.records.items():
-            if task == "throughput" and any(d.kind is DoubtKind.NOISE for d in record.doubts):
+            kinds = {doubt.kind for doubt in record.doubts}
+            if task == "throughput" and kinds & {DoubtKind.NOISE, DoubtKind.BUSY}:
                 counts[variant] = counts.get(variant, 0) + 1
     if not counts:
         return []

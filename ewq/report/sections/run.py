@@ -18,10 +18,10 @@ _LONGEST = 160
 _CAUSES = {
     DoubtKind.NOISE: "noisy clock",
     DoubtKind.THROTTLING: "throttled GPU",
+    DoubtKind.BUSY: "other programs kept the processor busy",
     DoubtKind.OTHER_SESSION: "the reference's speed is from another session",
     DoubtKind.DECODE_MODE: "another way of decoding than the reference",
     DoubtKind.CHANCE: "no better than guessing",
-    DoubtKind.APPROXIMATE_REFERENCE: "approximate reference",
 }
 _TOO_FEW = "too few items to decide"
 _WORDS = {Verdict.NO_BASELINE: "not gated"}
