@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from ewq.cli.report import STDOUT, check_target, write_output
+from ewq.cli.report import STDOUT, Storage, writer
 
 THRESHOLDS = Path("benchmarks/thresholds.toml")
-
-
-class Format(StrEnum):
-    """How the comparison is written."""
-
-    MD = "md"
-    JSON = "json"
-    HTML = "html"
 
 
 def compare(
@@ -33,7 +24,7 @@ def compare(
         str | None, typer.Argument(help="The run in question; the newest stored one by default.")
     ] = None,
     format_: Annotated[
-        Format | None,
+        Literal["md", "json", "html"] | None,
         typer.Option("--format", help="By default as the output's name ends, or md."),
     ] = None,
     output: Annotated[
@@ -45,9 +36,7 @@ def compare(
             help=f"Thresholds file whose tolerances apply (default: {THRESHOLDS} where it exists)."
         ),
     ] = None,
-    storage: Annotated[
-        str, typer.Option(help="pytest-benchmark's storage: a folder or a file:// URI.")
-    ] = ".benchmarks",
+    storage: Storage = ".benchmarks",
 ) -> None:
     """Compare two runs: exit 0 without a regression, 1 with one, 2 if not comparable."""
     from ewq.gating.baseline import ANCESTOR, NEWEST, baseline_of
@@ -57,8 +46,8 @@ def compare(
     from ewq.report.formats import format_of
     from ewq.storage.runs import newest_run, resolve_run, storage_path
 
-    chosen = format_ or Format(format_of(output, list(Format), Format.MD))
-    check_target(output or STDOUT)
+    chosen = format_ or format_of(output, FORMATS, "md")
+    write = writer(output or STDOUT)
     folder = storage_path(storage)
     after = resolve_run(current, folder) if current else newest_run(folder)
     if baseline in (NEWEST, ANCESTOR):
@@ -71,5 +60,5 @@ def compare(
     variants = {variant for run in (before, after) for variant, _ in run.records}
     limits = load_thresholds(thresholds, variants) if thresholds else BUILT_IN
     comparison = compare_runs(before, after, limits)
-    write_output(FORMATS[chosen.value](comparison), output or STDOUT)
+    write(FORMATS[chosen](comparison))
     raise typer.Exit(comparison.exit_code)

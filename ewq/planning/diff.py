@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ewq.codec import encode
 from ewq.errors import PlanError
 from ewq.measurement import Json
-from ewq.planning.plan import PlanBlock, QuantizationPlan
+from ewq.planning.plan import MIXED, QuantizationPlan
 from ewq.precision import Precision
 
 
@@ -18,48 +19,40 @@ class Move:
     name: str
     precisions: tuple[Precision | None, ...]
     """One per plan; ``None`` for a block of mixed precisions."""
-    size_bytes: tuple[int, ...]
-    """One per plan; 0 where a plan does not say."""
+    size_bytes: tuple[int | None, ...]
+    """One per plan; ``None`` where a plan does not say."""
 
 
 @dataclass(frozen=True)
 class PlanDiff:
-    """Plans side by side; the first is what the others are compared with."""
+    """Plans by label; the first is what the others are compared with."""
 
-    labels: tuple[str, ...]
-    plans: tuple[QuantizationPlan, ...]
+    plans: Mapping[str, QuantizationPlan]
     moves: tuple[Move, ...]
     """Blocks that differ, in order."""
     weight_moves: tuple[Move, ...]
-    """Weights that differ inside blocks whose own precision does not tell (tensor granularity)."""
+    """Weights that differ in blocks that are mixed in every plan."""
 
     @property
     def size_deltas_bytes(self) -> tuple[int | None, ...]:
         """Bytes of each plan more than the first; ``None`` where sizes are unknown or of
         different targets."""
-        first = self.plans[0]
+        first = next(iter(self.plans.values()))
         return tuple(
-            plan.size_bytes - first.size_bytes if comparable_size(first, plan) else None
-            for plan in self.plans
+            plan.size_bytes - first.size_bytes
+            if plan.size_bytes and first.size_bytes and plan.target == first.target
+            else None
+            for plan in self.plans.values()
         )
 
     def to_json(self) -> dict[str, Json]:
         """The comparison as plain JSON types."""
+        labelled = zip(self.plans.items(), self.size_deltas_bytes, strict=True)
         return {
-            "plans": [
-                _plan_json(label, plan, delta)
-                for label, plan, delta in zip(
-                    self.labels, self.plans, self.size_deltas_bytes, strict=True
-                )
-            ],
-            "moves": [_move_json(move) for move in self.moves],
-            "weight_moves": [_move_json(move) for move in self.weight_moves],
+            "plans": [_plan_json(label, plan, delta) for (label, plan), delta in labelled],
+            "moves": encode(self.moves),
+            "weight_moves": encode(self.weight_moves),
         }
-
-
-def comparable_size(first: QuantizationPlan, other: QuantizationPlan) -> bool:
-    """Whether both sizes are known and counted for the same storage."""
-    return bool(first.size_bytes and other.size_bytes) and first.target == other.target
 
 
 def _plan_json(label: str, plan: QuantizationPlan, delta: int | None) -> dict[str, Json]:
@@ -71,18 +64,7 @@ def _plan_json(label: str, plan: QuantizationPlan, delta: int | None) -> dict[st
         "target": plan.target,
         "size_bytes": plan.size_bytes or None,
         "size_delta_bytes": delta,
-        "plan": {
-            str(block.index): "mixed" if block.precision is None else block.precision.value
-            for block in plan.blocks
-        },
-    }
-
-
-def _move_json(move: Move) -> dict[str, Json]:
-    return {
-        "name": move.name,
-        "precisions": [None if of is None else of.value for of in move.precisions],
-        "size_bytes": [size or None for size in move.size_bytes],
+        "plan": {str(block.index): block.precision or MIXED for block in plan.blocks},
     }
 
 
@@ -94,59 +76,50 @@ def diff_plans(plans: Mapping[str, QuantizationPlan]) -> PlanDiff:
     """
     if len(plans) < 2:
         raise PlanError(f"{len(plans)} plan given; a comparison needs at least two")
-    labels, values = tuple(plans), tuple(plans.values())
-    for label, plan in zip(labels[1:], values[1:], strict=True):
-        _check_same_model(labels[0], values[0], label, plan)
-    moves = [_block_move(column) for column in zip(*(plan.blocks for plan in values), strict=True)]
+    (label, first), *others = plans.items()
+    for other_label, other in others:
+        _check_same_model(label, first, other_label, other)
     return PlanDiff(
-        labels,
-        values,
-        tuple(move for move in moves if move is not None),
-        tuple(_weight_moves(values)),
+        plans, tuple(_block_moves([*plans.values()])), tuple(_weight_moves([*plans.values()]))
     )
 
 
 def _check_same_model(
-    first_label: str, first: QuantizationPlan, label: str, plan: QuantizationPlan
+    label: str, first: QuantizationPlan, other_label: str, other: QuantizationPlan
 ) -> None:
-    if len(plan.blocks) != len(first.blocks):
-        raise PlanError(
-            f"{first_label} has {len(first.blocks)} blocks and {label} has {len(plan.blocks)}: "
-            "they are plans of different models"
+    own, theirs = ([block.index for block in plan.blocks] for plan in (first, other))
+    if len(own) != len(theirs):
+        found = f"{label} has {len(own)} blocks and {other_label} has {len(theirs)}"
+    elif own != theirs:
+        one, two = next(pair for pair in zip(own, theirs, strict=True) if pair[0] != pair[1])
+        found = f"{label} has block {one} where {other_label} has block {two}"
+    elif first.fingerprint and other.fingerprint and first.fingerprint != other.fingerprint:
+        found = (
+            f"{label} is a plan of {first.model} ({first.fingerprint[:19]}…) and {other_label} "
+            f"of {other.model} ({other.fingerprint[:19]}…)"
         )
-    for one, other in zip(first.blocks, plan.blocks, strict=True):
-        if one.index != other.index:
-            raise PlanError(
-                f"{first_label} has block {one.index} where {label} has block {other.index}: "
-                "they are plans of different models"
-            )
-    if first.fingerprint and plan.fingerprint and first.fingerprint != plan.fingerprint:
-        raise PlanError(
-            f"{first_label} is a plan of {first.model} ({first.fingerprint[:19]}…) and {label} "
-            f"of {plan.model} ({plan.fingerprint[:19]}…): they cannot be compared"
-        )
+    else:
+        return
+    raise PlanError(f"{found}: they are plans of different models")
 
 
-def _block_move(blocks: Sequence[PlanBlock]) -> Move | None:
-    precisions = tuple(block.precision for block in blocks)
-    if len(set(precisions)) == 1:
-        return None
-    names = [block.name for block in blocks]
-    name = next((name for name in names if not name.startswith("block ")), names[0])
-    return Move(name, precisions, tuple(block.size_bytes for block in blocks))
+def _block_moves(plans: Sequence[QuantizationPlan]) -> Iterator[Move]:
+    for blocks in zip(*(plan.blocks for plan in plans), strict=True):
+        precisions = tuple(block.precision for block in blocks)
+        if len(set(precisions)) > 1:
+            names = [block.name for block in blocks]
+            # The proof of concept's plans know no names, only numbers.
+            name = next((name for name in names if not name.startswith("block ")), names[0])
+            yield Move(name, precisions, tuple(block.size_bytes or None for block in blocks))
 
 
-def _weight_moves(plans: Sequence[QuantizationPlan]) -> list[Move]:
-    """Weights that differ in blocks that are mixed in every plan."""
-    mixed = [
-        block.name
-        for index, block in enumerate(plans[0].blocks)
-        if all(plan.blocks[index].precision is None for plan in plans)
-    ]
-    prefixes = tuple(f"{name}." for name in mixed)
-    moves = []
+def _weight_moves(plans: Sequence[QuantizationPlan]) -> Iterator[Move]:
+    mixed = tuple(
+        f"{blocks[0].name}."
+        for blocks in zip(*(plan.blocks for plan in plans), strict=True)
+        if all(block.precision is None for block in blocks)
+    )
     for name in plans[0].weights:
         precisions = tuple(plan.precision_of(name) for plan in plans)
-        if name.startswith(prefixes) and len(set(precisions)) > 1:
-            moves.append(Move(name, precisions, (0,) * len(plans)))
-    return moves
+        if name.startswith(mixed) and len(set(precisions)) > 1:
+            yield Move(name, precisions, (None,) * len(plans))
