@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 from ewq.storage.identity import RunIdentity
@@ -17,7 +18,7 @@ def payload(key):
 
 def main(path: Path) -> None:
     journal = Journal.resume(path, IDENTITY) if path.exists() else Journal.create(path, IDENTITY)
-    with journal:
+    with closing(journal):
         for key in KEYS:
             if key not in journal.completed:
                 journal.started(key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,6 +10,7 @@ from pathlib import Path
 from ewq.errors import InputError
 from ewq.gating.gates import lost_in_doubt
 from ewq.record import Record, RecordKey
+from ewq.storage.environment import git_lines
 from ewq.storage.identity import RunIdentity, changed_settings
 from ewq.storage.runs import Run, read_run, read_storage, resolve_run
 
@@ -153,14 +153,13 @@ def ancestors(repository: Path, limit: int = 1000) -> list[str]:
     Raises:
         InputError: not a git repository, or one without commits.
     """
-    try:
-        dirty = _git(repository, "status", "--porcelain", "--untracked-files=no")
-        commits = _git(repository, "rev-list", f"--max-count={limit}", "HEAD")
-    except (OSError, subprocess.SubprocessError) as error:
+    dirty = git_lines(repository, "status", "--porcelain", "--untracked-files=no")
+    commits = git_lines(repository, "rev-list", f"--max-count={limit}", "HEAD")
+    if dirty is None or commits is None:
         raise InputError(
             f"cannot look for an ancestor's run: {repository.resolve()} is not a git repository "
             "with commits; name a run instead"
-        ) from error
+        )
     return commits if dirty else commits[1:]
 
 
@@ -200,10 +199,3 @@ def _explain(
     shown = [f"{run.name}: {'; '.join(refusals[run.path])}" for run in recent[:_REASONS_SHOWN]]
     more = [f"and {len(runs) - len(shown)} older runs"] if len(runs) > len(shown) else []
     return (*shown, *more, *damaged)
-
-
-def _git(repository: Path, *arguments: str) -> list[str]:
-    done = subprocess.run(
-        ["git", *arguments], cwd=repository, check=True, capture_output=True, text=True, timeout=30
-    )
-    return done.stdout.split("\n")[:-1]

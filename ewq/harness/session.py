@@ -214,11 +214,11 @@ def _identity(
 
 
 def _journal(options: Options, identity: RunIdentity, storage: Path | None) -> Journal:
-    from ewq.storage.journal import JOURNAL, PREVIOUS_JOURNAL, Journal
+    from ewq.storage.journal import JOURNAL, Journal
 
     if storage is None:
         return Journal.unkept(identity)
     if options.resume:
         return Journal.resume(storage / JOURNAL, identity)
     # An interrupted run's measurements stay until the next run, whatever is asked for now.
-    return Journal.create(storage / JOURNAL, identity, storage / PREVIOUS_JOURNAL)
+    return Journal.create(storage / JOURNAL, identity)

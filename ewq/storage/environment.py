@@ -135,18 +135,21 @@ def _version(library: str) -> str | None:
 
 def _commit(folder: Path) -> str | None:
     """Commit of a checkout, ``+dirty`` where files differ; ``None`` for an installed copy."""
+    head = git_lines(folder, "rev-parse", "HEAD")
+    if not head:
+        return None
+    return head[0] + ("+dirty" if git_lines(folder, "status", "--porcelain", "--", ".") else "")
+
+
+def git_lines(folder: Path, *arguments: str) -> list[str] | None:
+    """What git says; ``None`` without git, a repository, or what is asked for."""
     try:
-        head = _git(folder, "rev-parse", "HEAD")
-        return head + ("+dirty" if _git(folder, "status", "--porcelain", "--", ".") else "")
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, check=True, capture_output=True, text=True, timeout=30
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, check=True, capture_output=True, text=True, timeout=30
-    )
-    return done.stdout.strip()
+    return done.stdout.splitlines()
 
 
 def _cpu_name() -> str | None:

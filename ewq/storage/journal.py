@@ -32,7 +32,7 @@ _TABLES = (
 
 
 class Journal:
-    """The journal of one run; a context manager that closes the file."""
+    """The journal of one run."""
 
     def __init__(self, path: Path, file: sqlite3.Connection) -> None:
         self.path = path
@@ -43,13 +43,8 @@ class Journal:
         self._file = file
 
     @classmethod
-    def create(cls, path: Path, identity: RunIdentity, previous: Path | None = None) -> Journal:
-        """Start a new journal; one left over from an earlier run is replaced.
-
-        Args:
-            path: the journal's file.
-            identity: what is going to be measured.
-            previous: where the replaced journal goes; it is lost where this is ``None``.
+    def create(cls, path: Path, identity: RunIdentity) -> Journal:
+        """Start a new journal; one left over from an earlier run is kept beside it.
 
         Raises:
             EwqError: the file cannot be written, or another run is writing it.
@@ -59,8 +54,8 @@ class Journal:
         except OSError as error:
             raise EwqError(f"cannot make {path.parent}: {error.strerror}") from error
         journal = cls(path, _open(path))
-        if previous is not None and journal._has_tables():
-            _copy(journal._file, previous)
+        if journal._has_tables():
+            _copy(journal._file, path.with_name(PREVIOUS_JOURNAL))
         journal._begin(identity)
         return journal
 
@@ -111,12 +106,6 @@ class Journal:
     def close(self) -> None:
         """Close the file; calling it twice is harmless."""
         self._file.close()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _begin(self, identity: RunIdentity) -> None:
         insert = ("INSERT INTO identity VALUES (?)", (_encode(asdict(identity)),))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from typing import Any, NoReturn
 from ewq.codec import decode
 from ewq.errors import EwqError, InputError
 from ewq.record import Record, RecordKey, Verdict
+from ewq.storage.environment import git_lines
 from ewq.storage.identity import RunIdentity
 from ewq.tasks.table import TASKS
 
@@ -276,11 +276,7 @@ def _moment(text: object) -> datetime:
 
 def _commit(text: str, repository: Path) -> str | None:
     """The full hash that git knows ``text`` by, or ``None``."""
-    command = ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{text}^{{commit}}"]
-    try:
-        done = subprocess.run(
-            command, cwd=repository, check=True, capture_output=True, text=True, timeout=30
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip().splitlines()[-1]
+    found = git_lines(
+        repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{text}^{{commit}}"
+    )
+    return found[-1] if found else None

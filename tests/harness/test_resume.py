@@ -150,13 +150,13 @@ def test_resuming_on_another_machine_is_refused(bench, project, changed):
 def test_a_second_run_in_the_same_storage_is_refused_and_spoils_nothing(bench, project):
     path = project.path / ".benchmarks" / JOURNAL
     identity = RunIdentity("sha256:1", {}, {})
-    with Journal.create(path, identity) as first:
+    with closing(Journal.create(path, identity)) as first:
         first.finished(("fp16", "memory"), {})
         result = bench("--ewq-variants", "fp16", "-k", "memory", subprocess=True)
 
     assert result.ret == 3
     result.stdout.fnmatch_lines(["*journal.sqlite is in use by another run*"])
-    with Journal.resume(path, identity) as journal:
+    with closing(Journal.resume(path, identity)) as journal:
         assert journal.completed == {("fp16", "memory"): {}}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ewq.errors import EwqError, InputError
-from ewq.storage.journal import Journal
+from ewq.storage.journal import PREVIOUS_JOURNAL, Journal
 from tests import journal_worker
 from tests.journal_worker import IDENTITY, KEYS, payload
 
@@ -34,38 +34,38 @@ def entries(path, kind):
 
 
 def test_a_resumed_journal_knows_what_is_done_and_what_crashed(path):
-    with Journal.create(path, IDENTITY) as journal:
+    with closing(Journal.create(path, IDENTITY)) as journal:
         journal.started(A)
         journal.finished(A, payload(A))
         journal.started(B)
         journal.failed(B, "out of memory")
         journal.started(C)
 
-    with Journal.resume(path, IDENTITY) as journal:
+    with closing(Journal.resume(path, IDENTITY)) as journal:
         assert journal.completed == {A: payload(A)}
         assert +journal.crashes == {C[0]: 1}
 
 
 def test_what_is_finished_in_a_second_attempt_is_done_and_the_crash_stays_counted(path):
-    with Journal.create(path, IDENTITY) as journal:
+    with closing(Journal.create(path, IDENTITY)) as journal:
         journal.started(A)
         journal.failed(A, "out of memory")
         journal.started(B)
-    with Journal.resume(path, IDENTITY) as journal:
+    with closing(Journal.resume(path, IDENTITY)) as journal:
         for key in (A, B):
             journal.started(key)
             journal.finished(key, payload(key))
-    with Journal.resume(path, IDENTITY) as journal:
+    with closing(Journal.resume(path, IDENTITY)) as journal:
         assert journal.completed.keys() == {A, B}
         assert +journal.crashes == {B[0]: 1}
 
 
 def test_creating_replaces_the_journal_of_an_earlier_run(path):
-    with Journal.create(path, IDENTITY) as journal:
+    with closing(Journal.create(path, IDENTITY)) as journal:
         journal.finished(A, payload(A))
-    with Journal.create(path, IDENTITY) as journal:
+    with closing(Journal.create(path, IDENTITY)) as journal:
         assert journal.completed == {}
-    with Journal.resume(path, IDENTITY) as journal:
+    with closing(Journal.resume(path, IDENTITY)) as journal:
         assert journal.completed == {}
 
 
@@ -128,57 +128,57 @@ def test_killed_before_anything_was_written_it_starts_afresh(path):
     path.parent.mkdir()
     path.write_bytes(b"")
 
-    with Journal.resume(path, IDENTITY) as journal:
+    with closing(Journal.resume(path, IDENTITY)) as journal:
         journal.finished(A, payload(A))
-    with Journal.resume(path, IDENTITY) as journal:
+    with closing(Journal.resume(path, IDENTITY)) as journal:
         assert journal.completed.keys() == {A}
 
 
 def test_any_page_damaged_is_one_line_and_never_a_wrong_result(path):
-    with Journal.create(path, IDENTITY) as journal:
+    with closing(Journal.create(path, IDENTITY)) as journal:
         for key in KEYS:
             journal.finished(key, payload(key))
     whole = path.read_bytes()
     for start in range(0, len(whole), 512):
         path.write_bytes(whole[:start] + b"\xff" * 512 + whole[start + 512 :])
-        with contextlib.suppress(EwqError), Journal.resume(path, IDENTITY) as journal:
+        with contextlib.suppress(EwqError), closing(Journal.resume(path, IDENTITY)) as journal:
             assert all(journal.completed[key] == payload(key) for key in journal.completed)
 
 
 def test_two_runs_cannot_write_one_journal(path):
-    with Journal.create(path, IDENTITY) as journal:
+    with closing(Journal.create(path, IDENTITY)) as journal:
         journal.finished(A, payload(A))
         for opening in (Journal.create, Journal.resume):
             with pytest.raises(EwqError, match="in use by another run"):
                 opening(path, IDENTITY)
-    with Journal.resume(path, IDENTITY) as journal:
+    with closing(Journal.resume(path, IDENTITY)) as journal:
         assert journal.completed.keys() == {A}
 
 
-def test_a_second_run_neither_moves_nor_empties_a_journal_in_use(path, tmp_path):
-    previous = tmp_path / "previous.sqlite"
-    with Journal.create(path, IDENTITY, previous) as journal:
+def test_a_second_run_neither_moves_nor_empties_a_journal_in_use(path):
+    previous = path.with_name(PREVIOUS_JOURNAL)
+    with closing(Journal.create(path, IDENTITY)) as journal:
         journal.started(A)
         with pytest.raises(EwqError, match="in use by another run"):
-            Journal.create(path, IDENTITY, previous)
+            Journal.create(path, IDENTITY)
         journal.finished(A, {})
 
     assert not previous.exists()
     assert entries(path, "finished") == [A]
 
 
-def test_the_journal_that_a_new_one_replaces_is_kept(path, tmp_path):
-    previous = tmp_path / "previous.sqlite"
-    with Journal.create(path, IDENTITY, previous) as journal:
+def test_the_journal_that_a_new_one_replaces_is_kept(path):
+    previous = path.with_name(PREVIOUS_JOURNAL)
+    with closing(Journal.create(path, IDENTITY)) as journal:
         journal.finished(A, {})
-    Journal.create(path, IDENTITY, previous).close()
+    Journal.create(path, IDENTITY).close()
 
     assert entries(previous, "finished") == [A]
     assert entries(path, "finished") == []
 
 
 def test_a_journal_that_is_not_kept_leaves_no_file(path):
-    with Journal.unkept(IDENTITY) as journal:
+    with closing(Journal.unkept(IDENTITY)) as journal:
         journal.started(A)
         journal.finished(A, {"value": 1})
 
@@ -188,7 +188,7 @@ def test_a_journal_that_is_not_kept_leaves_no_file(path):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), object()])
 def test_what_is_not_json_is_refused_and_leaves_no_trace(path, bad):
-    with Journal.create(path, IDENTITY) as journal:
+    with closing(Journal.create(path, IDENTITY)) as journal:
         with pytest.raises(EwqError, match="not plain JSON"):
             journal.finished(A, {"value": bad})
         assert A not in journal.completed
@@ -204,7 +204,7 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path, place):
 
 
 def test_a_disk_that_fills_up_loses_nothing_written_before(path):
-    with Journal.create(path, IDENTITY) as journal:
+    with closing(Journal.create(path, IDENTITY)) as journal:
         journal.finished(A, payload(A))
         pages = journal._file.execute("PRAGMA page_count").fetchone()[0]
         journal._file.execute(f"PRAGMA max_page_count = {pages}")
@@ -213,7 +213,7 @@ def test_a_disk_that_fills_up_loses_nothing_written_before(path):
         assert B not in journal.completed
         journal._file.execute("PRAGMA max_page_count = 10000")
         journal.finished(B, payload(B))
-    with Journal.resume(path, IDENTITY) as journal:
+    with closing(Journal.resume(path, IDENTITY)) as journal:
         assert journal.completed == {A: payload(A), B: payload(B)}
 
 
@@ -237,16 +237,16 @@ def test_a_real_full_disk_is_a_clear_error_and_freeing_space_lets_the_run_go_on(
     ballast.write_bytes(b"\0" * 16384)
     with pytest.raises(EwqError, match=r"disk is full.*then resume"):
         journal_worker.main(path)
-    with Journal.resume(path, IDENTITY) as journal:
+    with closing(Journal.resume(path, IDENTITY)) as journal:
         kept = set(journal.completed)
     assert kept
     ballast.unlink()
 
-    with Journal.resume(path, IDENTITY) as journal:
+    with closing(Journal.resume(path, IDENTITY)) as journal:
         assert set(journal.completed) == kept
         rest = [key for key in KEYS if key not in kept]
         journal.finished(rest[0], payload(rest[0]))
-    with Journal.resume(path, IDENTITY) as journal:
+    with closing(Journal.resume(path, IDENTITY)) as journal:
         assert set(journal.completed) == kept | {rest[0]}
 
 
@@ -278,11 +278,11 @@ def test_killed_at_twenty_random_moments_nothing_is_lost_or_repeated(tmp_path):
 
 
 def all_finished(path):
-    with Journal.resume(path, IDENTITY) as journal:
+    with closing(Journal.resume(path, IDENTITY)) as journal:
         return len(journal.completed) == len(KEYS)
 
 
 def check_complete(path):
-    with Journal.resume(path, IDENTITY) as journal:
+    with closing(Journal.resume(path, IDENTITY)) as journal:
         assert journal.completed == {key: payload(key) for key in KEYS}
     assert Counter(entries(path, "finished")) == dict.fromkeys(KEYS, 1)
