@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -43,11 +43,7 @@ def decode(kind: type[T], data: Any, where: str = "") -> T:
 
     Annotations may be ``str``, ``bool``, ``int``, ``float``, enums, dataclasses, ``X | None``,
     ``Mapping[str, X]``, ``tuple[X, ...]`` and tuples of fixed length; others pass unchecked.
-
-    Args:
-        kind: the dataclass.
-        data: a JSON object with exactly its fields; those with defaults may be missing.
-        where: names the object in errors.
+    Fields with defaults may be missing. ``where`` names the object in errors.
 
     Raises:
         CodecError: a missing or unknown key, or a value of another kind.
@@ -55,15 +51,14 @@ def decode(kind: type[T], data: Any, where: str = "") -> T:
     if not isinstance(data, Mapping):
         raise _wrong(where, "a JSON object", data)
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    needed = [
-        name
-        for name, field in known.items()
-        if field.default is MISSING and field.default_factory is MISSING
-    ]
-    _no_keys(where, "lacks", (name for name in needed if name not in data))
-    _no_keys(where, "has unknown", (name for name in data if name not in known))
+    _no_keys(where, "lacks", (n for n in known.keys() - data.keys() if _needed(known[n])))
+    _no_keys(where, "has unknown", data.keys() - known.keys())
     hints = get_type_hints(kind)
     return kind(**{name: _value(hints[name], data[name], _at(where, name)) for name in data})
+
+
+def _needed(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _no_keys(where: str, what: str, found: Iterable[str]) -> None:

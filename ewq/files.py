@@ -1,7 +1,6 @@
 """Files and folders that appear whole or not at all, and the cache of what ewq can make again.
 
-Kept are dequantised models, analyses, reference results and exported GGUF files, each under a key
-of the content that it was made from: a changed source is another key, never a stale entry.
+What is cached has a key of the content that it was made from: a changed source is another key.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +56,9 @@ def read_cached(kind: str, key: str) -> Any:
 
 def write_cached(kind: str, key: str, value: object) -> None:
     """Keep a JSON value under a key; where the cache cannot be written it is simply not kept."""
-    try:
-        entry = {"digest": content_key(key, value), "value": value}
+    entry = {"digest": content_key(key, value), "value": value}
+    with suppress(EwqError):
         write_text(cache_dir(kind, f"{key}.json"), json.dumps(entry))
-    except EwqError:
-        return
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -89,10 +86,7 @@ def write_text(path: Path, text: str) -> Path:
 def whole_folder(target: Path, *, shared: bool = False) -> Iterator[Path]:
     """A folder to work in, which becomes ``target`` when the block ends without an error.
 
-    Args:
-        target: a path where nothing is yet, or an empty folder.
-        shared: several processes may make the same folder: the first to finish wins and the
-            work of the others is dropped.
+    Where several processes make the same ``shared`` folder, the work of the first to finish stays.
 
     Raises:
         EwqError: the folder cannot be written (full disk, no permission, or taken meanwhile).
@@ -133,10 +127,7 @@ def _remove_abandoned(folder: Path) -> None:
     for path in folder.glob(f"{SCRATCH}*"):
         # Between a folder's making and its locking another process must not take it for abandoned.
         recent = time.time() - path.stat().st_mtime < ABANDONED_AFTER_S
-        if recent or not path.is_dir():
-            continue
-        lock = _locked(path)
-        if lock is not None:
+        if not recent and path.is_dir() and (lock := _locked(path)) is not None:
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
 
@@ -162,20 +153,16 @@ def _locked(folder: Path) -> int | None:
 def check_output(path: Path, *, folder: bool = False, needed_bytes: int = 0) -> None:
     """Refuse an output that could not be written, before any work for it; nothing is made.
 
-    Args:
-        path: a file to write or replace, or a new folder.
-        folder: whether it is to be a folder, which must not exist or be empty.
-        needed_bytes: at least so much will be written there.
+    ``path`` is a file to write or replace, or a ``folder`` that must not exist or be empty.
 
     Raises:
         InputError: a name too long, something in the way, no permission, or no room.
     """
     try:
-        path.lstat()
-    except FileNotFoundError:
-        pass
+        with suppress(FileNotFoundError):
+            path.lstat()
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = getattr(error, "strerror", error)
         raise InputError(f"cannot write {path}: {reason}") from error
     if folder and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} exists and is not an empty folder; remove it or choose another")
@@ -188,10 +175,8 @@ def check_output(path: Path, *, folder: bool = False, needed_bytes: int = 0) -> 
         raise InputError(f"cannot write {path}: no permission to write to {above}")
     free = shutil.disk_usage(above).free
     if free < needed_bytes:
-        raise InputError(
-            f"{path} needs at least {needed_bytes / 1e9:.2f} GB, and the disk of {above} has "
-            f"{free / 1e9:.2f} GB free"
-        )
+        needs = f"{path} needs at least {needed_bytes / 1e9:.2f} GB"
+        raise InputError(f"{needs}, and the disk of {above} has {free / 1e9:.2f} GB free")
 
 
 @contextmanager
@@ -200,23 +185,16 @@ def _said_of(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = ""
-        if path.is_relative_to(cache_dir()):
-            advice = "; set EWQ_CACHE to a folder with space"
+        cached = path.is_relative_to(cache_dir())
+        advice = "; set EWQ_CACHE to a folder with space" if cached else ""
         raise EwqError(f"cannot write {path}: {error.strerror or error}{advice}") from error
 
 
 def sync_file(path: Path) -> None:
-    """Make a file that another library wrote survive a power loss."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a new file's name itself survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make a file that another library wrote, and its name, survive a power loss."""
+    for each in (path, path.parent):
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

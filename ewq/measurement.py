@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -19,8 +20,7 @@ class Metric:
     """One measured figure.
 
     Raises:
-        MeasurementError: the value or its error is NaN or infinite. A failed
-            measurement must never be stored as a number.
+        MeasurementError: a number in it is NaN or infinite: a failed measurement is never stored.
     """
 
     value: float
@@ -64,11 +64,7 @@ class Items:
         return len(next(iter(self.columns.values()), ()))
 
     def column(self, name: str) -> Sequence[Any]:
-        """The values of one field, row by row.
-
-        Raises:
-            MeasurementError: there is no such field.
-        """
+        """The values of one field, row by row; a MeasurementError where there is no such field."""
         if name not in self.columns:
             known = ", ".join(self.columns) or "none"
             raise MeasurementError(f"these items have no field {name!r}; they have {known}")
@@ -79,18 +75,12 @@ class Items:
         columns = list(self.columns.values())
         if len(columns) == 1 and isinstance(columns[0], str):
             return {"fields": list(self.columns), "rows": columns[0]}
-        return {
-            "fields": list(self.columns),
-            "rows": [list(row) for row in zip(*columns, strict=True)],
-        }
+        rows: list[Json] = [list(row) for row in zip(*columns, strict=True)]
+        return {"fields": list(self.columns), "rows": rows}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Items:
-        """The items that :meth:`to_json` stored.
-
-        Raises:
-            KeyError, TypeError, ValueError: something else was stored.
-        """
+        """What :meth:`to_json` stored; a KeyError, TypeError or ValueError of anything else."""
         fields, rows = stored["fields"], stored["rows"]
         if not all(isinstance(name, str) for name in fields):
             raise ValueError("names of fields are no text")
@@ -155,10 +145,22 @@ class TaskResult:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> TaskResult:
-        """The result that :meth:`to_json` stored.
-
-        Raises:
-            KeyError, TypeError, ValueError: something else was stored.
-        """
+        """What :meth:`to_json` stored; a KeyError, TypeError or ValueError of anything else."""
         plain = {key: value for key, value in stored.items() if key != "items"}
         return replace(decode(cls, plain), items=Items.from_json(stored["items"]))
+
+
+def require_same_settings(
+    task: str, ours: Mapping[str, Json], theirs: Mapping[str, Json], keys: Iterable[str] = ()
+) -> None:
+    """Refuse to pair results that were measured differently; ``keys``: only these settings count.
+
+    Raises:
+        MeasurementError: names the first setting that differs.
+    """
+    for key in keys or sorted({*ours, *theirs}):
+        here, there = (reprlib.repr(settings.get(key)) for settings in (ours, theirs))
+        if ours.get(key) != theirs.get(key):
+            raise MeasurementError(
+                f"{task} results are not comparable: {key} is {here} here, {there} there"
+            )

@@ -1,8 +1,7 @@
 """The interface between tasks and engines.
 
-Tasks see token ids only. Ids come from one tokenizer, the checkpoint's own
-Hugging Face tokenizer, for every engine, so that differences between engines
-are never differences of tokenization.
+Tasks see token ids only, those of the checkpoint's own tokenizer for every engine, so that
+differences between engines are never differences of tokenization.
 """
 
 from __future__ import annotations
@@ -63,10 +62,9 @@ class Generation:
 class LanguageModel(Protocol):
     """A causal language model that has been loaded and must be closed.
 
-    All log-probabilities are natural logarithms, from a float32 log-softmax
-    over the full vocabulary. A sequence longer than ``info.context_length``
-    raises :class:`ewq.errors.MeasurementError` naming both lengths: nothing is
-    ever truncated.
+    All log-probabilities are natural logarithms, from a float32 log-softmax over the full
+    vocabulary. A sequence longer than ``info.context_length`` raises
+    :class:`ewq.errors.MeasurementError`: nothing is ever truncated.
     """
 
     info: ModelInfo
@@ -75,12 +73,8 @@ class LanguageModel(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Json]:
-        """How this engine computes, as recorded beside every result.
-
-        Always ``engine``, ``dtype`` and ``batch_tokens`` (most tokens of one batch); then what
-        else can change results, under the engine's own names.
-        """
-        ...
+        """How this engine computes: ``engine``, ``dtype``, ``batch_tokens`` (most tokens of one
+        batch) and what else can change results."""
 
     def last_logprobs(
         self, prefix: TokenIds, suffixes: Sequence[TokenIds], columns: Sequence[int]
@@ -89,7 +83,6 @@ class LanguageModel(Protocol):
 
         The prefix is computed once and shared. Returns ``[len(suffixes), len(columns)]``.
         """
-        ...
 
     def token_logprobs(
         self, prefix: TokenIds, suffixes: Sequence[TokenIds]
@@ -98,28 +91,22 @@ class LanguageModel(Protocol):
 
         ``prefix`` holds at least one token. Returns one array per suffix, ``[len(suffix)]``.
         """
-        ...
 
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
         """The full distributions of ``ids[start:]``, each given all tokens before it.
 
-        Yields float32 blocks ``[rows, vocab_size]`` in order, on any device,
-        ``len(ids) - start`` rows altogether; blocks are small enough that a
-        152k vocabulary stays under 200 MB. ``start >= 1``.
+        Yields float32 blocks ``[rows, vocab_size]`` of less than 200 MB in order, on any device,
+        ``len(ids) - start`` rows altogether. ``start >= 1``.
         """
-        ...
 
     def generate(self, prompts: Sequence[TokenIds], new_tokens: int) -> Generation:
         """Greedy decoding of exactly ``new_tokens`` tokens per prompt; end-of-text is ignored.
 
         All prompts have the same length. Tokenization and sampling are outside the clock.
         """
-        ...
 
     def synchronize(self) -> None:
         """Wait until the device has finished all work issued so far."""
-        ...
 
     def close(self) -> None:
         """Free the weights for certain. Calling it twice is harmless; any other use raises."""
-        ...

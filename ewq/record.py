@@ -86,22 +86,17 @@ class Record:
         return replace(self, verdict=verdict, reasons=reasons)
 
     def to_json(self) -> dict[str, Any]:
-        """The record as plain JSON types; valid JSON by construction (no NaN, no NumPy)."""
+        """The record as plain JSON types."""
         return {"schema": SCHEMA, **encode(self), "items": self.items.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
-        """Read a stored record.
-
-        Raises:
-            InputError: another schema, or a key that every record has is missing.
-        """
-        if data.get("schema") not in (1, SCHEMA):
-            raise InputError(
-                f"record has schema {data.get('schema')!r}; this ewq reads 1 and {SCHEMA}"
-            )
+        """Read a stored record; an InputError where it is damaged or of another schema."""
+        schema = data.get("schema")
+        if schema not in (1, SCHEMA):
+            raise InputError(f"record has schema {schema!r}; this ewq reads 1 and {SCHEMA}")
         try:
-            data = upgraded(data) if data["schema"] == 1 else data
+            data = upgraded(data) if schema == 1 else data
             plain = {key: value for key, value in data.items() if key not in ("schema", "items")}
             return replace(decode(cls, plain), items=Items.from_json(data["items"]))
         except (KeyError, TypeError, ValueError, MeasurementError) as error:

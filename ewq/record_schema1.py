@@ -8,11 +8,11 @@ from typing import Any
 from ewq.measurement import DoubtKind
 from ewq.variants import engine_of
 
-_PERPLEXITY = ("domain", "nll", "tokens", "bytes", "document")
-_DIVERGENCE = (
+_PERPLEXITY = ["domain", "nll", "tokens", "bytes", "document"]
+_DIVERGENCE = [
     *("domain", "tokens", "kld", "same_top", "delta_p_squared", "nll_change"),
     "document",
-)
+]
 _DOUBT_WORDS = (
     ("noisy ratio", DoubtKind.OTHER_SESSION),
     ("throttl", DoubtKind.THROTTLING),
@@ -25,21 +25,16 @@ _WORSE = ("against the baseline, ", ": worse")
 
 
 def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored record of schema 1 in the shape of schema 2.
-
-    Raises:
-        KeyError, TypeError, ValueError: it is damaged.
-    """
+    """A stored record in the shape of schema 2; a KeyError, TypeError or ValueError if damaged."""
     notes = stored.get("notes", ())
-    doubts = [(note, kind) for note in notes if (kind := _doubt_kind(note)) is not None]
-    doubted = {note for note, _ in doubts}
+    doubts = {note: kind for note in notes if (kind := _doubt_kind(note))}
     return {
         **stored,
         "settings": _settings(stored["variant"], stored["settings"]),
         "items": _items(stored["task"], stored["items"]),
         "reasons": [_reason(text, stored["verdict"]) for text in stored["reasons"]],
-        "doubts": [{"kind": kind.value, "text": note} for note, kind in doubts],
-        "notes": [note for note in notes if note not in doubted],
+        "doubts": [{"kind": kind.value, "text": note} for note, kind in doubts.items()],
+        "notes": [note for note in notes if note not in doubts],
     }
 
 
@@ -82,8 +77,8 @@ _ITEMS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "mmlu": _letters,
     "mmlu_cloze": _letters,
     "noise_floor": _letters,
-    "perplexity": lambda rows: {"fields": [*_PERPLEXITY], "rows": rows},
-    "divergence": lambda rows: {"fields": [*_DIVERGENCE], "rows": rows},
+    "perplexity": lambda rows: {"fields": _PERPLEXITY, "rows": rows},
+    "divergence": lambda rows: {"fields": _DIVERGENCE, "rows": rows},
     "throughput": _times,
     "samples": lambda texts: {"fields": ["prompt", "tokens"], "rows": list(texts.items())},
 }

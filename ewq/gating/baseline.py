@@ -48,8 +48,8 @@ def find_baseline(
         request: ``newest`` (newest such run), ``ancestor`` (nearest ancestor commit with such a
             run), or a pinned run: a file, a number in the storage, a commit.
         storage: pytest-benchmark's storage folder.
-        wanted: what it must have measured.
-        repository: the git repository of the code under test.
+        wanted: what the run must have measured.
+        repository: where the code under test lies.
         exclude: a stored run that is not to be compared with itself.
 
     Raises:
@@ -89,22 +89,21 @@ def choose(
 ) -> Choice:
     """The run that qualifies, by what it covers, then by nearness, then the newest.
 
-    Args:
-        runs: candidates in any order.
-        wanted: what the baseline must have measured.
-        damaged: sentences on unreadable files, passed on when nothing is found.
-        nearness: the higher, the better.
+    ``damaged`` are sentences on unreadable files, passed on.
     """
     refusals = {run.path: unsuitable(run, wanted) for run in runs}
     fit = [run for run in runs if not refusals[run.path]]
     if not fit:
-        return Choice(None, _explain(runs, refusals, damaged))
+        return Choice(None, (*_explain(runs, refusals), *damaged))
 
     def rank(run: Run) -> tuple[int, int, datetime, str]:
-        return (_coverage(run, wanted), nearness(run), run.datetime, run.path.name)
+        covered = sum(key in run.records for key in wanted.selected)
+        return (covered, nearness(run), run.datetime, run.path.name)
 
     best = max(fit, key=rank)
-    return Choice(best, (*_uncovered(best, wanted), *damaged))
+    missing = ["/".join(key) for key in wanted.selected if key not in best.records]
+    gaps = [f"the baseline {best.name} does not cover {', '.join(missing)}"] if missing else []
+    return Choice(best, (*gaps, *damaged))
 
 
 def choose_ancestor(
@@ -112,13 +111,8 @@ def choose_ancestor(
 ) -> Choice:
     """The qualifying run of the nearest ancestor commit, measured from unchanged files.
 
-    One that covers everything wanted goes before a nearer one that does not.
-
-    Args:
-        runs: candidates in any order.
-        wanted: what the baseline must have measured.
-        commits: ancestors, nearest first.
-        damaged: sentences on unreadable files.
+    One that covers everything wanted goes before a nearer one that does not. ``commits`` are the
+    ancestors, nearest first.
     """
     distances = {commit: distance for distance, commit in enumerate(commits)}
     related = [run for run in runs if not run.dirty and run.commit in distances]
@@ -181,21 +175,10 @@ def _broken(run: Run) -> list[str]:
     return reasons
 
 
-def _coverage(run: Run, wanted: Wanted) -> int:
-    return sum(key in run.records for key in wanted.selected)
-
-
-def _uncovered(run: Run, wanted: Wanted) -> list[str]:
-    missing = ["/".join(key) for key in wanted.selected if key not in run.records]
-    return [f"the baseline {run.name} does not cover {', '.join(missing)}"] if missing else []
-
-
-def _explain(
-    runs: Sequence[Run], refusals: Mapping[Path, list[str]], damaged: Sequence[str]
-) -> tuple[str, ...]:
+def _explain(runs: Sequence[Run], refusals: Mapping[Path, list[str]]) -> list[str]:
     if not runs:
-        return ("there is no stored run", *damaged)
+        return ["there is no stored run"]
     recent = sorted(runs, key=lambda run: run.datetime, reverse=True)
     shown = [f"{run.name}: {'; '.join(refusals[run.path])}" for run in recent[:_REASONS_SHOWN]]
-    more = [f"and {len(runs) - len(shown)} older runs"] if len(runs) > len(shown) else []
-    return (*shown, *more, *damaged)
+    more = len(runs) - len(shown)
+    return [*shown, f"and {more} older runs"] if more else shown

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ewq.gating.change import Change, changes, incomparable
 from ewq.gating.gates import overall
 from ewq.gating.thresholds import BUILT_IN, Thresholds
-from ewq.record import Record, RecordKey, Verdict
+from ewq.record import Verdict
 from ewq.storage.environment import comparable, differences
 from ewq.storage.runs import Run
-from ewq.tasks.table import Tolerance
 
 EXIT_SAME, EXIT_REGRESSION, EXIT_NOT_COMPARABLE = 0, 1, 2
 
@@ -69,13 +67,7 @@ class Comparison:
 
 
 def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> Comparison:
-    """Compare every benchmark that both runs hold.
-
-    Args:
-        before: the baseline.
-        after: the run in question.
-        thresholds: whose tolerances decide what counts as a regression.
-    """
+    """Compare every benchmark that a run and its baseline ``before`` both hold."""
     shared = [key for key in after.records if key in before.records]
     hardware = comparable(before.machine, after.machine)
     refusals, rows = [*hardware, *_other_tokenizer(before, after)], []
@@ -85,7 +77,7 @@ def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> 
         reasons = incomparable(old, new)
         refusals += [f"{'/'.join(key)}: {reason}" for reason in reasons]
         tolerances = {} if reasons or whole else thresholds.tolerances_for(key[1], device)
-        rows += _rows(key, old, new, tolerances)
+        rows += [Row(*key, change) for change in changes(old, new, tolerances)]
     if not shared:
         refusals.append("the runs have no benchmark in common")
     return Comparison(
@@ -93,7 +85,11 @@ def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> 
         after=after,
         rows=tuple(rows),
         refusals=tuple(refusals),
-        losses=tuple(_losses(before, after)),
+        losses=tuple(
+            f"{'/'.join(key)}: selected, but this run has no result; the baseline has one"
+            for key in after.lost
+            if key in before.records
+        ),
         uncovered=tuple(_uncovered(before, after)),
         differences=tuple(differences(before.machine, after.machine)),
         foreign=bool(hardware),
@@ -104,20 +100,6 @@ def _other_tokenizer(before: Run, after: Run) -> list[str]:
     """The checkpoint's fingerprint says nothing of its tokenizer; older runs do not know theirs."""
     digests = [run.settings.get("tokenizer") for run in (before, after)]
     return ["measured with another tokenizer"] if all(digests) and digests[0] != digests[1] else []
-
-
-def _rows(
-    key: RecordKey, before: Record, after: Record, tolerances: Mapping[str, Tolerance]
-) -> list[Row]:
-    return [Row(*key, change) for change in changes(before, after, tolerances)]
-
-
-def _losses(before: Run, after: Run) -> list[str]:
-    return [
-        f"{'/'.join(key)}: selected, but this run has no result; the baseline has one"
-        for key in after.lost
-        if key in before.records
-    ]
 
 
 def _uncovered(before: Run, after: Run) -> list[str]:
