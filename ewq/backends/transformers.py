@@ -9,14 +9,12 @@ from ewq.backends.decoding import AUTO
 from ewq.backends.transformers_model import TransformersModel
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
-from ewq.conversion_errors import loading, require_all_weights
+from ewq.conversion_errors import load_pretrained
 from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.instruments.gpu import ALL
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["TransformersModel", "load_transformers"]
 
 
 def load_transformers(
@@ -37,67 +35,48 @@ def load_transformers(
             exists in 16 bits as a whole.
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``cuda:all`` to spread over all GPUs.
         dtype: compute dtype, such as ``float32`` or ``bfloat16``.
-        batch_tokens: most tokens of a batch, shared prefix and padding included.
+        batch_tokens: as for :class:`TransformersModel`.
         tokenizer: a tokenizer to use instead of the checkpoint's own.
-        decode_mode: how :meth:`TransformersModel.generate` steps; the same tokens
-            whichever it is (see :mod:`ewq.backends.decoders`).
+        decode_mode: as for :class:`TransformersModel`; the same tokens whichever it is.
 
     Raises:
         CheckpointError: the folder is missing, incomplete, or needs code of its own.
         MeasurementError: all GPUs together cannot hold it.
         InputError: an unknown dtype or decode mode.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
     folder = Path(folder)
-    options = _load_options(dtype, device, quantization_config)
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise InputError(f"unknown dtype {dtype!r}; give float32, float16 or bfloat16")
     if not folder.is_dir():
         raise CheckpointError(f"no model folder at {folder}")
     checkpoint = open_checkpoint(folder)
     tokenizer = tokenizer or load_tokenizer(folder, str(folder))
-    model = _load(folder, options)
-    stored_dtype = _keep_in_16_bits(model, checkpoint)
-    if device == ALL:
-        _require_no_offload(folder, model)
+    options = {"quantization_config": quantization_config} if quantization_config else {}
+    model = load_pretrained(
+        AutoModelForCausalLM,
+        folder,
+        str(folder),
+        dtype=getattr(torch, dtype),
+        device_map="auto" if device == ALL else {"": device},
+        **options,
+    )
+    # accelerate puts what the GPUs cannot hold in RAM or on disk, and speeds would be of that.
+    if device == ALL and any(of.device.type != "cuda" for of in model.parameters()):
+        raise MeasurementError(
+            f"{folder} does not fit the memory of all GPUs together: part of it would lie in "
+            "RAM or on disk; use more GPUs or fewer bits"
+        )
     return TransformersModel(
         model,
         tokenizer,
         batch_tokens=batch_tokens,
         decode_mode=decode_mode,
-        checkpoint_dtype=stored_dtype,
+        checkpoint_dtype=_keep_in_16_bits(model, checkpoint),
         device=device if device == ALL else None,
     )
-
-
-def _load_options(dtype: str, device: str, quantization_config: Any) -> dict[str, Any]:
-    import torch
-
-    if not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise InputError(f"unknown dtype {dtype!r}; give float32, float16 or bfloat16")
-    placement: Any = "auto" if device == ALL else {"": device}
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "device_map": placement}
-    if quantization_config is not None:
-        options["quantization_config"] = quantization_config
-    return options
-
-
-def _load(folder: Path, options: dict[str, Any]) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    with loading(str(folder)):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, output_loading_info=True, trust_remote_code=False, **options
-        )
-    model, info = loaded
-    require_all_weights(str(folder), info)
-    return model
-
-
-def _require_no_offload(folder: Path, model: Any) -> None:
-    """accelerate puts what the GPUs cannot hold in RAM or on disk, and speeds would be of that."""
-    if any(parameter.device.type != "cuda" for parameter in model.parameters()):
-        raise MeasurementError(
-            f"{folder} does not fit the memory of all GPUs together: part of it would lie in "
-            "RAM or on disk; use more GPUs or fewer bits"
-        )
 
 
 def _keep_in_16_bits(model: Any, checkpoint: Checkpoint) -> torch.dtype:

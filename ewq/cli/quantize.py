@@ -70,9 +70,8 @@ def _report(made: Quantized, as_json: bool) -> None:
         }
         print(json.dumps(document, indent=1))
         return
-    print(
-        f"{made.folder}: {made.weights_bytes:,} bytes of weights (planned {made.plan.size_bytes:,})"
-    )
+    planned = f"(planned {made.plan.size_bytes:,})"
+    print(f"{made.folder}: {made.weights_bytes:,} bytes of weights {planned}")
     for note in made.notes:
         print(f"note: {note}")
     print("open it with: import ewq.quantizer; AutoModelForCausalLM.from_pretrained(FOLDER)")

@@ -136,6 +136,11 @@ def collect_garbage() -> None:
 def release_free_memory() -> None:
     """Give freed memory back to the system, so that a baseline holds live objects only."""
     collect_garbage()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Give what the C library holds free back to the system."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
         if trim is not None:

@@ -1,8 +1,7 @@
 """EWQ as a quantization method of transformers: importing this package registers it.
 
-After ``import ewq.quantizer`` (or the first use of ``ewq.EwqConfig``)
-``from_pretrained(..., quantization_config=EwqConfig(plan=...))`` works, and so
-does opening a folder that ``ewq quantize`` or ``save_pretrained`` wrote.
+Then ``from_pretrained(..., quantization_config=EwqConfig(plan=...))`` works, and so does opening a
+folder that ``ewq quantize`` or ``save_pretrained`` wrote.
 """
 
 from __future__ import annotations

@@ -57,32 +57,28 @@ QUANT_TYPES = ("nf4", "fp4")
 BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 """What bitsandbytes quantizes to 4 bits on every device."""
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEFAULT_BLOCK_SIZE = 64
-DEFAULT_INT8_THRESHOLD = 6.0
 
 
 @dataclass(frozen=True)
 class StorageOptions:
     """Storage and computation of the quantized weights.
 
-    The defaults are those of transformers' own bitsandbytes methods, NF4
-    instead of FP4 apart (better for normally distributed weights, same cost),
-    so that ``ewq-*`` and ``bnb-*`` differ in the plan and in nothing else.
+    The defaults are those of transformers' own bitsandbytes methods, NF4 instead of FP4 apart
+    (better for normally distributed weights), so that ``ewq-*`` and ``bnb-*`` differ in the plan.
     """
 
     quant_type: str = "nf4"
     """``nf4`` or ``fp4``."""
     double_quant: bool = False
     """Quantize the 4-bit scales too: 0.37 bits less per 4-bit weight, one more pass per product."""
-    block_size: int = DEFAULT_BLOCK_SIZE
+    block_size: int = 64
     """4-bit values that share a scale."""
     compute_dtype: str = "auto"
     """Dtype of the 4-bit products; ``auto`` is the model's own, so that nothing is cast."""
-    int8_threshold: float = DEFAULT_INT8_THRESHOLD
+    int8_threshold: float = 6.0
     """Activations from this magnitude on are multiplied unquantized; 0 turns that off.
 
-    0 is faster (no search for outliers) and changes results by more than
-    rounding wherever a model has such outliers; hence not the default.
+    0 is faster (no search for outliers) and changes results by more than rounding.
     """
 
     def __post_init__(self) -> None:
@@ -94,7 +90,7 @@ class StorageOptions:
         ):
             value = getattr(self, name)
             if value not in allowed:
-                shown = ", ".join(str(one) for one in allowed)
+                shown = ", ".join(map(str, allowed))
                 raise InputError(f"EwqConfig: {name}={value!r}; there are: {shown}")
         threshold = self.int8_threshold
         number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
@@ -128,11 +124,11 @@ class EwqConfig(QuantizationConfigMixin):
         target_size_bytes: bytes of the whole model, never exceeded.
         scorer: of :data:`ewq.planning.scorers.SCORERS`, for the rules that analyse.
         granularity: ``block`` or ``tensor``, for the rules that analyse.
-        quant_type: ``nf4`` or ``fp4``.
-        double_quant: quantize the 4-bit scales too; unless given, as the plan counted its sizes.
-        block_size: 4-bit values that share a scale.
-        compute_dtype: of 4-bit products; ``auto`` is the model's dtype.
-        int8_threshold: see :class:`StorageOptions`.
+        quant_type: and the next four: see :class:`StorageOptions`.
+        double_quant: unless given, as the plan counted its sizes.
+        block_size: 64, 128, ... or 4096.
+        compute_dtype: a name or a ``torch.dtype``.
+        int8_threshold: 0 or more.
         llm_int8_enable_fp32_cpu_offload: as in ``BitsAndBytesConfig``: modules that the device
             map places on the processor or the disk stay unquantized instead of being refused.
 
@@ -150,11 +146,11 @@ class EwqConfig(QuantizationConfigMixin):
         target_size_bytes: int | None = None,
         scorer: str | None = None,
         granularity: str | None = None,
-        quant_type: str = "nf4",
+        quant_type: str = StorageOptions.quant_type,
         double_quant: bool | None = None,
-        block_size: int = DEFAULT_BLOCK_SIZE,
-        compute_dtype: object = "auto",
-        int8_threshold: float = DEFAULT_INT8_THRESHOLD,
+        block_size: int = StorageOptions.block_size,
+        compute_dtype: object = StorageOptions.compute_dtype,
+        int8_threshold: float = StorageOptions.int8_threshold,
         llm_int8_enable_fp32_cpu_offload: bool = False,
         quant_method: str = METHOD,
         **unknown: object,
@@ -182,13 +178,11 @@ class EwqConfig(QuantizationConfigMixin):
         self.llm_int8_enable_fp32_cpu_offload = bool(llm_int8_enable_fp32_cpu_offload)
 
     def _check_rule(self) -> None:
-        rules = [name for name, value in self.rule.items() if value is not None]
-        given = (["plan"] if self.plan is not None else []) + rules
+        chosen = {"plan": self.plan, **self.rule}
+        given = [name for name, value in chosen.items() if value is not None]
         if len(given) != 1:
-            what = " and ".join(given) or "none"
-            raise InputError(
-                f"EwqConfig: give exactly one of plan, {', '.join(self.rule)}; got {what}"
-            )
+            what, rules = " and ".join(given) or "none", ", ".join(self.rule)
+            raise InputError(f"EwqConfig: give exactly one of plan, {rules}; got {what}")
         extra = [name for name, value in self.drafting.items() if value is not None]
         if self.plan is not None and extra:
             raise InputError(
@@ -196,23 +190,24 @@ class EwqConfig(QuantizationConfigMixin):
             )
 
     def _double_quant(self, wanted: bool | None) -> bool:
-        counted = None if self.plan is None else DOUBLE_TARGETS.get(self.plan.target)
+        target = self.plan.target if self.plan else ""
+        counted = DOUBLE_TARGETS.get(target, wanted)
         if wanted is None:
             return bool(counted)
-        if counted is not None and wanted != counted and self.plan is not None:
-            other = "nf4-double" if wanted else "nf4"
-            raise InputError(
-                f"EwqConfig: double_quant={wanted}, but the plan counted sizes for "
-                f"{self.plan.target}; plan with --for {other}, or leave double_quant out"
-            )
-        return wanted
+        if wanted == counted:
+            return wanted
+        other = "nf4-double" if wanted else "nf4"
+        raise InputError(
+            f"EwqConfig: double_quant={wanted}, but the plan counted sizes for {target}; "
+            f"plan with --for {other}, or leave double_quant out"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The config as stored in ``config.json``: the plan itself, never a path."""
-        chosen = {**self.rule, **self.drafting} if self.plan is None else {}
+        plan = self.plan.to_json() if self.plan else None
+        chosen = {"plan": plan, **self.rule, **self.drafting}
         return {
             "quant_method": METHOD,
-            **({"plan": self.plan.to_json()} if self.plan is not None else {}),
             **{name: value for name, value in chosen.items() if value is not None},
             **self.options.to_json(),
             "llm_int8_enable_fp32_cpu_offload": self.llm_int8_enable_fp32_cpu_offload,

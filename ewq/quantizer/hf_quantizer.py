@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 LOADED = {Precision.EIGHT_BIT: "is_loaded_in_8bit", Precision.FOUR_BIT: "is_loaded_in_4bit"}
 """Attributes by which peft and accelerate know bitsandbytes models."""
-
 COMPANIONS = {Precision.FOUR_BIT: ".weight.absmax", Precision.EIGHT_BIT: ".SCB"}
 """What save_pretrained stores beside each quantized weight."""
 
@@ -72,7 +71,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
 
     def param_element_size(self, model: nn.Module, param_name: str, param: torch.Tensor) -> float:
         """Bytes per value of a parameter, for placing modules on devices."""
-        if not self.param_needs_quantization(model, param_name):
+        if not is_quantized_weight(model, param_name):
             return float(param.element_size())
         of = module_of(model, param_name)
         if not hasattr(of, "quant_type") and not hasattr(of.weight, "quant_type"):
@@ -91,7 +90,12 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
         checkpoint_files: Sequence[str] | None = None,
         **kwargs: object,
     ) -> None:
-        checkpoint = _opened(checkpoint_files, str(model.config.name_or_path))
+        if not checkpoint_files:
+            raise CheckpointError(
+                f"{model.config.name_or_path} comes as a state dict; ewq needs the folder to "
+                "know it by its fingerprint"
+            )
+        checkpoint = open_checkpoint(Path(checkpoint_files[0]).parent)
         plan = self._settled_plan(checkpoint)
         modules = _quantizable(plan, model)
         if self.pre_quantized:
@@ -105,7 +109,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
             new = replacement(old, precision, options, compute, self.pre_quantized)
             model.set_submodule(name, new)
         self.precisions = frozenset(modules.values())
-        self.pages = MappedPages(checkpoint_files or ())
+        self.pages = MappedPages(checkpoint_files)
 
     def _settled_plan(self, checkpoint: Checkpoint) -> QuantizationPlan:
         """The config's plan, or the one its rule leads to; checked against the checkpoint."""
@@ -135,12 +139,16 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: object) -> Any:
         self.pages.release()
-        for precision in self.precisions & LOADED.keys():
+        for precision in self.precisions:
             setattr(model, LOADED[precision], True)
         model.get_memory_footprint = MethodType(_footprint, model)
         # Saving stores the parts as they are: there is nothing of ours to revert.
         model._weight_conversions = [
-            of for of in (model._weight_conversions or []) if not _is_ours(of)
+            conversion
+            for conversion in model._weight_conversions or []
+            if not any(
+                isinstance(of, EwqDeserialize) for of in getattr(conversion, "operations", ())
+            )
         ]
         return model
 
@@ -174,33 +182,11 @@ def _footprint(model: nn.Module, return_buffers: bool = True) -> int:
     return weights_bytes(model)
 
 
-def _is_ours(conversion: object) -> bool:
-    operations = getattr(conversion, "operations", ())
-    return any(isinstance(of, EwqDeserialize) for of in operations)
-
-
-def _opened(files: Sequence[str] | None, model: str) -> Checkpoint:
-    """The checkpoint that transformers is about to load.
-
-    Raises:
-        CheckpointError: a state dict was handed over instead, or the folder is incomplete.
-    """
-    if not files:
-        raise CheckpointError(
-            f"{model} comes as a state dict; ewq needs the folder to know it by its fingerprint"
-        )
-    return open_checkpoint(Path(files[0]).parent)
-
-
 def _quantizable(plan: QuantizationPlan, model: nn.Module) -> dict[str, Precision]:
     """Module names that a plan quantizes, with their precisions.
 
-    Weights that bitsandbytes cannot quantize (experts stacked into one 3-D
-    parameter, subclasses of ``Linear``) stay raw, as in its own methods, and a
-    warning says how many.
-
-    Raises:
-        PlanError: the plan names a weight that the model does not have.
+    Weights that bitsandbytes cannot quantize (experts stacked into one 3-D parameter, subclasses
+    of ``Linear``) stay raw, as in its own methods, and a warning says how many.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     unknown = [name for name in plan.weights if name not in parameters]
@@ -210,8 +196,7 @@ def _quantizable(plan: QuantizationPlan, model: nn.Module) -> dict[str, Precisio
             f"{type(model).__name__} lacks: {', '.join(unknown[:NAMED])}"
         )
     wanted = {name: of for name, of in plan.weights.items() if of is not Precision.RAW}
-    able = {name: of for name, of in wanted.items() if _replaceable(model, name)}
-    kept = [name for name in wanted if name not in able]
+    kept = [name for name in wanted if not _replaceable(model, name)]
     if kept:
         logger.warning(
             "%d of %d weights to quantize stay raw (%d bytes): bitsandbytes quantizes linear "
@@ -221,7 +206,7 @@ def _quantizable(plan: QuantizationPlan, model: nn.Module) -> dict[str, Precisio
             sum(parameters[name].numel() * parameters[name].element_size() for name in kept),
             ", ".join(kept[:NAMED]),
         )
-    return {name.removesuffix(".weight"): of for name, of in able.items()}
+    return {name.removesuffix(".weight"): of for name, of in wanted.items() if name not in kept}
 
 
 def _replaceable(model: nn.Module, name: str) -> bool:
@@ -230,11 +215,7 @@ def _replaceable(model: nn.Module, name: str) -> bool:
 
 
 def _check_stored(tensors: Mapping[str, TensorInfo], modules: Mapping[str, Precision]) -> None:
-    """Refuse a quantized folder that lacks scales its plan calls for.
-
-    Raises:
-        CheckpointError: naming the precision and how many are there and should be.
-    """
+    """Refuse a quantized folder that lacks scales its plan calls for."""
     for precision, suffix in COMPANIONS.items():
         wanted = sum(of is precision for of in modules.values())
         found = [name for name in tensors if name.endswith(suffix)]

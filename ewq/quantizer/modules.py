@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from ewq.precision import Precision
 from ewq.quantizer.config import StorageOptions
 
 QUANTIZED = (Linear4bit, Linear8bitLt)
-STORED_DTYPES = {Precision.EIGHT_BIT: torch.int8, Precision.FOUR_BIT: torch.uint8}
 CPU_KERNEL_ROWS = 32
 """bitsandbytes' packed kernel for processors wants output rows in multiples of this."""
 PLAIN_SUBCLASSES = frozenset({"FalconLinear"})
@@ -39,19 +37,16 @@ def replacement(
     dtype: torch.dtype,
     stored: bool,
 ) -> nn.Module:
-    """A quantized module on the meta device, waiting for its weight.
+    """A quantized module for a linear one, on the meta device, waiting for its weight.
 
-    Args:
-        module: ``nn.Linear`` or ``Conv1D``, on the meta device.
-        precision: 8 or 4 bits.
-        options: how to store it.
-        dtype: of 4-bit products.
-        stored: the checkpoint holds quantized values already.
+    4-bit products are computed in ``dtype``; ``stored``: the checkpoint holds quantized values.
     """
+    is_four_bit = precision is Precision.FOUR_BIT
+    new: Linear4bit | Linear8bitLt
     with torch.device("meta"):
-        new = _REPLACEMENTS[precision](module, options, dtype)
+        new = _four_bit(module, options, dtype) if is_four_bit else _eight_bit(module, options)
     if stored:
-        new.weight.data = new.weight.data.to(dtype=STORED_DTYPES[precision])
+        new.weight.data = new.weight.data.to(torch.uint8 if is_four_bit else torch.int8)
     # What transformers' own operations read to transpose Conv1D weights.
     new.source_cls = type(module)  # type: ignore[assignment]
     return new.requires_grad_(False).train(module.training)
@@ -88,27 +83,20 @@ def _four_bit(module: nn.Module, options: StorageOptions, dtype: torch.dtype) ->
 def _may_repack(module: Linear4bit, block_size: int, dtype: torch.dtype) -> bool:
     """Whether bitsandbytes may repack this weight for its bfloat16 kernel on processors.
 
-    That kernel rounds activations and scales to bfloat16 whatever the compute
-    dtype, cannot be trained through, and fails on shapes it does not divide.
-    So it serves where bfloat16 was asked for and the shape fits.
+    That kernel rounds activations and scales to bfloat16 whatever the compute dtype, cannot be
+    trained through, and fails on shapes it does not divide.
     """
     fits = module.out_features % CPU_KERNEL_ROWS == 0 and module.in_features % block_size == 0
     return bool(module.support_avx512bf16_for_cpu) and fits and dtype == torch.bfloat16
 
 
-def _eight_bit(module: nn.Module, options: StorageOptions, _: torch.dtype) -> Linear8bitLt:
+def _eight_bit(module: nn.Module, options: StorageOptions) -> Linear8bitLt:
     return Linear8bitLt(
         *_features(module),
         module.bias is not None,
         has_fp16_weights=False,
         threshold=options.int8_threshold,
     )
-
-
-_REPLACEMENTS: Mapping[Precision, Callable[[nn.Module, StorageOptions, torch.dtype], nn.Module]] = {
-    Precision.EIGHT_BIT: _eight_bit,
-    Precision.FOUR_BIT: _four_bit,
-}
 
 
 def state_to_save(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -165,10 +153,16 @@ def dequantized_weight(module: Any) -> torch.Tensor:
 
 def dequantize_model(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace every quantized module by the plain one it came from, in place."""
+    from accelerate.hooks import add_hook_to_module, remove_hook_from_module
+
     quantized = [(n, m) for n, m in model.named_modules() if isinstance(m, QUANTIZED)]
     for name, module in quantized:
         plain = _plain(module, dequantized_weight(module).to(dtype)).train(module.training)
-        _move_hook(module, plain)
+        # accelerate's, where the model is spread over devices
+        hook = getattr(module, "_hf_hook", None)
+        if hook is not None:
+            remove_hook_from_module(module)
+            add_hook_to_module(plain, hook)
         model.set_submodule(name, plain)
 
 
@@ -185,13 +179,3 @@ def _plain(module: Linear4bit | Linear8bitLt, weight: torch.Tensor) -> nn.Module
     if module.bias is not None:
         new.bias = nn.Parameter(module.bias.data.to(weight.dtype), requires_grad=False)
     return new
-
-
-def _move_hook(old: nn.Module, new: nn.Module) -> None:
-    """Keep accelerate's device hook where the model is spread over devices."""
-    hook = getattr(old, "_hf_hook", None)
-    if hook is not None:
-        from accelerate.hooks import add_hook_to_module, remove_hook_from_module
-
-        remove_hook_from_module(old)
-        add_hook_to_module(new, hook)

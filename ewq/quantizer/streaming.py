@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from bitsandbytes.functional import int8_vectorwise_quant
-from bitsandbytes.nn.modules import Int8Params, Linear4bit, Linear8bitLt
+from bitsandbytes.nn.modules import Int8Params, Linear8bitLt
 from torch import nn
 from transformers.core_model_loading import ConversionOps
 from transformers.integrations.bitsandbytes import (
@@ -26,13 +26,10 @@ from transformers.integrations.bitsandbytes import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from ewq.conversion_errors import remember_error
+from ewq.conversion_errors import remembering
+from ewq.instruments.memory import trim_heap
 from ewq.quantizer.modules import QUANTIZED, saved_in_shape
 
-DESERIALIZE: dict[type[nn.Module], Any] = {
-    Linear4bit: Bnb4bitDeserialize,
-    Linear8bitLt: Bnb8bitDeserialize,
-}
 MADV_DONTNEED = 4
 EVERY_BYTES = 64 * 1024 * 1024
 MOST_ROUNDS = 32
@@ -57,7 +54,7 @@ class EwqQuantize(ConversionOps):
     def __init__(self, hf_quantizer: Any) -> None:
         self.hf_quantizer = hf_quantizer
 
-    @remember_error
+    @remembering()
     def convert(  # type: ignore[override]
         self, input_dict: Tensors, model: nn.Module | None = None, **kwargs: object
     ) -> Tensors:
@@ -103,50 +100,23 @@ class EwqDeserialize(ConversionOps):
         assert full_layer_name is not None
         module = module_of(model, full_layer_name)
         if len(input_dict) > 1 and isinstance(module, QUANTIZED):
-            operation = DESERIALIZE[type(module)](self.hf_quantizer)
+            kind: Any = Bnb4bitDeserialize
             if isinstance(module, Linear8bitLt):
+                kind = Bnb8bitDeserialize
                 weight = saved_in_shape(module, _first(input_dict["weight"]))
                 input_dict = {**input_dict, "weight": weight}
-            found: Tensors = operation.convert(
+            found: Tensors = kind(self.hf_quantizer).convert(
                 input_dict, model=model, full_layer_name=full_layer_name, **kwargs
             )
             return found
         # Stored parts keep their dtypes, so the loader casts nothing: raw weights are cast here.
         dtype = getattr(module, full_layer_name.rpartition(".")[2]).dtype
-        return {name: _cast(value, dtype) for name, value in input_dict.items()}
-
-
-def _cast(value: list[torch.Tensor] | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    tensor = _first(value)
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        tensors = {name: _first(value) for name, value in input_dict.items()}
+        return {n: of.to(dtype) if of.is_floating_point() else of for n, of in tensors.items()}
 
 
 def _first(value: list[torch.Tensor] | torch.Tensor) -> torch.Tensor:
     return value[0] if isinstance(value, list) else value
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """One mapped stretch of a file in this process."""
-
-    start: int
-    nbytes: int
-    path: str
-    dirty_bytes: int
-    """Written to since it was mapped; dropping such pages would lose the change."""
-
-
-def parse_smaps(text: str) -> Iterator[Mapping]:
-    """The file mappings in the text of ``/proc/self/smaps``."""
-    span, path = "", ""
-    for line in text.splitlines():
-        first, _, rest = line.partition(" ")
-        if not first.endswith(":"):
-            span, path = first, " ".join(rest.split()[4:])
-        elif first == "Private_Dirty:" and path.startswith("/"):
-            low, _, high = span.partition("-")
-            start = int(low, 16)
-            yield Mapping(start, int(high, 16) - start, path, int(rest.split()[0]) * 1024)
 
 
 class MappedPages:
@@ -170,9 +140,10 @@ class MappedPages:
         self._since_bytes = 0
         if self._libc is None:
             return
-        for mapping in parse_smaps(Path("/proc/self/smaps").read_text()):
-            if mapping.path in self._files and mapping.dirty_bytes == 0:
-                start, length = ctypes.c_void_p(mapping.start), ctypes.c_size_t(mapping.nbytes)
-                self._libc.madvise(start, length, MADV_DONTNEED)
-        if hasattr(self._libc, "malloc_trim"):
-            self._libc.malloc_trim(0)
+        for mapping in psutil.Process().memory_maps(grouped=False):
+            # Dropping pages that were written to would lose the change.
+            if mapping.path in self._files and not mapping.private_dirty:
+                start, end = (int(address, 16) for address in mapping.addr.split("-"))
+                length = ctypes.c_size_t(end - start)
+                self._libc.madvise(ctypes.c_void_p(start), length, MADV_DONTNEED)
+        trim_heap()

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ewq.checkpoint.layout import find_layout
-from ewq.conversion_errors import first_line
+from ewq.conversion_errors import load_pretrained
 from ewq.errors import CheckpointError, EwqError, InputError
 from ewq.files import cache_dir, content_key, scratch_beside
 from ewq.progress import NO_PROGRESS, Progress
@@ -179,17 +179,15 @@ def load_model(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
 
     several_parts = "text_config" in checkpoint.config
     kind = "AutoModelForImageTextToText" if several_parts else "AutoModelForCausalLM"
-    try:
-        model: Any = getattr(transformers, kind).from_pretrained(
-            checkpoint.path,
-            dtype=getattr(torch, dtype),
-            device_map={"": device},
-            # One product for each expert, so that its inputs can be told from the others'.
-            experts_implementation="eager",
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load {checkpoint.model}: {first_line(error)}") from error
+    model = load_pretrained(
+        getattr(transformers, kind),
+        checkpoint.path,
+        checkpoint.model,
+        dtype=getattr(torch, dtype),
+        device_map={"": device},
+        # One product for each expert, so that its inputs can be told from the others'.
+        experts_implementation="eager",
+    )
     return model.eval()
 
 
