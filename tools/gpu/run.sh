@@ -153,16 +153,26 @@ state() { ask "$device" --run "$out/$1.json"; } # complete, failed or missing
 # pytest-benchmark empties its file when it starts: what an earlier call brought stays until then.
 collect() { if [ -s "$work/$1.json" ]; then mv "$work/$1.json" "$out/$1.json"; fi; }
 
-bench() { # NAME ARGUMENTS...: one stored run, gone on with where an earlier call was stopped
-    local name=$1 status=0 runs=$work/runs/$1
+measure() { # NAME ARGUMENTS...
+    local name=$1 status=0
     shift
-    collect "$name" # of a call that was cut off before it could
-    if [ "$(state "$name")" = complete ]; then return 0; fi
-    if compgen -G "$runs/journal.[js]*" > /dev/null; then set -- "$@" --ewq-resume; fi
     limited "$python" -m pytest benchmarks/ --benchmark-quiet --benchmark-json="$work/$name.json" \
-        --benchmark-storage="file://$runs" --ewq-device "$device" "$@" \
+        --benchmark-storage="file://$work/runs/$name" --ewq-device "$device" "$@" \
         > >(tee -a "$out/$name.log") 2>&1 || status=$?
     collect "$name"
+    return $status
+}
+
+bench() { # NAME ARGUMENTS...: one stored run, gone on with where an earlier call was stopped
+    local name=$1 status=0
+    collect "$name" # of a call that was cut off before it could
+    if [ "$(state "$name")" = complete ]; then return 0; fi
+    if compgen -G "$work/runs/$name/journal.[js]*" > /dev/null; then
+        measure "$@" --ewq-resume || status=$?
+        # 4: it cannot be resumed, since the code or the machine is another one now.
+        if [ $status -ne 4 ]; then set --; fi
+    fi
+    if [ $# -gt 0 ]; then measure "$@" || status=$?; fi
     [ "$(state "$name")" = complete ] || { echo "$name: status $status, not complete" && return 1; }
 }
 
