@@ -139,8 +139,12 @@ def test_a_budget_is_met_from_below(granularity: str, target: str, tmp_path: Pat
             target_bpw=plan.bits_per_weight + 1e-9, target=target, granularity=granularity
         )
         assert by_bits.weights == plan.weights
-    with pytest.raises(PlanError, match=f"{low.size_bytes} to {high.size_bytes} bytes"):
-        analysis.plan(target_size_bytes=low.size_bytes - 1, target=target)
+    below = low.size_bytes - 1
+    bits = [f"{8 * size / analysis.footprint.numel:.3f}" for size in (below, low.size_bytes)]
+    with pytest.raises(PlanError, match=f"{low.size_bytes} to {high.size_bytes} bytes") as refused:
+        analysis.plan(target_size_bytes=below, target=target)
+    assert f"a target of {below} bytes ({bits[0]} bits per weight)" in str(refused.value)
+    assert f"({bits[1]} to " in str(refused.value)
 
 
 def test_block_sizes_and_the_rest_add_up(tmp_path: Path):
