@@ -222,7 +222,7 @@ def test_whatever_there_is_is_packed(machine):
 
 
 def test_two_calls_do_not_work_in_one_folder(machine):
-    first = machine.start("smoke", STEP_S="1")
+    first = machine.start("smoke", STEP_S="4")
     while not machine.calls:
         time.sleep(0.05)
     status, said = machine.run("smoke")

@@ -43,7 +43,7 @@ cd "$root"
 
 # Held by every process of a call, so that none of an earlier one is still at work.
 exec 9> "$work/lock"
-flock --nonblock 9 || { echo "an earlier call is still at work in $out" >&2 && exit 1; }
+flock --timeout 3 9 || { echo "an earlier call is still at work in $out" >&2 && exit 1; }
 
 # Packages lie in a folder of their own: it goes before what Python has, and nothing is resolved,
 # since the folder of wheels is the whole truth where there is no network.
