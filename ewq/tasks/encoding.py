@@ -1,11 +1,12 @@
-"""Context and continuation as token ids, split where the joint encoding splits them."""
+"""Texts as token ids, a context and its continuation divided where their joint encoding is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from ewq.errors import InputError
+from ewq.errors import InputError, MeasurementError
+from ewq.model import LanguageModel
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -21,22 +22,16 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def encode_pairs(
-    tokenizer: Any,
-    contexts: Sequence[str],
-    continuations: Sequence[str],
+    tokenizer: Any, contexts: Sequence[str], continuations: Sequence[str]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Encode ``context + continuation`` jointly and divide it where the context ends.
+    """Ids of contexts and of their continuations, encoded jointly.
 
-    A continuation alone would often be other tokens: ``" A"`` after text and
-    ``"A"`` at the start of one differ in most vocabularies. Trailing spaces of
-    a context belong to its continuation, where tokenizers put them.
-
-    Returns:
-        Context ids and continuation ids, pair by pair.
+    A continuation alone would often be other tokens: ``" A"`` after text and ``"A"`` at the start
+    of one differ in most vocabularies. Trailing spaces of a context belong to its continuation,
+    where tokenizers put them.
 
     Raises:
-        InputError: the tokenizer puts an end-of-text token after every text, so that nothing
-            continues a context.
+        InputError: the tokenizer puts an end-of-text token after every text.
     """
     stripped = [context.rstrip() for context in contexts]
     moved = [
@@ -62,3 +57,13 @@ def common_prefix(rows: Sequence[list[int]]) -> list[int]:
     while length < min(len(low), len(high)) and low[length] == high[length]:
         length += 1
     return low[:length]
+
+
+def require_context(model: LanguageModel, tokens: int, what: str) -> None:
+    """Raise a MeasurementError where the model's context does not hold so many tokens."""
+    limit = model.info.context_length
+    if tokens > limit:
+        raise MeasurementError(
+            f"{what}: {tokens} tokens exceed the model's context of {limit}, and nothing is "
+            "truncated; ask for less"
+        )

@@ -1,14 +1,14 @@
 """What a model costs in bytes and in time to load.
 
-One instrument per kind of device serves every engine, so that engines compare:
-the driver's device-level reading on a GPU, the process's resident memory on a
-CPU, both above a baseline taken before loading. The peak is read over a round
-of its own, since reading costs time.
+One instrument per kind of device serves every engine, so that engines compare: the driver's
+device-level reading on a GPU, the process's resident memory on a CPU, both above a baseline taken
+before loading.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ewq.errors import MeasurementError
@@ -16,6 +16,7 @@ from ewq.instruments.gpu import gpus_of
 from ewq.instruments.load_watch import LoadReading, instrument_for
 from ewq.instruments.memory import MemoryInstrument, release_free_memory
 from ewq.measurement import Json, Metric, TaskResult
+from ewq.tasks.encoding import require_context
 from ewq.tasks.throughput import SEED, random_prompts
 
 if TYPE_CHECKING:
@@ -25,123 +26,84 @@ if TYPE_CHECKING:
 TASK = "memory"
 
 
-@dataclass(frozen=True)
-class Round:
-    """The work over which the peak is read: prefill, then decoding."""
-
-    prompt_tokens: int
-    new_tokens: int
-    batch_size: int = 1
-
-
 def measure(inputs: Inputs) -> TaskResult:
     """One round of the tier's lengths, after what earlier tasks left behind is given back."""
     release_free_memory()
-    work = Round(inputs.sizes.prompt_tokens, inputs.sizes.new_tokens)
-    return run(inputs.model(), inputs.load_reading(), work)
+    sizes = inputs.sizes
+    return run(inputs.model(), inputs.load_reading(), sizes.prompt_tokens, sizes.new_tokens)
 
 
 def run(
     model: LanguageModel,
     load: LoadReading,
-    work: Round,
+    prompt_tokens: int,
+    new_tokens: int,
     instrument: MemoryInstrument | None = None,
 ) -> TaskResult:
-    """Measure one loaded model.
+    """Measure one model that was loaded inside the ``LoadWatch`` that gave ``load``.
 
-    Metrics: ``weights_bytes`` and ``bits_per_weight`` (exact), ``vram_peak_bytes``
-    on a GPU or ``ram_peak_bytes`` on a CPU (peak of a prefill and decode round
-    above the baseline before loading), ``load_peak_ram_bytes``, ``load_s``.
-
-    Args:
-        model: what ``watch_loading`` gave together with ``load``.
-        load: its reading, baselines included.
-        work: the round to watch.
-        instrument: what reads the memory; default: the device's own.
+    Metrics: ``weights_bytes`` and ``bits_per_weight`` (exact), ``vram_peak_bytes`` on a GPU or
+    ``ram_peak_bytes`` on a CPU (peak of one prefill and decode round above the baseline before
+    loading, by the device's own ``instrument``), ``load_peak_ram_bytes``, ``load_s``.
 
     Raises:
         MeasurementError: the round does not fit the context, or nothing was seen to be in use.
     """
     instrument = instrument or instrument_for(model.info.device)
-    peak, torch_peaks = _peak(model, work, instrument)
-    above = peak - load.device_baseline_bytes
-    if above <= 0:
+    what = f"{prompt_tokens} prompt and {new_tokens} new tokens"
+    require_context(model, prompt_tokens + new_tokens, what)
+    prompts = random_prompts(model.info.vocab_size, 1, prompt_tokens, SEED)
+    with _torch_peaks(model) as torch_peaks, instrument.watch() as watch:
+        model.generate(prompts, new_tokens)
+        model.synchronize()
+    peak, before = watch.peak_bytes, load.device_baseline_bytes
+    if peak <= before:
         raise MeasurementError(
-            f"{instrument.name} reads {peak} bytes at the peak and {load.device_baseline_bytes} "
-            "before loading: something else freed memory meanwhile; measure on an idle machine"
+            f"{instrument.name} reads {peak} bytes at the peak and {before} before loading: "
+            "something else freed memory meanwhile; measure on an idle machine"
         )
+    peak_key = "vram_peak_bytes" if model.info.device.startswith("cuda") else "ram_peak_bytes"
+    others = instrument.shared_with()
+    shared = f"{others} other processes use the GPU: its memory readings include theirs"
     return TaskResult(
         task=TASK,
         settings={
             "instrument": instrument.name,
-            "prompt_tokens": work.prompt_tokens,
-            "new_tokens": work.new_tokens,
-            "batch_size": work.batch_size,
+            "prompt_tokens": prompt_tokens,
+            "new_tokens": new_tokens,
+            "batch_size": 1,
         },
         metrics={
             "weights_bytes": _bytes(model.info.weights_bytes),
             "bits_per_weight": Metric(model.info.bits_per_weight, "bits", False, 1),
-            _peak_key(model.info.device): _bytes(above),
+            peak_key: _bytes(peak - before),
             "load_peak_ram_bytes": _bytes(load.load_peak_ram_bytes),
             "load_s": Metric(load.load_s, "s", False, 1),
         },
-        notes=_notes(instrument),
-        side={"baseline_bytes": load.device_baseline_bytes, **torch_peaks},
+        notes=(shared,) if others else (),
+        side={"baseline_bytes": before, **torch_peaks},
     )
 
 
-def _peak(
-    model: LanguageModel, work: Round, instrument: MemoryInstrument
-) -> tuple[int, dict[str, Json]]:
-    if work.prompt_tokens + work.new_tokens > model.info.context_length:
-        raise MeasurementError(
-            f"{work.prompt_tokens} prompt and {work.new_tokens} new tokens do not fit the "
-            f"model's context of {model.info.context_length}; ask for fewer"
-        )
-    prompts = random_prompts(model.info.vocab_size, work.batch_size, work.prompt_tokens, SEED)
-    _reset_torch_peaks(model)
-    with instrument.watch() as watch:
-        model.generate(prompts, work.new_tokens)
-        model.synchronize()
-    return watch.peak_bytes, _torch_peaks(model)
+@contextmanager
+def _torch_peaks(model: LanguageModel) -> Iterator[dict[str, Json]]:
+    """torch's own peaks, to see how much of the device's is the allocator's reserve.
 
-
-def _has_torch_peaks(model: LanguageModel) -> bool:
-    """torch counts only its own allocator's bytes: for other engines it would say zero."""
-    return model.info.engine == "transformers" and model.info.device.startswith("cuda")
-
-
-def _reset_torch_peaks(model: LanguageModel) -> None:
-    if _has_torch_peaks(model):
-        import torch
-
-        for gpu in gpus_of(model.info.device):
-            torch.cuda.reset_peak_memory_stats(gpu)
-
-
-def _torch_peaks(model: LanguageModel) -> dict[str, Json]:
-    """torch's own peaks, to see how much of the device's is the allocator's reserve."""
-    if not _has_torch_peaks(model):
-        return {}
+    It counts only its own allocator's bytes: of other engines it would say zero.
+    """
+    peaks: dict[str, Json] = {}
+    gpus = gpus_of(model.info.device) if model.info.engine == "transformers" else []
+    if not gpus:
+        yield peaks
+        return
     import torch
 
-    gpus = gpus_of(model.info.device)
-    return {
-        "torch_allocated_peak_bytes": sum(map(torch.cuda.max_memory_allocated, gpus)),
-        "torch_reserved_peak_bytes": sum(map(torch.cuda.max_memory_reserved, gpus)),
-    }
-
-
-def _peak_key(device: str) -> str:
-    return "vram_peak_bytes" if device.startswith("cuda") else "ram_peak_bytes"
+    for gpu in gpus:
+        torch.cuda.reset_peak_memory_stats(gpu)
+    yield peaks
+    peaks["torch_allocated_peak_bytes"] = sum(map(torch.cuda.max_memory_allocated, gpus))
+    peaks["torch_reserved_peak_bytes"] = sum(map(torch.cuda.max_memory_reserved, gpus))
 
 
 def _bytes(count: int) -> Metric:
     return Metric(float(count), "bytes", False, 1)
-
-
-def _notes(instrument: MemoryInstrument) -> tuple[str, ...]:
-    others = instrument.shared_with()
-    if not others:
-        return ()
-    return (f"{others} other processes use the GPU: its memory readings include theirs",)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ewq.data.mmlu import LETTERS, MmluData, Question
-from ewq.errors import InputError, MeasurementError
+from ewq.errors import InputError
 from ewq.measurement import Json, TaskResult
 from ewq.model import LanguageModel
-from ewq.progress import NO_PROGRESS, Progress
-from ewq.tasks.encoding import common_prefix, encode_pairs
+from ewq.progress import NO_PROGRESS, Progress, step
+from ewq.tasks.encoding import common_prefix, encode_pairs, require_context
 from ewq.tasks.mmlu_scores import answers_result, require_finite, require_questions
 from ewq.tasks.mmlu_scores import pair as pair
 
@@ -21,28 +21,20 @@ if TYPE_CHECKING:
     from ewq.tasks.table import Inputs
 
 TASK = "mmlu"
+SHOTS = 5
 CONTINUATIONS = tuple(f" {letter}" for letter in LETTERS)
 """The space belongs to the letter: ``" A"`` and ``"A"`` are different tokens."""
 
 
 def measure(inputs: Inputs) -> TaskResult:
-    """The tier's questions with five shots."""
+    """The tier's questions."""
     return run(inputs.model(), inputs.questions(), progress=inputs.progress)
 
 
 def run(
-    model: LanguageModel, data: MmluData, *, shots: int = 5, progress: Progress = NO_PROGRESS
+    model: LanguageModel, data: MmluData, *, shots: int = SHOTS, progress: Progress = NO_PROGRESS
 ) -> TaskResult:
-    """Ask every question and read off the four letters' log-probabilities.
-
-    Args:
-        model: the model asked.
-        data: the questions.
-        shots: worked examples before each question, the first of the subject's dev rows.
-        progress: counts questions.
-
-    Returns:
-        The answers by the likeliest letter: :func:`ewq.tasks.mmlu_scores.answers_result`.
+    """Ask every question after ``shots`` worked examples; the likeliest letter is the answer.
 
     Raises:
         InputError: no questions, too few dev rows, or a letter that is not one token.
@@ -51,15 +43,12 @@ def run(
     import numpy as np
 
     require_questions(data, shots)
-    progress.start("MMLU", len(data.test), "questions")
     parts = []
-    try:
+    with step(progress, "MMLU", len(data.test), "questions") as advance:
         for subject, questions in data.by_subject():
             examples = data.dev.get(subject, ())[:shots]
             parts.append(score_subject(model, subject, questions, examples))
-            progress.advance(len(questions))
-    finally:
-        progress.finish()
+            advance(len(questions))
     logprobs = np.concatenate(parts)
     require_finite(logprobs, "MMLU")
     choices = logprobs.argmax(axis=1).tolist()
@@ -77,7 +66,8 @@ def score_subject(
     letters = _letter_tokens(model.tokenizer, contexts[0])
     if any(tail != letters[:1] for tail in first):
         raise InputError(f"{subject}: the letter A is not the same token after every question")
-    _check_lengths(model, subject, ids)
+    for number, row in enumerate(ids, start=1):
+        require_context(model, len(row), f"{subject} question {number}")
     shared = common_prefix(ids)
     return model.last_logprobs(shared, [row[len(shared) :] for row in ids], letters)
 
@@ -101,26 +91,15 @@ def question_text(question: Question) -> str:
 
 def _letter_tokens(tokenizer: Any, context: str) -> list[int]:
     _, tails = encode_pairs(tokenizer, [context] * len(LETTERS), CONTINUATIONS)
+    advice = "use mmlu_cloze for this model"
     for letter, tail in zip(LETTERS, tails, strict=True):
         if len(tail) != 1:
             raise InputError(
-                f"the tokenizer makes {len(tail)} tokens of the answer letter {letter!r}; "
-                f"letter scoring needs one: use mmlu_cloze for this model"
+                f"the tokenizer makes {len(tail)} tokens of the answer letter {letter!r}; {advice}"
             )
     letters = [tail[0] for tail in tails]
     if len(set(letters)) < len(letters):
         raise InputError(
-            f"the tokenizer makes tokens {letters} of the answer letters A to D: it cannot tell "
-            "them apart; use mmlu_cloze for this model"
+            f"the tokenizer makes tokens {letters} of A to D and cannot tell them apart; {advice}"
         )
     return letters
-
-
-def _check_lengths(model: LanguageModel, subject: str, ids: Sequence[Sequence[int]]) -> None:
-    limit = model.info.context_length
-    for number, row in enumerate(ids, start=1):
-        if len(row) > limit:
-            raise MeasurementError(
-                f"{subject} question {number}: prompt of {len(row)} tokens exceeds the context "
-                f"length of {limit}; use fewer shots or a longer context, nothing is truncated"
-            )

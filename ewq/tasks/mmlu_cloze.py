@@ -1,21 +1,18 @@
 """MMLU by the likelihood of the choices' own text, for models to whom letters mean nothing yet.
 
-Zero-shot; the log-likelihood of each choice is divided by its length in
-characters, which is what lm-evaluation-harness reports as ``acc_norm`` of
-``mmlu_continuation``.
+Zero-shot; the log-likelihood of each choice is divided by its length in characters, as in
+``acc_norm`` of lm-evaluation-harness's ``mmlu_continuation``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ewq.data.mmlu import MmluData, Question
-from ewq.errors import MeasurementError
 from ewq.measurement import Json, TaskResult
 from ewq.model import LanguageModel
-from ewq.progress import NO_PROGRESS, Progress
-from ewq.tasks.encoding import encode_pairs
+from ewq.progress import NO_PROGRESS, Progress, step
+from ewq.tasks.encoding import encode_pairs, require_context
 from ewq.tasks.mmlu_scores import answers_result, require_finite, require_questions
 from ewq.tasks.mmlu_scores import pair as pair
 
@@ -34,11 +31,9 @@ def measure(inputs: Inputs) -> TaskResult:
 
 
 def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRESS) -> TaskResult:
-    """Score the four choices of every question as continuations.
+    """Score the four choices of every question as continuations; the likeliest is the answer.
 
-    Returns:
-        The answers by the likeliest choice a character
-        (:func:`ewq.tasks.mmlu_scores.answers_result`); the log-probabilities kept are sums.
+    The log-probabilities kept are sums over a choice's tokens.
 
     Raises:
         InputError: no questions.
@@ -47,14 +42,11 @@ def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRES
     import numpy as np
 
     require_questions(data, 0)
-    progress.start("MMLU (cloze)", len(data.test), "questions")
     rows = []
-    try:
+    with step(progress, "MMLU (cloze)", len(data.test), "questions") as advance:
         for number, question in enumerate(data.test, start=1):
-            rows.append(score_question(model, question, number))
-            progress.advance(1)
-    finally:
-        progress.finish()
+            rows.append(_score(model, question, number))
+            advance(1)
     sums = np.stack(rows)
     require_finite(sums, "MMLU (cloze)")
     lengths = np.array([[max(len(c), 1) for c in q.choices] for q in data.test])
@@ -67,19 +59,15 @@ def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRES
     return answers_result(TASK, model, data, choices, sums, protocol)
 
 
-def score_question(model: LanguageModel, question: Question, number: int) -> NDArray[np.float32]:
-    """Log-likelihood of each choice's text after the question, ``[4]``.
-
-    Args:
-        model: the model asked.
-        question: the question.
-        number: its place in the data, for the error message.
-    """
+def _score(model: LanguageModel, question: Question, number: int) -> NDArray[np.float32]:
+    """Log-likelihood of each choice's text after the question, ``[4]``."""
     import numpy as np
 
     contexts = [prompt(question)] * len(question.choices)
     heads, tails = encode_pairs(model.tokenizer, contexts, [f" {c}" for c in question.choices])
-    _check_length(model, heads[0], tails, f"{question.subject} (question {number} of the data)")
+    # The last token is only predicted, never fed.
+    longest = len(heads[0]) + max(map(len, tails)) - 1
+    require_context(model, longest, f"{question.subject} (question {number} of the data)")
     sums = [part.sum() for part in model.token_logprobs(heads[0], tails)]
     return np.array(sums, dtype=np.float32)
 
@@ -91,14 +79,3 @@ def prompt(question: Question) -> str:
         f"The following are questions (with answers) about {name}.\n\n"
         f"Question: {question.text.strip()}\nAnswer:"
     )
-
-
-def _check_length(
-    model: LanguageModel, head: Sequence[int], tails: Sequence[Sequence[int]], where: str
-) -> None:
-    # The last token is only predicted, never fed.
-    longest, limit = len(head) + max(map(len, tails)) - 1, model.info.context_length
-    if longest > limit:
-        raise MeasurementError(
-            f"{where}: {longest} tokens exceed the context length of {limit}; nothing is truncated"
-        )

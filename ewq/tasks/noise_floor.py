@@ -1,9 +1,7 @@
 """How much answers move when nothing about the model changes.
 
-A difference between variants means something only above this floor. Asking
-the same questions twice in the same batches should move nothing. In other
-batches the same arithmetic is carried out in another order, which in half
-precision alone can turn single answers.
+A difference between variants means something only above this floor. In other batches the same
+arithmetic is carried out in another order, which in half precision alone can turn single answers.
 """
 
 from __future__ import annotations
@@ -13,10 +11,10 @@ from typing import TYPE_CHECKING
 from ewq.data.mmlu import MmluData
 from ewq.measurement import Metric, TaskResult
 from ewq.model import LanguageModel
-from ewq.progress import NO_PROGRESS, Progress
+from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.stats import share_stderr
+from ewq.tasks.mmlu import SHOTS, score_subject
 from ewq.tasks.mmlu import run as run_mmlu
-from ewq.tasks.mmlu import score_subject
 from ewq.tasks.mmlu_scores import unpack_logprobs
 
 if TYPE_CHECKING:
@@ -37,50 +35,36 @@ def measure(inputs: Inputs) -> TaskResult:
 
 
 def run(
-    model: LanguageModel,
-    data: MmluData,
-    *,
-    questions: int,
-    seed: int = 0,
-    shots: int = 5,
-    progress: Progress = NO_PROGRESS,
+    model: LanguageModel, data: MmluData, *, questions: int, progress: Progress = NO_PROGRESS
 ) -> TaskResult:
     """Ask a sample of questions three times: twice alike, once one question at a time.
 
-    Returns:
-        For ``repeat`` (same batches) and ``regrouped`` (batches of one):
-        ``flips/...``, the share of questions whose answer changed, and
-        ``logprob_change/...``, the largest change of a letter's
-        log-probability in nats. Items are the letters of the first pass.
-
-    Raises:
-        InputError, MeasurementError: as :func:`ewq.tasks.mmlu.run`.
+    Metrics for ``repeat`` (same batches) and ``regrouped`` (batches of one): ``flips/...``, the
+    share of questions whose answer changed, and ``logprob_change/...``, the largest change of a
+    letter's log-probability in nats. Items and errors are those of :func:`ewq.tasks.mmlu.run`.
     """
-    sample = data.subset(min(questions, len(data.test)), seed)
-    first = run_mmlu(model, sample, shots=shots, progress=progress)
-    again = run_mmlu(model, sample, shots=shots, progress=progress)
+    sample = data.subset(min(questions, len(data.test)))
+    first = run_mmlu(model, sample, progress=progress)
+    again = run_mmlu(model, sample, progress=progress)
     base = unpack_logprobs(str(first.side["logprobs"]))
     metrics = {
         **_changes("repeat", base, unpack_logprobs(str(again.side["logprobs"]))),
-        **_changes("regrouped", base, _one_by_one(model, sample, shots, progress)),
+        **_changes("regrouped", base, _one_by_one(model, sample, progress)),
     }
     moved = metrics["logprob_change/repeat"].value
     notes = () if moved == 0 else (f"the same run twice differs by up to {moved:.2g} nats",)
     return TaskResult(TASK, first.settings, metrics, first.items, notes=notes)
 
 
-def _one_by_one(model: LanguageModel, data: MmluData, shots: int, progress: Progress) -> Logprobs:
+def _one_by_one(model: LanguageModel, data: MmluData, progress: Progress) -> Logprobs:
     import numpy as np
 
-    progress.start("MMLU, one at a time", len(data.test), "questions")
     letters = []
-    try:
+    with step(progress, "MMLU, one at a time", len(data.test), "questions") as advance:
         for question in data.test:
-            preamble = data.dev[question.subject][:shots]
-            letters.append(score_subject(model, question.subject, [question], preamble))
-            progress.advance(1)
-    finally:
-        progress.finish()
+            examples = data.dev[question.subject][:SHOTS]
+            letters.append(score_subject(model, question.subject, [question], examples))
+            advance(1)
     return np.concatenate(letters)
 
 

@@ -1,19 +1,18 @@
 """Greedy continuations of a few fixed prompts, for people to read.
 
-Figures say how much quantization changed; these show what. The prompts are
-plain text to be continued, the same for base and for chat models.
+The prompts are plain text to be continued, the same for base and for chat models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ewq.data.windows import bos_token
-from ewq.errors import MeasurementError
-from ewq.measurement import Items, Metric, TaskResult
-from ewq.progress import NO_PROGRESS, Progress
+from ewq.measurement import Items, Metric, TaskResult, require_same_settings
+from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.stats import clustered_ratio
+from ewq.tasks.encoding import require_context
 
 if TYPE_CHECKING:
     from ewq.model import LanguageModel
@@ -50,40 +49,36 @@ def run(
     model: LanguageModel,
     *,
     new_tokens: int,
-    prompts: dict[str, str] | None = None,
+    prompts: Mapping[str, str] = PROMPTS,
     progress: Progress = NO_PROGRESS,
 ) -> TaskResult:
     """Continue every prompt greedily by exactly ``new_tokens`` tokens.
 
-    There is no metric before a reference is given to :func:`pair`. Items:
-    each ``prompt``'s name and the new ``tokens``. ``side["samples"]``: name, prompt and
-    continuation.
+    There is no metric before a reference is given to :func:`pair`. Items: each ``prompt``'s name
+    and the new ``tokens``. ``side["samples"]``: name, prompt and continuation.
 
     Raises:
         MeasurementError: a prompt does not fit the context.
     """
-    chosen = PROMPTS if prompts is None else prompts
     tokens: dict[str, list[int]] = {}
-    progress.start("generation samples", len(chosen), "prompts")
-    try:
-        for name, prompt in chosen.items():
+    with step(progress, "generation samples", len(prompts), "prompts") as advance:
+        for name, prompt in prompts.items():
             tokens[name] = _continue(model, name, prompt, new_tokens)
-            progress.advance(1)
-    finally:
-        progress.finish()
+            advance(1)
+    decode = model.tokenizer.decode
     return TaskResult(
         task=TASK,
         settings={
             "new_tokens": new_tokens,
             "bos_added": bos_token(model.tokenizer) is not None,
-            "prompts": dict(chosen),
+            "prompts": dict(prompts),
         },
         metrics={},
         items=Items({"prompt": list(tokens), "tokens": list(tokens.values())}),
         side={
             "samples": [
-                {"name": name, "prompt": prompt, "text": _text(model.tokenizer, tokens[name])}
-                for name, prompt in chosen.items()
+                {"name": name, "prompt": prompt, "text": decode(tokens[name])}
+                for name, prompt in prompts.items()
             ]
         },
     )
@@ -92,21 +87,18 @@ def run(
 def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     """How much of the reference's continuations the variant repeats.
 
-    ``samples_token_agreement`` is the share of positions with the reference's
-    token, ``samples_common_tokens`` the mean number of tokens before the first
-    that differs. Errors are over prompts.
+    ``samples_token_agreement`` is the share of positions with the reference's token,
+    ``samples_common_tokens`` the mean number of tokens before the first that differs.
 
     Raises:
         MeasurementError: other prompts or another number of tokens.
     """
-    if dict(result.settings) != dict(reference.settings):
-        raise MeasurementError("samples are not comparable: prompts or lengths differ")
+    require_same_settings(TASK, result.settings, reference.settings)
     new, base = result.items.column("tokens"), reference.items.column("tokens")
-    pairs = list(zip(new, base, strict=True))
-    lengths = [len(tokens) for _, tokens in pairs]
-    equal = clustered_ratio([_equal(*both) for both in pairs], lengths)
-    common = clustered_ratio([_common(*both) for both in pairs], [1] * len(pairs))
-    count = len(pairs)
+    same = [[a == b for a, b in zip(*both, strict=True)] for both in zip(new, base, strict=True)]
+    count = len(same)
+    equal = clustered_ratio(list(map(sum, same)), list(map(len, same)))
+    common = clustered_ratio([[*each, False].index(False) for each in same], [1] * count)
     return {
         "samples_token_agreement": Metric(equal.value, "fraction", True, count, equal.stderr),
         "samples_common_tokens": Metric(common.value, "count", True, count, common.stderr),
@@ -117,24 +109,5 @@ def _continue(model: LanguageModel, name: str, prompt: str, new_tokens: int) -> 
     ids = list(model.tokenizer.encode(prompt, add_special_tokens=False))
     bos = bos_token(model.tokenizer)
     ids = ids if bos is None else [bos, *ids]
-    if len(ids) + new_tokens > model.info.context_length:
-        raise MeasurementError(
-            f"prompt {name!r} has {len(ids)} tokens; with {new_tokens} new ones it does not fit "
-            f"the model's context of {model.info.context_length}"
-        )
+    require_context(model, len(ids) + new_tokens, f"prompt {name!r} and {new_tokens} new tokens")
     return list(model.generate([ids], new_tokens).tokens[0])
-
-
-def _text(tokenizer: Any, tokens: Sequence[int]) -> str:
-    return str(tokenizer.decode(tokens, skip_special_tokens=False))
-
-
-def _equal(new: Sequence[int], base: Sequence[int]) -> int:
-    return sum(a == b for a, b in zip(new, base, strict=True))
-
-
-def _common(new: Sequence[int], base: Sequence[int]) -> int:
-    for position, (a, b) in enumerate(zip(new, base, strict=True)):
-        if a != b:
-            return position
-    return len(base)

@@ -2,8 +2,7 @@
 
 For ``B`` prompts of ``P`` tokens continued by exactly ``N``:
 ``prefill_tokens_per_s = B P / t_first``, ``decode_tokens_per_s = B (N - 1) / sum t_step``,
-``ttft_s = t_first``. The model's own clock readings are synchronised with the
-device and exclude tokenization and sampling. Metrics are medians over rounds with ``_p10`` and
+``ttft_s = t_first``, by the model's own clock. Metrics are medians over rounds with ``_p10`` and
 ``_p90``; those of a batch size ``B`` above 1 have ``_bB`` before the percentile.
 """
 
@@ -11,20 +10,30 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from ewq.codec import encode
 from ewq.errors import BackendUnavailable, MeasurementError
 from ewq.instruments.gpu import ClockState, read_clocks
-from ewq.measurement import Doubt, DoubtKind, Items, Json, Metric, TaskResult
+from ewq.measurement import (
+    Doubt,
+    DoubtKind,
+    Items,
+    Json,
+    Metric,
+    TaskResult,
+    require_same_settings,
+)
 from ewq.stats import quantile
+from ewq.tasks.encoding import require_context
 from ewq.tasks.table import Work
 
 if TYPE_CHECKING:
-    from ewq.model import Generation, LanguageModel
+    from ewq.model import LanguageModel
     from ewq.tasks.table import Inputs
 
 TASK = "throughput"
@@ -52,26 +61,6 @@ class Protocol:
     seed: int = SEED
     """Of the prompts' token ids."""
 
-    def settings(self) -> dict[str, Json]:
-        """What two results must share."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "new_tokens": self.new_tokens,
-            "batch_sizes": list(self.batch_sizes),
-            "warmup_rounds": self.warmup_rounds,
-            "rounds": self.rounds,
-            "seed": self.seed,
-        }
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Clock readings of one batch."""
-
-    first_token_s: float
-    decode_s: float
-    """All decode steps after the first token together."""
-
 
 class Rounds:
     """Rounds to be timed one by one; whoever calls :meth:`one` owns the stopwatch.
@@ -92,7 +81,8 @@ class Rounds:
             for size in protocol.batch_sizes
         }
         self._calls = 0
-        self._samples: dict[int, list[Sample]] = {size: [] for size in protocol.batch_sizes}
+        self._first_s: dict[int, list[float]] = {size: [] for size in protocol.batch_sizes}
+        self._decode_s: dict[int, list[float]] = {size: [] for size in protocol.batch_sizes}
         self._before: ClockState | None = None
         self._unknown_clocks: str | None = None
         if protocol.warmup_rounds == 0:
@@ -104,7 +94,8 @@ class Rounds:
         for size, prompts in self._prompts.items():
             generation = self._model.generate(prompts, self.protocol.new_tokens)
             if self._calls >= self.protocol.warmup_rounds:
-                self._samples[size].append(_sample(generation))
+                self._first_s[size].append(generation.first_token_s)
+                self._decode_s[size].append(sum(generation.step_s))
         self._calls += 1
         if self._calls == self.protocol.warmup_rounds:
             self._before = self._clocks()
@@ -122,14 +113,17 @@ class Rounds:
                 "up: speed needs at least 2"
             )
         after = self._clocks()
-        metrics: dict[str, Metric] = {}
-        for size, samples in self._samples.items():
-            metrics |= _metrics(self.protocol, size, samples)
         return TaskResult(
             task=TASK,
-            settings=self.protocol.settings(),
-            metrics=metrics,
-            items=_items(self._samples),
+            settings=encode(self.protocol),
+            metrics=self._metrics(),
+            items=Items(
+                {
+                    "batch_size": [size for size, times in self._first_s.items() for _ in times],
+                    "first_token_s": [t for times in self._first_s.values() for t in times],
+                    "decode_s": [t for times in self._decode_s.values() for t in times],
+                }
+            ),
             doubts=(*self._noise(), *self._throttling(after)),
             notes=() if self._unknown_clocks is None else (self._unknown_clocks,),
             side={
@@ -145,24 +139,34 @@ class Rounds:
             self._unknown_clocks = f"clock state unknown: {error}"
             return None
 
-    def _times_s(self) -> Iterator[tuple[str, list[float]]]:
-        for size, samples in self._samples.items():
-            yield f"prefill at batch size {size}", [each.first_token_s for each in samples]
-            yield f"decode at batch size {size}", [each.decode_s for each in samples]
+    def _metrics(self) -> dict[str, Metric]:
+        prompt, new = self.protocol.prompt_tokens, self.protocol.new_tokens
+        metrics: dict[str, Metric] = {}
+        for size, first_s in self._first_s.items():
+            suffix = _suffix(size)
+            prefill = [size * prompt / seconds for seconds in first_s]
+            decode = [size * (new - 1) / seconds for seconds in self._decode_s[size]]
+            metrics |= _spread(f"prefill_tokens_per_s{suffix}", prefill, "tokens/s", True)
+            metrics |= _spread(f"decode_tokens_per_s{suffix}", decode, "tokens/s", True)
+            metrics |= _spread(f"ttft_s{suffix}", first_s, "s", False)
+        return metrics
 
     def _noise(self) -> Iterator[Doubt]:
+        for size, first_s in self._first_s.items():
+            yield from self._noise_of(f"prefill at batch size {size}", first_s)
+            yield from self._noise_of(f"decode at batch size {size}", self._decode_s[size])
+
+    def _noise_of(self, work: str, times_s: Sequence[float]) -> Iterator[Doubt]:
         shortest_s = _SHORTEST_S["cpu" if self._model.info.device == "cpu" else "cuda"]
-        for work, times_s in self._times_s():
-            variation, median_s = _variation(times_s), statistics.median(times_s)
-            if variation > _NOISY:
-                text = f"noisy: times of {work} vary by {variation:.0%} (more than {_NOISY:.0%})"
-                yield Doubt(DoubtKind.NOISE, text, {"variation": variation})
-            if median_s < shortest_s:
-                text = (
-                    f"too noisy to gate: a round's {work} takes {1000 * median_s:.2g} ms "
-                    f"(less than {1000 * shortest_s:.0f} ms)"
-                )
-                yield Doubt(DoubtKind.NOISE, text, {"median_s": median_s})
+        variation = statistics.stdev(times_s) / statistics.fmean(times_s)
+        median_s = statistics.median(times_s)
+        if variation > _NOISY:
+            text = f"noisy: times of {work} vary by {variation:.0%} (more than {_NOISY:.0%})"
+            yield Doubt(DoubtKind.NOISE, text, {"variation": variation})
+        if median_s < shortest_s:
+            took = f"a round's {work} takes {1000 * median_s:.2g} ms"
+            text = f"too noisy to gate: {took} (less than {1000 * shortest_s:.0f} ms)"
+            yield Doubt(DoubtKind.NOISE, text, {"median_s": median_s})
 
     def _throttling(self, after: ClockState | None) -> list[Doubt]:
         moments = (("before", self._before), ("after", after))
@@ -201,8 +205,7 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     Raises:
         MeasurementError: the two ran under different protocols.
     """
-    if dict(result.settings) != dict(reference.settings):
-        raise MeasurementError("speeds are not comparable: they were measured differently")
+    require_same_settings(TASK, result.settings, reference.settings)
     ratios = {}
     for size in cast("list[int]", result.settings["batch_sizes"]):
         for phase in ("decode", "prefill"):
@@ -213,76 +216,32 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
 
 
 def _check_protocol(model: LanguageModel, protocol: Protocol) -> None:
-    wanted = protocol.prompt_tokens + protocol.new_tokens
-    if wanted > model.info.context_length:
-        raise MeasurementError(
-            f"{protocol.prompt_tokens} prompt and {protocol.new_tokens} new tokens do not fit the "
-            f"model's context of {model.info.context_length}; ask for fewer"
-        )
-    if protocol.prompt_tokens < 1 or protocol.new_tokens < 2 or not protocol.batch_sizes:
+    prompt, new = protocol.prompt_tokens, protocol.new_tokens
+    require_context(model, prompt + new, f"{prompt} prompt and {new} new tokens")
+    if prompt < 1 or new < 2 or not protocol.batch_sizes:
         raise MeasurementError(
             "throughput needs a prompt token, two new tokens and a batch size at least; got "
-            f"{protocol.prompt_tokens}, {protocol.new_tokens} and {protocol.batch_sizes}"
+            f"{prompt}, {new} and {protocol.batch_sizes}"
         )
 
 
 def random_prompts(vocab_size: int, count: int, length: int, seed: int) -> list[list[int]]:
     """``count`` prompts of ``length`` uniformly random token ids, the same for the same seed."""
     ids = np.random.default_rng(seed).integers(0, vocab_size, (count, length))
-    return [[int(token) for token in row] for row in ids]
+    rows: list[list[int]] = ids.tolist()
+    return rows
 
 
-def _sample(generation: Generation) -> Sample:
-    return Sample(generation.first_token_s, sum(generation.step_s))
-
-
-def _items(samples: Mapping[int, Sequence[Sample]]) -> Items:
-    rounds = [(size, sample) for size, of_size in samples.items() for sample in of_size]
-    return Items(
-        {
-            "batch_size": [size for size, _ in rounds],
-            "first_token_s": [sample.first_token_s for _, sample in rounds],
-            "decode_s": [sample.decode_s for _, sample in rounds],
-        }
-    )
-
-
-def _variation(times_s: Sequence[float]) -> float:
-    """Coefficient of variation."""
-    return statistics.stdev(times_s) / statistics.fmean(times_s) if len(times_s) > 1 else 0.0
-
-
-def _metrics(protocol: Protocol, size: int, samples: Sequence[Sample]) -> dict[str, Metric]:
-    prefilled = size * protocol.prompt_tokens
-    decoded = size * (protocol.new_tokens - 1)
-    prefill = [prefilled / sample.first_token_s for sample in samples]
-    decode = [decoded / sample.decode_s for sample in samples]
-    first = [sample.first_token_s for sample in samples]
-    suffix = _suffix(size)
-    return {
-        **_spread(f"prefill_tokens_per_s{suffix}", prefill, "tokens/s", True),
-        **_spread(f"decode_tokens_per_s{suffix}", decode, "tokens/s", True),
-        **_spread(f"ttft_s{suffix}", first, "s", False),
-    }
-
-
-def _spread(
-    key: str, values: Sequence[float], unit: str, higher_is_better: bool
-) -> dict[str, Metric]:
+def _spread(key: str, values: Sequence[float], unit: str, better: bool) -> dict[str, Metric]:
     """Median, 10th and 90th percentile."""
-    metrics = {}
-    for suffix, share in _SHARES.items():
-        found = quantile(values, share)
-        metrics[key + suffix] = Metric(
-            found.value, unit, higher_is_better, len(values), found.stderr
-        )
-    return metrics
+    found = {key + suffix: quantile(values, share) for suffix, share in _SHARES.items()}
+    n = len(values)
+    return {name: Metric(each.value, unit, better, n, each.stderr) for name, each in found.items()}
 
 
 def _ratio(new: Metric, base: Metric) -> Metric:
     ratio = new.value / base.value
-    relative = [(metric.stderr or 0.0) / metric.value for metric in (new, base)]
-    stderr = ratio * math.hypot(*relative)
+    stderr = ratio * math.hypot(*((each.stderr or 0.0) / each.value for each in (new, base)))
     return Metric(ratio, "ratio", True, min(new.n, base.n), stderr)
 
 

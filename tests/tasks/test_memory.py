@@ -7,7 +7,6 @@ from ewq.errors import MeasurementError
 from ewq.instruments.gpu import Gpus
 from ewq.instruments.load_watch import LoadReading, watch_loading
 from ewq.tasks import memory
-from ewq.tasks.memory import Round
 from tests.instruments.fake_nvml import UUID, FakeNvml
 from tests.tasks.numpy_model import NumpyModel
 
@@ -23,7 +22,7 @@ def on_gpu(engine="llama.cpp"):
 
 def test_a_gpus_peak_is_the_devices_above_the_baseline():
     gpu = Gpus([UUID], FakeNvml(used=[700, 900, 800]))
-    result = memory.run(on_gpu(), LOAD, Round(8, 4), gpu)
+    result = memory.run(on_gpu(), LOAD, 8, 4, gpu)
     assert set(result.metrics) == {
         "weights_bytes",
         "bits_per_weight",
@@ -41,7 +40,7 @@ def test_a_gpus_peak_is_the_devices_above_the_baseline():
 
 def test_a_shared_gpu_is_noted():
     gpu = Gpus([UUID], FakeNvml(used=[900], processes=2))
-    (note,) = memory.run(on_gpu(), LOAD, Round(8, 4), gpu).notes
+    (note,) = memory.run(on_gpu(), LOAD, 8, 4, gpu).notes
     assert "1 other processes use the GPU" in note
 
 
@@ -58,7 +57,7 @@ def test_a_cpus_peak_covers_weights_and_work():
         return model
 
     model, reading = watch_loading("cpu", load, libraries=("torch",))
-    result = memory.run(model, reading, Round(8, 4))
+    result = memory.run(model, reading, 8, 4)
     assert 1.8 * SIZE < result.metrics["ram_peak_bytes"].value < 3 * SIZE
     assert 0.9 * SIZE < result.metrics["load_peak_ram_bytes"].value < 2 * SIZE
     assert result.settings["instrument"] == "process-rss"
@@ -68,17 +67,17 @@ def test_the_peak_is_read_over_prefill_and_decode():
     model = on_gpu()
     seen = []
     model.generate = lambda prompts, new: seen.append((len(prompts), len(prompts[0]), new))
-    memory.run(model, LOAD, Round(8, 4, 2), Gpus([UUID], FakeNvml(used=[900])))
-    assert seen == [(2, 8, 4)]
+    memory.run(model, LOAD, 8, 4, Gpus([UUID], FakeNvml(used=[900])))
+    assert seen == [(1, 8, 4)]
 
 
 @pytest.mark.parametrize(
-    ("work", "used", "message"),
+    ("prompt", "used", "message"),
     [
-        pytest.param(Round(600, 4), 900, "600 prompt and 4 new tokens do not fit", id="context"),
-        pytest.param(Round(8, 4), 400, "reads 400 bytes at the peak and 500", id="below baseline"),
+        pytest.param(600, 900, "600 prompt and 4 new tokens: 604 tokens exceed", id="context"),
+        pytest.param(8, 400, "reads 400 bytes at the peak and 500", id="below baseline"),
     ],
 )
-def test_an_impossible_reading_is_an_error(work, used, message):
+def test_an_impossible_reading_is_an_error(prompt, used, message):
     with pytest.raises(MeasurementError, match=message):
-        memory.run(on_gpu(), LOAD, work, Gpus([UUID], FakeNvml(used=[used])))
+        memory.run(on_gpu(), LOAD, prompt, 4, Gpus([UUID], FakeNvml(used=[used])))

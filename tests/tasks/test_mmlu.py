@@ -114,7 +114,7 @@ def test_running_twice_gives_identical_items_and_logprobs(model):
 def test_a_prompt_that_exceeds_the_context_names_question_and_lengths(tokenizer):
     model = HashModel(tokenizer, context_length=500)
     with pytest.raises(
-        MeasurementError, match=r"world_religions question \d+: prompt of \d+ tokens .* 500"
+        MeasurementError, match=r"world_religions question \d+: \d+ tokens exceed .* 500"
     ):
         mmlu.run(model, make_data())
     assert not model.asked

@@ -58,10 +58,10 @@ def test_a_model_agrees_with_itself():
 
 
 def test_other_prompts_cannot_be_paired():
-    with pytest.raises(MeasurementError, match="prompts or lengths differ"):
+    with pytest.raises(MeasurementError, match="new_tokens is 8 here, 4 there"):
         samples.pair(run(), run(new_tokens=4))
 
 
 def test_a_prompt_too_long_for_the_context_is_named():
-    with pytest.raises(MeasurementError, match="prompt 'greeting' has 6 tokens"):
+    with pytest.raises(MeasurementError, match="prompt 'greeting' and 8 new tokens: 14 tokens"):
         run(NumpyModel(context_length=10))

@@ -153,7 +153,11 @@ def test_a_ratios_error_joins_both_errors():
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
-        pytest.param(Protocol(600, 128, (1,), 0, 2), "600 prompt and 128 new", id="context"),
+        pytest.param(
+            Protocol(600, 128, (1,), 0, 2),
+            "600 prompt and 128 new tokens: 728",
+            id="context",
+        ),
         pytest.param(Protocol(10, 1, (1,), 0, 2), "two new tokens", id="no decode"),
         pytest.param(Protocol(10, 4, (), 0, 2), "batch size at least", id="no batch"),
         pytest.param(Protocol(10, 4, (1,), 2, 1), "1 measured rounds", id="one round"),
@@ -166,5 +170,5 @@ def test_a_protocol_that_measures_nothing_is_an_error(protocol, message):
 
 def test_different_protocols_cannot_be_paired():
     runs = [run(TimedModel(), Protocol(n, 4, (1,), 0, 2)) for n in (10, 20)]
-    with pytest.raises(MeasurementError, match="measured differently"):
+    with pytest.raises(MeasurementError, match="prompt_tokens is 10 here, 20 there"):
         throughput.pair(*runs)
