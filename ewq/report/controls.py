@@ -38,22 +38,19 @@ class ControlComparison:
     """Whether it is certain which of them has the lower perplexity."""
 
     @property
-    def plan_wins(self) -> bool:
-        """The plan is no larger and certainly better."""
-        return self.certain and self.perplexity.value < 0 and self.size_percent <= 0
-
-    @property
-    def control_wins(self) -> bool:
-        """The control is no larger and certainly better."""
-        return self.certain and self.perplexity.value > 0 and self.size_percent >= 0
+    def winner(self) -> str | None:
+        """The one that is no larger and certainly better."""
+        if self.certain and self.perplexity.value < 0 and self.size_percent <= 0:
+            return self.plan
+        if self.certain and self.perplexity.value > 0 and self.size_percent >= 0:
+            return self.control
+        return None
 
     @property
     def outcome(self) -> str:
         """The result in words."""
-        if self.plan_wins:
-            return "plan smaller and better"
-        if self.control_wins:
-            return "control smaller and better"
+        if self.winner:
+            return f"{'plan' if self.winner == self.plan else 'control'} smaller and better"
         return "size against quality" if self.certain else "perplexity undecided"
 
 
@@ -74,18 +71,17 @@ def compare_with_controls(rows: Sequence[VariantRow]) -> list[ControlComparison]
 def _compare(plan: VariantRow, control: VariantRow, alpha: float) -> ControlComparison | None:
     """``None`` where perplexities cannot be paired or a size is unknown."""
     old, new = (row.records.get("perplexity") for row in (control, plan))
-    if old is None or new is None or not plan.weights_bytes or not control.weights_bytes:
+    if not (old and new and plan.weights_bytes and control.weights_bytes):
         return None
     change = None if incomparable(old, new) else paired_changes(old, new).get("perplexity")
     if change is None:
         return None
     base, planned = old.metrics["perplexity"].value, new.metrics["perplexity"].value
-    percent = 100 / base
     return ControlComparison(
         plan.variant,
         control.variant,
         100 * (plan.weights_bytes / control.weights_bytes - 1),
-        Estimate(percent * (planned - base), percent * change.stderr),
+        Estimate(100 / base * (planned - base), 100 / base * change.stderr),
         change.p_value / 2 < alpha,
     )
 
@@ -107,15 +103,14 @@ class RandomRanking:
     @property
     def p_better(self) -> float:
         """Chance that a random plan's rank is as good: a permutation test, never 0."""
-        return self._share(sum(kld <= self.kld_nats for kld in self.random_klds_nats))
+        random = self.random_klds_nats
+        return (1 + sum(kld <= self.kld_nats for kld in random)) / (1 + len(random))
 
     @property
     def p_worse(self) -> float:
         """Chance that a random plan's rank is as bad."""
-        return self._share(sum(kld >= self.kld_nats for kld in self.random_klds_nats))
-
-    def _share(self, as_extreme: int) -> float:
-        return (1 + as_extreme) / (1 + len(self.random_klds_nats))
+        random = self.random_klds_nats
+        return (1 + sum(kld >= self.kld_nats for kld in random)) / (1 + len(random))
 
     @property
     def outcome(self) -> str:
@@ -125,9 +120,8 @@ class RandomRanking:
         if self.p_worse <= ALPHA:
             return "worse than chance"
         needed = math.ceil(1 / ALPHA) - 1
-        if len(self.random_klds_nats) < needed:
-            return f"undecided: needs {needed} random plans"
-        return "no different from chance"
+        enough = len(self.random_klds_nats) >= needed
+        return "no different from chance" if enough else f"undecided: needs {needed} random plans"
 
     @property
     def median_kld_nats(self) -> float:
@@ -137,16 +131,13 @@ class RandomRanking:
 
 def rank_among_random(rows: Sequence[VariantRow]) -> list[RandomRanking]:
     """Every scored plan of which the run holds random plans of the same size."""
-    random_rows = [row for row in rows if scorer(row) == RANDOM]
+    klds = [(row, row.value("divergence", "kld_mean")) for row in rows]
+    random = [(row, kld) for row, kld in klds if kld is not None and scorer(row) == RANDOM]
     found = []
-    for row in rows:
-        kld = _kld(row)
-        if kld is None or scorer(row) in (None, RANDOM):
-            continue
-        klds = [_kld(rival) for rival in random_rows if _same_size(rival, row)]
-        known = sorted(value for value in klds if value is not None)
-        if known:
-            found.append(RandomRanking(row.variant, kld, tuple(known)))
+    for row, kld in klds:
+        rivals = sorted(other for rival, other in random if _same_size(rival, row))
+        if kld is not None and rivals and scorer(row) not in (None, RANDOM):
+            found.append(RandomRanking(row.variant, kld, tuple(rivals)))
     return found
 
 
@@ -158,11 +149,5 @@ def scorer(row: VariantRow) -> str | None:
 def _same_size(one: VariantRow, other: VariantRow) -> bool:
     if not one.weights_bytes or not other.weights_bytes:
         return False
-    if engine_of(one.variant) != engine_of(other.variant):
-        return False
-    return abs(one.weights_bytes / other.weights_bytes - 1) <= SAME_SIZE
-
-
-def _kld(row: VariantRow) -> float | None:
-    metric = row.metric("divergence", "kld_mean")
-    return None if metric is None else metric.value
+    same_engine = engine_of(one.variant) == engine_of(other.variant)
+    return same_engine and abs(one.weights_bytes / other.weights_bytes - 1) <= SAME_SIZE

@@ -21,7 +21,7 @@ class Estimate:
     """Degrees of freedom of ``stderr``; ``None`` for the normal distribution."""
 
     @classmethod
-    def from_metric(cls, metric: Metric, scale: float = 1.0) -> Estimate:
+    def of(cls, metric: Metric, scale: float = 1.0) -> Estimate:
         """A metric times ``scale``."""
         stderr = None if metric.stderr is None else scale * metric.stderr
         return cls(scale * metric.value, stderr, metric.freedom)
@@ -41,13 +41,8 @@ class Estimate:
         return half_width(self.stderr, self.freedom) if self.stderr else 0.0
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        """Ends of the 95 % interval."""
-        return self.value - self.half_width, self.value + self.half_width
-
-    @property
     def differs_from_zero(self) -> bool:
-        """Whether the interval excludes zero; never where no error is known."""
+        """Whether the 95 % interval excludes zero; never where no error is known."""
         return self.stderr is not None and abs(self.value) > self.half_width
 
     def text(self, digits: int, *, signed: bool = False, error: bool = True) -> str:

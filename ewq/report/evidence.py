@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, auto
+from itertools import islice
 
 from ewq.measurement import Metric
 from ewq.report.estimate import Estimate
 from ewq.report.rows import VariantRow
 
-PERPLEXITY = "perplexity"
 MMLU_TASKS = {"mmlu": "MMLU", "mmlu_cloze": "MMLU (cloze)"}
 
 
 class Standing(Enum):
-    """Where a loss lies with respect to a margin."""
+    """Where a loss is shown to lie with respect to a margin, if it is."""
 
-    WITHIN = "shown to be within"
-    BEYOND = "shown to be beyond"
-    OPEN = "neither shown to be within nor beyond"
+    WITHIN = auto()
+    BEYOND = auto()
+    OPEN = auto()
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,24 @@ class Loss:
 
     measure: str
     """``perplexity``, or a form of MMLU."""
-    value: float
-    """Nats for perplexity (a logarithm of a ratio), a fraction for accuracy; positive is worse."""
-    stderr: float
-    freedom: int | None
-    """Degrees of freedom of ``stderr``; ``None`` for the normal distribution."""
-    change: Estimate
-    """The same in percent or points, with the sign that people know."""
-    interval: tuple[float, float] | None
-    """95 % bounds of ``change``; ``None`` where not stored."""
-    least: float = 0.0
-    """What no error, however small, makes detectable: six flips one way."""
+    metric: Metric
+    """Paired: nats for perplexity (a logarithm of a ratio), a fraction for accuracy."""
 
     @property
     def is_perplexity(self) -> bool:
         """Whether this is the more sensitive of the two measures."""
-        return self.measure == PERPLEXITY
+        return self.measure == "perplexity"
 
     @property
     def unit(self) -> str:
-        """``%`` or ``points``."""
+        """Of the change: ``%`` or ``points``."""
         return "%" if self.is_perplexity else "points"
+
+    @property
+    def change(self) -> Estimate:
+        """In percent or points, with the sign that people know."""
+        metric = self.metric
+        return Estimate.percent_change(metric) if self.is_perplexity else Estimate.of(metric, 100)
 
     @property
     def phrase(self) -> str:
@@ -62,64 +59,52 @@ class Loss:
         return f"{self.measure} {self.change.text(digits, signed=True)} {self.unit}"
 
     @property
-    def differs_from_zero(self) -> bool:
-        """Whether there is a change at all, at two-sided 5 %."""
-        return Estimate(self.value, self.stderr, self.freedom).differs_from_zero
-
-    def standing(self, margin: float, alpha: float) -> Standing:
-        """Test the loss against ``margin``, once from each side."""
-        from ewq.stats import noninferiority
-
-        if noninferiority(-self.value, self.stderr, margin, self.freedom) < alpha:
-            return Standing.WITHIN
-        beyond = noninferiority(self.value - margin, self.stderr, 0.0, self.freedom) < alpha
-        return Standing.BEYOND if beyond else Standing.OPEN
+    def interval(self) -> tuple[float, ...]:
+        """95 % bounds of the change; empty where not stored."""
+        return tuple(self._shown(bound) for bound in self.metric.interval or ())
 
     @property
     def detectable(self) -> str:
         """The smallest loss that this comparison would have found with 80 % power at 5 %."""
-        from ewq.stats import smallest_detectable_difference
+        from ewq.stats import fewest_flips, smallest_detectable_difference
 
-        found = max(smallest_detectable_difference(self.stderr, df=self.freedom), self.least)
-        return f"{100 * (math.expm1(found) if self.is_perplexity else found):.2g} {self.unit}"
+        found = smallest_detectable_difference(self._stderr, df=self.metric.freedom)
+        # No error, however small, makes fewer flips than these detectable.
+        least = 0.0 if self.is_perplexity else fewest_flips() / self.metric.n
+        return f"{self._shown(max(found, least)):.2g} {self.unit}"
+
+    def standing(self, margin: float, alpha: float) -> Standing:
+        """Test the loss against a margin in the metric's unit, once from each side."""
+        from ewq.stats import noninferiority
+
+        loss, freedom = self.metric.value * (1 if self.is_perplexity else -1), self.metric.freedom
+        if noninferiority(-loss, self._stderr, margin, freedom) < alpha:
+            return Standing.WITHIN
+        beyond = noninferiority(loss - margin, self._stderr, 0.0, freedom) < alpha
+        return Standing.BEYOND if beyond else Standing.OPEN
+
+    @property
+    def _stderr(self) -> float:
+        assert self.metric.stderr is not None
+        return self.metric.stderr
+
+    def _shown(self, value: float) -> float:
+        return 100 * (math.expm1(value) if self.is_perplexity else value)
 
 
 def losses(row: VariantRow) -> tuple[Loss, ...]:
-    """What was measured of perplexity and MMLU, the more sensitive first."""
-    return tuple(loss for loss in (_perplexity_loss(row), _mmlu_loss(row)) if loss is not None)
+    """What was measured of perplexity and MMLU, the more sensitive first.
 
-
-def _perplexity_loss(row: VariantRow) -> Loss | None:
-    metric = row.metric("perplexity", "ln_ppl_ratio")
-    if metric is None or metric.stderr is None:
-        return None
-    bounds = metric.interval and tuple(100 * math.expm1(nats) for nats in metric.interval)
-    return _loss(PERPLEXITY, metric, 1, Estimate.percent_change(metric), bounds)
-
-
-def _mmlu_loss(row: VariantRow) -> Loss | None:
-    """In cloze form where the letters' score is chance; ``None`` where both forms guess."""
-    from ewq.stats import fewest_flips
-
-    for task, measure in MMLU_TASKS.items():
-        metric = row.metric(task, "accuracy_delta")
-        if metric is not None and metric.stderr is not None and not row.at_chance(task):
-            bounds = metric.interval and tuple(100 * share for share in metric.interval)
-            least = fewest_flips() / metric.n
-            return _loss(measure, metric, -1, Estimate.from_metric(metric, 100), bounds, least)
-    return None
-
-
-def _loss(
-    measure: str,
-    metric: Metric,
-    sign: int,
-    change: Estimate,
-    bounds: tuple[float, ...] | None,
-    least: float = 0.0,
-) -> Loss:
-    assert metric.stderr is not None
-    interval = (bounds[0], bounds[1]) if bounds else None
-    return Loss(
-        measure, sign * metric.value, metric.stderr, metric.freedom, change, interval, least
-    )
+    Of MMLU the letters, or the cloze form where the letters' score is chance.
+    """
+    texts = [("perplexity", row.metric("perplexity", "ln_ppl_ratio"))]
+    questions = [
+        (measure, row.metric(task, "accuracy_delta"))
+        for task, measure in MMLU_TASKS.items()
+        if not row.at_chance(task)
+    ]
+    found = []
+    for metrics in (texts, questions):
+        known = (Loss(name, it) for name, it in metrics if it and it.stderr is not None)
+        found += [*islice(known, 1)]
+    return tuple(found)

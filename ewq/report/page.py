@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,11 +10,20 @@ from ewq.record import Record
 from ewq.report.document import Page, Section
 from ewq.report.recommendations import recommendations
 from ewq.report.rows import ReportedRun, reported_run, run_data
-from ewq.report.sections import SECTIONS
-from ewq.report.sections.against_size import pareto_fronts
+from ewq.report.sections.against_size import pareto_fronts, quality, speed
+from ewq.report.sections.domains import domains
+from ewq.report.sections.history import history
+from ewq.report.sections.outputs import flips, samples
+from ewq.report.sections.overview import overview
+from ewq.report.sections.plans import blocks, controls
+from ewq.report.sections.run import protocol, verdicts
 from ewq.storage.runs import Run
 
-SCHEMA = 1
+SECTIONS: tuple[Callable[[ReportedRun], Section | None], ...] = (
+    overview, verdicts, quality, speed, domains, controls, blocks, flips, samples, history,
+    protocol,
+)  # fmt: skip
+"""In the order people read them; a section is ``None`` where the run holds nothing for it."""
 
 
 def make_page(runs: Sequence[Run]) -> Page:
@@ -24,24 +33,21 @@ def make_page(runs: Sequence[Run]) -> Page:
         InputError: the newest run holds nothing that ewq measured.
     """
     shown = reported_run(runs)
-    made = (section(shown) for section in SECTIONS)
-    sections: tuple[Section, ...] = tuple(section for section in made if section is not None)
-    title = f"{shown.first.model}: quantized variants compared"
-    return Page(title, _subtitle(shown), sections, _data(shown))
-
-
-def _subtitle(shown: ReportedRun) -> str:
-    run, count = shown.run, len(shown.rows)
-    return (
-        f"{count} variant{'s' * (count != 1)}, tier {shown.first.tier}, on {shown.device}; "
+    run, first, count = shown.run, shown.first, len(shown.rows)
+    device = run.machine.get("gpu") or run.machine.get("cpu") or "an unknown device"
+    subtitle = (
+        f"{count} variant{'s' * (count != 1)}, tier {first.tier}, on {device}; "
         f"run {run.name} of {run.datetime:%Y-%m-%d}"
     )
+    sections = [section for make in SECTIONS if (section := make(shown)) is not None]
+    title = f"{first.model}: quantized variants compared"
+    return Page(title, subtitle, tuple(sections), _data(shown))
 
 
 def _data(shown: ReportedRun) -> dict[str, Any]:
     """Everything a script may want, without per-item records."""
     return {
-        "schema": SCHEMA,
+        "schema": 1,
         "model": shown.first.model,
         "fingerprint": shown.first.fingerprint,
         "tier": shown.first.tier,

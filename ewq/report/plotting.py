@@ -200,19 +200,13 @@ class MapCell:
     """As the table under the map has it."""
 
 
-def map_plot(
-    plot: Plot, cells: Mapping[str, Sequence[MapCell]], columns: Sequence[str], **colors: Any
-) -> Plot:
-    """``plot`` with a map as its figure, and its table filled.
+def map_plot(plot: Plot, cells: Mapping[str, Sequence[MapCell]], **colors: Any) -> Plot:
+    """``plot``, whose table has headings only, with rows of ``cells`` there and in a map.
 
-    Args:
-        plot: name, title, caption, and a table of headings only.
-        cells: name of a row -> its cells; names are escaped here.
-        columns: names of the columns.
-        colors: plotly's options of the colour scale.
+    ``colors`` are plotly's options of the colour scale.
     """
     heat = heatmap(
-        columns,
+        plot.table.headings[1:],
         list(cells),
         [[cell.value for cell in line] for line in cells.values()],
         [[cell.text for cell in line] for line in cells.values()],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ewq.record import Verdict
-from ewq.report.controls import ControlComparison, compare_with_controls
+from ewq.report.controls import compare_with_controls
 from ewq.report.estimate import Estimate, decimals_for
 from ewq.report.evidence import Loss, Standing, losses
 from ewq.report.plotting import UNQUANTIZED, variant_kind
@@ -160,7 +160,8 @@ def _smallest(rows: Sequence[VariantRow]) -> Recommendation | None:
         return None
     size, row = min(sized, key=lambda pair: pair[0])
     costs = " and ".join(
-        loss.phrase + " (may be chance)" * (not loss.differs_from_zero) for loss in losses(row)
+        loss.phrase + " (may be chance)" * (not Estimate.of(loss.metric).differs_from_zero)
+        for loss in losses(row)
     )
     cost = costs or "its quality was not measured"
     sentence = f"{row.variant} ({_sized(size, rows)}): {cost}.{_failed_gates(row)}"
@@ -212,28 +213,28 @@ def _plan_or_uniform(rows: Sequence[VariantRow]) -> Recommendation | None:
     if not pairs:
         return None
     need = "Plan or uniform"
-    wins = [(pair.plan, pair.control) for pair in pairs if pair.plan_wins]
-    wins += [(pair.control, pair.plan) for pair in pairs if pair.control_wins]
-    if not wins:
+    won = [pair for pair in pairs if pair.winner]
+    if not won:
         text = "no plan beats a uniform control in both size and perplexity, or is beaten by one."
         return Recommendation(need, None, text, decided=False)
-    winners = list(dict.fromkeys(winner for winner, _ in wins))
-    beaten = {name: [loser for winner, loser in wins if winner == name] for name in winners}
+    beaten: dict[str, list[str]] = {}
+    for pair in won:
+        winner, loser = pair.plan, pair.control
+        if pair.winner == loser:
+            winner, loser = loser, winner
+        beaten.setdefault(winner, []).append(loser)
     text = "; ".join(
         f"{name} is smaller and better than {_listed(own)}" for name, own in beaten.items()
     )
-    details = "; ".join(_differences(pair) for pair in pairs if pair.plan_wins or pair.control_wins)
-    rest = len(pairs) - len(wins)
-    others = f" {rest} other pair{'s' * (rest > 1)} undecided, or size against quality."
-    taken = winners[0] if len(winners) == 1 else None
-    return Recommendation(need, taken, f"{text}.", f"{details}.{others * bool(rest)}")
-
-
-def _differences(pair: ControlComparison) -> str:
-    return (
+    details = "; ".join(
         f"{pair.plan} against {pair.control}: size {pair.size_percent:+.0f} %, "
         f"perplexity {pair.perplexity.text(2, signed=True)} %"
+        for pair in won
     )
+    rest = len(pairs) - len(won)
+    others = f" {rest} other pair{'s' * (rest > 1)} undecided, or size against quality."
+    taken = next(iter(beaten)) if len(beaten) == 1 else None
+    return Recommendation(need, taken, f"{text}.", f"{details}.{others * bool(rest)}")
 
 
 def _listed(names: Sequence[str]) -> str:

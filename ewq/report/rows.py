@@ -19,26 +19,29 @@ from ewq.variants import REFERENCE, table_place
 
 @dataclass(frozen=True)
 class VariantRow:
-    """All records of one variant; figures that were not measured are ``None``."""
+    """All records of one variant, by task; figures that were not measured are ``None``."""
 
     variant: str
     records: Mapping[str, Record]
-    """Task -> record."""
 
     def metric(self, task: str, name: str) -> Metric | None:
         """One figure as it was stored."""
         record = self.records.get(task)
         return record.metrics.get(name) if record else None
 
+    def value(self, task: str, name: str) -> float | None:
+        """One figure without its error."""
+        metric = self.metric(task, name)
+        return None if metric is None else metric.value
+
     def estimate(self, task: str, name: str, scale: float = 1.0) -> Estimate | None:
         """One figure with its error, times ``scale``."""
         metric = self.metric(task, name)
-        return None if metric is None else Estimate.from_metric(metric, scale)
+        return None if metric is None else Estimate.of(metric, scale)
 
-    def perplexity_change(self, domain: str = "") -> Estimate | None:
-        """Change of perplexity from FP16 in percent, paired on the same tokens."""
-        name = f"ln_ppl_ratio/{domain}" if domain else "ln_ppl_ratio"
-        metric = self.metric("perplexity", name)
+    def perplexity_change(self, suffix: str = "") -> Estimate | None:
+        """Change from FP16 in percent, paired on the same tokens; of one domain by ``/NAME``."""
+        metric = self.metric("perplexity", f"ln_ppl_ratio{suffix}")
         return None if metric is None else Estimate.percent_change(metric)
 
     @property
@@ -61,14 +64,13 @@ class VariantRow:
     @property
     def weights_bytes(self) -> float | None:
         """Size of the variant's weights, scales included."""
-        metric = self.metric("memory", "weights_bytes")
-        return None if metric is None else metric.value
+        return self.value("memory", "weights_bytes")
 
     @property
     def memory_bytes(self) -> float | None:
         """Peak VRAM where there is a GPU, else the size of the weights."""
-        peak = self.metric("memory", "vram_peak_bytes")
-        return self.weights_bytes if peak is None else peak.value
+        peak = self.value("memory", "vram_peak_bytes")
+        return self.weights_bytes if peak is None else peak
 
     @property
     def plan(self) -> Mapping[str, Any] | None:
@@ -100,25 +102,19 @@ class SizeUnit:
     name: str
     size_bytes: float
 
-    def convert(self, size_bytes: float) -> float:
-        """A size in this unit."""
-        return size_bytes / self.size_bytes
-
     def text(self, size_bytes: float) -> str:
         """Three digits, without the unit."""
-        value = self.convert(size_bytes)
+        value = size_bytes / self.size_bytes
         return f"{value:.{decimals_for(value)}f}"
 
 
-GB, MB = SizeUnit("GB", 1e9), SizeUnit("MB", 1e6)
 _LEAST_GB = 0.05
-"""Where even the largest variant is smaller, sizes are in MB."""
 
 
 def size_unit(rows: Sequence[VariantRow]) -> SizeUnit:
     """GB, or MB for models so small that GB would be a row of zeros."""
-    sizes = [size for row in rows if (size := row.memory_bytes)]
-    return MB if sizes and max(sizes) < _LEAST_GB * GB.size_bytes else GB
+    largest = max((row.memory_bytes or 0 for row in rows), default=0)
+    return SizeUnit("MB", 1e6) if 0 < largest < _LEAST_GB * 1e9 else SizeUnit("GB", 1e9)
 
 
 @dataclass(frozen=True)
@@ -154,13 +150,6 @@ class ReportedRun:
         """What sizes are given in."""
         return size_unit(self.rows)
 
-    @property
-    def device(self) -> str:
-        """The name of the GPU or CPU that did the work."""
-        machine = self.run.machine
-        name = machine.get("gpu") or machine.get("cpu")
-        return f"{name}" if name else "an unknown device"
-
 
 def reported_run(runs: Sequence[Run]) -> ReportedRun:
     """Runs as a report takes them, in any order.
@@ -178,12 +167,12 @@ def reported_run(runs: Sequence[Run]) -> ReportedRun:
 def group_by_text(
     records: Sequence[Record], texts: Callable[[Record], Sequence[str]]
 ) -> list[tuple[str, str, str]]:
-    """``(task, text, variants)``: each text of a task once, with all variants it is about."""
+    """``(task, variants, text)``: each text of a task once, with all variants it is about."""
     found: dict[tuple[str, str], list[str]] = {}
     for record in records:
         for text in texts(record):
             found.setdefault((record.task, text), []).append(record.variant)
-    return [(task, text, ", ".join(names)) for (task, text), names in found.items()]
+    return [(task, ", ".join(names), text) for (task, text), names in found.items()]
 
 
 def run_data(run: Run) -> dict[str, Any]:

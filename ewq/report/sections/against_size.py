@@ -11,6 +11,7 @@ from ewq.report.evidence import MMLU_TASKS
 from ewq.report.plotting import SizedPoint, pareto_front, size_plot, variant_kind
 from ewq.report.rows import ReportedRun, VariantRow
 from ewq.report.table import mmlu_task, tokens_per_s
+from ewq.variants import REFERENCE
 
 DECODE = "decode_tokens_per_s"
 
@@ -28,6 +29,25 @@ class Measure:
     caption: str
     higher_is_better: bool = False
 
+    def points(self, shown: ReportedRun) -> list[SizedPoint]:
+        """The variants of which size and quality are known."""
+        return [
+            SizedPoint(
+                row.variant,
+                row.weights_bytes / shown.unit.size_bytes,
+                found.value,
+                found.value - found.half_width,
+                found.value + found.half_width,
+                found.text(self.digits),
+            )
+            for row in shown.rows
+            if row.weights_bytes and (found := self.estimate(row))
+        ]
+
+    def front(self, points: Sequence[SizedPoint]) -> list[SizedPoint]:
+        """Its Pareto front."""
+        return pareto_front(points, higher_is_better=self.higher_is_better)
+
 
 def main_plot(shown: ReportedRun) -> Plot | None:
     """The picture that a report begins with: the most sensitive measure that was taken."""
@@ -40,60 +60,50 @@ def quality(shown: ReportedRun) -> Section | None:
     return Section("quality", "Quality against size", tuple(plots)) if plots else None
 
 
-def _plots(shown: ReportedRun) -> list[Plot]:
-    found = ((measure, _points(shown, measure)) for measure in measures(shown))
-    return [_plot(shown, measure, points) for measure, points in found if points]
+def pareto_fronts(shown: ReportedRun) -> dict[str, list[str]]:
+    """Measure -> the variants on its Pareto front, smallest first."""
+    found = {measure: measure.points(shown) for measure in _measures(shown.rows)}
+    return {
+        measure.name: [point.variant for point in measure.front(points)]
+        for measure, points in found.items()
+        if points
+    }
 
 
-def measures(shown: ReportedRun) -> tuple[Measure, ...]:
-    """What can be drawn of this run, the most sensitive first."""
-    return (_KLD, _perplexity(shown.rows), *_accuracies(shown.rows))
-
-
-_KLD = Measure(
-    "kld",
-    "KLD from FP16",
-    "mean KLD, nats per token",
-    lambda row: row.estimate("divergence", "kld_mean"),
-    5,
-    "Divergence of next-token distributions from FP16's; lower is better.",
-)
+def _measures(rows: Sequence[VariantRow]) -> list[Measure]:
+    """What can be drawn, the most sensitive first; the cloze form before letters that guess."""
+    kld = Measure(
+        "kld",
+        "KLD from FP16",
+        "mean KLD, nats per token",
+        lambda row: row.estimate("divergence", "kld_mean"),
+        5,
+        "Divergence of next-token distributions from FP16's; lower is better.",
+    )
+    tasks = dict.fromkeys((mmlu_task(rows), "mmlu"))
+    return [kld, _perplexity(rows), *(_accuracy(rows, task) for task in tasks)]
 
 
 def _perplexity(rows: Sequence[VariantRow]) -> Measure:
     """Relative to FP16 where that was paired; FP16 itself changed by nothing."""
-    if not any(row.perplexity_change() for row in rows):
-        return Measure(
-            "perplexity",
-            "Perplexity",
-            "perplexity",
-            lambda row: row.estimate("perplexity", "perplexity"),
-            2,
-            "Lower is better. Nothing was paired with FP16: the intervals are those of the texts, "
-            "far wider than those of differences between variants.",
-        )
 
     def change(row: VariantRow) -> Estimate | None:
-        is_reference = row.variant == "fp16" and "perplexity" in row.records
+        is_reference = row.variant == REFERENCE and "perplexity" in row.records
         return row.perplexity_change() or (Estimate(0.0) if is_reference else None)
 
-    return Measure(
-        "perplexity",
-        "Perplexity",
-        "change from FP16, %",
-        change,
-        2,
-        "Lower is better. Intervals of the paired difference on the same tokens.",
-    )
+    if any(row.perplexity_change() for row in rows):
+        axis, estimate = "change from FP16, %", change
+        caption = "Lower is better. Intervals of the paired difference on the same tokens."
+    else:
+        axis, estimate = "perplexity", lambda row: row.estimate("perplexity", "perplexity")
+        caption = (
+            "Lower is better. Nothing was paired with FP16: the intervals are those of the texts, "
+            "far wider than those of differences between variants."
+        )
+    return Measure("perplexity", "Perplexity", axis, estimate, 2, caption)
 
 
-def _accuracies(rows: Sequence[VariantRow]) -> list[Measure]:
-    """The letters' score, which is the usual one; before it, the cloze form where letters guess."""
-    shown = dict.fromkeys((mmlu_task(rows), "mmlu"))
-    return [_accuracy(rows, task, MMLU_TASKS[task]) for task in shown]
-
-
-def _accuracy(rows: Sequence[VariantRow], task: str, title: str) -> Measure:
+def _accuracy(rows: Sequence[VariantRow], task: str) -> Measure:
     """Accuracy with the error of its difference from FP16, which itself differs by nothing."""
     paired = any(row.metric(task, "accuracy_delta") for row in rows)
     guessed = any(row.at_chance(task) for row in rows)
@@ -105,40 +115,17 @@ def _accuracy(rows: Sequence[VariantRow], task: str, title: str) -> Measure:
     of_what = "the paired difference from FP16" if paired else "each accuracy by itself"
     caption = f"Higher is better. Intervals of {of_what}."
     caption += " No better than guessing: differences mean nothing." * guessed
-    return Measure(task.replace("_", "-"), title, "accuracy, %", accuracy, 1, caption, True)
+    name, title = task.replace("_", "-"), MMLU_TASKS[task]
+    return Measure(name, title, "accuracy, %", accuracy, 1, caption, higher_is_better=True)
 
 
-def _points(shown: ReportedRun, measure: Measure) -> list[SizedPoint]:
-    """The variants of which size and quality are known."""
-    return [
-        SizedPoint(
-            row.variant,
-            shown.unit.convert(row.weights_bytes),
-            found.value,
-            *found.bounds,
-            found.text(measure.digits),
-        )
-        for row in shown.rows
-        if row.weights_bytes and (found := measure.estimate(row))
-    ]
+def _plots(shown: ReportedRun) -> list[Plot]:
+    found = ((measure, measure.points(shown)) for measure in _measures(shown.rows))
+    return [_plot(shown.unit.name, measure, points) for measure, points in found if points]
 
 
-def pareto_fronts(shown: ReportedRun) -> dict[str, list[str]]:
-    """Measure -> the variants on its Pareto front, smallest first."""
-    found = {measure: _points(shown, measure) for measure in measures(shown)}
-    return {
-        measure.name: [point.variant for point in _front(points, measure)]
-        for measure, points in found.items()
-        if points
-    }
-
-
-def _front(points: Sequence[SizedPoint], measure: Measure) -> list[SizedPoint]:
-    return pareto_front(points, higher_is_better=measure.higher_is_better)
-
-
-def _plot(shown: ReportedRun, measure: Measure, points: Sequence[SizedPoint]) -> Plot:
-    front, unit = _front(points, measure), shown.unit.name
+def _plot(unit: str, measure: Measure, points: Sequence[SizedPoint]) -> Plot:
+    front = measure.front(points)
     rows = tuple(
         (
             point.variant,
@@ -166,10 +153,15 @@ def speed(shown: ReportedRun) -> Section | None:
     rows = [row for row in shown.rows if row.metric("throughput", DECODE)]
     if not rows:
         return None
-    warnings = tuple(Paragraph(text, warning=True) for text in _clock_doubts(rows))
+    doubted = [row for row in rows if row.clock_doubt]
+    warnings = []
+    if doubted:
+        text = f"Unreliable speeds (~): {', '.join(row.variant for row in doubted)}. "
+        text += f"{doubted[0].variant}: {doubted[0].clock_doubt}."
+        warnings.append(Paragraph(text, warning=True))
     table = _speed_table(rows)
     points = [
-        SizedPoint(row.variant, shown.unit.convert(row.weights_bytes), *_spread(row))
+        SizedPoint(row.variant, row.weights_bytes / shown.unit.size_bytes, *_spread(row))
         for row in rows
         if row.weights_bytes
     ]
@@ -185,29 +177,15 @@ def speed(shown: ReportedRun) -> Section | None:
     return Section("speed", "Speed against size", (*warnings, drawn))
 
 
-def _clock_doubts(rows: Sequence[VariantRow]) -> list[str]:
-    """One sentence for all variants whose clocks are in doubt, with the reason of the first."""
-    doubted = [row for row in rows if row.clock_doubt]
-    if not doubted:
-        return []
-    names = ", ".join(row.variant for row in doubted)
-    return [f"Unreliable speeds (~): {names}. {doubted[0].variant}: {doubted[0].clock_doubt}."]
-
-
 def _spread(row: VariantRow) -> tuple[float, float, float]:
     """The median, 10th and 90th percentile; the median again where percentiles are missing."""
     names = (DECODE, f"{DECODE}_p10", f"{DECODE}_p90")
-    found = [row.metric("throughput", name) for name in names]
-    median, low, high = (metric.value if metric else None for metric in found)
+    median, low, high = (row.value("throughput", name) for name in names)
     assert median is not None
     return median, median if low is None else low, median if high is None else high
 
 
 def _speed_table(rows: Sequence[VariantRow]) -> Table:
-    headings = (
-        "Variant", "Decode tok/s", "10th – 90th", "Against FP16", "Prefill tok/s", "TTFT ms",
-    )  # fmt: skip
-
     def cell(row: VariantRow, name: str, scale: float = 1.0, digits: int = 1) -> str:
         return figure_text(row.estimate("throughput", name, scale), digits)
 
@@ -222,4 +200,7 @@ def _speed_table(rows: Sequence[VariantRow]) -> Table:
         )
         for row in rows
     )
+    headings = (
+        "Variant", "Decode tok/s", "10th – 90th", "Against FP16", "Prefill tok/s", "TTFT ms",
+    )  # fmt: skip
     return Table(headings, cells)

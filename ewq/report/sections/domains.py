@@ -10,14 +10,12 @@ from ewq.report.evidence import MMLU_TASKS
 from ewq.report.plotting import BETTER_OR_WORSE, NEUTRAL, MapCell, map_plot
 from ewq.report.rows import ReportedRun, VariantRow
 
-_CHANGES, _PERPLEXITIES, _ACCURACIES = "ln_ppl_ratio/", "perplexity/", "accuracy/"
-
 
 def domains(shown: ReportedRun) -> Section | None:
     """Domains of text as a map, groups of MMLU's subjects as tables."""
-    plots = [plot for plot in (_domain_map(shown.rows),) if plot]
-    tables = [table for task in MMLU_TASKS if (table := _group_table(task, shown.rows))]
-    return Section("domains", "By domain", (*plots, *tables)) if plots or tables else None
+    made = [_domain_map(shown.rows), *(_group_table(task, shown.rows) for task in MMLU_TASKS)]
+    parts = tuple(part for part in made if part is not None)
+    return Section("domains", "By domain", parts) if parts else None
 
 
 def _names(rows: Sequence[VariantRow], task: str, prefix: str) -> list[str]:
@@ -29,19 +27,20 @@ def _names(rows: Sequence[VariantRow], task: str, prefix: str) -> list[str]:
 
 def _domain_map(rows: Sequence[VariantRow]) -> Plot | None:
     """Changes where FP16 was paired, else perplexities."""
-    paired = bool(_names(rows, "perplexity", _CHANGES))
-    prefix = _CHANGES if paired else _PERPLEXITIES
-    measured = [row for row in rows if _names([row], "perplexity", prefix)]
-    found = _names(measured, "perplexity", prefix)
+    paired = bool(_names(rows, "perplexity", "ln_ppl_ratio/"))
+    prefix = "ln_ppl_ratio/" if paired else "perplexity/"
+    found = _names(rows, "perplexity", prefix)
     if not found:
         return None
-
     estimates = {
         row.variant: [
-            row.perplexity_change(name) if paired else row.estimate("perplexity", prefix + name)
+            row.perplexity_change(f"/{name}")
+            if paired
+            else row.estimate("perplexity", prefix + name)
             for name in found
         ]
-        for row in measured
+        for row in rows
+        if _names([row], "perplexity", prefix)
     }
     known = [abs(cell.value) for line in estimates.values() for cell in line if cell]
     caption = (
@@ -53,7 +52,6 @@ def _domain_map(rows: Sequence[VariantRow]) -> Plot | None:
     return map_plot(
         Plot("domains", "Perplexity by domain", caption, Table(("Variant", *found), ())),
         {name: [_cell(each, paired) for each in line] for name, line in estimates.items()},
-        found,
         colorscale=BETTER_OR_WORSE if paired else NEUTRAL,
         zmin=-max(known) if paired else min(known),
         zmax=max(known) or 1.0,
@@ -70,15 +68,15 @@ def _cell(estimate: Estimate | None, paired: bool) -> MapCell:
 
 def _group_table(task: str, rows: Sequence[VariantRow]) -> Table | None:
     """Accuracy by groups of subjects, where any variant did better than guessing."""
-    measured = [row for row in rows if _names([row], task, _ACCURACIES)]
+    measured = [row for row in rows if _names([row], task, "accuracy/")]
     guessed = {row.variant for row in measured if row.at_chance(task)}
     if len(guessed) == len(measured):
         return None
-    groups = _names(measured, task, _ACCURACIES)
+    groups = _names(measured, task, "accuracy/")
     body = tuple(
         (
             row.variant + "*" * (row.variant in guessed),
-            *(figure_text(row.estimate(task, _ACCURACIES + name, 100), 1) for name in groups),
+            *(figure_text(row.estimate(task, f"accuracy/{name}", 100), 1) for name in groups),
         )
         for row in measured
     )

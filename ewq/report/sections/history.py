@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ewq.report.document import Bullets, Paragraph, Part, Plot, Point, Section, Table
 from ewq.report.escaping import plot_text
@@ -12,12 +11,10 @@ from ewq.report.estimate import Estimate, figure_text
 from ewq.report.plotting import MARKS, SERIES, layout
 from ewq.report.rows import ReportedRun
 from ewq.storage.environment import comparable, differences
-from ewq.storage.runs import Run
 from ewq.tasks.table import Kind, figure_of
 
 
-@dataclass(frozen=True)
-class Tracked:
+class Tracked(NamedTuple):
     """A metric that is followed over runs."""
 
     task: str
@@ -25,12 +22,6 @@ class Tracked:
     title: str
     scale: float
     digits: int
-
-    @property
-    def clocked(self) -> bool:
-        """Whether it depends on the device."""
-        figure = figure_of(self.task, self.metric)
-        return figure is not None and figure.kind is Kind.CLOCK
 
 
 TRACKED = (
@@ -40,33 +31,30 @@ TRACKED = (
     Tracked("throughput", "decode_tokens_per_s", "Decode, tokens/s", 1.0, 1),
     Tracked("memory", "weights_bytes", "Weights, GB", 1e-9, 4),
 )
+_Line = Mapping[int, Estimate]
+"""Place of a run in the history -> its figure."""
 
 
 def history(shown: ReportedRun) -> Section | None:
     """A plot for each tracked metric that at least two comparable runs have."""
     if len(shown.history) < 2:
         return None
-    parts: list[Part] = [plot for tracked in TRACKED if (plot := _plot(shown, tracked)) is not None]
-    left_out = _left_out(shown)
-    if left_out:
-        parts.append(Bullets(tuple(Point(text, open_question=True) for text in left_out)))
-    if not parts:
-        parts.append(Paragraph("These runs share nothing that may be compared."))
-    return Section("history", "History", (_intro(shown), *parts))
-
-
-def _intro(shown: ReportedRun) -> Paragraph:
-    first, last = shown.history[0], shown.history[-1]
-    changed = differences(first.machine, last.machine)
+    changed = differences(shown.history[0].machine, shown.run.machine)
     versions = f" Between the first and the last: {'; '.join(changed)}." if changed else ""
-    return Paragraph(
+    intro = Paragraph(
         f"{len(shown.history)} runs, oldest first. Lines join measurements with the same model, "
         "settings and, for speed, device. Bars: 95 % intervals of each measurement; ewq compare "
         f"tests the differences.{versions}"
     )
+    parts: list[Part] = [plot for tracked in TRACKED if (plot := _plot(shown, tracked)) is not None]
+    if left_out := _left_out(shown):
+        parts.append(Bullets(tuple(left_out)))
+    if not parts:
+        parts.append(Paragraph("These runs share nothing that may be compared."))
+    return Section("history", "History", (intro, *parts))
 
 
-def _left_out(shown: ReportedRun) -> list[str]:
+def _left_out(shown: ReportedRun) -> list[Point]:
     """Runs that cannot be drawn beside the newest, with the reason."""
     sentences = []
     for run in shown.history[:-1]:
@@ -76,7 +64,7 @@ def _left_out(shown: ReportedRun) -> list[str]:
             sentences.append(f"{run.name}: another model; nothing of it is drawn")
         elif reasons := comparable(run.machine, shown.run.machine):
             sentences.append(f"{run.name}: {'; '.join(reasons)}; its speed is not drawn")
-    return sentences
+    return [Point(text, open_question=True) for text in sentences]
 
 
 def _plot(shown: ReportedRun, tracked: Tracked) -> Plot | None:
@@ -85,41 +73,41 @@ def _plot(shown: ReportedRun, tracked: Tracked) -> Plot | None:
     if not lines:
         return None
     names = [plot_text(run.name) for run in shown.history]
-    frame = layout(
-        "", tracked.title,
-        xaxis={"type": "category", "categoryorder": "array", "categoryarray": names},
-    )  # fmt: skip
+    axis = {"type": "category", "categoryorder": "array", "categoryarray": names}
+    traces = [
+        _trace(variant, names, line, tracked.digits, place)
+        for place, (variant, line) in enumerate(lines.items())
+    ]
+    rows = tuple(
+        (
+            run.name,
+            f"{run.datetime:%Y-%m-%d}",
+            *(figure_text(line.get(place), tracked.digits) for line in lines.values()),
+        )
+        for place, run in enumerate(shown.history)
+    )
     return Plot(
         name=f"history-{tracked.task}",
         title=f"{tracked.title} over runs",
         caption="Oldest first.",
-        figure={
-            "data": [
-                _trace(variant, names, line, tracked.digits, place)
-                for place, (variant, line) in enumerate(lines.items())
-            ],
-            "layout": frame,
-        },
-        table=_table(shown.history, lines, tracked.digits),
+        figure={"data": traces, "layout": layout("", tracked.title, xaxis=axis)},
+        table=Table(("Run", "Date", *lines), rows, frozenset({"Date"})),
         height_px=380,
     )
 
 
-_Line = Mapping[int, Estimate]
-"""Place of a run in the history -> its figure."""
-
-
 def _line(shown: ReportedRun, tracked: Tracked, variant: str) -> _Line:
     """Figures of one variant in the runs whose settings and, for speed, device are the newest's."""
-    key = (variant, tracked.task)
-    newest, line = shown.run.records.get(key), dict[int, Estimate]()
+    key, line = (variant, tracked.task), dict[int, Estimate]()
+    figure, newest = figure_of(tracked.task, tracked.metric), shown.run.records.get(key)
+    clocked = figure is not None and figure.kind is Kind.CLOCK
     for place, run in enumerate(shown.history):
         record = run.records.get(key)
         if newest is None or record is None or tracked.metric not in record.metrics:
             continue
         same = (record.fingerprint, record.settings) == (newest.fingerprint, newest.settings)
-        if same and not (tracked.clocked and comparable(run.machine, shown.run.machine)):
-            line[place] = Estimate.from_metric(record.metrics[tracked.metric], tracked.scale)
+        if same and not (clocked and comparable(run.machine, shown.run.machine)):
+            line[place] = Estimate.of(record.metrics[tracked.metric], tracked.scale)
     return line
 
 
@@ -141,15 +129,3 @@ def _trace(
         "marker": {"symbol": MARKS[place % len(MARKS)], "size": 8},
         "hovertemplate": f"%{{x}}<br>%{{y:.{digits}f}}<extra>{plot_text(variant)}</extra>",
     }
-
-
-def _table(runs: Sequence[Run], lines: Mapping[str, _Line], digits: int) -> Table:
-    rows = tuple(
-        (
-            run.name,
-            f"{run.datetime:%Y-%m-%d}",
-            *(figure_text(line.get(place), digits) for line in lines.values()),
-        )
-        for place, run in enumerate(runs)
-    )
-    return Table(("Run", "Date", *lines), rows, frozenset({"Date"}))

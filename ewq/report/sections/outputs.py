@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
-from typing import cast
+from itertools import islice, takewhile
+from typing import NamedTuple, cast
 
 from ewq.record import Record
 from ewq.report.document import Excerpt, Excerpts, Paragraph, Plot, Section, Table
@@ -18,8 +17,7 @@ NO_REFERENCE = (
 )
 
 
-@dataclass(frozen=True)
-class SubjectFlips:
+class SubjectFlips(NamedTuple):
     """Answers to one subject's questions that changed."""
 
     became_wrong: int
@@ -27,13 +25,9 @@ class SubjectFlips:
     questions: int
 
     @property
-    def count(self) -> int:
+    def changed(self) -> int:
         """Questions whose answer changed from right to wrong or back."""
         return self.became_wrong + self.became_right
-
-
-_Flips = Mapping[str, Mapping[str, SubjectFlips]]
-"""Variant -> subject -> flips."""
 
 
 def flips(shown: ReportedRun) -> Section | None:
@@ -53,35 +47,34 @@ def _by_subject(record: Record, base: Record) -> dict[str, SubjectFlips]:
     same = all(record.settings.get(key) == base.settings.get(key) for key in ("data", "subjects"))
     if not same or not len(record.items) or not len(base.items):
         return {}
-    new, old = record.items.column("answer"), base.items.column("answer")
+    pairs = zip(base.items.column("answer"), record.items.column("answer"), strict=True)
     subjects = cast("Sequence[tuple[str, int]]", record.settings.get("subjects") or ())
-    found, begin = {}, 0
+    found = {}
     for name, size in subjects:
-        pairs = list(zip(old[begin : begin + size], new[begin : begin + size], strict=True))
-        became_wrong = sum(a.isupper() and b.islower() for a, b in pairs)
-        became_right = sum(a.islower() and b.isupper() for a, b in pairs)
-        found[name] = SubjectFlips(became_wrong, became_right, len(pairs))
-        begin += size
+        own = list(islice(pairs, size))
+        became_wrong = sum(old.isupper() and new.islower() for old, new in own)
+        became_right = sum(old.islower() and new.isupper() for old, new in own)
+        found[name] = SubjectFlips(became_wrong, became_right, len(own))
     return found
 
 
-def _drawn(counted: _Flips) -> tuple[Paragraph | Plot, ...]:
-    names = next(iter(counted.values()))
-    totals = {name: sum(flips[name].count for flips in counted.values()) for name in names}
-    moved = sorted((name for name in names if totals[name]), key=lambda name: -totals[name])
-    steady = len(names) - len(moved)
+def _drawn(counted: Mapping[str, Mapping[str, SubjectFlips]]) -> tuple[Paragraph | Plot, ...]:
+    """Of variants and subjects."""
+    subjects = next(iter(counted.values()))
+    totals = {name: sum(own[name].changed for own in counted.values()) for name in subjects}
+    moved = sorted(filter(totals.get, subjects), key=lambda name: -totals[name])
+    steady = len(subjects) - len(moved)
     intro = Paragraph(
         "A flip is an answer that became wrong or became right. Equal numbers of both leave the "
         "accuracy as it was, yet the model changed."
-        + f" {steady} of {len(names)} subjects did not flip in any variant."
+        + f" {steady} of {len(subjects)} subjects did not flip in any variant."
         * bool(steady)
     )
     if not moved:
         return (intro,)
-    sizes = next(iter(counted.values()))
     cells = {
-        f"{_spoken(name)} ({sizes[name].questions})": [
-            _cell(subjects[name]) for subjects in counted.values()
+        f"{name.replace('_', ' ')} ({subjects[name].questions})": [
+            _cell(own[name]) for own in counted.values()
         ]
         for name in moved
     }
@@ -90,18 +83,14 @@ def _drawn(counted: _Flips) -> tuple[Paragraph | Plot, ...]:
         "number stands behind its name."
     )
     plot = Plot("flips", "Flips by subject", caption, Table(("Subject", *counted), ()))
-    return (intro, map_plot(plot, cells, list(counted), colorscale=WORSE, zmin=0.0))
+    return (intro, map_plot(plot, cells, colorscale=WORSE, zmin=0.0))
 
 
 def _cell(flips: SubjectFlips) -> MapCell:
-    if not flips.count:
+    if not flips.changed:
         return MapCell(0.0, "", "0")
     text = f"−{flips.became_wrong} +{flips.became_right}"
-    return MapCell(flips.count / flips.questions, text, text)
-
-
-def _spoken(subject: str) -> str:
-    return subject.replace("_", " ")
+    return MapCell(flips.changed / flips.questions, text, text)
 
 
 _Texts = Mapping[str, Mapping[str, str]]
@@ -118,13 +107,21 @@ def samples(shown: ReportedRun) -> Section | None:
     marked = " Text is marked from its first difference from FP16's on." * bool(base)
     intro = Paragraph(f"Greedy decoding.{marked} A difference is not a fault: judge by reading.")
     groups = tuple(
-        Excerpts(name, prompt, tuple(_excerpts(name, texts, base)))
+        Excerpts(
+            name,
+            prompt,
+            tuple(
+                _excerpt(variant, own[name]["text"], None if own is base else base.get(name))
+                for variant, own in texts.items()
+                if name in own
+            ),
+        )
         for name, prompt in prompts.items()
     )
     return Section("samples", "Samples", (intro, *groups))
 
 
-def _texts(row: VariantRow) -> dict[str, dict[str, str]]:
+def _texts(row: VariantRow) -> _Texts:
     record = row.records.get("samples")
     stored = record.side.get("samples") if record else None
     return {
@@ -134,19 +131,10 @@ def _texts(row: VariantRow) -> dict[str, dict[str, str]]:
     }
 
 
-def _excerpts(name: str, texts: Mapping[str, _Texts], base: _Texts) -> list[Excerpt]:
-    reference = base[name]["text"] if name in base else None
-    return [
-        _excerpt(variant, own[name]["text"], None if own is base else reference)
-        for variant, own in texts.items()
-        if name in own
-    ]
-
-
-def _excerpt(variant: str, text: str, reference: str | None) -> Excerpt:
+def _excerpt(variant: str, text: str, reference: Mapping[str, str] | None) -> Excerpt:
     if reference is None:
         return Excerpt(variant, text, "")
-    shared = takewhile(lambda pair: pair[0] == pair[1], zip(reference, text, strict=False))
-    length = sum(1 for _ in shared)
-    note = "same as FP16" if text == reference else ""
-    return Excerpt(variant, text[:length], text[length:], note)
+    pairs = zip(reference["text"], text, strict=False)
+    same = "".join(new for _, new in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    note = "same as FP16" if text == reference["text"] else ""
+    return Excerpt(variant, same, text[len(same) :], note)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ewq.report.document import VERDICT, Bullets, Paragraph, Part, Point, Section, Table
 from ewq.report.estimate import MISSING
-from ewq.report.evidence import Loss, losses
+from ewq.report.evidence import losses
 from ewq.report.recommendations import Recommendation, recommendations
 from ewq.report.rows import ReportedRun, group_by_text
 from ewq.report.sections.against_size import main_plot
@@ -23,13 +23,17 @@ METHOD = (
 def overview(shown: ReportedRun) -> Section:
     """What most readers come for; statistics are folded behind it."""
     parts: list[Part] = [Paragraph(text, warning=True) for text in _warnings(shown)]
-    plot = main_plot(shown)
-    parts += [plot] if plot else []
+    if (plot := main_plot(shown)) is not None:
+        parts.append(plot)
     parts += _recommended(recommendations(shown.rows))
     parts.append(_variants(shown))
     parts += [Paragraph(note) for note in footnotes(shown.rows)]
-    parts += _stored_otherwise(shown)
-    parts += _changes(shown)
+    weighed = [record for record in shown.records if record.task == "memory"]
+    if remarks := group_by_text(weighed, lambda record: record.remarks):
+        # Such as types of tensors other than the variants' names say.
+        parts.append(Bullets(tuple(Point(text, variants) for _, variants, text in remarks)))
+    changes = _changes(shown)
+    parts += [changes] if changes.rows else []
     return Section("overview", "Which variant to take", tuple(parts))
 
 
@@ -57,14 +61,9 @@ def _recommended(found: list[Recommendation]) -> list[Part]:
 
 def _point(found: Recommendation) -> Point:
     """Where the sentence begins with the variant to take, that is what readers look for."""
-    name = found.variant or ""
-    named = bool(name) and found.sentence.startswith(name)
-    return Point(
-        found.sentence[len(name) :] if named else found.sentence,
-        found.need,
-        name if named else "",
-        open_question=not found.decided,
-    )
+    name = found.variant if found.variant and found.sentence.startswith(found.variant) else ""
+    text = found.sentence.removeprefix(name)
+    return Point(text, found.need, name, open_question=not found.decided)
 
 
 def _variants(shown: ReportedRun) -> Table:
@@ -75,28 +74,20 @@ def _variants(shown: ReportedRun) -> Table:
     return Table(headings, rows, frozenset({VERDICT}), verdicts=verdicts)
 
 
-def _stored_otherwise(shown: ReportedRun) -> list[Part]:
-    """What is remarked on variants' weights, such as types other than their names say."""
-    weighed = [record for record in shown.records if record.task == "memory"]
-    found = group_by_text(weighed, lambda record: record.remarks)
-    return [Bullets(tuple(Point(text, variants) for _, text, variants in found))] if found else []
-
-
-def _changes(shown: ReportedRun) -> list[Part]:
+def _changes(shown: ReportedRun) -> Table:
     """Each change from FP16 with its interval and what this run could have detected."""
-    found = [(row.variant, loss) for row in shown.rows for loss in losses(row)]
-    if not found:
-        return []
     rows = tuple(
-        (variant, loss.phrase, _interval(loss), loss.detectable) for variant, loss in found
+        (
+            row.variant,
+            loss.phrase,
+            f"{' to '.join(f'{bound:+.2f}' for bound in loss.interval)} {loss.unit}"
+            if loss.interval
+            else MISSING,
+            loss.detectable,
+        )
+        for row in shown.rows
+        for loss in losses(row)
     )
     title = "Changes from fp16 on the same items; detectable: found with 80 % power at 5 %"
     headings = ("Variant", "Change", "95 % interval", "Detectable")
-    return [Table(headings, rows, frozenset({"Change"}), title, folded=True)]
-
-
-def _interval(loss: Loss) -> str:
-    if loss.interval is None:
-        return MISSING
-    low, high = loss.interval
-    return f"{low:+.2f} to {high:+.2f} {loss.unit}"
+    return Table(headings, rows, frozenset({"Change"}), title, folded=True)

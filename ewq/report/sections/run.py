@@ -29,12 +29,24 @@ _WORDS = {Verdict.NO_BASELINE: "not gated"}
 
 def verdicts(shown: ReportedRun) -> Section:
     """Counts of verdicts, the sentence behind each that is no pass, and gaps."""
-    records = shown.records
-    counts = f"{len(records)} measurements: {verdict_counts(records)}."
-    gaps = (Point(text, "not measured", bad=True) for text in _gaps(shown))
-    points = (*verdict_points(records), *gaps)
-    parts: list[Part] = [Paragraph(counts), *([Bullets(points)] if points else [])]
-    parts += [table for table in (_reasons(records), _remarks(records)) if table.rows]
+    records, run = shown.records, shown.run
+    gaps: dict[str, list[str]] = {}
+    for variant, task in run.lost:
+        reason = run.failed.get(f"{variant}/{task}") or "no reason stored"
+        gaps.setdefault(str(reason), []).append(f"{variant} {task}")
+    points = verdict_points(records) + [
+        Point(f"{', '.join(names)}: {reason}", "not measured", bad=True)
+        for reason, names in gaps.items()
+    ]
+    judged = _having(records, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.IMPROVED)
+    parts: list[Part] = [Paragraph(f"{len(records)} measurements: {verdict_counts(records)}.")]
+    parts += [Bullets(tuple(points))] * bool(points)
+    for title, heading, rows in (
+        ("Reasons with their statistics", "Reason", group_by_text(judged, _reasons)),
+        ("Remarks on the measurements", "Remark", group_by_text(records, lambda r: r.remarks)),
+    ):
+        headings = ("Task", "Variants", heading)
+        parts += [Table(headings, tuple(rows), frozenset(headings), title, True)] * bool(rows)
     return Section("verdicts", "Verdicts", tuple(parts))
 
 
@@ -50,62 +62,30 @@ def verdict_counts(records: Sequence[Record]) -> str:
 
 def verdict_points(records: Sequence[Record]) -> list[Point]:
     """What failed or improved, and each cause of what is inconclusive once; no statistics."""
-    certain = _having(records, Verdict.FAIL, Verdict.IMPROVED)
-    return [*map(_judged, certain), *_inconclusive(records)]
+    points = []
+    for record in _having(records, Verdict.FAIL, Verdict.IMPROVED):
+        reasons = "; ".join(reason.text for reason in record.reasons) or "no reason stored"
+        text = f"{record.variant}, {record.task}: {reasons}"
+        points.append(Point(text, record.verdict.value, bad=record.verdict is Verdict.FAIL))
+    open_ones = group_by_text(_having(records, Verdict.INCONCLUSIVE), _causes)
+    return points + [
+        Point(f"{task}: {cause}: {variants}", Verdict.INCONCLUSIVE.value, open_question=True)
+        for task, variants, cause in open_ones
+    ]
 
 
 def _having(records: Sequence[Record], *verdicts: Verdict) -> list[Record]:
     return [r for verdict in verdicts for r in records if r.verdict is verdict]
 
 
-def _judged(record: Record) -> Point:
-    reasons = "; ".join(reason.text for reason in record.reasons) or "no reason stored"
-    text = f"{record.variant}, {record.task}: {reasons}"
-    return Point(text, record.verdict.value, bad=record.verdict is Verdict.FAIL)
+def _reasons(record: Record) -> list[str]:
+    return [str(reason) for reason in record.reasons]
 
 
-def _inconclusive(records: Sequence[Record]) -> list[Point]:
-    """Each cause once, with the task and all variants it is about."""
-    found = group_by_text(_having(records, Verdict.INCONCLUSIVE), _causes)
-    return [
-        Point(f"{task}: {cause}: {variants}", Verdict.INCONCLUSIVE.value, open_question=True)
-        for task, cause, variants in found
-    ]
-
-
-def _causes(record: Record) -> Sequence[str]:
+def _causes(record: Record) -> list[str]:
     """Why a record is inconclusive, in words that are the same for all variants."""
     doubts = (doubt_about(reason.metric, record) for reason in record.reasons)
     return [*dict.fromkeys(_CAUSES[doubt.kind] for doubt in doubts if doubt)] or [_TOO_FEW]
-
-
-def _reasons(records: Sequence[Record]) -> Table:
-    """Every reason with its statistic."""
-    judged = _having(records, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.IMPROVED)
-    rows = group_by_text(judged, lambda record: [str(reason) for reason in record.reasons])
-    return _folded("Reasons with their statistics", "Reason", rows)
-
-
-def _remarks(records: Sequence[Record]) -> Table:
-    """What tasks remarked on their own measurements."""
-    rows = group_by_text(records, lambda record: record.remarks)
-    return _folded("Remarks on the measurements", "Remark", rows)
-
-
-def _folded(title: str, heading: str, rows: list[tuple[str, str, str]]) -> Table:
-    headings = ("Task", "Variants", heading)
-    body = tuple((task, variants, text) for task, text, variants in rows)
-    return Table(headings, body, frozenset(headings), title, folded=True)
-
-
-def _gaps(shown: ReportedRun) -> list[str]:
-    """Selected benchmarks without a record, grouped by reason."""
-    run = shown.run
-    grouped: dict[str, list[str]] = {}
-    for variant, task in run.lost:
-        reason = run.failed.get(f"{variant}/{task}") or "no reason stored"
-        grouped.setdefault(str(reason), []).append(f"{variant} {task}")
-    return [f"{', '.join(names)}: {reason}" for reason, names in grouped.items()]
 
 
 def protocol(shown: ReportedRun) -> Section:
@@ -121,10 +101,9 @@ def protocol(shown: ReportedRun) -> Section:
         "file": run.path.name,
     }
     machine = {key: value for key, value in run.machine.items() if value is not None}
-    parts = [_pairs("Run", facts), *([_pairs("Environment", machine)] if machine else [])]
-    settings = _settings(shown.records)
-    parts += [settings] if settings.rows else []
-    return Section("protocol", "Environment and protocol", tuple(parts))
+    tables = (_pairs("Run", facts), _pairs("Environment", machine), _settings(shown.records))
+    parts = tuple(table for table in tables if table.rows)
+    return Section("protocol", "Environment and protocol", parts)
 
 
 def _pairs(title: str, facts: Mapping[str, Any]) -> Table:
@@ -139,16 +118,14 @@ def _settings(records: Sequence[Record]) -> Table:
         for key, value in record.settings.items():
             having.setdefault((key, _setting_text(key, value)), []).append(record)
     rows = []
-    for (key, text), own in sorted(having.items()):
+    for setting, own in sorted(having.items()):
         tasks = dict.fromkeys(record.task for record in own)
-        alike = [record for record in records if record.task in tasks]
         variants = dict.fromkeys(record.variant for record in own)
-        everyone = len(own) == len(alike)
+        everyone = len(own) == sum(record.task in tasks for record in records)
         everywhere = len(own) == len(records)
         rows.append(
             (
-                key,
-                text,
+                *setting,
                 "all" if everywhere else ", ".join(tasks),
                 "all" if everyone else ", ".join(variants),
             )
