@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ewq.checkpoint.tensors import is_pointer
 from ewq.conversion_errors import first_line
 from ewq.errors import CheckpointError
 
@@ -14,8 +15,6 @@ TOKENIZER_FILES = (
     *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
     *("*.model", "*.tiktoken", "tekken.json"),
 )
-LFS_POINTER = b"version https://git-lfs"
-"""How a file begins that git left as a pointer instead of downloading it."""
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -60,9 +59,8 @@ _REFUSALS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportErr
 def _reason(folder: Path, error: Exception) -> str:
     files = tokenizer_files(folder)
     for file in files:
-        with file.open("rb") as opened:
-            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-                return f"{file.name} is a Git LFS pointer; download the file itself"
+        if is_pointer(file):
+            return f"{file.name} is a Git LFS pointer; download the file itself"
         if file.suffix == ".json" and not _is_json(file):
             return f"{file.name} is not JSON, or cut short; download it again"
     if not files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ewq.errors import InputError
+from ewq.files import check_output
 from ewq.variants import parse_size
 
 if TYPE_CHECKING:
@@ -179,14 +181,22 @@ Draft = tuple[float | None, int | None]
 
 
 def _paths(out: str | None, drafts: list[Draft]) -> list[Path | None]:
-    """Where each plan goes; a folder gets one file per factor and seed."""
-    if out is None:
-        return [None] * len(drafts)
-    if out.endswith("/") or Path(out).is_dir():
+    """Where each plan goes, checked before any work."""
+    paths = [None] * len(drafts) if out is None else _files(out, drafts)
+    for path in paths:
+        if path is not None:
+            check_output(path)
+    return list(paths)
+
+
+def _files(out: str, drafts: list[Draft]) -> list[Path]:
+    """The file itself; a folder gets one per factor and seed."""
+    # Unlike Path.is_dir, False of a name that is too long, which is refused later.
+    if out.endswith("/") or os.path.isdir(out):  # noqa: PTH112
         paths = [Path(out) / f"{_name(*draft)}.json" for draft in drafts]
         if len(set(paths)) < len(paths):
             raise InputError("the same plan is asked for twice; give each factor and seed once")
-        return list(paths)
+        return paths
     if len(drafts) > 1:
         raise InputError(f"{len(drafts)} plans need a folder, not a file: -o {out}/")
     return [Path(out)]

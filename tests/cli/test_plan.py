@@ -297,10 +297,11 @@ main()
 
 def test_ctrl_c_ends_with_one_line_and_no_damage(tmp_path: Path):
     """A real SIGINT, sent when three weights are done and the rest is under way."""
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    config = {"model_type": "llama", "tie_word_embeddings": True}
     (tmp_path / "config.json").write_text(json.dumps(config))
     wide = torch.zeros(1024, 1024)
     tensors = {f"model.layers.{i}.mlp.up_proj.weight": wide.clone() for i in range(40)}
+    tensors["model.embed_tokens.weight"] = torch.zeros(8, 1024)
     save_file(tensors, tmp_path / "model.safetensors")
     environment = {**os.environ, "EWQ_CACHE": str(tmp_path / "cache")}
 
@@ -343,3 +344,16 @@ def test_a_plan_written_by_the_command_is_read_by_the_library(ewq, model: str, t
     ewq("plan", model, "-o", str(tmp_path))
 
     assert read_plan(tmp_path / "plan.json").model == model
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "file/plan.json"])
+def test_an_output_that_cannot_be_is_refused_before_any_work(
+    ewq, model: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("ewq.planning.analysis.open_checkpoint", None)
+
+    said = ewq("plan", model, "-o", str(tmp_path / name))
+
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith(f"ewq: cannot write {tmp_path / name}: ")
