@@ -161,6 +161,4 @@ def require_same_settings(
     for key in keys or sorted({*ours, *theirs}):
         here, there = (reprlib.repr(settings.get(key)) for settings in (ours, theirs))
         if ours.get(key) != theirs.get(key):
-            raise MeasurementError(
-                f"{task} results are not comparable: {key} is {here} here, {there} there"
-            )
+            raise MeasurementError(f"{task} is not comparable: {key} is {here} here, {there} there")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ewq.measurement import Json
+    from ewq.model import LanguageModel
 
 
 class Bos(StrEnum):
@@ -57,16 +58,6 @@ class Definition:
     def fit(self, context_length: int) -> Definition:
         """The definition with its window cut to the model's context."""
         return self if self.window <= context_length else self.with_window(context_length)
-
-    def settings(self) -> dict[str, Json]:
-        """What two results must share, as stored."""
-        return {
-            "definition": self.name,
-            "window": self.window,
-            "stride": self.window,
-            "scored_from": self.scored_from,
-            "bos": self.bos.value,
-        }
 
 
 FEWEST_TOKENS = 2
@@ -108,11 +99,30 @@ class Window:
         return len(self.ids) - self.start
 
 
+def fitted_windows(
+    model: LanguageModel, texts: TextSet, definition: Definition, max_tokens: int | None
+) -> tuple[dict[str, Json], tuple[Window, ...]]:
+    """Settings that two results must share, and windows that fit the model's context.
+
+    Raises:
+        InputError: as :func:`make_windows`.
+    """
+    fitted = definition.fit(model.info.context_length)
+    settings: dict[str, Json] = {
+        "definition": fitted.name,
+        "window": fitted.window,
+        "stride": fitted.window,
+        "scored_from": fitted.scored_from,
+        "bos": fitted.bos.value,
+        "bos_added": bos_token(model.tokenizer) is not None,
+        "max_tokens_per_domain": max_tokens,
+        "data": texts.digest,
+    }
+    return settings, make_windows(texts, model.tokenizer, fitted, max_tokens)
+
+
 def window_notes(
-    texts: TextSet,
-    tokenizer: Any,
-    wanted: Definition,
-    context_length: int,
+    texts: TextSet, tokenizer: Any, wanted: Definition, context_length: int
 ) -> tuple[str, ...]:
     """What to know of the windows: cut to the model's context, or without a BOS spelt out."""
     notes = []

@@ -1,8 +1,7 @@
 """Perplexity and bits per byte, per domain and overall.
 
 With scored tokens ``t`` and natural logarithms: ``perplexity = exp(-sum ln p_t / tokens)``,
-``bits per byte = -sum ln p_t / (ln 2 * bytes)`` over the bytes of the scored
-tokens' text, so that the latter compares models with different tokenizers.
+``bits per byte = -sum ln p_t / (ln 2 * bytes)`` over the bytes of the scored tokens' text.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ewq.data.windows import Definition, Window, bos_token, make_windows, window_notes
+from ewq.data.windows import Definition, Window, fitted_windows, window_notes
 from ewq.errors import MeasurementError
-from ewq.measurement import Items, Metric, TaskResult
-from ewq.progress import NO_PROGRESS, Progress
+from ewq.measurement import Items, Metric, TaskResult, require_same_settings
+from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.stats import clustered_ratio, clusters_of, paired_interval
 
 if TYPE_CHECKING:
@@ -57,17 +56,11 @@ def run(
     Raises:
         MeasurementError: texts too short for a window, or a non-finite likelihood.
     """
-    fitted = definition.fit(model.info.context_length)
-    windows = make_windows(texts, model.tokenizer, fitted, max_tokens_per_domain)
+    settings, windows = fitted_windows(model, texts, definition, max_tokens_per_domain)
     items = _items(windows, list(_score(model, windows, progress)))
     return TaskResult(
         task=TASK,
-        settings={
-            **fitted.settings(),
-            "bos_added": bos_token(model.tokenizer) is not None,
-            "max_tokens_per_domain": max_tokens_per_domain,
-            "data": texts.digest,
-        },
+        settings=settings,
         metrics=_metrics(items),
         items=items,
         notes=window_notes(texts, model.tokenizer, definition, model.info.context_length),
@@ -80,10 +73,7 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     Raises:
         MeasurementError: the two were not measured under the same settings on the same windows.
     """
-    if dict(result.settings) != dict(reference.settings):
-        raise MeasurementError(
-            f"perplexities are not comparable: {_first_difference(result, reference)}"
-        )
+    require_same_settings(TASK, result.settings, reference.settings)
     new, base = result.items, reference.items
     if new.column("tokens") != base.column("tokens"):
         raise MeasurementError("perplexities are not comparable: their windows differ")
@@ -94,22 +84,15 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
 
 
 def _score(model: LanguageModel, windows: Sequence[Window], progress: Progress) -> Iterator[float]:
-    progress.start("perplexity", sum(window.scored for window in windows), "tokens")
-    try:
+    tokens = sum(window.scored for window in windows)
+    with step(progress, "perplexity", tokens, "tokens") as advance:
         for prefix, group in itertools.groupby(windows, lambda each: each.ids[: each.start]):
-            for batch in _batches(group):
+            while batch := list(itertools.islice(group, _WINDOWS_PER_CALL)):
                 suffixes = [window.ids[window.start :] for window in batch]
                 scores = model.token_logprobs(prefix, suffixes)
                 for window, logprobs in zip(batch, scores, strict=True):
                     yield _rounded(window, -float(logprobs.sum(dtype="float64")))
-                progress.advance(sum(map(len, suffixes)))
-    finally:
-        progress.finish()
-
-
-def _batches(windows: Iterator[Window]) -> Iterator[list[Window]]:
-    while batch := list(itertools.islice(windows, _WINDOWS_PER_CALL)):
-        yield batch
+                advance(sum(map(len, suffixes)))
 
 
 def _rounded(window: Window, nll: float) -> float:
@@ -145,13 +128,10 @@ def _metrics(items: Items) -> dict[str, Metric]:
 
 def _figures(items: Items) -> tuple[Metric, Metric]:
     """Perplexity with the delta method's error, and bits per byte."""
-    clusters = clusters_of(items.column("document"))
-    nats, per_byte = (
-        clustered_ratio(items.column("nll"), items.column(size), clusters)
-        for size in ("tokens", "bytes")
-    )
+    clusters, scored = clusters_of(items.column("document")), sum(items.column("tokens"))
+    nats = clustered_ratio(items.column("nll"), items.column("tokens"), clusters)
+    per_byte = clustered_ratio(items.column("nll"), items.column("bytes"), clusters)
     perplexity, bits = math.exp(nats.value), per_byte.value / math.log(2)
-    scored = sum(items.column("tokens"))
     errors = _scaled(nats.stderr, perplexity), _scaled(per_byte.stderr, 1 / math.log(2))
     return (
         Metric(perplexity, "ratio", False, scored, errors[0], nats.freedom),
@@ -174,9 +154,3 @@ def _scaled(stderr: float | None, factor: float) -> float | None:
 def _within(items: Items, domain: str) -> Items:
     kept = [index for index, name in enumerate(items.column("domain")) if name == domain]
     return Items({name: [column[i] for i in kept] for name, column in items.columns.items()})
-
-
-def _first_difference(result: TaskResult, reference: TaskResult) -> str:
-    keys = sorted({*result.settings, *reference.settings})
-    key = next(k for k in keys if result.settings.get(k) != reference.settings.get(k))
-    return f"{key} is {result.settings.get(key)!r} here, {reference.settings.get(key)!r} there"

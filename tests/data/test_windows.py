@@ -111,10 +111,9 @@ def test_a_limit_ends_each_domain_after_the_window_that_reaches_it():
     ]
 
 
-def test_a_short_context_shrinks_the_window_and_says_so_in_the_settings():
+def test_a_short_context_shrinks_the_window():
     fitted = DEFINITIONS["llama.cpp"].fit(100)
     assert (fitted.window, fitted.scored_from) == (100, 51)
-    assert fitted.settings()["window"] == 100
     assert DEFINITIONS["disjoint"].fit(100_000) == DEFINITIONS["disjoint"]
 
 

@@ -139,18 +139,22 @@ def test_probability_zero_where_the_reference_has_some_is_an_error(reference):
             NumpyModel(),
             text_set(TEXTS.documents[:1]),
             DEFINITION,
-            "recorded with data 'sha256",
+            "data is 'sha256",
             id="texts",
         ),
         pytest.param(
             NumpyModel(),
             TEXTS,
             DEFINITIONS["disjoint"].with_window(8),
-            "with stride 16",
+            "stride is 8 here, 16 there",
             id="window",
         ),
         pytest.param(
-            NumpyModel(adds_bos=False), TEXTS, DEFINITION, "with bos_added True", id="bos"
+            NumpyModel(adds_bos=False),
+            TEXTS,
+            DEFINITION,
+            "bos_added is False here",
+            id="bos",
         ),
         pytest.param(
             NumpyModel(vocab_size=51), TEXTS, DEFINITION, "has 51 tokens", id="vocabulary"
