@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from transformers import DynamicCache
 
 from ewq.errors import InputError, MeasurementError
 from ewq.model import ModelInfo, TokenIds
-
-if TYPE_CHECKING:
-    import torch
 
 FILLED_TOKENS = 512
 """Tokens from which on a larger batch gains less than padding its rows would cost."""
@@ -31,61 +32,42 @@ SOFTMAX_ROWS = 16
 """Worked on together: few enough for a CPU's caches, which is twice as fast as all at once."""
 
 
-def check_length(info: ModelInfo, tokens: int) -> None:
-    """Refuse a sequence that exceeds the context.
+def check_tokens(info: ModelInfo, length: int, *sequences: TokenIds) -> None:
+    """Refuse what exceeds the context or the vocabulary: nothing is truncated.
 
     Raises:
-        MeasurementError: naming both lengths.
+        MeasurementError: naming both lengths, or the token and how many there are.
     """
-    if tokens > info.context_length:
+    if length > info.context_length:
         raise MeasurementError(
-            f"sequence of {tokens} tokens exceeds the context length of "
+            f"sequence of {length} tokens exceeds the context length of "
             f"{info.context_length}; nothing is truncated"
         )
-
-
-def _check_ids(info: ModelInfo, *sequences: TokenIds) -> None:
-    largest = max((max(ids) for ids in sequences if len(ids)), default=0)
-    if largest >= info.vocab_size:
-        raise MeasurementError(
-            f"token id {largest} is beyond the model's {info.vocab_size} tokens: this tokenizer "
-            "is another model's, or tokens were added without resizing the embedding"
-        )
+    for token in (extreme(ids) for ids in sequences if len(ids) for extreme in (min, max)):
+        if not 0 <= token < info.vocab_size:
+            raise MeasurementError(
+                f"token id {token} is beyond the model's {info.vocab_size} tokens: this tokenizer "
+                "is another model's, or tokens were added without resizing the embedding"
+            )
 
 
 def check_start(info: ModelInfo, ids: TokenIds, start: int) -> None:
-    """Refuse a request for ``logprobs`` that cannot be met.
-
-    Raises:
-        InputError: nothing comes before ``start``, or nothing after it.
-        MeasurementError: too many tokens, or one that the model does not have.
-    """
+    """Refuse a request for ``logprobs`` with nothing before ``start``, or nothing after it."""
     if not 1 <= start < len(ids):
         raise InputError(f"start is {start}; give 1 to {len(ids) - 1} for {len(ids)} tokens")
-    check_length(info, len(ids))
-    _check_ids(info, ids)
+    check_tokens(info, len(ids), ids)
 
 
 def check_suffixes(info: ModelInfo, prefix: TokenIds, suffixes: Sequence[TokenIds]) -> None:
-    """Refuse a request for ``token_logprobs`` that cannot be met.
-
-    Raises:
-        InputError: an empty prefix, after which the first token would have no probability.
-        MeasurementError: too many tokens, or one that the model does not have.
-    """
+    """Refuse ``token_logprobs`` without a prefix: the first token would have no probability."""
     if not prefix:
         raise InputError("token_logprobs needs a prefix of at least one token, got none")
-    check_length(info, len(prefix) + max(map(len, suffixes), default=0))
-    _check_ids(info, prefix, *suffixes)
+    longest = max(map(len, suffixes), default=0)
+    check_tokens(info, len(prefix) + longest, prefix, *suffixes)
 
 
 def check_prompts(info: ModelInfo, prompts: Sequence[TokenIds], new_tokens: int) -> int:
-    """The common length of the prompts of ``generate``.
-
-    Raises:
-        InputError: no prompts, prompts of several lengths or none, or no new tokens.
-        MeasurementError: too many tokens, or one that the model does not have.
-    """
+    """The common length of the prompts of ``generate``."""
     lengths = {len(prompt) for prompt in prompts}
     if len(lengths) != 1 or 0 in lengths or new_tokens < 1:
         raise InputError(
@@ -93,8 +75,7 @@ def check_prompts(info: ModelInfo, prompts: Sequence[TokenIds], new_tokens: int)
             f"got lengths {sorted(lengths)} and {new_tokens} new tokens"
         )
     length = lengths.pop()
-    check_length(info, length + new_tokens)
-    _check_ids(info, *prompts)
+    check_tokens(info, length + new_tokens, *prompts)
     return length
 
 
@@ -103,22 +84,15 @@ def split_shared(
 ) -> tuple[list[int], list[list[int]]]:
     """Split sequences into what is computed once and what each row adds.
 
-    The last token of the prefix goes to the rows, so that each row predicts its
-    own first token and a suffix may be empty.
-
-    Returns:
-        ``(shared, rows)`` with ``shared + rows[i] == prefix + suffixes[i]``.
-
-    Raises:
-        InputError: a row without any token.
-        MeasurementError: a row that exceeds the context, or a token that the model does not have.
+    The last token of the prefix goes to the rows, so that each row predicts its own first token
+    and a suffix may be empty: ``shared + rows[i] == prefix + suffixes[i]``.
     """
     shared, joint = list(prefix[:-1]), list(prefix[-1:])
     rows = [joint + list(suffix) for suffix in suffixes]
     if not all(rows):
         raise InputError("a sequence without tokens predicts nothing; give a prefix or a BOS")
-    check_length(info, len(shared) + max(map(len, rows), default=0))
-    _check_ids(info, shared, *rows)
+    longest = max(map(len, rows), default=0)
+    check_tokens(info, len(shared) + longest, shared, *rows)
     return shared, rows
 
 
@@ -134,49 +108,32 @@ class BatchLimits:
     """Most positions whose logits are needed."""
 
 
-@dataclass
-class _Batch:
-    width: int
-    rows: list[int] = field(default_factory=list)
-    real: int = 0
-    kept: int = 0
-
-    def add(self, index: int, length: int, kept: int) -> None:
-        self.rows.append(index)
-        self.real += length
-        self.kept += kept
-
-    def has_room(self, length: int, kept: int, limits: BatchLimits) -> bool:
-        rows = len(self.rows) + 1
-        padded = rows * self.width
-        padding = padded - self.real - length
-        return (
-            padded + rows * limits.shared <= limits.tokens
-            and self.kept + kept <= limits.kept
-            and (padded <= FILLED_TOKENS or padding <= PADDING_SHARE * padded)
-        )
-
-
 def plan_batches(
     lengths: Sequence[int], kept: Sequence[int], limits: BatchLimits
 ) -> list[tuple[int, ...]]:
-    """Group rows of similar length within limits.
-
-    Args:
-        lengths: tokens of each row.
-        kept: positions of each row whose logits are needed.
-        limits: what a batch may hold.
+    """Group rows of ``lengths`` tokens, ``kept`` of which need logits, within limits.
 
     Returns:
         Row indices, batch by batch, longest rows first (what does not fit in
         memory fails at once); every index once.
     """
-    batches: list[_Batch] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not batches or not batches[-1].has_room(lengths[index], kept[index], limits):
-            batches.append(_Batch(width=lengths[index]))
-        batches[-1].add(index, lengths[index], kept[index])
-    return [tuple(batch.rows) for batch in batches]
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    tokens = [0, *accumulate(lengths[i] for i in order)]
+    needed = [0, *accumulate(kept[i] for i in order)]
+    begins = [0]
+    for end in range(1, len(order) + 1):
+        begin = begins[-1]
+        rows = end - begin
+        padded = rows * lengths[order[begin]]
+        padding = padded - (tokens[end] - tokens[begin])
+        fits = (
+            padded + rows * limits.shared <= limits.tokens
+            and needed[end] - needed[begin] <= limits.kept
+            and (padded <= FILLED_TOKENS or padding <= PADDING_SHARE * padded)
+        )
+        if rows > 1 and not fits:
+            begins.append(end - 1)
+    return [tuple(order[begin:end]) for begin, end in pairwise([*begins, len(order)]) if end]
 
 
 @dataclass(frozen=True)
@@ -194,15 +151,10 @@ class PaddedRows:
 
 
 def pad_rows(rows: Sequence[Sequence[int]], kept: Sequence[int], shared: int) -> PaddedRows:
-    """Pad rows to the longest of them.
+    """Pad rows of at least one token to the longest, ``kept`` last positions of each needed.
 
-    Args:
-        rows: token ids, at least one each.
-        kept: how many of each row's last positions need logits.
-        shared: tokens before every row, already in the cache.
+    ``shared`` tokens come before every row and are in the cache already.
     """
-    import torch
-
     width = max(len(row) for row in rows)
     ids = torch.zeros((len(rows), width), dtype=torch.long)
     real = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -219,8 +171,6 @@ def pad_rows(rows: Sequence[Sequence[int]], kept: Sequence[int], shared: int) ->
 
 def new_cache(config: Any) -> Any:
     """An empty growing cache laid out for the model (full or sliding attention per layer)."""
-    from transformers import DynamicCache
-
     return DynamicCache(config=config)
 
 
@@ -249,11 +199,8 @@ def log_softmax(logits: torch.Tensor) -> torch.Tensor:
     torch's own ``log_softmax`` adds up in float32 on a CPU, one after the other: with 262k tokens
     its results are 3e-5 nats too high, all alike, which is as much as FP16 differs from BF16.
     """
-    import torch
-
     result = torch.empty_like(logits)
-    for begin in range(0, len(logits), SOFTMAX_ROWS):
-        end = begin + SOFTMAX_ROWS
-        rows, block = logits[begin:end], result[begin:end]
+    pieces = (of.split(SOFTMAX_ROWS) for of in (logits, result))  # type: ignore[no-untyped-call]
+    for rows, block in zip(*pieces, strict=True):
         torch.sub(rows, rows.logsumexp(dim=-1, keepdim=True), out=block)
     return result

@@ -11,19 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from transformers import StaticCache
+from transformers.masking_utils import create_masks_for_generate
 
 from ewq.backends.batching import new_cache
 from ewq.backends.int8_step import DecoderUnsupported, StaticInt8
-
-if TYPE_CHECKING:
-    import torch
 
 
 class EagerDecoder:
     """A cache that grows by one token a step; works for every model.
 
-    Every other way is a subclass and decodes the same tokens.
+    Every other way is a subclass, decodes the same tokens, and raises :class:`DecoderUnsupported`
+    where it does not work for the model.
     """
 
     mode = "eager"
@@ -32,40 +35,25 @@ class EagerDecoder:
         self._model = model
 
     def begin(self, rows: int, length: int) -> Any:
-        """An empty cache for ``rows`` sequences of at most ``length`` tokens.
-
-        Raises:
-            DecoderUnsupported: this way of decoding does not work for this model.
-        """
+        """An empty cache for ``rows`` sequences of at most ``length`` tokens."""
         return new_cache(self._model.config)
 
     def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         """Feed ``ids`` ``[rows, tokens]``; each row's most likely next token, ``[rows, 1]``.
 
         Ties go to the lowest token id.
-
-        Raises:
-            DecoderUnsupported: this way of decoding does not work for this model.
         """
-        return self._best(ids, positions, cache, None)
+        return self._best(ids, positions, cache)
 
     def check(self) -> None:
-        """Called after the last step of a generation.
-
-        Raises:
-            DecoderUnsupported: what was generated must not be used.
-        """
+        """Called after the last step of a generation: refuse what must not be used."""
 
     def close(self) -> None:
         """Let go of the model and of everything allocated for it."""
         self._model = None
 
     def _best(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        cache: Any,
-        masks: Any,
+        self, ids: torch.Tensor, positions: torch.Tensor, cache: Any, masks: Any = None
     ) -> torch.Tensor:
         logits = self._model(
             input_ids=ids,
@@ -90,8 +78,6 @@ class StaticDecoder(EagerDecoder):
 
     def begin(self, rows: int, length: int) -> Any:
         """A cache of exactly ``length`` tokens, reused from the last generation of that shape."""
-        from transformers import StaticCache
-
         cache = self._caches.get((rows, length))
         if cache is None:
             cache = StaticCache(config=self._model.config, max_cache_len=length)
@@ -107,7 +93,29 @@ class StaticDecoder(EagerDecoder):
         self._caches.clear()
 
 
-class GraphDecoder(StaticDecoder):
+class _FixedDecoder(StaticDecoder):
+    """Steps of fixed shape, LLM.int8 included."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self._int8 = StaticInt8(model, with_kernels=self.mode == "graph")
+
+    def begin(self, rows: int, length: int) -> Any:
+        """A cache of fixed size, so that one recording or compilation serves all steps."""
+        self._int8.reset()
+        return super().begin(rows, length)
+
+    def check(self) -> None:
+        """Refuse results with more int8 outliers than a fixed step computes."""
+        self._int8.check()
+
+    def close(self) -> None:
+        """Let go of the model, its int8 modules and the caches."""
+        self._int8.close()
+        super().close()
+
+
+class GraphDecoder(_FixedDecoder):
     """The static step recorded as a CUDA graph: the same kernels, launched all at once.
 
     The first step after a prompt of a new shape runs as usual, the second is recorded.
@@ -117,7 +125,6 @@ class GraphDecoder(StaticDecoder):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self._int8 = StaticInt8(model, with_kernels=True)
         self._recordings: dict[int, _Recording | None] = {}
         """By the identity of the cache; ``None`` after the first step."""
 
@@ -127,7 +134,6 @@ class GraphDecoder(StaticDecoder):
         cache = super().begin(rows, length)
         if any(cache.is_sliding):
             raise DecoderUnsupported("its sliding windows are counted in Python")
-        self._int8.reset()
         return cache
 
     def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
@@ -146,14 +152,9 @@ class GraphDecoder(StaticDecoder):
         recording.replay()
         return recording.best.clone()
 
-    def check(self) -> None:
-        """Refuse results with more int8 outliers than a recording computes."""
-        self._int8.check()
-
     def close(self) -> None:
         """Let go of the model, the recordings and their memory."""
         self._recordings.clear()
-        self._int8.close()
         super().close()
 
     def _require_one_gpu(self) -> None:
@@ -164,11 +165,9 @@ class GraphDecoder(StaticDecoder):
 
     def _one(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         with self._int8.in_force():
-            return self._best(ids, positions, cache, None)
+            return self._best(ids, positions, cache)
 
     def _record(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> _Recording:
-        import torch
-
         try:
             replay, best = self._captured(lambda: self._one(ids, positions, cache))
         except torch.OutOfMemoryError:
@@ -179,8 +178,6 @@ class GraphDecoder(StaticDecoder):
 
     def _apart(self, work: Callable[[], torch.Tensor]) -> torch.Tensor:
         """On a stream of its own, as CUDA wants what precedes a recording."""
-        import torch
-
         # The current GPU need not be the model's, and streams are made on the current one.
         with torch.cuda.device(self._model.device):
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -194,8 +191,6 @@ class GraphDecoder(StaticDecoder):
         self, work: Callable[[], torch.Tensor]
     ) -> tuple[Callable[[], None], torch.Tensor]:
         """What repeats ``work`` on the same memory, and where its result will lie."""
-        import torch
-
         device = self._model.device
         with torch.cuda.device(device):
             graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -225,7 +220,7 @@ class _Recording:
     best: torch.Tensor
 
 
-class CompiledDecoder(StaticDecoder):
+class CompiledDecoder(_FixedDecoder):
     """The static step compiled; on CUDA recorded as a graph and replayed.
 
     The prompt is fed uncompiled, since its length varies. The first steps of a
@@ -235,15 +230,17 @@ class CompiledDecoder(StaticDecoder):
     mode = "compile"
 
     def __init__(self, model: Any, backend: str = "inductor") -> None:
-        import torch
-
         super().__init__(model)
-        self._int8 = StaticInt8(model)
+        # Round where the uncompiled step rounds, so that 16-bit results are the same.
+        options = {
+            "emulate_precision_casts": True,
+            "triton.cudagraphs": model.device.type == "cuda",
+        }
         sliding = any(new_cache(model.config).is_sliding)
         self._compiled: Callable[..., torch.Tensor] = torch.compile(
             self._best,
             backend=backend,
-            options=_inductor_options(model) if backend == "inductor" else None,
+            options=options if backend == "inductor" else None,
             # Whole or not at all: with breaks, or past the limit on recompilation, steps
             # would quietly run uncompiled and be reported as compiled.
             fullgraph=True,
@@ -251,16 +248,8 @@ class CompiledDecoder(StaticDecoder):
             dynamic=None if sliding else False,
         )
 
-    def begin(self, rows: int, length: int) -> Any:
-        """A cache of fixed size, so that one compilation serves all steps."""
-        self._int8.reset()
-        return super().begin(rows, length)
-
     def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         """A compiled step, except for the prompt."""
-        import torch
-        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-
         if ids.shape[1] > 1:
             return super().step(ids, positions, cache)
         masks = self._sliding_masks(ids, positions, cache)
@@ -273,15 +262,8 @@ class CompiledDecoder(StaticDecoder):
             reason = " ".join(str(error).split("\n")[:2])
             raise DecoderUnsupported(reason) from error
 
-    def check(self) -> None:
-        """Refuse results with more int8 outliers than the compiled step computes."""
-        self._int8.check()
-
     def close(self) -> None:
         """Drop compiled code and recorded graphs, which hold memory and count per process."""
-        import torch
-
-        self._int8.close()
         super().close()
         torch._dynamo.reset()
 
@@ -290,8 +272,6 @@ class CompiledDecoder(StaticDecoder):
 
         Made inside the compiled step they would have it compiled anew at every token.
         """
-        from transformers.masking_utils import create_masks_for_generate
-
         if not any(cache.is_sliding):
             return None
         return create_masks_for_generate(
@@ -301,8 +281,3 @@ class CompiledDecoder(StaticDecoder):
             past_key_values=cache,
             position_ids=positions,
         )
-
-
-def _inductor_options(model: Any) -> dict[str, Any]:
-    """Round where the uncompiled step rounds, so that 16-bit results are the same."""
-    return {"emulate_precision_casts": True, "triton.cudagraphs": model.device.type == "cuda"}

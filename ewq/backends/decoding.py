@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
+
+import torch
 
 from ewq.backends.decoders import CompiledDecoder, EagerDecoder, GraphDecoder, StaticDecoder
 from ewq.backends.int8_step import DecoderUnsupported
 from ewq.errors import InputError
 from ewq.model import Generation
-
-if TYPE_CHECKING:
-    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -23,25 +22,13 @@ DECODERS: dict[str, type[EagerDecoder]] = {
     for decoder in (EagerDecoder, StaticDecoder, GraphDecoder, CompiledDecoder)
 }
 MODES = (AUTO, *DECODERS)
-FALLBACKS: Mapping[str, Sequence[str]] = {
-    "compile": ("graph", "static", "eager"),
-    "graph": ("static", "eager"),
-    "static": ("eager",),
-    "eager": (),
-}
-"""What is tried in turn where a way of decoding is not supported."""
+"""Where one is not supported the one before it is tried, down to ``eager``."""
 
 
 class GreedyDecoding:
-    """Greedy decoding of one model.
+    """Greedy decoding of one transformers model.
 
-    Args:
-        model: a transformers causal language model.
-        mode: one of :data:`MODES`; ``auto`` is ``graph`` on CUDA, else ``eager``.
-        synchronize: waits for the device.
-
-    Raises:
-        InputError: an unknown mode.
+    ``mode`` is one of :data:`MODES`; ``auto`` is ``graph`` on CUDA, else ``eager``.
     """
 
     def __init__(self, model: Any, mode: str, synchronize: Callable[[], None]) -> None:
@@ -51,20 +38,16 @@ class GreedyDecoding:
             mode = "graph" if model.device.type == "cuda" else "eager"
         self._model = model
         self._synchronize = synchronize
-        self._left = list(FALLBACKS[mode])
+        self._left = list(DECODERS.values())[: list(DECODERS).index(mode)]
         self.decoder = DECODERS[mode](model)
         self.notes: list[str] = []
         """Every fallback, for people."""
 
     def generate(self, ids: torch.Tensor, new_tokens: int) -> Generation:
-        """Decode exactly ``new_tokens`` tokens per row, reading the clock after each step's end.
+        """Decode ``new_tokens`` more of ``ids`` ``[rows, prompt]``, the clock read after each step.
 
         Where a decoder turns out not to be supported the whole generation starts anew with the
         next one, so that no reading mixes two.
-
-        Args:
-            ids: ``[rows, prompt]`` token ids, already on the model's device.
-            new_tokens: tokens to add to every row; end-of-text is a token like any other.
         """
         while True:
             try:
@@ -80,14 +63,12 @@ class GreedyDecoding:
     def _fall_back(self, reason: DecoderUnsupported) -> None:
         refused = self.decoder.mode
         self.decoder.close()
-        self.decoder = DECODERS[self._left.pop(0)](self._model)
+        self.decoder = self._left.pop()(self._model)
         note = f"decode mode {refused} is not supported here ({reason}); using {self.decoder.mode}"
         self.notes.append(note)
         logger.warning(note)
 
     def _generate(self, ids: torch.Tensor, new_tokens: int) -> Generation:
-        import torch
-
         rows, prompt = ids.shape
         positions = torch.arange(prompt, device=ids.device).expand(rows, -1)
         cache = self.decoder.begin(rows, prompt + new_tokens)

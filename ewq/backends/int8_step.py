@@ -17,15 +17,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-    Kernel = Callable[
-        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor
-    ]
-    """``kernel(x, weight, scales, bias, threshold)``."""
+Kernel = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor
+]
+"""``kernel(x, weight, scales, bias, threshold)``."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,31 +44,33 @@ class DecoderUnsupported(Exception):
 class StaticInt8:
     """A model's LLM.int8 modules, which compute in fixed shapes while :meth:`in_force`.
 
-    Args:
-        model: a loaded transformers model.
-        with_kernels: whether Triton's kernels compute products of few rows, where they work; else
-            these are put together from operations of torch and bitsandbytes.
+    ``with_kernels``: by Triton's kernels where they work, else by operations of torch and
+    bitsandbytes.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        with_kernels: bool = False,
-    ) -> None:
+    def __init__(self, model: Any, with_kernels: bool = False) -> None:
         on_one_device = len({parameter.device for parameter in model.parameters()}) == 1
-        modules = [module for module in model.modules() if _looks_for_outliers(module)]
+        modules = [
+            module
+            for module in model.modules()
+            if type(module).__name__ == "Linear8bitLt" and module.state.threshold > 0
+        ]
         for module in modules:
             # What the first call does: a recording may come before it.
             if module.weight.CB is not None:
                 module.init_8bit_state()
-        self._exceeded = self._flag(model.device) if modules and on_one_device else None
-        wanted = with_kernels and self._exceeded is not None
-        kernel = working_kernel(model.device) if wanted else None
+        self._exceeded: torch.Tensor | None = None
+        self._forwards: list[tuple[Any, Callable[..., torch.Tensor]]] = []
+        if not modules or not on_one_device:
+            return
+        self._exceeded = torch.zeros((), dtype=torch.bool, device=model.device)
+        # Else its change in place would keep torch from replaying a compiled step.
+        torch._dynamo.mark_static_address(self._exceeded)
+        kernel = working_kernel(model.device) if with_kernels else None
         # Made once: another object would have a compiled step compiled anew.
         self._forwards = [
             (module, partial(int8_product, module, self._exceeded, kernel=kernel))
             for module in modules
-            if self._exceeded is not None
         ]
 
     @contextmanager
@@ -89,11 +90,7 @@ class StaticInt8:
             self._exceeded.zero_()
 
     def check(self) -> None:
-        """Waits for the device.
-
-        Raises:
-            DecoderUnsupported: some product had more outlier columns than were computed.
-        """
+        """Wait for the device, and refuse a result with more outlier columns than computed."""
         if self._exceeded is not None and bool(self._exceeded):
             raise DecoderUnsupported(
                 f"an int8 product has outliers in more than {OUTLIER_COLUMNS} columns"
@@ -104,33 +101,14 @@ class StaticInt8:
         self._forwards.clear()
         self._exceeded = None
 
-    @staticmethod
-    def _flag(device: torch.device) -> torch.Tensor:
-        import torch
-
-        flag = torch.zeros((), dtype=torch.bool, device=device)
-        # Else its change in place would keep torch from replaying a compiled step.
-        torch._dynamo.mark_static_address(flag)
-        return flag
-
-
-def _looks_for_outliers(module: Any) -> bool:
-    return type(module).__name__ == "Linear8bitLt" and module.state.threshold > 0
-
 
 def int8_product(
-    module: Any,
-    exceeded: torch.Tensor,
-    x: torch.Tensor,
-    kernel: Kernel | None = None,
+    module: Any, exceeded: torch.Tensor, x: torch.Tensor, kernel: Kernel | None = None
 ) -> torch.Tensor:
-    """What ``Linear8bitLt.forward`` computes at inference.
+    """What ``Linear8bitLt.forward`` computes at inference of ``x`` ``[..., in]``.
 
-    Args:
-        module: a ``Linear8bitLt``.
-        exceeded: set where the outliers did not fit :data:`OUTLIER_COLUMNS`.
-        x: ``[..., in]``.
-        kernel: used for up to :data:`KERNEL_ROWS` rows.
+    ``kernel`` is used for up to :data:`KERNEL_ROWS` rows; ``exceeded`` is set where the outliers
+    did not fit :data:`OUTLIER_COLUMNS`.
     """
     rows, state = x.reshape(-1, x.shape[-1]), module.state
     if kernel is not None and len(rows) <= KERNEL_ROWS:
@@ -141,18 +119,13 @@ def int8_product(
 
 
 def _assembled(
-    rows: torch.Tensor,
-    state: Any,
-    bias: torch.Tensor | None,
-    exceeded: torch.Tensor,
+    rows: torch.Tensor, state: Any, bias: torch.Tensor | None, exceeded: torch.Tensor
 ) -> torch.Tensor:
     """The formula of bitsandbytes' ``int8_vectorwise_quant`` and ``int8_mixed_scaled_mm``.
 
     Elements from the threshold on are left out of scales and values, their columns of all rows
     are multiplied unquantized.
     """
-    import torch
-
     ops = torch.ops.bitsandbytes
     half = rows.to(torch.float16)
     outliers = half.abs() >= state.threshold
@@ -199,8 +172,6 @@ def working_kernel(device: torch.device) -> Kernel | None:
 
 def _difference(kernel: Kernel, device: torch.device) -> float:
     """Largest difference from bitsandbytes on a small product, as a share of its largest value."""
-    import torch
-
     source = torch.Generator().manual_seed(0)
     x = torch.randn(3, 256, generator=source)
     x[1, 17], x[2, 5] = 8.0, -9.0

@@ -11,7 +11,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from ewq.backends.batching import (
     check_prompts,
@@ -20,16 +24,12 @@ from ewq.backends.batching import (
     log_softmax,
     split_shared,
 )
+from ewq.checkpoint.gguf_header import read_header
 from ewq.errors import InputError, MeasurementError
+from ewq.gguf.llama_native import TOKENS, NativeModel, Tokens, check_device, stretch
+from ewq.gguf.probe import probe_file
+from ewq.measurement import Json
 from ewq.model import Generation, ModelInfo, TokenIds
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-
-    from ewq.gguf.llama_native import NativeModel, Tokens
-    from ewq.measurement import Json
 
 
 class LlamaCppModel:
@@ -52,8 +52,6 @@ class LlamaCppModel:
         self, prefix: TokenIds, suffixes: Sequence[TokenIds], columns: Sequence[int]
     ) -> NDArray[np.float32]:
         """Log-probabilities of ``columns`` after each prompt, ``[len(suffixes), len(columns)]``."""
-        import numpy as np
-
         wanted_from = [len(prefix) + len(suffix) - 1 for suffix in suffixes]
         result = np.empty((len(suffixes), len(columns)), dtype=np.float32)
         rows = self._rows(prefix, suffixes, wanted_from)
@@ -65,13 +63,9 @@ class LlamaCppModel:
         self, prefix: TokenIds, suffixes: Sequence[TokenIds]
     ) -> list[NDArray[np.float32]]:
         """Log-probability of every token of every suffix, one array a suffix."""
-        import numpy as np
-        import torch
-
         check_suffixes(self.info, prefix, suffixes)
         results = [np.empty(len(suffix), dtype=np.float32) for suffix in suffixes]
         filled = [index for index, suffix in enumerate(suffixes) if len(suffix)]
-        self._check_ids([suffixes[index][-1:] for index in filled])
         # A suffix's last token is only predicted, never fed.
         fed = [suffixes[index][:-1] for index in filled]
         rows = self._rows(prefix, fed, [len(prefix) - 1] * len(fed))
@@ -82,44 +76,32 @@ class LlamaCppModel:
 
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
         """Distributions of ``ids[start:]``, block by block."""
-        from ewq.gguf.llama_native import Tokens
-
         check_start(self.info, ids, start)
-        self._check_ids([ids])
         self._begin(len(ids))
-        yield from self._distributions(Tokens.stretch(ids[:-1], 0, 0, start - 1))
+        yield from self._distributions(stretch(ids[:-1], 0, 0, start - 1))
 
     def generate(self, prompts: Sequence[TokenIds], new_tokens: int) -> Generation:
         """Greedy decoding, timed; all prompts in one batch."""
-        from ewq.gguf.llama_native import Tokens
-
         length = check_prompts(self.info, prompts, new_tokens)
         if len(prompts) > self._native.max_rows:
             raise InputError(
                 f"{len(prompts)} prompts at once; llama.cpp takes {self._native.max_rows}"
             )
-        self._check_ids(prompts)
         self._begin(len(prompts) * (length + new_tokens))
-        first = Tokens.joined(
-            [Tokens.stretch(prompt, 0, row, length - 1) for row, prompt in enumerate(prompts)]
-        )
-        return self._timed(first, len(prompts), length, new_tokens)
+        first = [stretch(prompt, 0, row, length - 1) for row, prompt in enumerate(prompts)]
+        return self._timed(np.concatenate(first), len(prompts), length, new_tokens)
 
     def _timed(self, prompt: Tokens, rows: int, length: int, new_tokens: int) -> Generation:
-        import numpy as np
-
-        from ewq.gguf.llama_native import Tokens
-
-        sequences, wanted = np.arange(rows, dtype=np.int32), np.ones(rows, dtype=np.int8)
+        current = np.ones(rows, dtype=TOKENS)
+        current["sequence"] = np.arange(rows)
         self._native.synchronize()
         clock = [time.perf_counter()]
         blocks = [block.argmax(axis=1) for block in self._native.decode(prompt)]
-        produced = [np.concatenate(blocks).astype(np.int32)]
+        produced = [np.concatenate(blocks)]
         clock.append(time.perf_counter())
         for step in range(1, new_tokens):
-            positions = np.full(rows, length + step - 1, dtype=np.int32)
-            self._native.run(Tokens(produced[-1], positions, sequences, wanted))
-            produced.append(self._native.logits(rows).argmax(axis=1).astype(np.int32))
+            current["id"], current["position"] = produced[-1], length + step - 1
+            produced.append(self._native.run(current).argmax(axis=1))
             clock.append(time.perf_counter())
         return Generation.from_clock(np.stack(produced, axis=1).tolist(), clock)
 
@@ -140,14 +122,6 @@ class LlamaCppModel:
         self._calls += 1
         self._native.prepare(cells)
 
-    def _check_ids(self, sequences: Sequence[TokenIds]) -> None:
-        for ids in sequences:
-            if len(ids) and not 0 <= min(ids) <= max(ids) < self.info.vocab_size:
-                raise MeasurementError(
-                    f"token id {min(ids) if min(ids) < 0 else max(ids)} is outside the model's "
-                    f"vocabulary of {self.info.vocab_size}; was the GGUF made from this checkpoint?"
-                )
-
     def _rows(
         self, prefix: TokenIds, suffixes: Sequence[TokenIds], wanted_from: Sequence[int]
     ) -> Iterator[torch.Tensor]:
@@ -158,38 +132,27 @@ class LlamaCppModel:
         if not suffixes:
             return
         shared, tails = split_shared(self.info, prefix, suffixes)
-        self._check_ids([shared, *tails])
         lengths = [len(tail) for tail in tails]
         groups = group_by_tokens(lengths, self._native.batch_tokens, self._native.max_rows)
         self._begin(len(shared) + max(sum(len(tails[i]) for i in group) for group in groups))
-        self._feed(shared)
+        for _ in self._native.decode(stretch(shared, 0, 0, len(shared))):
+            pass
         for group in groups:
             chosen = [(tails[i], wanted_from[i] - len(shared)) for i in group]
             yield from self._group(len(shared), chosen)
 
-    def _feed(self, shared: Sequence[int]) -> None:
-        from ewq.gguf.llama_native import Tokens
-
-        if shared:
-            for _ in self._native.decode(Tokens.stretch(shared, 0, 0, len(shared))):
-                pass
-
     def _group(
         self, position: int, chosen: Sequence[tuple[list[int], int]]
     ) -> Iterator[torch.Tensor]:
-        import torch
-
-        from ewq.gguf.llama_native import Tokens
-
         # Sequence 0 keeps the shared tokens alone; each tail lives in its own sequence.
         pieces = []
         for sequence, (tail, wanted_from) in enumerate(chosen, start=1):
             if position:
                 self._native.share(0, sequence)
-            pieces.append(Tokens.stretch(tail, position, sequence, wanted_from))
+            pieces.append(stretch(tail, position, sequence, wanted_from))
         counts = [len(tail) - wanted_from for tail, wanted_from in chosen]
         held: list[torch.Tensor] = []
-        for block in self._distributions(Tokens.joined(pieces)):
+        for block in self._distributions(np.concatenate(pieces)):
             held.append(block)
             while counts and sum(map(len, held)) >= counts[0]:
                 joined = torch.cat(held) if len(held) > 1 else held[0]
@@ -200,8 +163,6 @@ class LlamaCppModel:
 
     def _distributions(self, tokens: Tokens) -> Iterator[torch.Tensor]:
         """Float32 log-softmax of the wanted rows, block by block."""
-        import torch
-
         call = self._calls
         for logits in self._native.decode(tokens):
             if not len(logits):
@@ -242,7 +203,7 @@ def load_llama_cpp(
 
     Args:
         path: the file.
-        tokenizer: the original checkpoint's ``transformers`` tokenizer, as for every engine.
+        tokenizer: as for :class:`LlamaCppModel`.
         device: ``cpu``; ``cuda`` or ``cuda:all`` offloads all layers, ``cuda:1`` to that GPU.
         threads: CPU threads; default: as many as torch uses, so that engines compare.
         cache_type: ggml type of the key-value cache, one of
@@ -253,12 +214,6 @@ def load_llama_cpp(
         CheckpointError: not a GGUF file, damaged, or one llama.cpp cannot run.
         InputError: a device or a type that does not exist.
     """
-    import torch
-
-    from ewq.checkpoint.gguf_header import read_header
-    from ewq.gguf.llama_native import NativeModel, check_device
-    from ewq.gguf.probe import probe_file
-
     check_device(device)
     header = read_header(path)
     probe_file(Path(path))

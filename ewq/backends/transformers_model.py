@@ -5,7 +5,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from ewq.backends.batching import (
     BatchLimits,
@@ -23,14 +27,8 @@ from ewq.backends.batching import (
 from ewq.backends.decoding import AUTO, GreedyDecoding
 from ewq.errors import InputError, MeasurementError
 from ewq.instruments.memory import parameter_count, weights_bytes
+from ewq.measurement import Json
 from ewq.model import Generation, ModelInfo, TokenIds
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-
-    from ewq.measurement import Json
 
 LOGIT_BLOCK_BYTES = 192_000_000
 """Most bytes of float32 logits held at a time: 315 rows of a 152k vocabulary."""
@@ -46,8 +44,8 @@ class TransformersModel:
         model: a loaded ``...ForCausalLM``.
         tokenizer: the checkpoint's tokenizer.
         batch_tokens: most tokens of a batch, shared prefix and padding included.
-        decode_mode: ``eager``, ``static``, ``graph``, ``compile``, or ``auto``: ``graph``
-            on CUDA, else ``eager``. What is not supported falls back with a note.
+        decode_mode: of :data:`ewq.backends.decoding.MODES`, ``auto`` being ``graph`` on CUDA and
+            ``eager`` elsewhere. What is not supported falls back with a note.
         checkpoint_dtype: the checkpoint's own type, by which raw weights are weighed.
         device: what :attr:`info` calls the place, for a model on more than one GPU.
 
@@ -81,8 +79,6 @@ class TransformersModel:
         self, prefix: TokenIds, suffixes: Sequence[TokenIds], columns: Sequence[int]
     ) -> NDArray[np.float32]:
         """Log-probabilities of ``columns`` after each prompt, ``[len(suffixes), len(columns)]``."""
-        import numpy as np
-
         shared, rows = split_shared(self.info, prefix, suffixes)
         result = np.empty((len(rows), len(columns)), dtype=np.float32)
         for batch, logits in self._batches(shared, rows, [1] * len(rows)):
@@ -94,22 +90,21 @@ class TransformersModel:
         self, prefix: TokenIds, suffixes: Sequence[TokenIds]
     ) -> list[NDArray[np.float32]]:
         """Log-probability of every token of every suffix, one array a suffix."""
-        import numpy as np
-
         check_suffixes(self.info, prefix, suffixes)
-        results = [np.empty(len(suffix), dtype=np.float32) for suffix in suffixes]
-        for index, suffix in enumerate(suffixes):
-            if len(suffix) > self._block_rows:
-                results[index] = self._long_logprobs(prefix, suffix)
+        results = [
+            self._long_logprobs(prefix, suffix)
+            if len(suffix) > self._block_rows
+            else np.empty(len(suffix), dtype=np.float32)
+            for suffix in suffixes
+        ]
         short = [i for i, suffix in enumerate(suffixes) if 0 < len(suffix) <= self._block_rows]
         # A suffix's last token is only predicted, never fed.
         shared, rows = split_shared(self.info, prefix, [suffixes[i][:-1] for i in short])
         for batch, logits in self._batches(shared, rows, [len(row) for row in rows]):
-            chosen = [short[i] for i in batch]
-            flat = _gather(logits, [token for i in chosen for token in suffixes[i]])
-            ends = np.cumsum([len(suffixes[i]) for i in chosen])
-            for index, part in zip(chosen, np.split(flat, ends[:-1]), strict=True):
-                results[index] = part
+            flat = _gather(logits, [token for i in batch for token in suffixes[short[i]]])
+            ends = np.cumsum([len(rows[i]) for i in batch])
+            for i, part in zip(batch, np.split(flat, ends[:-1]), strict=True):
+                results[short[i]] = part
         return results
 
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
@@ -125,8 +120,6 @@ class TransformersModel:
 
     def generate(self, prompts: Sequence[TokenIds], new_tokens: int) -> Generation:
         """Greedy decoding, timed; the first call of a shape may compile or record."""
-        import torch
-
         check_prompts(self.info, prompts, new_tokens)
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self._input_device)
         with torch.no_grad():
@@ -134,15 +127,11 @@ class TransformersModel:
 
     def synchronize(self) -> None:
         """Wait for every GPU that holds a part of the model."""
-        import torch
-
         for device in self._cuda_devices:
             torch.cuda.synchronize(device)
 
     def close(self) -> None:
         """Free the weights even where somebody still holds the model (a traceback, say)."""
-        import torch
-
         if self._loaded is None:
             return
         self._decoding.close()
@@ -212,15 +201,9 @@ class TransformersModel:
         return cache
 
     def _forward(
-        self,
-        cache: Any,
-        shared: int,
-        rows: Sequence[Sequence[int]],
-        kept: Sequence[int],
+        self, cache: Any, shared: int, rows: Sequence[Sequence[int]], kept: Sequence[int]
     ) -> torch.Tensor:
         """Float32 logits ``[sum(kept), vocab]`` of each row's last ``kept`` positions."""
-        import torch
-
         padded = pad_rows(rows, kept, shared)
         device = self._input_device
         keep = padded.keep.to(device)
@@ -238,19 +221,15 @@ class TransformersModel:
             return chosen.float()
 
     def _long_logprobs(self, prefix: TokenIds, suffix: TokenIds) -> NDArray[np.float32]:
-        import numpy as np
-
-        ids, parts, done = [*prefix, *suffix], [], 0
-        for block in self.logprobs(ids, len(prefix)):
+        parts: list[NDArray[np.float32]] = []
+        for block in self.logprobs([*prefix, *suffix], len(prefix)):
+            done = sum(map(len, parts))
             parts.append(_gather(block, suffix[done : done + len(block)]))
-            done += len(block)
         return np.concatenate(parts)
 
 
 def _logit_block_bytes(devices: Collection[torch.device]) -> int:
     """By the size of the smallest GPU and not by what is free, so that a run repeats its blocks."""
-    import torch
-
     if not devices:
         return LOGIT_BLOCK_BYTES
     memory = min(torch.cuda.get_device_properties(device).total_memory for device in devices)
@@ -259,8 +238,6 @@ def _logit_block_bytes(devices: Collection[torch.device]) -> int:
 
 def _gather(logits: torch.Tensor, tokens: Sequence[int]) -> NDArray[np.float32]:
     """``log_softmax(logits)[row, tokens[row]]`` without a second array of the logits' size."""
-    import torch
-
     index = torch.tensor(list(tokens), device=logits.device)[:, None]
     values = logits.gather(1, index)[:, 0] - logits.logsumexp(dim=-1)
     array: NDArray[np.float32] = values.cpu().numpy()
@@ -268,14 +245,10 @@ def _gather(logits: torch.Tensor, tokens: Sequence[int]) -> NDArray[np.float32]:
 
 
 def describe(model: Any, checkpoint_dtype: torch.dtype | None = None) -> ModelInfo:
-    """Facts about a loaded transformers model; ``checkpoint_dtype`` as in :func:`weights_bytes`.
-
-    Raises:
-        InputError: the config does not say how long a sequence may be.
-    """
+    """Facts about a loaded transformers model; ``checkpoint_dtype`` as in :func:`weights_bytes`."""
     config = model.config.get_text_config()
     limit = _context_length(config)
-    if limit is None:
+    if not limit:
         raise InputError(
             f"the config.json of {type(model).__name__} states no context length; add "
             '"max_position_embeddings"'
@@ -299,11 +272,9 @@ def _context_length(config: Any) -> int | None:
     ``longrope`` (Phi) turns to other frequencies for the whole sequence once it is longer than
     the original context: one fed in pieces, or in a batch with a longer one, would differ.
     """
-    limit: int | None = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "longrope":
-        return limit
-    original: int | None = rope.get("original_max_position_embeddings") or getattr(
-        config, "original_max_position_embeddings", None
-    )
-    return original or limit
+    limits = [getattr(config, "max_position_embeddings", None)]
+    if rope.get("rope_type") == "longrope":
+        original = "original_max_position_embeddings"
+        limits = [rope.get(original), getattr(config, original, None), *limits]
+    return next(filter(None, limits), None)

@@ -12,7 +12,6 @@ import ctypes
 import os
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ from numpy.typing import NDArray
 from ewq.errors import BackendUnavailable, CheckpointError, InputError, MeasurementError
 from ewq.instruments.gpu import ALL
 from ewq.measurement import Json
-
-INSTALL_HINT = "llama.cpp is not installed: pip install 'ewq[gguf]'"
 
 _OUTPUT_BYTES = 128 * 2**20
 """Most bytes of logits one decode may return; bounds memory for 150k-word vocabularies."""
@@ -45,15 +42,21 @@ def llama_library() -> Any:
         BackendUnavailable: the ``gguf`` extra is absent or its library does not load.
     """
     try:
+        from llama_cpp import _utils
         from llama_cpp import llama_cpp as library
     except (ImportError, OSError, RuntimeError) as error:
-        raise BackendUnavailable(f"{INSTALL_HINT} ({error})") from error
+        raise BackendUnavailable(
+            f"llama.cpp is not installed: pip install 'ewq[gguf]' ({error})"
+        ) from error
     if not _log_callback:
         callback = library.llama_log_callback(remember)
         _log_callback.append(callback)
         library.llama_log_set(callback, ctypes.c_void_p(0))
         library.llama_backend_init()
-        _close_at_exit()
+        # llama-cpp-python leaves them open, which strict warnings report at exit.
+        for name in ("outnull_file", "errnull_file"):
+            if file := getattr(_utils, name, None):
+                atexit.register(file.close)
     return library
 
 
@@ -76,15 +79,6 @@ def check_device(device: str) -> Any:
     return library
 
 
-def _close_at_exit() -> None:
-    """Close what llama-cpp-python opens and leaves open, which strict warnings report at exit."""
-    from llama_cpp import _utils
-
-    for name in ("outnull_file", "errnull_file"):
-        if file := getattr(_utils, name, None):
-            atexit.register(file.close)
-
-
 def remember(level: int, text: bytes, _user_data: Any) -> None:
     """Log callback: keep error messages, drop the rest."""
     if level == _LOG_ERROR:
@@ -92,56 +86,23 @@ def remember(level: int, text: bytes, _user_data: Any) -> None:
 
 
 def logged_error(index: int = -1) -> str:
-    """An error llama.cpp logged, on one line: by default the last.
-
-    Of a step that began by forgetting earlier ones, the first (0) says most: later ones only
-    repeat that it failed.
-    """
+    """An error llama.cpp logged, on one line: the last, or the first (0), which says most."""
     return " ".join(_messages[index].split()) if _messages else "no reason given"
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """A flat run of tokens of one or many sequences, in the order they are computed."""
+TOKENS = np.dtype([("id", "i4"), ("position", "i4"), ("sequence", "i4"), ("wanted", "i1")])
+"""``wanted`` is 1 where the distribution after this token is."""
+Tokens = NDArray[np.void]
+"""Tokens of one or many sequences as an array of :data:`TOKENS`, in the order of computation."""
 
-    ids: NDArray[np.int32]
-    positions: NDArray[np.int32]
-    sequences: NDArray[np.int32]
-    wanted: NDArray[np.int8]
-    """1 where the distribution after this token is wanted."""
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def part(self, begin: int, end: int) -> Tokens:
-        """The tokens ``[begin, end)``."""
-        window = slice(begin, end)
-        return Tokens(
-            self.ids[window], self.positions[window], self.sequences[window], self.wanted[window]
-        )
-
-    @staticmethod
-    def stretch(ids: Any, position: int, sequence: int, wanted_from: int) -> Tokens:
-        """One stretch of one sequence; outputs are wanted from index ``wanted_from`` on."""
-        array = np.asarray(ids, dtype=np.int32)
-        wanted = np.zeros(len(array), dtype=np.int8)
-        wanted[wanted_from:] = 1
-        return Tokens(
-            array,
-            np.arange(position, position + len(array), dtype=np.int32),
-            np.full(len(array), sequence, dtype=np.int32),
-            wanted,
-        )
-
-    @staticmethod
-    def joined(stretches: list[Tokens]) -> Tokens:
-        """The stretches one after another."""
-        return Tokens(
-            np.concatenate([each.ids for each in stretches]),
-            np.concatenate([each.positions for each in stretches]),
-            np.concatenate([each.sequences for each in stretches]),
-            np.concatenate([each.wanted for each in stretches]),
-        )
+def stretch(ids: Any, position: int, sequence: int, wanted_from: int) -> Tokens:
+    """One stretch of one sequence; outputs are wanted from index ``wanted_from`` on."""
+    tokens = np.empty(len(ids), dtype=TOKENS)
+    tokens["id"], tokens["sequence"] = ids, sequence
+    tokens["position"] = position + np.arange(len(ids))
+    tokens["wanted"] = np.arange(len(ids)) >= wanted_from
+    return tokens
 
 
 class NativeModel:
@@ -153,7 +114,7 @@ class NativeModel:
     Args:
         path: the file; it must have passed :func:`ewq.gguf.probe.probe_file`.
         device: ``cpu``, ``cuda``, ``cuda:all`` or such as ``cuda:1``.
-        threads: CPU threads.
+        threads: of the CPU.
         cache_type: one of :data:`CACHE_TYPES`.
 
     Raises:
@@ -220,7 +181,11 @@ class NativeModel:
             self._free_context()
             self._cells = max(512, 1 << (cells - 1).bit_length())
             self._context = self._new_context(model)
-        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+        self._lib.llama_memory_clear(self._memory, True)
+
+    @property
+    def _memory(self) -> Any:
+        return self._lib.llama_get_memory(self._context)
 
     def _new_context(self, model: Any) -> Any:
         params = self._lib.llama_context_default_params()
@@ -246,13 +211,11 @@ class NativeModel:
 
     def share(self, source: int, target: int) -> None:
         """Let sequence ``target`` begin with all tokens of ``source``."""
-        memory = self._lib.llama_get_memory(self._context)
-        self._lib.llama_memory_seq_cp(memory, source, target, -1, -1)
+        self._lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def drop(self, sequence: int) -> None:
         """Forget one sequence."""
-        memory = self._lib.llama_get_memory(self._context)
-        self._lib.llama_memory_seq_rm(memory, sequence, -1, -1)
+        self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def decode(self, tokens: Tokens) -> Iterator[NDArray[np.float32]]:
         """Compute tokens; yield the wanted logits in order, ``[rows, vocab_size]`` at a time.
@@ -260,29 +223,24 @@ class NativeModel:
         A block is llama.cpp's own memory: it is valid only until the next one is asked for.
         """
         for part in self._parts(tokens):
-            self.run(part)
-            yield self.logits(int(part.wanted.sum()))
+            yield self.run(part)
 
     def _parts(self, tokens: Tokens) -> Iterator[Tokens]:
         limit = min(self.batch_tokens, self._cells)
-        if len(tokens) <= limit and int(tokens.wanted.sum()) <= self._rows_cap:
-            yield tokens
-            return
-        outputs = np.concatenate([[0], np.cumsum(tokens.wanted, dtype=np.int64)])
+        outputs = np.concatenate([[0], np.cumsum(tokens["wanted"], dtype=np.int64)])
         begin = 0
         while begin < len(tokens):
             by_rows = int(np.searchsorted(outputs, outputs[begin] + self._rows_cap, "right")) - 1
             end = min(len(tokens), begin + limit, max(begin + 1, by_rows))
-            yield tokens.part(begin, end)
+            yield tokens[begin:end]
             begin = end
 
-    def run(self, tokens: Tokens) -> None:
-        """Compute one batch and wait for it."""
+    def run(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Compute one batch; the wanted logits, valid until the next one is run."""
         _ = self.model  # a closed model must raise, not crash
-        ids = np.ascontiguousarray(tokens.ids)
-        positions = np.ascontiguousarray(tokens.positions)
-        sequences = np.ascontiguousarray(tokens.sequences)
-        wanted = np.ascontiguousarray(tokens.wanted)
+        ids, positions, sequences, wanted = map(
+            np.ascontiguousarray, (tokens[name] for name in TOKENS.names or ())
+        )
         counts = np.ones(len(ids), dtype=np.int32)
         # Every token belongs to one sequence; the interface wants a pointer to its list of one.
         addresses = sequences.ctypes.data + 4 * np.arange(len(ids), dtype=np.uint64)
@@ -301,9 +259,7 @@ class NativeModel:
                 f"llama.cpp failed on a batch of {len(ids)} tokens (code {status}): "
                 f"{logged_error()}"
             )
-
-    def logits(self, rows: int) -> NDArray[np.float32]:
-        """The logits of the last :meth:`run`, ``[rows, vocab_size]``, llama.cpp's own memory."""
+        rows = int(wanted.sum())
         if not rows:
             return np.empty((0, self.vocab_size), dtype=np.float32)
         pointer = self._lib.llama_get_logits(self._context)

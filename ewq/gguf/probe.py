@@ -179,11 +179,11 @@ def main(path: Path) -> None:
     """The child's work: load, compute two tokens, check that they are numbers."""
     import numpy as np
 
-    from ewq.gguf.llama_native import NativeModel, Tokens
+    from ewq.gguf.llama_native import NativeModel, stretch
 
     native = NativeModel(path)
     native.prepare(32)
-    for logits in native.decode(Tokens.stretch([0, native.vocab_size - 1], 0, 0, 0)):
+    for logits in native.decode(stretch([0, native.vocab_size - 1], 0, 0, 0)):
         if not np.isfinite(logits).all():
             raise CheckpointError(f"{path}: its logits are not finite; the weights are damaged")
     native.close()
