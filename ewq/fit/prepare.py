@@ -12,7 +12,7 @@ from ewq.errors import BackendUnavailable, InputError
 from ewq.files import cache_dir, content_key, read_cached, write_cached
 from ewq.fit.costs import ROWS_DRAWN, measure_costs
 from ewq.fit.plans import Fitting
-from ewq.fit.targets import GGUF, Target, bitsandbytes_target, gguf_target
+from ewq.fit.targets import GGUF, INT8, Target, bitsandbytes_target, gguf_target
 from ewq.gguf.imatrix import write_imatrix
 from ewq.gguf.recipe import TensorNames
 from ewq.planning.plan import BITSANDBYTES
@@ -26,7 +26,7 @@ from ewq.sensitivity.calibration import (
 from ewq.sensitivity.measure import Sensitivity, measure_sensitivity
 
 TARGETS = (GGUF, BITSANDBYTES)
-COSTS_VERSION = 1
+COSTS_VERSION = 2
 """Raised whenever a cost changes its meaning."""
 
 
@@ -141,6 +141,9 @@ def _costs(
     costs = measure_costs(
         target.tensors, sensitivity, target.rounded, rows_drawn=rows_drawn, progress=progress
     )
+    for tensor in target.tensors:
+        if INT8 in tensor.types:
+            costs[tensor.name][INT8] += sensitivity.input_rounding_cost(tensor.matrix.name)
     if how.cache:
         write_cached("costs", key, costs)
     return costs

@@ -24,6 +24,8 @@ from ewq.precision import Precision
 from ewq.sensitivity.measure import Sensitivity
 
 GGUF = "gguf"
+INT8 = "int8"
+"""bitsandbytes' LLM.int8, which rounds the inputs of a product too."""
 GGUF_TYPES = (
     *("Q2_K", "IQ3_XXS", "Q3_K", "IQ3_S", "IQ4_XS", "Q4_K", "Q4_0", "IQ4_NL"),
     *("Q4_1", "Q5_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0"),
@@ -160,7 +162,7 @@ def bitsandbytes_target(
         weight, matrix = footprint.weights[name], stored_matrix(checkpoint, layout, name)
         if matrix is None or weight.stacked or name not in sensitivity.matrices:
             continue
-        types = (four_bit, "int8", "raw")
+        types = (four_bit, INT8, "raw")
         sizes = {t: rule.nbytes(weight, PRECISION_OF_TYPE[t]) for t in types}
         tensors.append(PlannedTensor(name, matrix, types, sizes, blocks[name]))
     if not tensors:
@@ -178,7 +180,7 @@ def bitsandbytes_target(
         fixed_bytes,
         footprint.numel,
         _as_bitsandbytes,
-        of_precision={Precision.EIGHT_BIT: "int8", Precision.FOUR_BIT: four_bit},
+        of_precision={Precision.EIGHT_BIT: INT8, Precision.FOUR_BIT: four_bit},
         fixed_stored_bytes=fixed_bytes,
     )
 
@@ -188,7 +190,7 @@ def _as_bitsandbytes(values: Values, type_name: str, importance: Values | None) 
     del importance
     if type_name == "raw":
         return values
-    if type_name == "int8":
+    if type_name == INT8:
         steps = np.abs(values).max(axis=1, keepdims=True) / 127
         return np.where(steps > 0, np.rint(values / np.where(steps > 0, steps, 1)) * steps, 0.0)
     import torch

@@ -8,7 +8,7 @@ activations of one block at a time are in memory.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from ewq.errors import MeasurementError
+
+INT8_OUTLIER = 6.0
+"""bitsandbytes' threshold."""
 
 Floats = NDArray[np.float64]
 
@@ -36,6 +39,9 @@ class Sums:
     """``[experts, columns]``: squared inputs, summed over tokens; 0 where it is only looked up."""
     tokens: Floats
     """``[experts]``: tokens that reached it."""
+    input_rounding: Floats
+    """``[1]``: squared gradients with respect to inputs times the variance that rounding these to
+    8 bits has, as LLM.int8 does."""
 
 
 class GradientSums:
@@ -89,9 +95,17 @@ class GradientSums:
             )
         return self._squares
 
-    def _sum_inputs(self, name: str, expert: int, inputs: torch.Tensor) -> None:
-        self.sums[name].inputs[expert] += _square_norms(inputs[None], 1)[0]
-        self.sums[name].tokens[expert] += len(inputs)
+    def _sum_inputs(self, name: str, expert: int, inputs: torch.Tensor) -> torch.Tensor:
+        sums, flat = self.sums[name], inputs.detach().reshape(-1, inputs.shape[-1])
+        sums.inputs[expert] += _square_norms(flat[None], 1)[0]
+        sums.tokens[expert] += len(flat)
+        if not inputs.requires_grad:
+            return inputs
+        # A view of its own, whose gradient is that of this product alone.
+        watched = inputs.view_as(inputs)
+        hook: Any = partial(_sum_rounding, sums, *_int8_rounding(flat))
+        watched.register_hook(hook)  # type: ignore[no-untyped-call]
+        return watched
 
     def _reduce(self, name: str, parameter: torch.Tensor) -> None:
         gradient = parameter.grad
@@ -106,6 +120,23 @@ class GradientSums:
         sums.rows += rows
         sums.columns += _square_norms(stacked, 1)
         self._squares[name] = float(rows.sum())
+
+
+def _int8_rounding(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Variance of rounding each token's inputs to 127 steps, and which columns are not rounded.
+
+    LLM.int8 (Dettmers et al. 2022): columns with an outlier stay in 16 bits.
+    """
+    kept = (inputs.abs() >= INT8_OUTLIER).any(0)
+    steps = inputs.masked_fill(kept, 0).abs().amax(1).float() / 127
+    return steps.square() / 12, kept
+
+
+def _sum_rounding(
+    sums: Sums, variance: torch.Tensor, kept: torch.Tensor, gradient: torch.Tensor
+) -> None:
+    rounded = gradient.reshape(len(variance), -1).masked_fill(kept, 0).float()
+    sums.input_rounding += float(rounded.square().sum(1) @ variance)
 
 
 def _square_norms(values: torch.Tensor, axis: int) -> Floats:
@@ -155,6 +186,7 @@ def _no_sums(shape: tuple[int, int, int]) -> Sums:
         np.zeros((experts, columns)),
         np.zeros((experts, columns)),
         np.zeros(experts),
+        np.zeros(1),
     )
 
 
@@ -168,13 +200,14 @@ class InputWatch(TorchFunctionMode):
 
     Args:
         parameters: the matrices by name.
-        seen: told of name, expert (0 where there is no stack) and inputs ``[tokens, columns]``.
+        seen: told of name, expert (0 where there is no stack) and inputs ``[..., columns]``;
+            returns what is multiplied in their place.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, torch.Tensor],
-        seen: Callable[[str, int, torch.Tensor], None],
+        seen: Callable[[str, int, torch.Tensor], torch.Tensor],
     ) -> None:
         super().__init__()
         self._parameters, self._seen = parameters, seen
@@ -189,31 +222,29 @@ class InputWatch(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        for weight, inputs in _product(func, args):
-            self._note(weight, inputs)
+        weight, inputs = _PRODUCTS.get(func, (0, 0))
+        if weight != inputs and isinstance(args[weight], torch.Tensor):
+            args = list(args)
+            args[inputs] = self._watched(args[weight], args[inputs])
         return func(*args, **(kwargs or {}))
 
-    def _note(self, weight: torch.Tensor, inputs: torch.Tensor) -> None:
+    def _watched(self, weight: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         place = bisect.bisect_right(self._starts, weight.data_ptr()) - 1
         if place < 0:
-            return
+            return inputs
         name = self._at[place]
         parameter, offset = self._parameters[name], weight.data_ptr() - self._starts[place]
         nbytes = parameter.numel() * parameter.element_size()
         if offset >= nbytes or not inputs.numel():
-            return
+            return inputs
         experts = len(parameter) if parameter.ndim == 3 else 1
-        flat = inputs.detach().reshape(-1, inputs.shape[-1])
-        self._seen(name, offset * experts // nbytes, flat)
+        return self._seen(name, offset * experts // nbytes, inputs)
 
 
 _MATMUL = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
-
-
-def _product(func: Any, args: Sequence[Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    if func is torch.nn.functional.linear:
-        yield args[1], args[0]
-    elif func is torch.addmm:
-        yield args[2], args[1]
-    elif func in _MATMUL and isinstance(args[1], torch.Tensor):
-        yield args[1], args[0]
+_PRODUCTS: Mapping[Any, tuple[int, int]] = {
+    torch.nn.functional.linear: (1, 0),
+    torch.addmm: (2, 1),
+    **dict.fromkeys(_MATMUL, (1, 0)),
+}
+"""Functions of torch, and which of their arguments are the weight and its inputs."""

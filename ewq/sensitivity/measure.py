@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from ewq.sensitivity.calibration import Calibration
 
 Floats = NDArray[np.float64]
-VERSION = 1
+VERSION = 2
 """Raised whenever a sum changes its meaning."""
 FLOOR = 1e-4
 """Least importance of a column, as a share of the mean: a column that the text never used is
 not free."""
 KEPT_EVERY = 4
 """Sequences between two savings of an unfinished pass."""
-FIELDS = ("rows", "columns", "inputs", "tokens")
+FIELDS = ("rows", "columns", "inputs", "tokens", "input_rounding")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Matrix:
     """Squared inputs summed over tokens; 0 where the matrix is only looked up (an embedding)."""
     tokens: Floats
     """Tokens that reached each expert."""
+    input_rounding: Floats
+    """``[1]``: see :class:`ewq.sensitivity.gradients.Sums`."""
 
     @property
     def is_lookup(self) -> bool:
@@ -103,6 +105,10 @@ class Sensitivity:
         matrix = self.matrices[name]
         columns = matrix.importance()
         return matrix.rows / (2 * self.tokens), columns / columns.sum(axis=1, keepdims=True)
+
+    def input_rounding_cost(self, name: str) -> float:
+        """Nats per token that rounding a matrix's inputs to 8 bits costs."""
+        return float(self.matrices[name].input_rounding[0]) / (2 * self.tokens)
 
     def stderr(self, costs: Mapping[str, float]) -> float:
         """Standard error of a sum of costs, each of which varies with its gradient's squares."""

@@ -44,17 +44,19 @@ class SecondMoments:
         means = {key: (total / self._tokens).cpu().numpy() for key, total in shared.items()}
         return {name: means[id(total)] for name, total in self._sums.items()}
 
-    def _add(self, name: str, _: int, inputs: torch.Tensor) -> None:
+    def _add(self, name: str, _: int, whole: torch.Tensor) -> torch.Tensor:
         # The last input is kept, so its address cannot have become another's.
+        inputs = whole.detach().reshape(-1, whole.shape[-1])
         if self._last and _same(self._last[0], inputs):
             self._sums.setdefault(name, self._last[1])
-            return
+            return whole
         if name not in self._sums:
             columns = inputs.shape[1]
             self._sums[name] = torch.zeros(columns, columns, device=inputs.device)
         flat = inputs.float()
         self._sums[name].addmm_(flat.T, flat)
         self._last = inputs, self._sums[name]
+        return whole
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

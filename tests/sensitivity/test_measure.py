@@ -11,6 +11,7 @@ from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import CheckpointError, MeasurementError
 from ewq.sensitivity import measure
 from ewq.sensitivity.calibration import Calibration
+from ewq.sensitivity.gradients import _int8_rounding
 from ewq.sensitivity.measure import measure_sensitivity
 from tests.architectures import ARCHITECTURES as ALL
 from tests.architectures import build
@@ -114,6 +115,38 @@ def test_importance_is_the_mean_squared_input(tmp_path, architecture, modules):
         np.testing.assert_allclose(
             found.matrices[f"{module}.weight"].mean_squares[0], expected.numpy(), rtol=1e-5
         )
+
+
+def test_rounding_inputs_costs_their_gradients_times_the_variance_of_a_step(tmp_path):
+    folder = saved(tmp_path, "llama")
+    module = "model.layers.0.mlp.down_proj"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    seen = []
+
+    def keep(_, args):
+        args[0].retain_grad()
+        seen.append(args[0])
+
+    model.get_submodule(module).register_forward_pre_hook(keep)
+    expected = 0.0
+    for index, ids in enumerate(CALIBRATION.sequences):
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
+        labels = torch.multinomial(
+            logits.softmax(-1), 1, generator=torch.Generator().manual_seed(index)
+        )
+        logits.log_softmax(-1).gather(1, labels).sum().backward()
+        inputs = seen[-1]
+        step = inputs.detach().abs().amax(-1, keepdim=True) / 127
+        expected += float((inputs.grad**2 * step**2 / 12).sum())
+    found = measured(folder).input_rounding_cost(f"{module}.weight")
+    assert found == pytest.approx(expected / (2 * CALIBRATION.tokens), rel=1e-4)
+
+
+def test_columns_of_outliers_are_not_rounded():
+    inputs = torch.tensor([[1.0, 127.0], [2.0, 0.5]])
+    variance, kept = _int8_rounding(inputs)
+    assert kept.tolist() == [False, True]
+    np.testing.assert_allclose(variance, [(1 / 127) ** 2 / 12, (2 / 127) ** 2 / 12], rtol=1e-6)
 
 
 def test_an_expert_has_the_inputs_of_the_tokens_that_chose_it(tmp_path):

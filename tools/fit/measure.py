@@ -44,12 +44,13 @@ def sampled(model, count, length, seed):
     """Sequences that the model writes, from random first tokens of its vocabulary or BOS."""
     torch.manual_seed(seed)
     bos = model.config.bos_token_id
-    first = torch.full((count, 1), bos) if bos is not None else prompts(model, count)
-    ids = first
+    ids = new = torch.full((count, 1), bos) if bos is not None else prompts(model, count)
+    cache = None
     with torch.no_grad():
         while ids.shape[1] < length:
-            probabilities = model(input_ids=ids).logits[:, -1].softmax(-1)
-            ids = torch.cat([ids, torch.multinomial(probabilities, 1)], dim=1)
+            out = model(input_ids=new, past_key_values=cache, use_cache=True)
+            new, cache = torch.multinomial(out.logits[:, -1].softmax(-1), 1), out.past_key_values
+            ids = torch.cat([ids, new], dim=1)
     return Calibration(tuple(tuple(map(int, row)) for row in ids))
 
 
