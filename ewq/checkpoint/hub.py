@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def _snapshot(model: str, downloading: Progress | None = None) -> Path | None:
 
     try:
         if downloading is not None:
-            return _download(model, WANTED, downloading)
+            return _download(model, downloading)
         return Path(snapshot_download(model, allow_patterns=list(WANTED), local_files_only=True))
     except GatedRepoError as error:
         raise CheckpointError(f"{model} is gated; accept its terms and log in first") from error
@@ -114,26 +113,22 @@ def _snapshot(model: str, downloading: Progress | None = None) -> Path | None:
         ) from error
 
 
-def _download(model: str, patterns: Sequence[str], progress: Progress) -> Path:
-    """Bring a hub model's files into the Hugging Face cache; those already there are kept.
+def _download(model: str, progress: Progress) -> Path:
+    """The snapshot's folder, once all wanted files are in the Hugging Face cache."""
+    from huggingface_hub import snapshot_download
 
-    Returns:
-        The snapshot's folder.
-
-    Raises:
-        CheckpointError: the disk cannot hold what is missing.
-        HfHubHTTPError: as :func:`huggingface_hub.snapshot_download`, also its other errors.
-    """
-    missing_bytes = _missing_bytes(model, patterns)
+    missing_bytes = _missing_bytes(model)
     _require_room(model, missing_bytes)
+    # Who draws nothing himself gets the library's own bars, which a pipe does not.
+    bars = None if progress is NO_PROGRESS else _bars_for(progress)
     progress.start(f"downloading {model}", missing_bytes, "bytes")
     try:
-        return _fetch(model, patterns, progress)
+        return Path(snapshot_download(model, allow_patterns=list(WANTED), tqdm_class=bars))
     finally:
         progress.finish()
 
 
-def _missing_bytes(model: str, patterns: Sequence[str]) -> int:
+def _missing_bytes(model: str) -> int:
     """Bytes of the wanted files that the cache lacks; 0 where the hub does not answer."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
@@ -147,17 +142,9 @@ def _missing_bytes(model: str, patterns: Sequence[str]) -> int:
     return sum(
         sizes[name]
         for name in sizes
-        if any(fnmatchcase(name, pattern) for pattern in patterns)
+        if any(fnmatchcase(name, pattern) for pattern in WANTED)
         and not isinstance(try_to_load_from_cache(model, name, revision=found.sha), str)
     )
-
-
-def _fetch(model: str, patterns: Sequence[str], progress: Progress) -> Path:
-    from huggingface_hub import snapshot_download
-
-    # Who draws nothing himself gets the library's own bars, which a pipe does not.
-    bars = None if progress is NO_PROGRESS else _bars_for(progress)
-    return Path(snapshot_download(model, allow_patterns=list(patterns), tqdm_class=bars))
 
 
 def _require_room(model: str, missing_bytes: int) -> None:
