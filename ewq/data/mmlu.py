@@ -74,8 +74,8 @@ class MmluData:
 
     @cached_property
     def subjects(self) -> dict[str, int]:
-        """Number of test questions by subject, in the order of the test questions."""
-        return {name: len(list(rows)) for name, rows in groupby(self.test, lambda q: q.subject)}
+        """Number of test questions by subject, in their order."""
+        return {name: len(rows) for name, rows in self.by_subject()}
 
     @cached_property
     def digest(self) -> str:
@@ -95,8 +95,7 @@ class MmluData:
     def subset(self, n: int, seed: int = 0) -> MmluData:
         """A stratified sample of ``n`` questions: every subject by its share, order kept.
 
-        Membership is decided by hashes of the seed, not by a random generator,
-        so that it is the same on every machine and in every version.
+        Membership is decided by hashes of the seed: it is the same on every machine.
 
         Raises:
             InputError: ``n`` is not between 1 and the number of questions.
@@ -106,7 +105,9 @@ class MmluData:
         quota = _shares(self.subjects, n)
         chosen: list[Question] = []
         for subject, rows in self.by_subject():
-            ranked = sorted(range(len(rows)), key=lambda i: _rank(seed, subject, i))
+            keys = (f"{seed}/{subject}/{i}".encode() for i in range(len(rows)))
+            ranks = [hashlib.sha256(key).digest() for key in keys]
+            ranked = sorted(range(len(rows)), key=ranks.__getitem__)
             chosen += [rows[i] for i in sorted(ranked[: quota[subject]])]
         return MmluData(tuple(chosen), self.dev, f"{self.source}, {n} of {len(self.test)}")
 
@@ -116,11 +117,7 @@ class MmluData:
         return MmluData(tuple(chosen), self.dev, f"{self.source}, first {per_subject}")
 
     def only(self, subjects: Sequence[str]) -> MmluData:
-        """The questions of some subjects.
-
-        Raises:
-            InputError: a subject that this data does not have.
-        """
+        """The questions of some subjects; an InputError where this data lacks one."""
         unknown = [name for name in subjects if name not in self.subjects]
         if unknown:
             raise InputError(f"no MMLU subject {unknown[0]!r} in {self.source}")
@@ -131,14 +128,12 @@ class MmluData:
 def load_mmlu(source: str | Path) -> MmluData:
     """Read MMLU.
 
-    Args:
-        source: ``hub`` for ``cais/mmlu`` through ``datasets``, or a folder with
-            ``dev/SUBJECT_dev.csv`` and ``test/SUBJECT_test.csv`` without header:
-            question, four choices, answer letter.
+    ``source`` is ``hub`` for ``cais/mmlu`` through ``datasets``, or a folder with
+    ``dev/SUBJECT_dev.csv`` and ``test/SUBJECT_test.csv`` without header: question, four choices,
+    answer letter.
 
     Raises:
-        InputError: the folder, a file or a row is not as described, or the hub
-            cannot be reached; names the file and row.
+        InputError: a file or row is not as described, or the hub cannot be reached.
     """
     return _from_hub() if str(source) == HUB else _from_folder(Path(source))
 
@@ -196,11 +191,7 @@ def _from_hub() -> MmluData:
 def from_rows(
     dev: Iterable[Mapping[str, Any]], test: Iterable[Mapping[str, Any]], source: str
 ) -> MmluData:
-    """Build the data from rows as the hub has them: ``subject, question, choices, answer``.
-
-    Raises:
-        InputError: a row without four choices or with an answer outside 0 to 3.
-    """
+    """Build the data from rows as the hub has them: ``subject, question, choices, answer``."""
     asked = sorted(_parse(test, f"{source} test"), key=lambda q: q.subject)
     worked: dict[str, tuple[Question, ...]] = {}
     for q in _parse(dev, f"{source} dev"):
@@ -214,10 +205,6 @@ def _parse(rows: Iterable[Mapping[str, Any]], where: str) -> Iterator[Question]:
         if len(choices) != 4 or answer not in range(4):
             raise InputError(f"{where}: row {number}: expected 4 choices and an answer from 0 to 3")
         yield Question(row["subject"], row["question"], choices, int(answer))
-
-
-def _rank(seed: int, subject: str, index: int) -> bytes:
-    return hashlib.sha256(f"{seed}/{subject}/{index}".encode()).digest()
 
 
 def _shares(sizes: Mapping[str, int], n: int) -> dict[str, int]:

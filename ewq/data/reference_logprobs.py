@@ -1,12 +1,9 @@
 """The reference's log-probabilities on disk: exact float32, read a few rows at a time.
 
-llama.cpp keeps them in 16 bits, which alone makes a model diverge from itself
-by 5e-4 nats. Here a token costs ``4 * vocabulary`` bytes of disk and nothing
-of memory: 100,000 tokens of a 152k vocabulary are 61 GB on disk, and never
-more than one block of rows in memory.
+llama.cpp keeps them in 16 bits, which alone makes a model diverge from itself by 5e-4 nats. Here a
+token costs ``4 * vocabulary`` bytes of disk: 100,000 tokens of a 152k vocabulary are 61 GB.
 
-The file has no name. Whatever ends the process, a full disk or a kill too, the
-operating system takes its space back at once.
+The file has no name: whatever ends the process, the operating system takes its space back.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -48,13 +44,8 @@ class Reference:
 
         The file is mapped for the copy only, so its pages never pile up in the process.
         """
-        rows[...] = np.memmap(
-            self.file,
-            dtype=np.float32,
-            mode="r",
-            offset=begin * self.vocab_size * _ITEM_BYTES,
-            shape=rows.shape,
-        )
+        offset = begin * self.vocab_size * _ITEM_BYTES
+        rows[...] = np.memmap(self.file, np.float32, "r", offset, rows.shape)
 
     def close(self) -> None:
         """Give the disk space back; doing so twice is harmless."""
@@ -62,13 +53,9 @@ class Reference:
 
 
 class ReferenceWriter:
-    """Writes rows one block after another; the reference exists once all rows are there.
+    """Writes rows ``[tokens, vocab_size]`` block by block; to be entered.
 
-    Args:
-        folder: a folder on a disk, made where absent. ``/tmp`` is memory on many systems.
-        tokens: rows there will be.
-        vocab_size: width of a row.
-        settings: what a variant must share.
+    ``folder`` lies on a disk (``/tmp`` is memory on many systems) and is made where absent.
 
     Raises:
         InputError: the folder cannot be written, or has no room for all rows.
@@ -92,11 +79,7 @@ class ReferenceWriter:
         self._written = 0
 
     def append(self, rows: NDArray[np.float32]) -> None:
-        """Add rows ``[n, vocab_size]``.
-
-        Raises:
-            MeasurementError: another width than the vocabulary's, or the disk is full.
-        """
+        """Add rows ``[n, vocab_size]``; a MeasurementError of another width or a full disk."""
         if rows.shape[1:] != (self.reference.vocab_size,):
             raise MeasurementError(
                 f"rows are {rows.shape[1:]} wide, the vocabulary has {self.reference.vocab_size}"
@@ -115,28 +98,16 @@ class ReferenceWriter:
     def __enter__(self) -> ReferenceWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        whole = self._written == self.reference.tokens
-        if error is None and whole:
-            return
-        self.reference.close()
-        if error is None:
-            raise MeasurementError(
-                f"reference has {self._written} rows instead of {self.reference.tokens}"
-            )
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        written, wanted = self._written, self.reference.tokens
+        if kind is not None or written != wanted:
+            self.reference.close()
+        if kind is None and written != wanted:
+            raise MeasurementError(f"reference has {written} rows instead of {wanted}")
 
 
 def require_disk_space(folder: Path, tokens: int, vocab_size: int) -> None:
-    """Check that ``folder`` can take the reference.
-
-    Raises:
-        InputError: it cannot; the message says how many tokens would fit.
-    """
+    """Raise an InputError, with what would fit, where ``folder`` cannot take the reference."""
     needed = tokens * vocab_size * _ITEM_BYTES
     free = shutil.disk_usage(folder).free
     if needed + _SPARE_BYTES > free:

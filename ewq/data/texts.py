@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ewq.errors import BackendUnavailable, InputError
+from ewq.errors import InputError
 
 HUB = "hub"
 _HUB_DATASET = ("Salesforce/wikitext", "wikitext-2-raw-v1")
@@ -57,15 +57,12 @@ class TextSet:
 
 
 def load_texts(source: str | Path) -> TextSet:
-    """Read texts from ``source``.
+    """Read texts: of ``hub`` (WikiText-2's raw test part), a text file, or a folder.
 
-    Args:
-        source: ``"hub"`` for WikiText-2's raw test part; a text file; or a folder holding
-            ``DOMAIN/*.txt`` and/or ``DOMAIN.txt``. Texts are read as :func:`read_text` does.
+    A folder holds ``DOMAIN/*.txt`` and/or ``DOMAIN.txt``.
 
     Raises:
         InputError: nothing is there, a domain folder is empty, or a text cannot be read.
-        BackendUnavailable: ``hub`` without the ``datasets`` library.
     """
     if source == HUB:
         return text_set([_wikitext_from_hub()])
@@ -93,20 +90,15 @@ def _read_folder(folder: Path) -> list[Document]:
     for entry in sorted(folder.iterdir(), key=lambda path: (path.stem, path.name)):
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            documents += _read_domain(entry)
-        elif entry.suffix == ".txt":
+        files = sorted(entry.glob("*.txt"))
+        if entry.is_dir() and not files:
+            raise InputError(f"domain folder {entry} holds no .txt file; add one or remove it")
+        documents += [_read(file, entry.name) for file in files]
+        if entry.is_file() and entry.suffix == ".txt":
             documents.append(_read(entry, entry.stem))
     if not documents:
         raise InputError(f"{folder} holds no texts: expected DOMAIN/NAME.txt or DOMAIN.txt files")
     return documents
-
-
-def _read_domain(folder: Path) -> list[Document]:
-    files = sorted(folder.glob("*.txt"))
-    if not files:
-        raise InputError(f"domain folder {folder} holds no .txt file; add one or remove the folder")
-    return [_read(file, folder.name) for file in files]
 
 
 def _read(file: Path, domain: str) -> Document:
@@ -148,12 +140,8 @@ def is_visible(text: str) -> bool:
 
 def _wikitext_from_hub() -> Document:
     """WikiText-2's test part as the very text of ``wiki.test.raw``."""
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise BackendUnavailable(
-            "WikiText-2 from the hub needs datasets: pip install datasets"
-        ) from error
+    from datasets import load_dataset
+
     try:
         rows = load_dataset(*_HUB_DATASET, split="test")["text"]
     except (OSError, ValueError) as error:

@@ -1,7 +1,6 @@
 """Perplexity's definitions: how texts become windows, and which tokens of them are scored.
 
-Figures of different definitions must never be mixed, so a definition is data
-with a name, and goes into the settings of every result with its window.
+Figures of different definitions must never be mixed, so a result's settings name its definition.
 """
 
 from __future__ import annotations
@@ -154,72 +153,40 @@ def bos_token(tokenizer: Any) -> int | None:
 
 
 def make_windows(
-    texts: TextSet,
-    tokenizer: Any,
-    definition: Definition,
-    max_tokens_per_domain: int | None = None,
+    texts: TextSet, tokenizer: Any, definition: Definition, max_tokens: int | None = None
 ) -> tuple[Window, ...]:
     """Cut ``texts`` into windows, in order.
 
-    Args:
-        texts: what to score.
-        tokenizer: the checkpoint's ``transformers`` tokenizer.
-        definition: already fitted to the model's context.
-        max_tokens_per_domain: stop a domain after the window that reaches so many scored tokens.
-
-    A text that begins with the BOS which the tokenizer adds is read without it.
+    A domain ends after the window that reaches ``max_tokens`` scored tokens. A text that begins
+    with the BOS which the tokenizer adds is read without it.
 
     Raises:
         InputError: a domain too short for a single window of two scored tokens.
     """
-    bos = bos_token(tokenizer)
     return tuple(
         window
         for domain in texts.domains
-        for window in _domain_windows(
-            texts, domain, tokenizer, definition, bos, max_tokens_per_domain
-        )
+        for window in _domain_windows(texts, domain, tokenizer, definition, max_tokens)
     )
 
 
 def require_tokens(texts: TextSet, tokenizer: Any) -> None:
-    """Refuse texts of which there is too little to score, without tokenizing long ones.
-
-    Raises:
-        InputError: names the domain.
-    """
+    """Raise an InputError of a domain too short to be scored, without tokenizing long ones."""
     for domain in texts.domains:
         documents = texts.of(domain)
         if sum(len(each.text) for each in documents) < CERTAINLY_ENOUGH_CHARACTERS:
             make_windows(replace(texts, documents=documents), tokenizer, DEFINITIONS["disjoint"])
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """Token ids of one text without BOS, and how many bytes of it end before each token's end."""
-
-    ids: list[int]
-    byte_ends: NDArray[np.int64]
-
-    def bytes_between(self, begin: int, end: int) -> int:
-        before = int(self.byte_ends[begin - 1]) if begin else 0
-        return int(self.byte_ends[end - 1]) - before
-
-
 def _domain_windows(
-    texts: TextSet,
-    domain: str,
-    tokenizer: Any,
-    definition: Definition,
-    bos: int | None,
-    max_tokens: int | None,
+    texts: TextSet, domain: str, tokenizer: Any, definition: Definition, max_tokens: int | None
 ) -> list[Window]:
     windows: list[Window] = []
-    scored = 0
+    scored, bos = 0, bos_token(tokenizer)
     for number, text in _texts_of(texts, domain, definition, _spelt_bos(tokenizer)):
-        encoded = _encode(tokenizer, text)
-        for ids, start, begin, end in _cut(encoded.ids, definition, bos):
-            size = encoded.bytes_between(begin, end)
+        encoded, bytes_before = _encode(tokenizer, text)
+        for ids, start, begin, end in _cut(encoded, definition, bos):
+            size = int(bytes_before[end] - bytes_before[begin])
             windows.append(Window(domain, number, tuple(ids), start, size))
             scored += end - begin
             if max_tokens is not None and scored >= max_tokens:
@@ -253,7 +220,8 @@ def _texts_of(
         yield numbered[0][0], "\n\n".join(rows)
 
 
-def _encode(tokenizer: Any, text: str) -> _Encoded:
+def _encode(tokenizer: Any, text: str) -> tuple[list[int], NDArray[np.int64]]:
+    """Token ids of a text without BOS, and the bytes of it before each token and after the last."""
     # verbose=False: the text is longer than the model's context on purpose.
     encoding = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False
@@ -261,12 +229,11 @@ def _encode(tokenizer: Any, text: str) -> _Encoded:
     ids = list(encoding["input_ids"])
     if not tokenizer.is_fast:
         # No positions to be had: spread the bytes evenly over the tokens.
-        return _Encoded(ids, np.linspace(0, len(text.encode()), len(ids) + 1)[1:].astype(np.int64))
-    widths = np.array([len(character.encode()) for character in text], dtype=np.int64)
-    bytes_before = np.concatenate([[0], np.cumsum(widths)])
-    ends = np.array([end for _, end in encoding["offset_mapping"]], dtype=np.int64)
-    byte_ends = bytes_before[np.maximum.accumulate(ends)] if len(ends) else ends
-    return _Encoded(ids, byte_ends)
+        return ids, np.linspace(0, len(text.encode()), len(ids) + 1).astype(np.int64)
+    widths = [len(character.encode()) for character in text]
+    ends = np.array([0, *(end for _, end in encoding["offset_mapping"])], dtype=np.int64)
+    bytes_before = np.cumsum([0, *widths], dtype=np.int64)
+    return ids, bytes_before[np.maximum.accumulate(ends)]
 
 
 def _cut(

@@ -6,12 +6,21 @@ import base64
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, cast
 
 from ewq import stats
 from ewq.data.mmlu import GROUP_OF, LETTERS, MmluData
 from ewq.errors import InputError, MeasurementError
-from ewq.measurement import Doubt, DoubtKind, Items, Json, Metric, TaskResult
+from ewq.measurement import (
+    Doubt,
+    DoubtKind,
+    Items,
+    Json,
+    Metric,
+    TaskResult,
+    require_same_settings,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +28,8 @@ if TYPE_CHECKING:
 
     from ewq.model import LanguageModel
 
+Tally = dict[str, tuple[int, int]]
+"""Subject -> right answers and questions."""
 PROTOCOL_KEYS = ("data", "subjects", "shots", "prompt")
 """Settings that two results must share for their answers to be about the same questions."""
 
@@ -77,21 +88,21 @@ def pack_items(predicted: Sequence[int], data: MmluData) -> str:
 def accuracy_metrics(items: str, subjects: Mapping[str, int]) -> dict[str, Metric]:
     """Size-weighted accuracy, also by group, macro accuracy, and the shares of the letters chosen.
 
-    The error of a size-weighted accuracy is pooled over subjects as
-    lm-evaluation-harness does. A subject all of whose answers are alike says
-    nothing about the spread of its answers; that of all answers stands in.
+    The error of a size-weighted accuracy is pooled over subjects as lm-evaluation-harness does.
     """
-    tally = subject_tally(items, subjects)
+    tally = _tally(items, subjects)
     accuracies = [count / n for count, n in tally.values()]
-    errors = _subject_errors(tally)
-    macro = math.sqrt(sum(error**2 for error in errors)) / len(errors)
+    macro = math.hypot(*_subject_errors(tally)) / len(tally)
     n = len(items)
     metrics = {
         "accuracy": _size_weighted(tally),
         "accuracy_macro": Metric(sum(accuracies) / len(tally), "fraction", True, n, macro),
     }
-    for group, part in _by_group(tally).items():
-        metrics[f"accuracy/{group}"] = _size_weighted(part)
+    groups: dict[str, Tally] = {}
+    for subject in tally:
+        if group := GROUP_OF.get(subject):
+            groups.setdefault(group, {})[subject] = tally[subject]
+    metrics |= {f"accuracy/{group}": _size_weighted(part) for group, part in groups.items()}
     answered = Counter(items.upper())
     for letter in LETTERS:
         error = stats.share_stderr(answered[letter], n)
@@ -99,44 +110,56 @@ def accuracy_metrics(items: str, subjects: Mapping[str, int]) -> dict[str, Metri
     return metrics
 
 
-def subject_tally(items: str, subjects: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """Right answers and questions of each subject."""
-    tally, begin = {}, 0
-    for subject, n in subjects.items():
-        part = items[begin : begin + n]
-        tally[subject] = (sum(map(str.isupper, part)), n)
-        begin += n
-    return tally
+def _tally(items: str, subjects: Mapping[str, int]) -> Tally:
+    letters = iter(items)
+    return {
+        subject: (sum(letter.isupper() for letter in islice(letters, n)), n)
+        for subject, n in subjects.items()
+    }
 
 
-def _by_group(tally: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, tuple[int, int]]]:
-    """The tallies of each group's subjects, without those outside MMLU."""
-    groups: dict[str, dict[str, tuple[int, int]]] = {}
-    for subject in tally:
-        if group := GROUP_OF.get(subject):
-            groups.setdefault(group, {})[subject] = tally[subject]
-    return groups
-
-
-def _total(tally: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+def _total(tally: Tally) -> tuple[int, int]:
     return sum(right for right, _ in tally.values()), sum(n for _, n in tally.values())
+
+
+def _subject_errors(tally: Tally) -> list[float]:
+    """The error of each subject's accuracy.
+
+    A subject all of whose answers are alike says nothing of their spread; that of all stands in.
+    """
+    right, n = _total(tally)
+    spread = stats.share_stderr(right, n) * math.sqrt(n)
+    return [
+        stats.share_stderr(count, size) if 0 < count < size else spread / math.sqrt(size)
+        for count, size in tally.values()
+    ]
+
+
+def _size_weighted(tally: Tally) -> Metric:
+    """Accuracy over all questions of some subjects, its error pooled over the subjects."""
+    right, n = _total(tally)
+    if n - len(tally) >= len(tally):
+        error = stats.pooled_stderr(_subject_errors(tally), [size for _, size in tally.values()])
+    else:
+        # Hardly more than one question a subject leaves nothing to pool: treat them as one group.
+        error = stats.share_stderr(right, n)
+    return Metric(right / n, "fraction", True, n, error)
 
 
 def chance_doubts(items: str, data: MmluData) -> tuple[Doubt, ...]:
     """A doubt where the accuracy cannot be told from always giving the same letter."""
-    n = len(items)
-    constant, letter = max(
-        (count / n, letter)
-        for letter, count in Counter(LETTERS[q.answer] for q in data.test).items()
-    )
-    accuracy = accuracy_metrics(items, data.subjects)["accuracy"]
-    if accuracy.value - 2 * (accuracy.stderr or 0.0) >= constant:
+    answers = Counter(LETTERS[question.answer] for question in data.test)
+    count, letter = max((count, letter) for letter, count in answers.items())
+    constant = count / len(items)
+    accuracy = _size_weighted(_tally(items, data.subjects))
+    value, stderr = accuracy.value, accuracy.stderr or 0.0
+    if value - 2 * stderr >= constant:
         return ()
     text = (
-        f"accuracy {accuracy.value:.3f} ± {accuracy.stderr:.3f} is at chance level: always "
-        f"answering {letter} scores {constant:.3f}, so differences between variants mean nothing"
+        f"accuracy {value:.3f} ± {stderr:.3f} is at chance level: always answering {letter} scores "
+        f"{constant:.3f}, so differences between variants mean nothing"
     )
-    figures = {"accuracy": accuracy.value, "stderr": accuracy.stderr or 0.0, "constant": constant}
+    figures = {"accuracy": value, "stderr": stderr, "constant": constant}
     return (Doubt(DoubtKind.CHANCE, text, figures),)
 
 
@@ -146,12 +169,11 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     Raises:
         MeasurementError: the results are not about the same questions and prompts.
     """
-    for key in PROTOCOL_KEYS:
-        ours, theirs = result.settings.get(key), reference.settings.get(key)
-        if ours != theirs:
-            raise MeasurementError(f"cannot pair MMLU results: {key} is {ours} against {theirs}")
-    clusters = _subject_of_each(result.settings["subjects"])
-    paired = stats.paired_accuracy(_correct(reference), _correct(result), clusters)
+    require_same_settings(result.task, result.settings, reference.settings, PROTOCOL_KEYS)
+    subjects = cast("Sequence[tuple[str, int]]", result.settings["subjects"])
+    base, new = (map(str.isupper, each.items.column("answer")) for each in (reference, result))
+    clusters = [name for name, size in subjects for _ in range(size)]
+    paired = stats.paired_accuracy(list(base), list(new), clusters)
     bounds = paired.freedom, paired.interval
     delta = Metric(paired.delta, "fraction", True, paired.n, paired.stderr, *bounds)
     flips = math.sqrt(max(paired.flips * (1 - paired.flips), 1 / paired.n) / paired.n)
@@ -188,32 +210,3 @@ def require_questions(data: MmluData, shots: int) -> None:
             raise InputError(
                 f"{data.source}: {subject} has {have} dev rows; {shots} shots need as many"
             )
-
-
-def _subject_of_each(subjects: Any) -> list[str]:
-    return [name for name, size in subjects for _ in range(size)]
-
-
-def _correct(result: TaskResult) -> list[bool]:
-    return [letter.isupper() for letter in result.items.column("answer")]
-
-
-def _subject_errors(tally: Mapping[str, tuple[int, int]]) -> list[float]:
-    """The error of each subject's accuracy."""
-    right, n = _total(tally)
-    spread = stats.share_stderr(right, n) * math.sqrt(n)
-    return [
-        stats.share_stderr(count, size) if 0 < count < size else spread / math.sqrt(size)
-        for count, size in tally.values()
-    ]
-
-
-def _size_weighted(tally: Mapping[str, tuple[int, int]]) -> Metric:
-    """Accuracy over all questions of some subjects, its error pooled over the subjects."""
-    right, n = _total(tally)
-    if n - len(tally) >= len(tally):
-        error = stats.pooled_stderr(_subject_errors(tally), [size for _, size in tally.values()])
-    else:
-        # Hardly more than one question a subject leaves nothing to pool: treat them as one group.
-        error = stats.share_stderr(right, n)
-    return Metric(right / n, "fraction", True, n, error)

@@ -1,9 +1,8 @@
 """The table of tasks: everything that is known of a task without running it.
 
-A task's code is the module of its name in this package, imported when the
-task runs. It has ``measure(inputs) -> TaskResult``, or ``prepare(inputs) ->
-Work`` where one measurement takes several timed rounds; ``pair(result,
-reference) -> dict[str, Metric]`` where its result is paired with the reference's.
+A task's code is the module of its name in this package, imported when the task runs. It has
+``measure(inputs) -> TaskResult``, or ``prepare(inputs) -> Work`` where one measurement takes
+several timed rounds; ``pair(result, reference) -> dict[str, Metric]`` where results are paired.
 """
 
 from __future__ import annotations
@@ -77,9 +76,8 @@ class Tolerance:
         return max((self.relative or 0.0) * abs(before), self.absolute or 0.0)
 
     def __str__(self) -> str:
-        relative = None if self.relative is None else f"{self.relative:.2%}"
-        absolute = None if self.absolute is None else f"{self.absolute:g}"
-        return " or ".join(part for part in (relative, absolute) if part is not None)
+        parts = (self.relative, "{:.2%}"), (self.absolute, "{:g}")
+        return " or ".join(form.format(size) for size, form in parts if size is not None)
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,6 @@ class Inputs:
     model: Callable[[], LanguageModel]
     """The variant's model. Do not keep it: the handle behind it closes it."""
     load_reading: Callable[[], LoadReading]
-    """Seconds and memory that loading took."""
     questions: Callable[[], MmluData]
     texts: Callable[[], TextSet]
     definition: Callable[[], Definition]
@@ -143,14 +140,13 @@ class Work:
     once: Callable[[], object]
     """One timed round. It ends only when the device has finished."""
     result: Callable[[], TaskResult]
-    """The outcome, after all rounds."""
     rounds: int = 1
     warmup_rounds: int = 0
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task."""
+    """What is known of one task."""
 
     name: str
     figures: tuple[Figure, ...]
@@ -162,13 +158,13 @@ class Task:
     item_values: tuple[str, ...] = ()
     """Columns that were measured."""
     in_rounds: bool = False
-    """Whether one measurement takes several timed rounds."""
+    """One measurement takes several timed rounds."""
     same_session: bool = False
-    """Whether the reference must be measured in the same session: clocks drift between runs."""
+    """The reference must be measured in the same session: clocks drift between runs."""
     on_random_weights: bool = False
-    """Whether the values of the weights do not matter to it."""
+    """The values of the weights do not matter to it."""
     first: bool = False
-    """Whether it is measured before a variant's other tasks, which leave freed memory behind."""
+    """It is measured before a variant's other tasks, which leave freed memory behind."""
 
     @property
     def module(self) -> ModuleType:
@@ -202,29 +198,21 @@ class Task:
         return next((each for each in self.figures if re.fullmatch(each.key, metric)), None)
 
     def check(self, metrics: Mapping[str, Metric]) -> None:
-        """Refuse metrics that are not as the table says, before they are stored.
-
-        Raises:
-            MeasurementError: an unknown metric, or another unit or direction.
-        """
+        """Raise a MeasurementError of a metric that is not as the table says."""
         for name, metric in metrics.items():
             known = self.figure(name)
             if known is None:
                 raise MeasurementError(f"{self.name} reports {name!r}, which its table entry lacks")
             found = (metric.unit, metric.higher_is_better)
-            if found != (known.unit, known.higher_is_better):
+            wanted = (known.unit, known.higher_is_better)
+            if found != wanted:
                 raise MeasurementError(
-                    f"{self.name} reports {name!r} with unit and direction {found}, not as in its "
-                    f"table entry: {(known.unit, known.higher_is_better)}"
+                    f"{self.name} reports {name!r} with unit and direction {found}, not {wanted}"
                 )
 
 
 def find_task(name: str) -> Task:
-    """The task of a name.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The task of a name; an InputError where there is none."""
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
     return TASKS[name]
@@ -239,85 +227,59 @@ _SPREAD = r"(_b\d+)?(_p10|_p90)?"
 """Batch size above 1, then percentile."""
 _RESIDENT_BYTES = 64e6
 """Allocators and library caches move a process's resident memory by tens of megabytes."""
-_TENTH, _HALF = Tolerance(relative=0.10), Tolerance(relative=0.5)
+_TENTH, _HALF = Tolerance(0.10), Tolerance(0.5)
+_PER_BYTE = ItemMean("nll", "bytes", lambda _: 1 / math.log(2))
 
 _ANSWERS = (
-    Figure(
-        "accuracy", "fraction", True, Kind.CHOICE,
-        mean=ItemMean("answer"), tolerance=Tolerance(absolute=0.005),
-    ),
+    Figure("accuracy", "fraction", True, Kind.CHOICE,
+           mean=ItemMean("answer"), tolerance=Tolerance(absolute=0.005)),
     Figure(r"accuracy_macro|accuracy/.+", "fraction", True, Kind.CHOICE),
     Figure(r"answered_[A-D]", "fraction", None),
-    Figure(
-        "accuracy_delta", "fraction", True, Kind.CHOICE, paired=True,
-        reference=("accuracy", lambda now, delta: now - delta),
-    ),
+    Figure("accuracy_delta", "fraction", True, Kind.CHOICE, paired=True,
+           reference=("accuracy", lambda now, delta: now - delta)),
     Figure("flips", "fraction", False, paired=True),
     Figure("mcnemar_p", "p", None, Kind.CHOICE, paired=True),
 )  # fmt: skip
 
 _PERPLEXITY = (
-    Figure(
-        "perplexity", "ratio", False,
-        mean=ItemMean("nll", "tokens", math.exp), tolerance=Tolerance(relative=0.001),
-    ),
+    Figure("perplexity", "ratio", False,
+           mean=ItemMean("nll", "tokens", math.exp), tolerance=Tolerance(0.001)),
     Figure(r"perplexity/(?s:.+)", "ratio", False),
-    Figure(
-        "bits_per_byte", "bits", False,
-        mean=ItemMean("nll", "bytes", lambda _: 1 / math.log(2)),
-        tolerance=Tolerance(relative=0.001),
-    ),
+    Figure("bits_per_byte", "bits", False, mean=_PER_BYTE, tolerance=Tolerance(0.001)),
     Figure(r"bits_per_byte/(?s:.+)", "bits", False),
-    Figure(
-        "ln_ppl_ratio", "nats", False, paired=True,
-        reference=("perplexity", lambda now, ratio: now / math.exp(ratio)),
-    ),
+    Figure("ln_ppl_ratio", "nats", False, paired=True,
+           reference=("perplexity", lambda now, ratio: now / math.exp(ratio))),
     Figure(r"ln_ppl_ratio/(?s:.+)", "nats", False, paired=True),
 )  # fmt: skip
 
 _DIVERGENCE = (
-    Figure(
-        "kld_mean", "nats", False, paired=True,
-        mean=ItemMean("kld", "tokens"), tolerance=Tolerance(relative=0.01, absolute=1e-5),
-    ),
-    Figure(
-        "kld_p99", "nats", False, paired=True, tolerance=Tolerance(relative=0.10, absolute=1e-4)
-    ),
+    Figure("kld_mean", "nats", False, paired=True,
+           mean=ItemMean("kld", "tokens"), tolerance=Tolerance(0.01, 1e-5)),
+    Figure("kld_p99", "nats", False, paired=True, tolerance=Tolerance(0.10, 1e-4)),
     Figure(r"kld_p\d+", "nats", False, paired=True),
-    Figure(
-        "top1_agreement", "fraction", True, paired=True, equal=1.0,
-        mean=ItemMean("same_top", "tokens"), tolerance=Tolerance(absolute=0.005),
-    ),
-    Figure(
-        "rms_delta_p", "fraction", False, paired=True,
-        tolerance=Tolerance(relative=0.05, absolute=1e-4),
-    ),
+    Figure("top1_agreement", "fraction", True, paired=True, equal=1.0,
+           mean=ItemMean("same_top", "tokens"), tolerance=Tolerance(absolute=0.005)),
+    Figure("rms_delta_p", "fraction", False, paired=True, tolerance=Tolerance(0.05, 1e-4)),
     Figure("ln_ppl_ratio", "nats", False, paired=True),
 )  # fmt: skip
 
 _THROUGHPUT = (
-    *(
-        Figure(f"{phase}_tokens_per_s", "tokens/s", True, Kind.CLOCK,
-               tolerance=_TENTH, cpu_tolerance=_HALF)
-        for phase in ("prefill", "decode")
-    ),
-    Figure("ttft_s", "s", False, Kind.CLOCK,
-           tolerance=_TENTH, cpu_tolerance=Tolerance(relative=1.0)),
+    *(Figure(f"{phase}_tokens_per_s", "tokens/s", True, Kind.CLOCK,
+             tolerance=_TENTH, cpu_tolerance=_HALF) for phase in ("prefill", "decode")),
+    Figure("ttft_s", "s", False, Kind.CLOCK, tolerance=_TENTH, cpu_tolerance=Tolerance(1.0)),
     Figure(rf"(prefill|decode)_tokens_per_s{_SPREAD}", "tokens/s", True, Kind.CLOCK),
     Figure(rf"ttft_s{_SPREAD}", "s", False, Kind.CLOCK),
-    Figure(
-        "decode_ratio", "ratio", True, Kind.CLOCK, paired=True, equal=1.0,
-        reference=("decode_tokens_per_s", lambda now, ratio: now / ratio if ratio else 0.0),
-        tolerance=_TENTH, cpu_tolerance=_HALF,
-    ),
+    Figure("decode_ratio", "ratio", True, Kind.CLOCK, paired=True, equal=1.0,
+           reference=("decode_tokens_per_s", lambda now, ratio: now / ratio if ratio else 0.0),
+           tolerance=_TENTH, cpu_tolerance=_HALF),
     Figure(r"(prefill|decode)_ratio(_b\d+)?", "ratio", True, Kind.CLOCK, paired=True, equal=1.0),
 )  # fmt: skip
 
 _MEMORY = (
-    Figure("weights_bytes", "bytes", False, Kind.COUNT, tolerance=Tolerance(relative=0.005)),
-    Figure("bits_per_weight", "bits", False, Kind.COUNT, tolerance=Tolerance(relative=0.005)),
+    Figure("weights_bytes", "bytes", False, Kind.COUNT, tolerance=Tolerance(0.005)),
+    Figure("bits_per_weight", "bits", False, Kind.COUNT, tolerance=Tolerance(0.005)),
     Figure("vram_peak_bytes", "bytes", False, Kind.COUNT,
-           alternative="ram_peak_bytes", tolerance=Tolerance(relative=0.05)),
+           alternative="ram_peak_bytes", tolerance=Tolerance(0.05)),
     Figure("ram_peak_bytes", "bytes", False, Kind.COUNT,
            alternative="vram_peak_bytes", tolerance=Tolerance(0.05, _RESIDENT_BYTES)),
     Figure("load_peak_ram_bytes", "bytes", False, Kind.COUNT,

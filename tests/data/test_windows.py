@@ -101,7 +101,7 @@ def test_a_tokenizer_without_positions_spreads_the_bytes():
 def test_a_limit_ends_each_domain_after_the_window_that_reaches_it():
     texts = text_set([Document("a", "1", "a" * 40), Document("b", "1", "b" * 40)])
     windows = make_windows(
-        texts, CharTokenizer(True), DEFINITIONS["disjoint"].with_window(9), max_tokens_per_domain=10
+        texts, CharTokenizer(True), DEFINITIONS["disjoint"].with_window(9), max_tokens=10
     )
     assert [(window.domain, window.scored) for window in windows] == [
         ("a", 8),
