@@ -31,11 +31,9 @@ def to_comment(comparison: Comparison, limit: int = COMMENT_LIMIT) -> str:
     while kept and len(text.encode()) >= limit:
         kept = 3 * kept // 4
         text = to_markdown(comparison_page(comparison, kept), level=3)
-    return text if len(text.encode()) < limit else _cut(text, limit)
-
-
-def _cut(text: str, limit: int) -> str:
-    """The lists alone may be too long: whole lines from the top, and a line that says so."""
+    if len(text.encode()) < limit:
+        return text
+    # The lists alone are too long.
     note = "\n\nThe rest does not fit a comment; `--format json` or `html` has it all.\n"
     room = limit - len(note.encode()) - 1
     return text.encode()[:room].decode(errors="ignore").rpartition("\n")[0] + note
@@ -51,24 +49,27 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
 def comparison_page(comparison: Comparison, kept: int | None = None) -> Page:
     """The verdict, what changed and its possible causes, and the rest behind titles.
 
-    Args:
-        comparison: the two runs.
-        kept: rows to show, the most important ones, of a page that must be short; a page that
-            need not be has the statistics of every row besides.
+    ``kept`` are the rows to show, the most important ones, of a page that must be short; a page
+    that need not be has the statistics of every row besides.
     """
     ranked = sorted(comparison.rows, key=_importance)
-    shown = ranked if kept is None else ranked[:kept]
+    shown = ranked[:kept]
     notable = [row for row in shown if _is_notable(row)]
-    rest = [row for row in shown if not _is_notable(row)]
-    parts = [
-        *_bullets(comparison, short=kept is not None),
-        *([_changes(comparison, notable)] if notable else []),
-        *_rest(rest, ranked),
-        *([_statistics(ranked)] if kept is None and ranked else []),
-        *([Paragraph(_left_out(len(ranked) - len(shown)))] if len(shown) < len(ranked) else []),
-    ]
-    before, after = comparison.before, comparison.after
-    runs = f"{before.name} → {after.name}"
+    parts: list[Part] = [*_bullets(comparison, short=kept is not None)]
+    if notable:
+        parts.append(_changes(comparison, notable))
+    if equal := sum(row.change.delta == 0 for row in ranked):
+        parts.append(Paragraph(f"{_count(equal, 'metric')} unchanged."))
+    # What did not change is counted above.
+    rest = [row for row in shown[len(notable) :] if row.change.delta != 0]
+    if rest:
+        parts.append(_rest(rest))
+    if kept is None and ranked:
+        parts.append(_statistics(ranked))
+    if left_out := len(ranked) - len(shown):
+        said = f"{_count(left_out, 'row')} of least importance left out to fit a comment; "
+        parts.append(Paragraph(said + "--format json or html has them all."))
+    runs = f"{comparison.before.name} → {comparison.after.name}"
     section = Section("comparison", "", tuple(parts))
     return Page(f"ewq: {headline(comparison)}", runs, (section,), _data(comparison))
 
@@ -80,14 +81,15 @@ def headline(comparison: Comparison) -> str:
     verdicts = [row.change.verdict for row in comparison.rows if _is_notable(row)]
     failed, open_ones, improved = (verdicts.count(verdict) for verdict in _NOTABLE)
     if comparison.exit_code == 1:
-        lost = len(comparison.losses)
-        counts = _count(failed, "metric") + " worse", _count(lost, "benchmark") + " lost"
-        words = [text for number, text in zip((failed, lost), counts, strict=True) if number]
-        return f"regression: {', '.join(words)}"
-    words = [f"{_count(improved, 'metric')} better"] if improved else []
-    words += [f"{_count(open_ones, 'metric')} inconclusive"] if open_ones else []
-    calm = "no change" if _same_quality(comparison) and not improved else "no regression"
-    return f"{calm}: {', '.join(words)}" if words else calm
+        title, lost = "regression", len(comparison.losses)
+        words = [f"{_count(failed, 'metric')} worse"] * bool(failed)
+        words += [f"{_count(lost, 'benchmark')} lost"] * bool(lost)
+    else:
+        calm = _same_quality(comparison) and not improved
+        title = "no change" if calm else "no regression"
+        words = [f"{_count(improved, 'metric')} better"] * bool(improved)
+        words += [f"{_count(open_ones, 'metric')} inconclusive"] * bool(open_ones)
+    return f"{title}: {', '.join(words)}" if words else title
 
 
 def _count(number: int, noun: str) -> str:
@@ -97,56 +99,51 @@ def _count(number: int, noun: str) -> str:
 def _same_quality(comparison: Comparison) -> bool:
     """Whether every answer and every text's score is what it was; clocks never are."""
     old, new = comparison.before.records, comparison.after.records
-    shared = [key for key in new if key in old and _measures_quality(key[1])]
+    quality = {
+        name
+        for name, task in TASKS.items()
+        if any(figure.kind in (Kind.QUALITY, Kind.CHOICE) for figure in task.figures)
+    }
     return all(
-        old[key].items == new[key].items and old[key].metrics == new[key].metrics for key in shared
+        old[key].items == new[key].items and old[key].metrics == new[key].metrics
+        for key in new
+        if key in old and key[1] in quality
     )
 
 
-def _measures_quality(task: str) -> bool:
-    figures = TASKS[task].figures if task in TASKS else ()
-    return any(figure.kind in (Kind.QUALITY, Kind.CHOICE) for figure in figures)
-
-
-def _is_notable(row: Row) -> bool:
-    """Whether it changed for certain, or perhaps by more than is tolerated."""
+def _importance(row: Row) -> int:
+    """Low for what changed for certain, or perhaps by more than is tolerated."""
     verdict = row.change.verdict
     doubtful = verdict is Verdict.INCONCLUSIVE and not row.change.worse
-    return verdict in _NOTABLE and not doubtful
-
-
-def _importance(row: Row) -> int:
-    verdict = row.change.verdict
-    if verdict and _is_notable(row):
+    if verdict in _NOTABLE and not doubtful:
         return _NOTABLE.index(verdict)
     return len(_NOTABLE) + (verdict is None)
 
 
+def _is_notable(row: Row) -> bool:
+    return _importance(row) < len(_NOTABLE)
+
+
 def _bullets(comparison: Comparison, *, short: bool) -> list[Bullets]:
     """What was lost or cannot be compared; behind titles, versions and what one run lacks."""
-    urgent = [
-        *(Point(text, "lost", bad=True) for text in _listed(comparison.losses, short)),
-        *(Point(text, "not comparable") for text in _listed(comparison.refusals, short)),
-    ]
-    folded = (
-        ("Versions that differ", comparison.differences),
-        ("Measured by one run only", comparison.uncovered),
-    )
-    return [
-        *([Bullets(tuple(urgent))] if urgent else []),
-        *(
-            Bullets(tuple(map(Point, _listed(texts, short))), title, folded=True)
-            for title, texts in folded
-            if texts
-        ),
-    ]
 
+    def listed(texts: Sequence[str]) -> Sequence[str]:
+        if not short:
+            return texts
+        more = [f"and {len(texts) - _LISTED} more"] * (len(texts) > _LISTED)
+        return [text[:_SENTENCE_LENGTH] for text in texts[:_LISTED]] + more
 
-def _listed(texts: Sequence[str], short: bool) -> list[str]:
-    if not short:
-        return list(texts)
-    more = len(texts) - _LISTED
-    return [text[:_SENTENCE_LENGTH] for text in texts[:_LISTED]] + [f"and {more} more"] * (more > 0)
+    urgent = [Point(text, "lost", bad=True) for text in listed(comparison.losses)]
+    urgent += [Point(text, "not comparable") for text in listed(comparison.refusals)]
+    folded = {
+        "Versions that differ": comparison.differences,
+        "Measured by one run only": comparison.uncovered,
+    }
+    found = [Bullets(tuple(urgent))] + [
+        Bullets(tuple(map(Point, listed(texts))), title, folded=True)
+        for title, texts in folded.items()
+    ]
+    return [bullets for bullets in found if bullets.points]
 
 
 def _changes(comparison: Comparison, rows: Sequence[Row]) -> Table:
@@ -158,7 +155,7 @@ def _changes(comparison: Comparison, rows: Sequence[Row]) -> Table:
             str(row.change.verdict),
             _number(row.change.before),
             f"{_number(row.change.after)} {row.change.unit}",
-            _difference(row),
+            MISSING if row.change.delta is None else f"{row.change.delta:+.3g}{_share(row)}",
             "" if row.change.stderr is None else f"{row.change.stderr:.2g}",
             _cause(comparison, row),
         )
@@ -178,33 +175,17 @@ def _cause(comparison: Comparison, row: Row) -> str:
     return ", ".join(words)
 
 
-def _rest(rows: Sequence[Row], ranked: Sequence[Row]) -> list[Part]:
-    """Metrics by variants, where a value differs; what is equal is counted."""
-    differing = [row for row in rows if row.change.delta != 0]
-    equal = sum(row.change.delta == 0 for row in ranked)
-    parts: list[Part] = [Paragraph(f"{_count(equal, 'metric')} unchanged.")] if equal else []
-    if not differing:
-        return parts
-    cells = {(_metric(row), row.variant): _cell(row) for row in differing}
-    variants = list(dict.fromkeys(row.variant for row in differing))
-    metrics = dict.fromkeys(_metric(row) for row in differing)
+def _rest(rows: Sequence[Row]) -> Table:
+    """Metrics by variants."""
+    cells = {
+        (_metric(row), row.variant): _number(row.change.after, 4) + _share(row) for row in rows
+    }
+    metrics, variants = (dict.fromkeys(names) for names in zip(*cells, strict=True))
     body = tuple(
         (metric, *(cells.get((metric, variant), "=") for variant in variants)) for metric in metrics
     )
-    title = f"{_count(len(differing), 'metric')} changed within tolerance, or not gated"
-    return [*parts, Table(("Metric", *variants), body, title=title, folded=True)]
-
-
-def _metric(row: Row) -> str:
-    """The metric, with its task where its name does not begin with that."""
-    name = row.change.metric
-    return name if name.startswith(row.task) else f"{row.task} {name}"
-
-
-def _cell(row: Row) -> str:
-    change = row.change
-    share = "" if change.relative is None else f" ({change.relative:+.2%})"
-    return _number(change.after, 4) + share
+    title = f"{_count(len(rows), 'metric')} changed within tolerance, or not gated"
+    return Table(("Metric", *variants), body, title=title, folded=True)
 
 
 def _statistics(rows: Sequence[Row]) -> Table:
@@ -216,41 +197,39 @@ def _statistics(rows: Sequence[Row]) -> Table:
     return Table(headings, cells, frozenset(headings), "All metrics with their statistics", True)
 
 
-def _left_out(number: int) -> str:
-    return (
-        f"{_count(number, 'row')} of least importance left out to fit a comment; "
-        "--format json or html has them all."
-    )
+def _metric(row: Row) -> str:
+    """The metric, with its task where its name does not begin with that."""
+    name = row.change.metric
+    return name if name.startswith(row.task) else f"{row.task} {name}"
 
 
 def _number(value: float | None, digits: int = 6) -> str:
     return "missing" if value is None else f"{value:.{digits}g}"
 
 
-def _difference(row: Row) -> str:
-    if row.change.delta is None:
-        return MISSING
-    share = "" if row.change.relative is None else f" ({row.change.relative:+.2%})"
-    return f"{row.change.delta:+.3g}{share}"
+def _share(row: Row) -> str:
+    return "" if row.change.relative is None else f" ({row.change.relative:+.2%})"
 
 
 def _data(comparison: Comparison) -> dict[str, Any]:
     """Everything, rows in the run's own order."""
+    lists = ("refusals", "losses", "uncovered", "differences")
     return {
         "schema": 1,
         "verdict": comparison.verdict.value,
         "exit_code": comparison.exit_code,
         "before": run_data(comparison.before),
         "after": run_data(comparison.after),
-        "refusals": list(comparison.refusals),
-        "losses": list(comparison.losses),
-        "uncovered": list(comparison.uncovered),
-        "differences": list(comparison.differences),
-        "rows": [_row_data(row) for row in comparison.rows],
+        **{name: list(getattr(comparison, name)) for name in lists},
+        "rows": [
+            {
+                "variant": row.variant,
+                "task": row.task,
+                **asdict(row.change),
+                "delta": row.change.delta,
+                "relative": row.change.relative,
+                "sentence": row.change.sentence,
+            }
+            for row in comparison.rows
+        ],
     }
-
-
-def _row_data(row: Row) -> dict[str, Any]:
-    change = row.change
-    derived = {name: getattr(change, name) for name in ("delta", "relative", "sentence")}
-    return {"variant": row.variant, "task": row.task, **asdict(change), **derived}

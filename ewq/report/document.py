@@ -24,12 +24,11 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Point:
-    """One line of a list, with the words it begins with standing out."""
+    """One line of a list; lead and name stand out before the text."""
 
     text: str
     lead: str = ""
     name: str = ""
-    """What the line is about, between lead and text; stands out too."""
     open_question: bool = False
     """Whether the line says that something is not decided."""
     bad: bool = False
@@ -38,17 +37,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list."""
+    """A list; if folded, readers open it by its title."""
 
     points: tuple[Point, ...]
     title: str = ""
     folded: bool = False
-    """Whether readers open it by its title."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain text under headings."""
+    """Rows of plain text under headings; if folded, readers open it by its title."""
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -56,9 +54,8 @@ class Table:
     """Headings whose column is read, not compared: aligned left; the first column always is."""
     title: str = ""
     folded: bool = False
-    """Whether readers open it by its title: what few need, but nobody may miss."""
     verdicts: tuple[Verdict, ...] = ()
-    """The verdict of each row, where rows have one: it colours the column ``Verdict``."""
+    """Of each row, where rows have one."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +73,10 @@ class Plot:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """What one variant wrote."""
+    """What one variant wrote: the part that the reference wrote too, and the rest."""
 
     source: str
     same: str
-    """The part that the reference wrote too."""
     different: str
     note: str = ""
 
@@ -99,21 +95,19 @@ Part = Paragraph | Bullets | Table | Plot | Excerpts
 
 @dataclass(frozen=True)
 class Section:
-    """A headed part of the page."""
+    """A part of the page, under a heading if it has a title."""
 
     name: str
     """Unique within the page; becomes an element id."""
     title: str
-    """Empty for a part without a heading."""
     parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report."""
+    """A whole report, and the same for machines as JSON types."""
 
     title: str
     subtitle: str
     sections: tuple[Section, ...]
     data: Mapping[str, Any] = field(default_factory=dict)
-    """The same for machines: what ``--format json`` writes."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ewq.record import Verdict
 from ewq.report.document import VERDICT
@@ -25,16 +24,18 @@ TASK_LABELS = {
 }
 """Short names of tasks beside their verdicts, in this order; other tasks stand by their own."""
 VERDICT_MARKS = {
-    Verdict.FAIL: "✗",
-    Verdict.INCONCLUSIVE: "?",
-    Verdict.IMPROVED: "▲",
-    Verdict.PASS: "✓",
+    Verdict.FAIL: ("✗", "bold red"),
+    Verdict.INCONCLUSIVE: ("?", "yellow"),
+    Verdict.IMPROVED: ("▲", "green"),
+    Verdict.PASS: ("✓", ""),
 }
-"""Marks in the order they are shown in; what was not gated has none."""
+"""Marks and styles in the order they are shown in; what was not gated has none."""
+_MOST_NAMED = 3
+_GAP = 2
+"""Blanks between columns."""
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A heading and what stands under it."""
 
     heading: str
@@ -43,38 +44,36 @@ class Column:
     """Where a terminal is too narrow for all columns, those of the highest number go first."""
 
 
-_WORDS = ("Variant", VERDICT)
-_MOST_NAMED = 3
-_GAP = 2
-"""Blanks between columns."""
-_STYLES = {Verdict.FAIL: "bold red", Verdict.INCONCLUSIVE: "yellow", Verdict.IMPROVED: "green"}
-
-
 def columns_for(rows: Sequence[VariantRow], *, brief: bool = False) -> tuple[Column, ...]:
     """The columns of which anything was measured or, for verdicts, gated.
 
-    Args:
-        rows: the variants.
-        brief: whether tasks that passed are counted instead of named.
+    ``brief`` tables count the tasks that passed instead of naming them.
     """
     unit, mmlu = size_unit(rows), mmlu_task(rows)
-    form = "MMLU" if mmlu == "mmlu" else "MMLU cloze"
+    on_gpu = any(row.metric("memory", "vram_peak_bytes") for row in rows)
 
     def memory(row: VariantRow) -> str:
         return MISSING if row.memory_bytes is None else unit.text(row.memory_bytes)
+
+    def bits(row: VariantRow) -> str:
+        found = row.estimate("memory", "bits_per_weight")
+        return MISSING if found is None else found.text(2, error=False)
 
     def accuracy(row: VariantRow) -> str:
         text = figure_text(row.estimate(mmlu, "accuracy", 100), 1)
         return text + "*" * (row.at_chance(mmlu) and text != MISSING)
 
+    def points(row: VariantRow) -> str:
+        return figure_text(row.estimate(mmlu, "accuracy_delta", 100), 1, signed=True)
+
     columns = (
         Column("Variant", lambda row: row.variant),
-        Column(f"VRAM {unit.name}" if _on_gpu(rows) else unit.name, memory, 3),
-        Column("Bits/w", _bits_per_weight, 8),
+        Column(f"VRAM {unit.name}" if on_gpu else unit.name, memory, 3),
+        Column("Bits/w", bits, 8),
         Column("Tok/s", tokens_per_s, 5),
-        Column(f"{form} %", accuracy, 6),
-        Column("Δ points", _figure(mmlu, "accuracy_delta", 100, 1, signed=True), 7),
-        Column("PPL", _figure("perplexity", "perplexity", 1, 2), 9),
+        Column("MMLU %" if mmlu == "mmlu" else "MMLU cloze %", accuracy, 6),
+        Column("Δ points", points, 7),
+        Column("PPL", lambda row: figure_text(row.estimate("perplexity", "perplexity"), 2), 9),
         Column("Δ PPL %", lambda row: figure_text(row.perplexity_change(), 2, signed=True), 4),
         Column("KLD", kld, 2),
         Column(VERDICT, lambda row: verdict_marks(row, brief=brief), 1),
@@ -82,22 +81,11 @@ def columns_for(rows: Sequence[VariantRow], *, brief: bool = False) -> tuple[Col
     return tuple(c for c in columns if any(c.cell(row) not in (MISSING, "") for row in rows))
 
 
-def _figure(
-    task: str, metric: str, scale: float, digits: int, *, signed: bool = False
-) -> Callable[[VariantRow], str]:
-    return lambda row: figure_text(row.estimate(task, metric, scale), digits, signed=signed)
-
-
 def mmlu_task(rows: Sequence[VariantRow]) -> str:
     """The form of MMLU to show: letters, or cloze where the letters say nothing."""
     useful = any("mmlu" in row.records and not row.at_chance("mmlu") for row in rows)
     cloze = any("mmlu_cloze" in row.records for row in rows)
     return "mmlu_cloze" if cloze and not useful else "mmlu"
-
-
-def _bits_per_weight(row: VariantRow) -> str:
-    found = row.estimate("memory", "bits_per_weight")
-    return MISSING if found is None else found.text(2, error=False)
 
 
 def tokens_per_s(row: VariantRow) -> str:
@@ -122,16 +110,12 @@ def verdict_marks(row: VariantRow, *, brief: bool = False) -> str:
     labels = [*TASK_LABELS, *row.records]
     tasks = sorted(row.records, key=labels.index)
     groups = []
-    for verdict, mark in VERDICT_MARKS.items():
+    for verdict, (mark, _) in VERDICT_MARKS.items():
         own = [TASK_LABELS.get(t, t) for t in tasks if row.records[t].verdict is verdict]
         if own:
             counted = verdict is Verdict.PASS and (brief or len(own) > _MOST_NAMED)
             groups.append(f"{mark} {len(own) if counted else ' '.join(own)}")
     return " ".join(groups)
-
-
-def _on_gpu(rows: Sequence[VariantRow]) -> bool:
-    return any(row.metric("memory", "vram_peak_bytes") for row in rows)
 
 
 def terminal_table(rows: Sequence[VariantRow], width: int) -> Table:
@@ -147,14 +131,14 @@ def terminal_table(rows: Sequence[VariantRow], width: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     columns = columns_for(rows, brief=True)
     shown = _fitting(columns, rows, width)
-    for column in shown:
-        justify = "left" if column.heading in _WORDS else "right"
-        table.add_column(column.heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    words = [column.heading in ("Variant", VERDICT) for column in shown]
+    for column, word in zip(shown, words, strict=True):
+        table.add_column(column.heading, justify="left" if word else "right", no_wrap=True)
     for row in rows:
-        style = _STYLES.get(row.verdict, "")
+        _, style = VERDICT_MARKS.get(row.verdict, ("", ""))
         # Text, since names are data: a file may be called "[/]".
-        words = [(terminal_line(c.cell(row)), c.heading in _WORDS) for c in shown]
-        table.add_row(*(Text(text, style if word else "") for text, word in words))
+        cells = zip((terminal_line(column.cell(row)) for column in shown), words, strict=True)
+        table.add_row(*(Text(text, style if word else "") for text, word in cells))
     hidden = [column.heading for column in columns if column not in shown]
     if hidden:
         table.caption = f"No room for: {', '.join(hidden)}."
@@ -162,37 +146,33 @@ def terminal_table(rows: Sequence[VariantRow], width: int) -> Table:
     return table
 
 
-def _fitting(
-    columns: Sequence[Column], rows: Sequence[VariantRow], width: int
-) -> tuple[Column, ...]:
+def _fitting(columns: Sequence[Column], rows: Sequence[VariantRow], width: int) -> list[Column]:
+    from rich.cells import cell_len
+
+    def taken(column: Column) -> int:
+        return _GAP + max(cell_len(text) for text in (column.heading, *map(column.cell, rows)))
+
     shown = list(columns)
-    while sum(_width(column, rows) + _GAP for column in shown) > width:
+    while sum(map(taken, shown)) > width:
         least = max(shown, key=lambda column: column.dispensable)
         if least.dispensable == 0:
             break
         shown.remove(least)
-    return tuple(shown)
-
-
-def _width(column: Column, rows: Sequence[VariantRow]) -> int:
-    from rich.cells import cell_len
-
-    return max(cell_len(text) for text in (column.heading, *(column.cell(row) for row in rows)))
+    return shown
 
 
 def footnotes(rows: Sequence[VariantRow]) -> list[str]:
     """What a reader must know to read the table rightly."""
     unit, shown = size_unit(rows).name, {column.heading for column in columns_for(rows)}
-    parts = ["±: one standard error"]
-    if {"GB", "MB"} & shown:
-        parts.append(f"{unit}: weights")
-    if f"VRAM {unit}" in shown:
-        parts.append("VRAM: peak")
-    if {"Δ points", "Δ PPL %"} & shown:
-        parts.append("Δ: change from fp16 on the same items")
-    if "KLD" in shown:
-        parts.append("KLD: mean divergence from fp16 in nats per token")
-    notes = ["; ".join(parts) + "."]
+    parts = {
+        "": "±: one standard error",
+        unit: f"{unit}: weights",
+        f"VRAM {unit}": "VRAM: peak",
+        "Δ": "Δ: change from fp16 on the same items",
+        "KLD": "KLD: mean divergence from fp16 in nats per token",
+    }
+    shown |= {""} | {heading[0] for heading in shown}
+    notes = ["; ".join(text for heading, text in parts.items() if heading in shown) + "."]
     if VERDICT in shown:
         notes.append(
             "✓ passed (or how many), ✗ failed, ? too little evidence, ▲ better than before."
