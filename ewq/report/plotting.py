@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ewq.report.document import Figure, Plot
 from ewq.report.escaping import plot_text
@@ -55,26 +55,24 @@ OTHER = VariantKind("other", GREY, "cross")
 VARIANT_KINDS = (
     UNQUANTIZED, PLANNED, FITTED, UNIFORM, GGUF_PLANNED, GGUF_FITTED, GGUF_UNIFORM, OTHER,
 )  # fmt: skip
-_KIND_OF_RECIPE: dict[type, VariantKind] = {
-    Raw: UNQUANTIZED,
-    Uniform: UNIFORM,
-    GgufType: GGUF_UNIFORM,
-}
 
 
 def variant_kind(variant: str) -> VariantKind:
     """The kind of a stored variant; names this version does not know are ``OTHER``."""
+    native = engine_of(variant) == "llama.cpp"
     if variant == "gguf-f16":
         return UNQUANTIZED
     if is_plan_name(variant):
-        return GGUF_PLANNED if engine_of(variant) == "llama.cpp" else PLANNED
+        return GGUF_PLANNED if native else PLANNED
     if is_fit_name(variant):
-        return GGUF_FITTED if engine_of(variant) == "llama.cpp" else FITTED
-    return _KIND_OF_RECIPE.get(type(FIXED.get(variant)), OTHER)
+        return GGUF_FITTED if native else FITTED
+    kinds = {Raw: UNQUANTIZED, Uniform: UNIFORM, GgufType: GGUF_UNIFORM}
+    return kinds.get(type(FIXED.get(variant)), OTHER)
 
 
 def layout(x: str, y: str, **more: Any) -> dict[str, Any]:
     """A layout with titled axes; ``more`` overrides or extends it, one level deep."""
+    axis = {"automargin": True, "gridcolor": "#888", "zeroline": False, "fixedrange": True}
     base: dict[str, Any] = {
         "margin": {"l": 58, "r": 16, "t": 12, "b": 52},
         "paper_bgcolor": CLEAR,
@@ -82,28 +80,16 @@ def layout(x: str, y: str, **more: Any) -> dict[str, Any]:
         "font": {"family": "system-ui, sans-serif", "size": 12},
         "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "xaxis": _axis(x),
-        "yaxis": _axis(y),
+        "xaxis": {"title": {"text": x, "standoff": 8}, **axis},
+        "yaxis": {"title": {"text": y, "standoff": 8}, **axis},
         "dragmode": False,
     }
     for key, value in more.items():
-        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
-        base[key] = {**base[key], **value} if both else value
+        base[key] = {**base[key], **value} if key in base else value
     return base
 
 
-def _axis(title: str) -> dict[str, Any]:
-    return {
-        "title": {"text": title, "standoff": 8},
-        "automargin": True,
-        "gridcolor": "#888",
-        "zeroline": False,
-        "fixedrange": True,
-    }
-
-
-@dataclass(frozen=True)
-class SizedPoint:
+class SizedPoint(NamedTuple):
     """A variant's size and one of its figures, each in the unit of its axis."""
 
     variant: str
@@ -117,18 +103,12 @@ class SizedPoint:
 
 
 def pareto_front(points: Sequence[SizedPoint], *, higher_is_better: bool) -> list[SizedPoint]:
-    """The points that no other beats in both size and value, smallest first.
-
-    Of points equal in both, all are kept.
-    """
+    """The points, smallest first, that no other beats in both size and value; equals all stay."""
     sign = -1 if higher_is_better else 1
-
-    def rank(point: SizedPoint) -> tuple[float, float]:
-        return (point.size, sign * point.value)
-
     kept: list[SizedPoint] = []
-    for point in sorted(points, key=lambda each: (*rank(each), each.variant)):
-        if not kept or rank(point)[1] < rank(kept[-1])[1] or rank(point) == rank(kept[-1]):
+    for point in sorted(points, key=lambda p: (p.size, sign * p.value, p.variant)):
+        better = not kept or sign * point.value < sign * kept[-1].value
+        if better or (point.size, point.value) == (kept[-1].size, kept[-1].value):
             kept.append(point)
     return kept
 
@@ -189,14 +169,13 @@ def _padded(values: list[float], share: float) -> list[float]:
     return [low - room, high + room]
 
 
-@dataclass(frozen=True)
-class MapCell:
+class MapCell(NamedTuple):
     """One cell of a map."""
 
     value: float | None
     """What colours it."""
     text: str
-    full_text: str
+    full_text: str = ""
     """As the table under the map has it."""
 
 
@@ -205,13 +184,6 @@ def map_plot(plot: Plot, cells: Mapping[str, Sequence[MapCell]], **colors: Any) 
 
     ``colors`` are plotly's options of the colour scale.
     """
-    heat = heatmap(
-        plot.table.headings[1:],
-        list(cells),
-        [[cell.value for cell in line] for line in cells.values()],
-        [[cell.text for cell in line] for line in cells.values()],
-        **colors,
-    )
     names = {"type": "category", "showgrid": False, "dtick": 1}
     frame = layout(
         "", "",
@@ -219,26 +191,26 @@ def map_plot(plot: Plot, cells: Mapping[str, Sequence[MapCell]], **colors: Any) 
         xaxis={**names, "side": "top", "tickangle": -45},
         yaxis={**names, "autorange": "reversed", "tickfont": {"size": 11}},
     )  # fmt: skip
+    columns = [plot_text(name) for name in plot.table.headings[1:]]
     rows = tuple((name, *(cell.full_text for cell in line)) for name, line in cells.items())
-    table = replace(plot.table, rows=rows)
-    height_px = 110 + 24 * len(cells)
-    return replace(plot, figure={"data": [heat], "layout": frame}, table=table, height_px=height_px)
+    return replace(
+        plot,
+        figure={"data": [heatmap(columns, cells, **colors)], "layout": frame},
+        table=replace(plot.table, rows=rows),
+        height_px=110 + 24 * len(cells),
+    )
 
 
 def heatmap(
-    columns: Sequence[str | int],
-    rows: Sequence[str],
-    values: Sequence[Sequence[float | None]],
-    texts: Sequence[Sequence[str]],
-    **more: Any,
+    columns: Sequence[str | int], cells: Mapping[str, Sequence[MapCell]], **more: Any
 ) -> dict[str, Any]:
-    """A coloured grid with a text in each cell; names are escaped here."""
+    """A coloured grid with a text in each cell; names of rows are escaped here."""
     return {
         "type": "heatmap",
-        "x": [plot_text(name) if isinstance(name, str) else name for name in columns],
-        "y": [plot_text(name) for name in rows],
-        "z": [list(line) for line in values],
-        "text": [list(line) for line in texts],
+        "x": list(columns),
+        "y": [plot_text(name) for name in cells],
+        "z": [[cell.value for cell in line] for line in cells.values()],
+        "text": [[cell.text for cell in line] for line in cells.values()],
         "texttemplate": "%{text}",
         "hovertemplate": "%{y}, %{x}: %{text}<extra></extra>",
         "showscale": False,

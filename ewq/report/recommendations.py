@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ewq.record import Verdict
 from ewq.report.controls import compare_with_controls
@@ -29,29 +30,27 @@ class Recommendation:
     """Whether the run's statistics settle it."""
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """How much a variant may lose to serve a need."""
 
     name: str
-    perplexity_margin: float
-    """Share by which perplexity may grow."""
-    mmlu_margin: float
-    """Accuracy that may be lost, a fraction."""
+    percent: float
+    """By which perplexity may grow."""
+    points: float
+    """Of accuracy that may be lost."""
 
     def margin(self, loss: Loss) -> float:
-        """The limit on a loss, in the loss's unit."""
-        return math.log1p(self.perplexity_margin) if loss.is_perplexity else self.mmlu_margin
+        """The limit on a loss, in the metric's unit."""
+        return math.log1p(self.percent / 100) if loss.is_perplexity else self.points / 100
 
     def limit(self, loss: Loss) -> str:
         """The limit in words."""
         if loss.is_perplexity:
-            return f"{100 * self.perplexity_margin:g} % of FP16's perplexity"
-        points = 100 * self.mmlu_margin
-        return f"{points:g} point{'s' * (points != 1)} of FP16's MMLU"
+            return f"{self.percent:g} % of FP16's perplexity"
+        return f"{self.points:g} point{'s' * (self.points != 1)} of FP16's MMLU"
 
 
-NEEDS = (Need("Near-lossless", 0.01, 0.01), Need("Small loss", 0.05, 0.03))
+NEEDS = (Need("Near-lossless", 1, 1), Need("Small loss", 5, 3))
 _NAMED = 4
 """Undecided variants that are named."""
 
@@ -65,8 +64,7 @@ def recommendations(rows: Sequence[VariantRow]) -> list[Recommendation]:
     return [each for each in found if each is not None]
 
 
-@dataclass(frozen=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     """A variant that could serve a need."""
 
     row: VariantRow
@@ -75,13 +73,13 @@ class _Candidate:
     standings: tuple[Standing, ...]
 
     @property
+    def open(self) -> bool:
+        return self.standings[0] is Standing.OPEN and Standing.BEYOND not in self.standings
+
+    @property
     def serves(self) -> bool:
         """The most sensitive measure shows the loss within, and none shows it beyond."""
         return self.standings[0] is Standing.WITHIN and Standing.BEYOND not in self.standings
-
-    @property
-    def open(self) -> bool:
-        return not self.serves and Standing.BEYOND not in self.standings
 
 
 def _smallest_within(rows: Sequence[VariantRow], need: Need) -> Recommendation | None:
@@ -94,21 +92,23 @@ def _smallest_within(rows: Sequence[VariantRow], need: Need) -> Recommendation |
         undecided = _undecided(candidates, math.inf)
         sentence = f"no variant {'is shown to stay' if undecided else 'stays'} within {limit}."
         return Recommendation(need.name, None, sentence, undecided, decided=not undecided)
-    best = min(serving, key=lambda each: each.size_bytes)
-    share = _share(best.size_bytes, rows)
-    sentence = f"{best.row.variant} ({_sized(best.size_bytes, rows)}{share}): "
-    sentence += f"{best.losses[0].phrase}.{_failed_gates(best.row)}"
+    row, size, found, standings = min(serving, key=lambda each: each.size_bytes)
+    reference = reference_row(rows)
+    whole = reference and reference.weights_bytes
+    share = f", {100 * (1 - size / whole):.0f} % smaller than FP16" if whole else ""
+    sentence = f"{row.variant} ({_sized(size, rows)}{share}): {found[0].phrase}."
     details = [
-        f"{best.row.variant} is the smallest shown to stay within {limit}.",
+        f"{row.variant} is the smallest shown to stay within {limit}.",
         *(
             f"{loss.phrase[0].upper()}{loss.phrase[1:]}: "
             f"a loss below {loss.detectable} could go unnoticed."
-            for loss, standing in zip(best.losses[1:], best.standings[1:], strict=True)
+            for loss, standing in zip(found[1:], standings[1:], strict=True)
             if standing is not Standing.WITHIN
         ),
-        _undecided(candidates, best.size_bytes),
+        _undecided(candidates, size),
     ]
-    return Recommendation(need.name, best.row.variant, sentence, " ".join(filter(None, details)))
+    why = " ".join(filter(None, details))
+    return Recommendation(need.name, row.variant, sentence + _failed_gates(row), why)
 
 
 def _candidates(rows: Sequence[VariantRow], need: Need) -> list[_Candidate]:
@@ -120,10 +120,8 @@ def _candidates(rows: Sequence[VariantRow], need: Need) -> list[_Candidate]:
         usable = [each for each in usable if each[2][0].is_perplexity]
     alpha = ALPHA / max(1, len(usable))
     return [
-        _Candidate(
-            row, size, found, tuple(loss.standing(need.margin(loss), alpha) for loss in found)
-        )
-        for row, size, found in usable
+        _Candidate(*each, tuple(loss.standing(need.margin(loss), alpha) for loss in each[2]))
+        for each in usable
     ]
 
 
@@ -140,12 +138,6 @@ def _undecided(candidates: Sequence[_Candidate], below_bytes: float) -> str:
 def _sized(size_bytes: float, rows: Sequence[VariantRow]) -> str:
     unit = size_unit(rows)
     return f"{unit.text(size_bytes)} {unit.name}"
-
-
-def _share(size_bytes: float, rows: Sequence[VariantRow]) -> str:
-    reference = reference_row(rows)
-    whole = reference and reference.weights_bytes
-    return f", {100 * (1 - size_bytes / whole):.0f} % smaller than FP16" if whole else ""
 
 
 def _failed_gates(row: VariantRow) -> str:
@@ -219,10 +211,8 @@ def _plan_or_uniform(rows: Sequence[VariantRow]) -> Recommendation | None:
         return Recommendation(need, None, text, decided=False)
     beaten: dict[str, list[str]] = {}
     for pair in won:
-        winner, loser = pair.plan, pair.control
-        if pair.winner == loser:
-            winner, loser = loser, winner
-        beaten.setdefault(winner, []).append(loser)
+        loser = pair.control if pair.winner == pair.plan else pair.plan
+        beaten.setdefault(str(pair.winner), []).append(loser)
     text = "; ".join(
         f"{name} is smaller and better than {_listed(own)}" for name, own in beaten.items()
     )

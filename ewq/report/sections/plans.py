@@ -9,7 +9,7 @@ from typing import Any
 from ewq.report.controls import compare_with_controls, rank_among_random
 from ewq.report.document import Paragraph, Part, Plot, Section, Table
 from ewq.report.estimate import MISSING
-from ewq.report.plotting import GREEN, GREY, ORANGE, PURPLE, SKY, heatmap, layout
+from ewq.report.plotting import GREEN, GREY, ORANGE, PURPLE, SKY, MapCell, heatmap, layout
 from ewq.report.rows import ReportedRun, VariantRow
 from ewq.report.table import kld
 
@@ -214,9 +214,10 @@ def _strips(plans: list[_Plan]) -> dict[str, Any]:
     names, steps = list(_LETTERS), len(_COLORS)
     return heatmap(
         plans[0].indices,
-        [plan.variant for plan in plans],
-        [[names.index(each) for each in plan.precisions] for plan in plans],
-        [[_LETTERS[each] for each in plan.precisions] for plan in plans],
+        {
+            plan.variant: [MapCell(names.index(each), _LETTERS[each]) for each in plan.precisions]
+            for plan in plans
+        },
         yaxis="y2",
         texttemplate="%{text}" if len(plans[0].indices) <= _LETTERED else "",
         textfont={"size": 10, "color": "#000"},
