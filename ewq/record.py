@@ -81,10 +81,6 @@ class Record:
         """Every sentence about the measurement: doubts, then notes."""
         return (*(doubt.text for doubt in self.doubts), *self.notes)
 
-    def judged(self, verdict: Verdict, reasons: tuple[Reason, ...]) -> Record:
-        """The same record with a verdict."""
-        return replace(self, verdict=verdict, reasons=reasons)
-
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON types."""
         return {"schema": SCHEMA, **encode(self), "items": self.items.to_json()}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import CheckpointError
 from ewq.files import cache_dir, content_key, whole_folder
-from ewq.progress import NO_PROGRESS, Progress
+from ewq.progress import NO_PROGRESS, Progress, step
 
 if TYPE_CHECKING:
     import torch
@@ -55,12 +55,13 @@ def dummy_checkpoint(
     target = cache_dir("dummy", f"{config_file.stem}-{key}")
     if not target.exists():
         shapes, dtype = _shapes(text, config_file)
-        progress.start("drawing random weights", len(shapes), "tensors")
-        with whole_folder(target, shared=True) as work:
+        with (
+            step(progress, "drawing random weights", len(shapes), "tensors"),
+            whole_folder(target, shared=True) as work,
+        ):
             (work / "config.json").write_text(text, encoding="utf-8")
             _write_shards(work, _draw(shapes, dtype, device, progress))
             _add_tokenizer(work)
-        progress.finish()
     return target
 
 

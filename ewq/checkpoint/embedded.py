@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ewq.checkpoint.channels import disguise, relative_error
 from ewq.errors import BackendUnavailable, CheckpointError, InputError
 from ewq.files import cache_dir, file_digest, whole_folder
-from ewq.progress import NO_PROGRESS, Progress
+from ewq.progress import NO_PROGRESS, Progress, step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,11 +86,12 @@ def embedded_model(progress: Progress = NO_PROGRESS) -> Path:
     if target.exists() and not _intact(target):
         _discard(target)
     if not target.exists():
-        progress.start("making the embedded model", 1, "model")
-        with whole_folder(target, shared=True) as work:
+        with (
+            step(progress, "making the embedded model", 1, "model") as advance,
+            whole_folder(target, shared=True) as work,
+        ):
             _make(source, work)
-        progress.advance(1)
-        progress.finish()
+            advance(1)
     return target
 
 

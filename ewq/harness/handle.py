@@ -19,7 +19,7 @@ from ewq.harness.loading import Loaded, get_ready, weights_bytes
 from ewq.harness.subject import Placement, Subject
 from ewq.instruments.gpu import gpus_of
 from ewq.instruments.memory import collect_garbage
-from ewq.progress import NO_PROGRESS, Progress
+from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.variants import Variant
 
 if TYPE_CHECKING:
@@ -126,13 +126,12 @@ class VariantHandle:
             get_ready(self.variant, self._subject, self._placement)
             needed = partial(weights_bytes, self.variant, self._subject, self._placement)
         set_libraries_aside()
-        self._progress.start(f"loading {self.name}", 1, "model")
-        try:
-            with report_out_of_memory(f"{self.name}, loading", device, needed):
-                load = partial(self._load, self.variant, self._subject, self._placement)
-                loaded, self._reading = watch_loading(device, load)
-        finally:
-            self._progress.finish()
+        with (
+            step(self._progress, f"loading {self.name}", 1, "model"),
+            report_out_of_memory(f"{self.name}, loading", device, needed),
+        ):
+            load = partial(self._load, self.variant, self._subject, self._placement)
+            loaded, self._reading = watch_loading(device, load)
         return loaded
 
 

@@ -14,7 +14,7 @@ from ewq.checkpoint.tokenizer import load_tokenizer, tokenizer_digest
 from ewq.errors import BackendUnavailable, CheckpointError
 from ewq.instruments.gpu import ALL, gpus_of
 from ewq.planning.plan import check_plan, read_plan
-from ewq.progress import NO_PROGRESS, Progress
+from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.sensitivity.calibration import SEQUENCES, Calibrating
 from ewq.variants import FactorOrFile, Fitted, GgufFitted
 
@@ -167,11 +167,8 @@ def find_subject(
     )
     subject = replace(subject, calibrating=how)
     # What is no reference ends the run before anything is loaded.
-    progress.start(f"finding {subject.label}", 1, "model")
-    try:
+    with step(progress, f"finding {subject.label}", 1, "model"):
         check_original(subject.checkpoint)
-    finally:
-        progress.finish()
     return subject
 
 

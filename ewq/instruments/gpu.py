@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from ewq.errors import BackendUnavailable, MeasurementError
 from ewq.instruments.memory import PeakWatch, SampledPeak
-
-if TYPE_CHECKING:
-    from ewq.measurement import Json
 
 ALL = "cuda:all"
 """A model spread over every GPU of the machine, block by block."""
@@ -44,10 +41,6 @@ class ClockState:
     power_w: float
     slowdowns: tuple[str, ...]
     """Reasons for which a card is slowed down now; empty in good order."""
-
-    def to_json(self) -> dict[str, Json]:
-        """The state as stored beside a result."""
-        return {**asdict(self), "slowdowns": list(self.slowdowns)}
 
 
 class Gpus:

@@ -17,13 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ewq.data.reference_logprobs import Reference, ReferenceWriter
-from ewq.data.windows import (
-    DEFINITIONS,
-    Definition,
-    Window,
-    fitted_windows,
-    window_notes,
-)
+from ewq.data.windows import DEFINITIONS, Definition, Window, fitted_windows, window_notes
 from ewq.errors import MeasurementError
 from ewq.measurement import Items, Metric, TaskResult, require_same_settings
 from ewq.progress import NO_PROGRESS, Progress, step

@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING, cast
 from ewq import stats
 from ewq.data.mmlu import GROUP_OF, LETTERS, MmluData
 from ewq.errors import InputError, MeasurementError
-from ewq.measurement import (
-    Doubt,
-    DoubtKind,
-    Items,
-    Json,
-    Metric,
-    TaskResult,
-    require_same_settings,
-)
+from ewq.measurement import Doubt, DoubtKind, Items, Json, Metric, TaskResult, require_same_settings
 
 if TYPE_CHECKING:
     import numpy as np

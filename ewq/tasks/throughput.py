@@ -19,15 +19,7 @@ import numpy as np
 from ewq.codec import encode
 from ewq.errors import BackendUnavailable, MeasurementError
 from ewq.instruments.gpu import ClockState, read_clocks
-from ewq.measurement import (
-    Doubt,
-    DoubtKind,
-    Items,
-    Json,
-    Metric,
-    TaskResult,
-    require_same_settings,
-)
+from ewq.measurement import Doubt, DoubtKind, Items, Metric, TaskResult, require_same_settings
 from ewq.stats import quantile
 from ewq.tasks.encoding import require_context
 from ewq.tasks.table import Work
@@ -128,7 +120,7 @@ class Rounds:
             notes=() if self._unknown_clocks is None else (self._unknown_clocks,),
             side={
                 DECODE_MODE: self._model.settings.get(DECODE_MODE),
-                "clocks": {"before": _json(self._before), "after": _json(after)},
+                "clocks": {"before": encode(self._before), "after": encode(after)},
             },
         )
 
@@ -247,7 +239,3 @@ def _ratio(new: Metric, base: Metric) -> Metric:
 
 def _suffix(size: int) -> str:
     return "" if size == 1 else f"_b{size}"
-
-
-def _json(state: ClockState | None) -> Json:
-    return None if state is None else state.to_json()

@@ -17,6 +17,9 @@ class Told:
     def start(self, label, total, unit):
         self.steps.append(label)
 
+    def advance(self, amount):
+        pass
+
     def finish(self):
         self.steps.append("finished")
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ewq.codec import encode
 from ewq.errors import BackendUnavailable, MeasurementError
 from ewq.instruments import gpu
 from ewq.instruments.gpu import ALL, ClockState, Gpus, gpus_of
@@ -125,7 +126,7 @@ def test_only_heat_and_power_faults_count_as_slowdowns(reasons, slowdowns):
     state = Gpus([UUID], FakeNvml(reasons=reasons)).clocks()
     assert state.slowdowns == slowdowns
     assert (state.sm_clock_mhz, state.temperature_c, state.power_w) == (1980, 71, 350.5)
-    assert state.to_json()["slowdowns"] == list(slowdowns)
+    assert encode(state)["slowdowns"] == list(slowdowns)
 
 
 def test_a_cpu_has_no_clock_state():

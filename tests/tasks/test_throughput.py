@@ -5,6 +5,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
+from ewq.codec import encode
 from ewq.errors import BackendUnavailable, MeasurementError
 from ewq.instruments.gpu import ClockState
 from ewq.measurement import DoubtKind, Items
@@ -117,7 +118,7 @@ def test_clocks_are_read_before_and_after(monkeypatch, states, texts):
     result = run(TimedModel(), Protocol(10, 4, (1,), 1, 2))
     assert tuple(doubt.text for doubt in result.doubts) == texts
     assert {doubt.kind for doubt in result.doubts} <= {DoubtKind.THROTTLING}
-    moments = [state and state.to_json() for state in states]
+    moments = [encode(state) for state in states]
     assert list(result.side["clocks"].values()) == moments
 
 
