@@ -162,12 +162,14 @@ def test_each_engine_refuses_the_other_ones_plan(plan, for_bitsandbytes, checkpo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_that_names_another_tensor_is_refused(plan, checkpoint, tmp_path):
+def test_a_plan_that_names_another_tensor_is_refused(plan, exported, checkpoint, tmp_path):
     data = plan.to_json()
     data["weights"]["blk.99.ffn_up.weight"] = data["weights"].pop("blk.1.ffn_up.weight")
     foreign = QuantizationPlan.from_json(data)
     with pytest.raises(PlanError, match=r"blk\.1\.ffn_up\.weight is in one of them only"):
-        export_gguf(checkpoint.path, tmp_path / "x.gguf", make_recipe(plan=foreign))
+        export_gguf(
+            checkpoint.path, tmp_path / "x.gguf", make_recipe(plan=foreign, imatrix=exported[1])
+        )
 
 
 def test_the_importance_matrix_holds_mean_squares_and_goes_into_the_file(exported, fitting):

@@ -61,7 +61,7 @@ def test_another_script_of_the_older_shape_is_driven(tmp_path):
 def test_tokenizer_and_context_travel(tiny_file):
     metadata = read_header(tiny_file).metadata
     assert metadata["llama.context_length"] == 2048
-    assert metadata["tokenizer.ggml.tokens"].length == 1024
+    assert len(metadata["tokenizer.ggml.tokens"]) == 1024
     assert metadata["tokenizer.ggml.bos_token_id"] == 0
 
 
