@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from ewq.errors import InputError
 from ewq.gating.doubts import at_chance, doubt_about
@@ -95,8 +95,7 @@ def reference_row(rows: Sequence[VariantRow]) -> VariantRow | None:
     return next((row for row in rows if row.variant == REFERENCE), None)
 
 
-@dataclass(frozen=True)
-class SizeUnit:
+class SizeUnit(NamedTuple):
     """What sizes are given in, the same for all variants of a run."""
 
     name: str

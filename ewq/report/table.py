@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ewq.record import Verdict
-from ewq.report.document import VERDICT
+from ewq.report.document import VERDICT, Table
 from ewq.report.escaping import terminal_line
 from ewq.report.estimate import MISSING, decimals_for, figure_text
 from ewq.report.rows import VariantRow, size_unit
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 TASK_LABELS = {
     "perplexity": "PPL",
@@ -33,19 +33,15 @@ VERDICT_MARKS = {
 _MOST_NAMED = 3
 _GAP = 2
 """Blanks between columns."""
+_LAST_TO_GO = (
+    "Variant", VERDICT, "KLD", "VRAM", "GB", "MB", "Δ PPL", "Tok/s", "MMLU", "Δ points", "Bits/w",
+    "PPL",
+)  # fmt: skip
+"""How headings begin, the most important first: what a narrow terminal keeps."""
 
 
-class Column(NamedTuple):
-    """A heading and what stands under it."""
-
-    heading: str
-    cell: Callable[[VariantRow], str]
-    dispensable: int = 0
-    """Where a terminal is too narrow for all columns, those of the highest number go first."""
-
-
-def columns_for(rows: Sequence[VariantRow], *, brief: bool = False) -> tuple[Column, ...]:
-    """The columns of which anything was measured or, for verdicts, gated.
+def variants_table(rows: Sequence[VariantRow], *, brief: bool = False) -> Table:
+    """All columns of which anything was measured or, for verdicts, gated.
 
     ``brief`` tables count the tasks that passed instead of naming them.
     """
@@ -66,19 +62,23 @@ def columns_for(rows: Sequence[VariantRow], *, brief: bool = False) -> tuple[Col
     def points(row: VariantRow) -> str:
         return figure_text(row.estimate(mmlu, "accuracy_delta", 100), 1, signed=True)
 
-    columns = (
-        Column("Variant", lambda row: row.variant),
-        Column(f"VRAM {unit.name}" if on_gpu else unit.name, memory, 3),
-        Column("Bits/w", bits, 8),
-        Column("Tok/s", tokens_per_s, 5),
-        Column("MMLU %" if mmlu == "mmlu" else "MMLU cloze %", accuracy, 6),
-        Column("Δ points", points, 7),
-        Column("PPL", lambda row: figure_text(row.estimate("perplexity", "perplexity"), 2), 9),
-        Column("Δ PPL %", lambda row: figure_text(row.perplexity_change(), 2, signed=True), 4),
-        Column("KLD", kld, 2),
-        Column(VERDICT, lambda row: verdict_marks(row, brief=brief), 1),
-    )
-    return tuple(c for c in columns if any(c.cell(row) not in (MISSING, "") for row in rows))
+    columns: dict[str, Callable[[VariantRow], str]] = {
+        "Variant": lambda row: row.variant,
+        f"VRAM {unit.name}" if on_gpu else unit.name: memory,
+        "Bits/w": bits,
+        "Tok/s": tokens_per_s,
+        "MMLU %" if mmlu == "mmlu" else "MMLU cloze %": accuracy,
+        "Δ points": points,
+        "PPL": lambda row: figure_text(row.estimate("perplexity", "perplexity"), 2),
+        "Δ PPL %": lambda row: figure_text(row.perplexity_change(), 2, signed=True),
+        "KLD": kld,
+        VERDICT: lambda row: verdict_marks(row, brief=brief),
+    }
+    made = {heading: [cell(row) for row in rows] for heading, cell in columns.items()}
+    cells = {heading: own for heading, own in made.items() if not {MISSING, ""}.issuperset(own)}
+    verdicts = tuple(row.verdict for row in rows)
+    body = tuple(zip(*cells.values(), strict=True))
+    return Table(tuple(cells), body, frozenset({VERDICT}), verdicts=verdicts)
 
 
 def mmlu_task(rows: Sequence[VariantRow]) -> str:
@@ -118,52 +118,45 @@ def verdict_marks(row: VariantRow, *, brief: bool = False) -> str:
     return " ".join(groups)
 
 
-def terminal_table(rows: Sequence[VariantRow], width: int) -> Table:
+def terminal_table(rows: Sequence[VariantRow], width: int) -> RichTable:
     """The table for a terminal ``width`` columns wide.
 
     Columns that do not fit are left out, never cut off: half a figure is a wrong figure. The line
     below the table names them.
     """
     from rich import box
-    from rich.table import Table
+    from rich.cells import cell_len
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    columns = columns_for(rows, brief=True)
-    shown = _fitting(columns, rows, width)
-    words = [column.heading in ("Variant", VERDICT) for column in shown]
-    for column, word in zip(shown, words, strict=True):
-        table.add_column(column.heading, justify="left" if word else "right", no_wrap=True)
-    for row in rows:
-        _, style = VERDICT_MARKS.get(row.verdict, ("", ""))
+    made = variants_table(rows, brief=True)
+    columns = dict(zip(made.headings, zip(*made.rows, strict=True), strict=True))
+    widths = {head: _GAP + max(map(cell_len, (head, *own))) for head, own in columns.items()}
+    shown = list(columns)
+    while len(shown) > 1 and sum(widths[heading] for heading in shown) > width:
+        shown.remove(max(shown, key=_place))
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    words = ("Variant", VERDICT)
+    for heading in shown:
+        table.add_column(heading, justify="left" if heading in words else "right", no_wrap=True)
+    styles = [VERDICT_MARKS.get(verdict, ("", ""))[1] for verdict in made.verdicts]
+    for place, style in enumerate(styles):
         # Text, since names are data: a file may be called "[/]".
-        cells = zip((terminal_line(column.cell(row)) for column in shown), words, strict=True)
-        table.add_row(*(Text(text, style if word else "") for text, word in cells))
-    hidden = [column.heading for column in columns if column not in shown]
-    if hidden:
+        cells = {heading: terminal_line(columns[heading][place]) for heading in shown}
+        table.add_row(*(Text(text, style if h in words else "") for h, text in cells.items()))
+    if hidden := [heading for heading in columns if heading not in shown]:
         table.caption = f"No room for: {', '.join(hidden)}."
         table.caption_justify = "left"
     return table
 
 
-def _fitting(columns: Sequence[Column], rows: Sequence[VariantRow], width: int) -> list[Column]:
-    from rich.cells import cell_len
-
-    def taken(column: Column) -> int:
-        return _GAP + max(cell_len(text) for text in (column.heading, *map(column.cell, rows)))
-
-    shown = list(columns)
-    while sum(map(taken, shown)) > width:
-        least = max(shown, key=lambda column: column.dispensable)
-        if least.dispensable == 0:
-            break
-        shown.remove(least)
-    return shown
+def _place(heading: str) -> int:
+    return next(n for n, name in enumerate(_LAST_TO_GO) if heading.startswith(name))
 
 
 def footnotes(rows: Sequence[VariantRow]) -> list[str]:
     """What a reader must know to read the table rightly."""
-    unit, shown = size_unit(rows).name, {column.heading for column in columns_for(rows)}
+    unit, shown = size_unit(rows).name, {*variants_table(rows).headings}
     parts = {
         "": "±: one standard error",
         unit: f"{unit}: weights",

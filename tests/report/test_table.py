@@ -7,7 +7,7 @@ from ewq.measurement import Metric
 from ewq.record import Verdict
 from ewq.report.estimate import Estimate
 from ewq.report.rows import variant_rows
-from ewq.report.table import columns_for, footnotes, terminal_table, verdict_marks
+from ewq.report.table import footnotes, terminal_table, variants_table, verdict_marks
 from ewq.storage.runs import read_run
 from ewq.variants import default_names, table_place
 from tests.make_runs import CHANCE, NOISY, record
@@ -18,6 +18,12 @@ from tests.report.example_runs import VARIANTS, write_example
 def rows(tmp_path_factory):
     run = read_run(write_example(tmp_path_factory.mktemp("runs")))
     return variant_rows(run.records.values())
+
+
+def columns(rows):
+    """Heading -> cells."""
+    table = variants_table(rows)
+    return dict(zip(table.headings, map(list, zip(*table.rows, strict=True)), strict=True))
 
 
 def drawn(rows, width, *, color=False):
@@ -106,8 +112,7 @@ def sized(*sizes_bytes):
 )
 def test_sizes_have_three_digits_in_one_unit(sizes_bytes, heading, shown):
     rows = sized(*sizes_bytes)
-    column = next(c for c in columns_for(rows) if c.heading in ("GB", "MB"))
-    assert (column.heading, [column.cell(row) for row in rows]) == (heading, shown)
+    assert columns(rows)[heading] == shown
     assert f"{heading}: weights" in footnotes(rows)[0]
 
 
@@ -116,8 +121,7 @@ def test_speeds_of_doubtful_clocks_are_marked_and_explained():
     rough, sure = (
         variant_rows([record("throughput", "fp16", speed, doubts=doubts)]) for doubts in (NOISY, ())
     )
-    (cell,) = [column.cell for column in columns_for(rough) if column.heading == "Tok/s"]
-    assert (cell(rough[0]), cell(sure[0])) == ("~61.0 ±0.5", "61.0 ±0.5")
+    assert [columns(each)["Tok/s"] for each in (rough, sure)] == [["~61.0 ±0.5"], ["61.0 ±0.5"]]
     assert [note for note in footnotes(rough) if note.startswith("~")]
     assert not [note for note in footnotes(sure) if note.startswith("~")]
 
@@ -128,7 +132,7 @@ def test_nothing_is_minus_zero(value, text):
 
 
 def test_memory_is_named_by_what_was_measured(rows):
-    assert "VRAM GB" in [column.heading for column in columns_for(rows)]
+    assert "VRAM GB" in columns(rows)
     assert "VRAM: peak" in footnotes(rows)[0]
 
 
@@ -167,7 +171,7 @@ def test_each_gated_task_has_its_mark_the_gravest_first():
 def test_without_a_gate_there_is_no_verdict_and_where_no_row_has_one_no_column():
     ungated = judged(mmlu=Verdict.NO_BASELINE)
     assert verdict_marks(ungated[0]) == ""
-    assert "Verdict" not in [column.heading for column in columns_for(ungated)]
+    assert "Verdict" not in columns(ungated)
     assert not any("passed" in note for note in footnotes(ungated))
 
 
@@ -176,17 +180,20 @@ def test_the_cloze_form_is_shown_where_the_letters_are_guessed():
     letters = record("mmlu", "fp16", metrics, doubts=CHANCE)
     cloze = record("mmlu_cloze", "fp16", metrics)
     (alone,), (both,) = variant_rows([letters]), variant_rows([letters, cloze])
-    assert [c.cell(alone) for c in columns_for([alone]) if "%" in c.heading] == ["25.0 ±5.0*"]
-    assert [(c.heading, c.cell(both)) for c in columns_for([both]) if "%" in c.heading] == [
-        ("MMLU cloze %", "25.0 ±5.0")
-    ]
+    assert columns([alone]) == {
+        "Variant": ["fp16"],
+        "MMLU %": ["25.0 ±5.0*"],
+        "Verdict": ["✓ MMLU"],
+    }
+    assert columns([both])["MMLU cloze %"] == ["25.0 ±5.0"]
+    assert "MMLU %" not in columns([both])
     useful = variant_rows([record("mmlu", "fp16", metrics), cloze])
-    assert "MMLU %" in [column.heading for column in columns_for(useful)]
+    assert "MMLU %" in columns(useful)
     assert any(note.startswith("*") for note in footnotes([alone]))
     assert not any(note.startswith("*") for note in footnotes([both]))
 
 
 def test_columns_of_which_nothing_was_measured_are_left_out():
     rows = variant_rows([record("mmlu", "fp16")])
-    assert [column.heading for column in columns_for(rows)] == ["Variant", "MMLU %", "Verdict"]
+    assert list(columns(rows)) == ["Variant", "MMLU %", "Verdict"]
     assert "GB" not in footnotes(rows)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ewq.report.document import Paragraph, Plot, Section, Table
+from ewq.report.document import Paragraph, Part, Plot, Section, Table
 from ewq.report.estimate import Estimate, figure_text
 from ewq.report.evidence import MMLU_TASKS
 from ewq.report.plotting import SizedPoint, pareto_front, size_plot, variant_kind
@@ -153,12 +153,11 @@ def speed(shown: ReportedRun) -> Section | None:
     rows = [row for row in shown.rows if row.metric("throughput", DECODE)]
     if not rows:
         return None
-    doubted = [row for row in rows if row.clock_doubt]
-    warnings = []
-    if doubted:
+    parts: list[Part] = []
+    if doubted := [row for row in rows if row.clock_doubt]:
         text = f"Unreliable speeds (~): {', '.join(row.variant for row in doubted)}. "
         text += f"{doubted[0].variant}: {doubted[0].clock_doubt}."
-        warnings.append(Paragraph(text, warning=True))
+        parts.append(Paragraph(text, warning=True))
     table = _speed_table(rows)
     points = [
         SizedPoint(row.variant, row.weights_bytes / shown.unit.size_bytes, *_spread(row))
@@ -166,15 +165,15 @@ def speed(shown: ReportedRun) -> Section | None:
         if row.weights_bytes
     ]
     if not points:
-        return Section("speed", "Speed", (*warnings, table))
+        return Section("speed", "Speed", (*parts, table))
     caption = (
         "Tokens per second at batch size 1; higher is better. Bars: 10th to 90th percentile of "
         "the rounds."
     )
     plot = Plot("speed", "Decoding against size", caption, table)
     axes = (f"weights, {shown.unit.name}", "tokens/s")
-    drawn = size_plot(plot, points, axes, from_zero=True)
-    return Section("speed", "Speed against size", (*warnings, drawn))
+    parts.append(size_plot(plot, points, axes, from_zero=True))
+    return Section("speed", "Speed against size", tuple(parts))
 
 
 def _spread(row: VariantRow) -> tuple[float, float, float]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ewq.report.document import VERDICT, Bullets, Paragraph, Part, Point, Section, Table
+from ewq.report.document import Bullets, Paragraph, Part, Point, Section, Table
 from ewq.report.estimate import MISSING
 from ewq.report.evidence import losses
 from ewq.report.recommendations import Recommendation, recommendations
 from ewq.report.rows import ReportedRun, group_by_text
 from ewq.report.sections.against_size import main_plot
-from ewq.report.table import columns_for, footnotes
+from ewq.report.table import footnotes, variants_table
 
 UNSUPPORTED = (
     "No recommendation: that takes at least two variants with their weights measured, and "
@@ -26,7 +26,7 @@ def overview(shown: ReportedRun) -> Section:
     if (plot := main_plot(shown)) is not None:
         parts.append(plot)
     parts += _recommended(recommendations(shown.rows))
-    parts.append(_variants(shown))
+    parts.append(variants_table(shown.rows))
     parts += [Paragraph(note) for note in footnotes(shown.rows)]
     weighed = [record for record in shown.records if record.task == "memory"]
     if remarks := group_by_text(weighed, lambda record: record.remarks):
@@ -64,14 +64,6 @@ def _point(found: Recommendation) -> Point:
     name = found.variant if found.variant and found.sentence.startswith(found.variant) else ""
     text = found.sentence.removeprefix(name)
     return Point(text, found.need, name, open_question=not found.decided)
-
-
-def _variants(shown: ReportedRun) -> Table:
-    columns = columns_for(shown.rows)
-    rows = tuple(tuple(column.cell(row) for column in columns) for row in shown.rows)
-    headings = tuple(column.heading for column in columns)
-    verdicts = tuple(row.verdict for row in shown.rows)
-    return Table(headings, rows, frozenset({VERDICT}), verdicts=verdicts)
 
 
 def _changes(shown: ReportedRun) -> Table:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ewq.report.controls import compare_with_controls, rank_among_random
 from ewq.report.document import Paragraph, Part, Plot, Section, Table
@@ -67,35 +67,30 @@ def controls(shown: ReportedRun) -> Section | None:
     return Section("controls", "Plans against controls", tuple(parts)) if parts else None
 
 
-@dataclass(frozen=True)
-class _Plan:
-    variant: str
-    scorer: str
-    factor: float | None
-    mean: float
-    std: float
-    begins_8bit: float | None
-    """Least score that is above 4 bits, for rules that have one."""
-    indices: tuple[int, ...]
-    scores: tuple[float, ...]
-    precisions: tuple[str, ...]
-    """``mixed`` for a block of several."""
+class _Plan(NamedTuple):
+    """The stored summary of a variant's plan of precisions."""
 
-    @classmethod
-    def of(cls, variant: str, stored: Mapping[str, Any]) -> _Plan:
-        indices, scores, precisions = zip(*stored["blocks"], strict=True)
-        thresholds = stored.get("thresholds") or {}
-        return cls(
-            variant,
-            str(stored.get("scorer")),
-            (stored.get("rule") or {}).get("factor", stored.get("factor")),
-            float(stored["mean"]),
-            float(stored["std"]),
-            float(thresholds["8bit"]) if "8bit" in thresholds else None,
-            indices,
-            scores,
-            tuple(each if each in _LETTERS else "mixed" for each in precisions),
-        )
+    variant: str
+    stored: Mapping[str, Any]
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        return tuple(score for _, score, _ in self.stored["blocks"])
+
+    @property
+    def precisions(self) -> list[str]:
+        """``mixed`` for a block of several."""
+        found = (precision for _, _, precision in self.stored["blocks"])
+        return [each if each in _LETTERS else "mixed" for each in found]
+
+    @property
+    def factor(self) -> float | None:
+        factor: float | None = (self.stored.get("rule") or self.stored).get("factor")
+        return factor
+
+    @property
+    def scorer(self) -> str:
+        return str(self.stored.get("scorer"))
 
     @property
     def measure(self) -> str:
@@ -105,25 +100,27 @@ class _Plan:
     @property
     def counts(self) -> str:
         """``16 raw, 6 at 8 bits, 8 at 4 bits``."""
+        found = Counter(self.precisions)
         return ", ".join(
-            f"{self.precisions.count(name)} {'at ' * name.endswith('bit')}{words}"
+            f"{found[name]} {'at ' * name.endswith('bit')}{words}"
             for name, words in _WORDS.items()
-            if name in self.precisions
+            if name in found
         )
 
 
 def blocks(shown: ReportedRun) -> Section | None:
     """One plot for each series of scores (a run has one, unless scorers differ), and the types
     of plans that choose one for every tensor."""
+    plans = [
+        _Plan(row.variant, row.plan) for row in shown.rows if row.plan and row.plan.get("blocks")
+    ]
     groups: dict[tuple[float, ...], list[_Plan]] = {}
-    for row in shown.rows:
-        if row.plan and row.plan.get("blocks"):
-            plan = _Plan.of(row.variant, row.plan)
-            groups.setdefault(plan.scores, []).append(plan)
-    parts: list[Part] = [_plot(n, plans) for n, plans in enumerate(groups.values(), start=1)]
-    if any(plan.factor is not None for plans in groups.values() for plan in plans):
-        measures = {plans[0].measure.lower() for plans in groups.values()}
-        parts.insert(0, Paragraph(RULE.format(" or ".join(sorted(measures)))))
+    for plan in plans:
+        groups.setdefault(plan.scores, []).append(plan)
+    parts: list[Part] = [_plot(n, own) for n, own in enumerate(groups.values(), start=1)]
+    if any(plan.factor is not None for plan in plans):
+        measures = sorted({plan.measure.lower() for plan in plans})
+        parts.insert(0, Paragraph(RULE.format(" or ".join(measures))))
     parts += _types(shown.rows)
     return Section("blocks", "Where the plans spend their bits", tuple(parts)) if parts else None
 
@@ -152,15 +149,18 @@ def _plot(number: int, plans: list[_Plan]) -> Plot:
         named.setdefault(plan.counts, []).append(plan.variant)
     counts = "; ".join(f"{', '.join(names)}: {counts}" for counts, names in named.items())
     rows = tuple(
-        (str(index), f"{score:.4f}", *(_WORDS[plan.precisions[place]] for plan in plans))
-        for place, (index, score) in enumerate(zip(first.indices, first.scores, strict=True))
+        (str(index), f"{score:.4f}", *(_WORDS[each] for each in precisions))
+        for (index, score, _), *precisions in zip(
+            first.stored["blocks"], *(plan.precisions for plan in plans), strict=True
+        )
     )
     names = tuple(plan.variant for plan in plans)
     return Plot(
         name=f"blocks-{number}",
         title=f"{first.measure} by block ({first.scorer})",
-        caption=f"Mean {first.mean:.4f} (solid: raw begins), standard deviation {first.std:.4f}. "
-        f"Dashed, from above: 4 bits begin for {', '.join(thresholds.values()) or 'none'}. "
+        caption=f"Mean {first.stored['mean']:.4f} (solid: raw begins), standard deviation "
+        f"{first.stored['std']:.4f}. Dashed, from above: 4 bits begin for "
+        f"{', '.join(thresholds.values()) or 'none'}. "
         "Strips: R raw (green), 8 bits (blue), 4 bits (orange), M mixed (purple). "
         f"Blocks: {counts}.",
         figure=_figure(plans, thresholds),
@@ -173,20 +173,21 @@ def _thresholds(plans: list[_Plan]) -> dict[float, str]:
     """Where each plan's 4 bits begin -> its factor or name, each value once, the highest first."""
     found: dict[float, str] = {}
     for plan in plans:
-        if plan.begins_8bit is not None:
-            name = plan.variant if plan.factor is None else f"{plan.factor:g}"
-            found.setdefault(plan.begins_8bit, name)
+        begins = (plan.stored.get("thresholds") or {}).get("8bit")
+        if begins is not None:
+            found.setdefault(begins, plan.variant if plan.factor is None else f"{plan.factor:g}")
     return dict(sorted(found.items(), reverse=True))
 
 
 def _figure(plans: list[_Plan], thresholds: Mapping[float, str]) -> dict[str, Any]:
     """A curve of scores with its thresholds, above a strip of precisions for each plan."""
     first, strip_share = plans[0], min(0.5, 0.06 + 0.05 * len(plans))
-    lines = [(first.mean, "solid"), *((value, "dash") for value in thresholds)]
+    indices = [index for index, _, _ in first.stored["blocks"]]
+    lines = [(first.stored["mean"], "solid"), *((value, "dash") for value in thresholds)]
     frame = layout(
         "block",
         _ENTROPIES.get(first.scorer, "score"),
-        xaxis={"anchor": "y2", "range": [first.indices[0] - 0.6, first.indices[-1] + 0.6]},
+        xaxis={"anchor": "y2", "range": [indices[0] - 0.6, indices[-1] + 0.6]},
         yaxis={"domain": [strip_share + 0.04, 1]},
         yaxis2={
             "domain": [0, strip_share], "autorange": "reversed", "fixedrange": True,
@@ -202,24 +203,24 @@ def _figure(plans: list[_Plan], thresholds: Mapping[float, str]) -> dict[str, An
     )  # fmt: skip
     curve = {
         "type": "scatter", "mode": "lines+markers", "showlegend": False,
-        "x": list(first.indices), "y": list(first.scores),
+        "x": indices, "y": list(first.scores),
         "line": {"color": GREY, "width": 1}, "marker": {"color": GREY, "size": 7},
         "hovertemplate": "block %{x}: %{y:.4f}<extra></extra>",
     }  # fmt: skip
-    return {"data": [curve, _strips(plans)], "layout": frame}
+    return {"data": [curve, _strips(plans, indices)], "layout": frame}
 
 
-def _strips(plans: list[_Plan]) -> dict[str, Any]:
+def _strips(plans: list[_Plan], indices: list[int]) -> dict[str, Any]:
     """Precisions of every block, a row for each plan, coloured in equal steps."""
     names, steps = list(_LETTERS), len(_COLORS)
     return heatmap(
-        plans[0].indices,
+        indices,
         {
             plan.variant: [MapCell(names.index(each), _LETTERS[each]) for each in plan.precisions]
             for plan in plans
         },
         yaxis="y2",
-        texttemplate="%{text}" if len(plans[0].indices) <= _LETTERED else "",
+        texttemplate="%{text}" if len(indices) <= _LETTERED else "",
         textfont={"size": 10, "color": "#000"},
         colorscale=[
             [end / steps, color]
