@@ -19,7 +19,6 @@ BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
 VERMILLION, PURPLE, YELLOW, GREY = "#D55E00", "#CC79A7", "#F0E442", "#8A8F98"
 SERIES = (BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, GREY)
 MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
-CLEAR = "rgba(0,0,0,0)"
 # Blue is better, vermillion worse, as deep as text stays readable on; no change is clear.
 WORSE = [[0.0, "rgba(213,94,0,0)"], [1.0, "rgba(213,94,0,.65)"]]
 NEUTRAL = [[0.0, "rgba(0,114,178,0)"], [1.0, "rgba(0,114,178,.65)"]]
@@ -71,22 +70,12 @@ def variant_kind(variant: str) -> VariantKind:
 
 
 def layout(x: str, y: str, **more: Any) -> dict[str, Any]:
-    """A layout with titled axes; ``more`` overrides or extends it, one level deep."""
-    axis = {"automargin": True, "gridcolor": "#888", "zeroline": False, "fixedrange": True}
-    base: dict[str, Any] = {
-        "margin": {"l": 58, "r": 16, "t": 12, "b": 52},
-        "paper_bgcolor": CLEAR,
-        "plot_bgcolor": CLEAR,
-        "font": {"family": "system-ui, sans-serif", "size": 12},
-        "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "xaxis": {"title": {"text": x, "standoff": 8}, **axis},
-        "yaxis": {"title": {"text": y, "standoff": 8}, **axis},
-        "dragmode": False,
+    """A layout with titled axes; what all layouts share stands in ``draw.js``."""
+    titles = {"xaxis": x, "yaxis": y}
+    return more | {
+        axis: {"title": {"text": text, "standoff": 8}, **more.get(axis, {})}
+        for axis, text in titles.items()
     }
-    for key, value in more.items():
-        base[key] = {**base[key], **value} if key in base else value
-    return base
 
 
 class SizedPoint(NamedTuple):

@@ -10,6 +10,20 @@
     return JSON.parse(document.getElementById(box.id + "-data").textContent);
   }
 
+  // What all layouts share; margins and axes may be overridden or extended.
+  function framed(layout) {
+    const axis = { automargin: true, gridcolor: "#888", zeroline: false, fixedrange: true };
+    const frame = {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
+      font: { family: "system-ui, sans-serif", size: 12 },
+      hoverlabel: { font: { family: "system-ui, sans-serif" } },
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+      ...layout, margin: { l: 58, r: 16, t: 12, b: 52, ...layout.margin } };
+    Object.keys(layout).filter((key) => /^[xy]axis/.test(key))
+      .forEach((key) => { frame[key] = { ...axis, ...layout[key] }; });
+    return frame;
+  }
+
   // The names of the points of figures against size.
   function labelled(traces) {
     return traces.filter((trace) => trace.mode === "markers").flatMap((trace) =>
@@ -73,7 +87,7 @@
   }
 
   function draw(box, width_px) {
-    const drawn = read(box), layout = drawn.layout, labels = labelled(drawn.data);
+    const drawn = read(box), layout = framed(drawn.layout), labels = labelled(drawn.data);
     layout.width = width_px || box.clientWidth;
     layout.height = Number(box.dataset.height);
     if (width_px && labels.length) { layout.height = PRINT_HEIGHT_PX; }

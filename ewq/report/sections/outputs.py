@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice, takewhile
-from typing import NamedTuple, cast
+from typing import cast
 
 from ewq.record import Record
 from ewq.report.document import Excerpt, Excerpts, Paragraph, Plot, Section, Table
@@ -17,17 +18,8 @@ NO_REFERENCE = (
 )
 
 
-class SubjectFlips(NamedTuple):
-    """Answers to one subject's questions that changed."""
-
-    became_wrong: int
-    became_right: int
-    questions: int
-
-    @property
-    def changed(self) -> int:
-        """Questions whose answer changed from right to wrong or back."""
-        return self.became_wrong + self.became_right
+_Answers = Mapping[str, Counter[tuple[bool, bool]]]
+"""Subject -> questions by whether the reference's answer was right and whether this one is."""
 
 
 def flips(shown: ReportedRun) -> Section | None:
@@ -42,27 +34,24 @@ def flips(shown: ReportedRun) -> Section | None:
     return Section("flips", "Answers that flipped", parts)
 
 
-def _by_subject(record: Record, base: Record) -> dict[str, SubjectFlips]:
-    """Flips of each subject; empty where the two were not asked the same questions."""
+def _by_subject(record: Record, base: Record) -> _Answers:
+    """Empty where the two were not asked the same questions."""
     same = all(record.settings.get(key) == base.settings.get(key) for key in ("data", "subjects"))
     if not same or not len(record.items) or not len(base.items):
         return {}
     pairs = zip(base.items.column("answer"), record.items.column("answer"), strict=True)
     subjects = cast("Sequence[tuple[str, int]]", record.settings.get("subjects") or ())
-    found = {}
-    for name, size in subjects:
-        own = list(islice(pairs, size))
-        became_wrong = sum(old.isupper() and new.islower() for old, new in own)
-        became_right = sum(old.islower() and new.isupper() for old, new in own)
-        found[name] = SubjectFlips(became_wrong, became_right, len(own))
-    return found
+    # Letters of right answers are capitals.
+    return {
+        name: Counter((old.isupper(), new.isupper()) for old, new in islice(pairs, size))
+        for name, size in subjects
+    }
 
 
-def _drawn(counted: Mapping[str, Mapping[str, SubjectFlips]]) -> tuple[Paragraph | Plot, ...]:
-    """Of variants and subjects."""
-    subjects = next(iter(counted.values()))
-    totals = {name: sum(own[name].changed for own in counted.values()) for name in subjects}
-    moved = sorted(filter(totals.get, subjects), key=lambda name: -totals[name])
+def _drawn(counted: Mapping[str, _Answers]) -> tuple[Paragraph | Plot, ...]:
+    subjects = {name: own.total() for name, own in next(iter(counted.values())).items()}
+    flipped = {name: sum(sum(_flips(own[name])) for own in counted.values()) for name in subjects}
+    moved = sorted(filter(flipped.get, subjects), key=lambda name: -flipped[name])
     steady = len(subjects) - len(moved)
     intro = Paragraph(
         "A flip is an answer that became wrong or became right. Equal numbers of both leave the "
@@ -73,7 +62,7 @@ def _drawn(counted: Mapping[str, Mapping[str, SubjectFlips]]) -> tuple[Paragraph
     if not moved:
         return (intro,)
     cells = {
-        f"{name.replace('_', ' ')} ({subjects[name].questions})": [
+        f"{name.replace('_', ' ')} ({subjects[name]})": [
             _cell(own[name]) for own in counted.values()
         ]
         for name in moved
@@ -86,11 +75,17 @@ def _drawn(counted: Mapping[str, Mapping[str, SubjectFlips]]) -> tuple[Paragraph
     return (intro, map_plot(plot, cells, colorscale=WORSE, zmin=0.0))
 
 
-def _cell(flips: SubjectFlips) -> MapCell:
-    if not flips.changed:
+def _flips(answers: Counter[tuple[bool, bool]]) -> tuple[int, int]:
+    """How many became wrong, and right."""
+    return answers[True, False], answers[False, True]
+
+
+def _cell(answers: Counter[tuple[bool, bool]]) -> MapCell:
+    wrong, right = _flips(answers)
+    if not wrong and not right:
         return MapCell(0.0, "", "0")
-    text = f"−{flips.became_wrong} +{flips.became_right}"
-    return MapCell(flips.changed / flips.questions, text, text)
+    text = f"−{wrong} +{right}"
+    return MapCell((wrong + right) / answers.total(), text, text)
 
 
 _Texts = Mapping[str, Mapping[str, str]]

@@ -190,8 +190,8 @@ def _figure(plans: list[_Plan], thresholds: Mapping[float, str]) -> dict[str, An
         xaxis={"anchor": "y2", "range": [indices[0] - 0.6, indices[-1] + 0.6]},
         yaxis={"domain": [strip_share + 0.04, 1]},
         yaxis2={
-            "domain": [0, strip_share], "autorange": "reversed", "fixedrange": True,
-            "automargin": True, "type": "category", "showgrid": False, "tickfont": {"size": 11},
+            "domain": [0, strip_share], "autorange": "reversed", "type": "category",
+            "showgrid": False, "tickfont": {"size": 11},
         },
         shapes=[
             {
