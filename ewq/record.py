@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from ewq.codec import decode, encode
 from ewq.errors import InputError, MeasurementError
-from ewq.measurement import NO_ITEMS, Doubt, Items, Json, Metric
-from ewq.record_schema1 import upgraded
+from ewq.measurement import NO_ITEMS, Doubt, DoubtKind, Items, Json, Metric
+from ewq.variants import engine_of
 
 SCHEMA = 2
+_PERPLEXITY_FIELDS = ["domain", "nll", "tokens", "bytes", "document"]
+_DIVERGENCE_FIELDS = [
+    *("domain", "tokens", "kld", "same_top", "delta_p_squared", "nll_change"),
+    "document",
+]
+_DOUBT_WORDS = (
+    ("noisy ratio", DoubtKind.OTHER_SESSION),
+    ("throttl", DoubtKind.THROTTLING),
+    ("nois", DoubtKind.NOISE),
+    ("chance", DoubtKind.CHANCE),
+)
+"""Words by which schema 1 told that a note was a doubt."""
+_WORSE = ("against the baseline, ", ": worse")
+"""How a reason began, and what it held, where a metric was worse than tolerated."""
 RecordKey = tuple[str, str]
 """``(variant, task)``: what identifies a record within a run."""
 
@@ -92,8 +106,69 @@ class Record:
         if schema not in (1, SCHEMA):
             raise InputError(f"record has schema {schema!r}; this ewq reads 1 and {SCHEMA}")
         try:
-            data = upgraded(data) if schema == 1 else data
+            data = _upgraded(data) if schema == 1 else data
             plain = {key: value for key, value in data.items() if key not in ("schema", "items")}
             return replace(decode(cls, plain), items=Items.from_json(data["items"]))
         except (KeyError, TypeError, ValueError, MeasurementError) as error:
             raise InputError(f"stored record is damaged: {error}") from error
+
+
+def _upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored record in the shape of schema 2; a KeyError, TypeError or ValueError if damaged."""
+    notes = stored.get("notes", ())
+    doubts = {note: kind for note in notes if (kind := _doubt_kind(note))}
+    return {
+        **stored,
+        "settings": _settings(stored["variant"], stored["settings"]),
+        "items": _named_items(stored["task"], stored["items"]),
+        "reasons": [_reason(text, stored["verdict"]) for text in stored["reasons"]],
+        "doubts": [{"kind": kind.value, "text": note} for note, kind in doubts.items()],
+        "notes": [note for note in notes if note not in doubts],
+    }
+
+
+def _settings(variant: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what schema 1 wrote on llama.cpp's records although it was transformers' own."""
+    foreign = ("batch_tokens", "dtype") if engine_of(variant) == "llama.cpp" else ()
+    return {key: value for key, value in settings.items() if key not in foreign}
+
+
+def _doubt_kind(note: str) -> DoubtKind | None:
+    return next((kind for word, kind in _DOUBT_WORDS if word in note.lower()), None)
+
+
+def _reason(text: str, verdict: str) -> dict[str, Any]:
+    """Which metric a reason was about, and its own verdict, schema 1 did not say."""
+    start, inside = _WORSE
+    sentence, _, statistic = text.removesuffix("]").partition(" [")
+    worse = text.startswith(start) and inside in text
+    return {"verdict": verdict, "text": sentence, "statistic": statistic, "worse": worse}
+
+
+def _named_items(task: str, items: Any) -> dict[str, Any]:
+    named = _SCHEMA1_ITEMS.get(task) if items else None
+    return named(items) if named else {"fields": [], "rows": []}
+
+
+def _times(batches: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [
+        [int(name.removeprefix("b")), first, decode]
+        for name, times in batches.items()
+        for first, decode in zip(times["first_token_s"], times["decode_s"], strict=True)
+    ]
+    return {"fields": ["batch_size", "first_token_s", "decode_s"], "rows": rows}
+
+
+def _letters(items: str) -> dict[str, Any]:
+    return {"fields": ["answer"], "rows": items}
+
+
+_SCHEMA1_ITEMS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
+    "mmlu": _letters,
+    "mmlu_cloze": _letters,
+    "noise_floor": _letters,
+    "perplexity": lambda rows: {"fields": _PERPLEXITY_FIELDS, "rows": rows},
+    "divergence": lambda rows: {"fields": _DIVERGENCE_FIELDS, "rows": rows},
+    "throughput": _times,
+    "samples": lambda texts: {"fields": ["prompt", "tokens"], "rows": list(texts.items())},
+}

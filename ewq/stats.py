@@ -105,11 +105,8 @@ def paired_accuracy(
 ) -> PairedAccuracy:
     """Compare right (1) and wrong (0) answers to the same questions, each ``[n]``.
 
-    Args:
-        base_correct: the reference's.
-        new_correct: the variant's, in the same order.
-        clusters: a label per question (its subject); ``None``, or fewer than
-            :data:`FEWEST_CLUSTERS`, treats questions as independent.
+    ``clusters`` are the questions' subjects; with fewer than :data:`FEWEST_CLUSTERS` of them
+    questions count as independent.
 
     Raises:
         MeasurementError: the lengths differ or there is no question.
@@ -150,10 +147,8 @@ def clustered_ratio(
     ``sqrt(G/(G-1) * sum_g (T_g - ratio * S_g)^2) / sum(sizes)``. With unit
     sizes and every item its own cluster that is ``sd(ddof=1) / sqrt(n)``.
 
-    Args:
-        totals: what each item adds to the numerator (nats, right answers), ``[n]``.
-        sizes: what each item adds to the denominator (tokens, bytes, questions), ``[n]``.
-        clusters: a label per item; ``None`` makes every item its own cluster.
+    ``totals`` and ``sizes``, each ``[n]``, are what items add to numerator (nats, right answers)
+    and denominator (tokens, bytes, questions). Without ``clusters`` every item is its own.
 
     Raises:
         MeasurementError: no item, lengths that differ, or a cluster without size.

@@ -36,7 +36,7 @@ class Bos(StrEnum):
 
 @dataclass(frozen=True)
 class Definition:
-    """One way to compute perplexity; fields describe it fully."""
+    """One way to compute perplexity."""
 
     name: str
     window: int

@@ -44,13 +44,9 @@ def find_baseline(
 ) -> Choice:
     """Choose the baseline that ``request`` asks for.
 
-    Args:
-        request: ``newest`` (newest such run), ``ancestor`` (nearest ancestor commit with such a
-            run), or a pinned run: a file, a number in the storage, a commit.
-        storage: pytest-benchmark's storage folder.
-        wanted: what the run must have measured.
-        repository: where the code under test lies.
-        exclude: a stored run that is not to be compared with itself.
+    ``request`` is ``newest`` (newest such run), ``ancestor`` (nearest ancestor commit with such a
+    run), or a pinned run: a file, a number in the storage, a commit. ``repository`` holds the code
+    under test; ``exclude`` is a stored run that is not to be compared with itself.
 
     Raises:
         InputError: a pinned run does not exist or is damaged.

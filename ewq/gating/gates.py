@@ -48,14 +48,9 @@ def judge(
     *,
     missing_baseline: Sequence[str] = (),
 ) -> Judgement:
-    """Gate one record.
+    """Gate one record by limits and by tolerances against the same benchmark of a baseline.
 
-    Args:
-        record: what was measured.
-        limits: metric -> limit, from :meth:`ewq.gating.thresholds.Thresholds.for_`.
-        baseline: the same benchmark in the baseline run, where there is one.
-        tolerances: metric -> tolerance against the baseline.
-        missing_baseline: why there is no baseline although one was asked for.
+    ``missing_baseline`` says why there is no baseline although one was asked for.
     """
     findings = [_limit_finding(record, metric, limit) for metric, limit in limits.items()]
     refused = list(missing_baseline)

@@ -100,11 +100,7 @@ BUILT_IN = Thresholds(source="built-in tolerances")
 
 
 def load_thresholds(path: Path, variants: Collection[str]) -> Thresholds:
-    """Read a thresholds file; every name in it must be known.
-
-    Args:
-        path: the TOML file.
-        variants: ids of this run, such as GGUF files; those of the variant table are known besides.
+    """Read a thresholds file; ``variants`` are ids that count as known beside the variant table's.
 
     Raises:
         InputError: not readable, not TOML, or an unknown table, variant, task, metric or key, a

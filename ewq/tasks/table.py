@@ -86,8 +86,7 @@ class ItemMean:
 
     column: str
     size: str | None = None
-    """The column to divide by. ``None``: the first holds letters, upper case where they are right,
-    and two runs are compared by an exact test."""
+    """The column to divide by. ``None``: the first holds letters, upper case where right."""
     slope: Callable[[float], float] = lambda mean: 1.0
     """Change of the metric per change of the mean, at a mean."""
 
@@ -102,7 +101,7 @@ class Figure:
     higher_is_better: bool | None
     kind: Kind = Kind.QUALITY
     paired: bool = False
-    """Whether it compares with the reference variant, which therefore has none itself."""
+    """It compares with the reference variant, which therefore has none itself."""
     equal: float = 0.0
     """What a paired figure is for two equal variants."""
     reference: tuple[str, Callable[[float, float], float]] | None = None
@@ -113,7 +112,6 @@ class Figure:
     tolerance: Tolerance | None = None
     """Against a baseline, where a thresholds file says nothing; ``None``: not gated."""
     cpu_tolerance: Tolerance | None = None
-    """The same on a CPU, where other programs move it more than a change of code does."""
 
 
 @dataclass(frozen=True)

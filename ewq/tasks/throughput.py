@@ -35,9 +35,8 @@ SEED = 20250307
 _SHARES = {"": 0.5, "_p10": 0.1, "_p90": 0.9}
 # Coefficient of variation above which a median is not to be trusted.
 _NOISY = 0.05
-# Below this a round is decided by the operating system's scheduler, however alike the rounds of
-# one run look: tiny models repeat within 1 % in a run and differ by half between runs. A GPU
-# keeps its own time.
+# Below this the operating system's scheduler decides: tiny models repeat within 1 % in a run and
+# differ by half between runs. A GPU keeps its own time.
 _SHORTEST_S = {"cpu": 0.05, "cuda": 0.002}
 
 
@@ -93,16 +92,12 @@ class Rounds:
             self._before = self._clocks()
 
     def result(self) -> TaskResult:
-        """The figures of all measured rounds.
-
-        Raises:
-            MeasurementError: fewer than two rounds were measured.
-        """
-        measured = self._calls - self.protocol.warmup_rounds
+        """The figures of all measured rounds; a MeasurementError of fewer than two."""
+        warmup = self.protocol.warmup_rounds
+        measured = max(self._calls - warmup, 0)
         if measured < 2:
             raise MeasurementError(
-                f"{max(measured, 0)} measured rounds after {self.protocol.warmup_rounds} to warm "
-                "up: speed needs at least 2"
+                f"{measured} measured rounds after {warmup} to warm up: speed needs at least 2"
             )
         after = self._clocks()
         return TaskResult(
@@ -161,29 +156,21 @@ class Rounds:
             yield Doubt(DoubtKind.NOISE, text, {"median_s": median_s})
 
     def _throttling(self, after: ClockState | None) -> list[Doubt]:
-        moments = (("before", self._before), ("after", after))
-        return [
-            Doubt(
-                DoubtKind.THROTTLING,
-                f"throttled {when} measuring: {', '.join(state.slowdowns)} "
-                f"at {state.temperature_c} °C",
-                {"temperature_c": state.temperature_c},
-            )
-            for when, state in moments
-            if state is not None and state.slowdowns
-        ]
+        doubts = []
+        for when, state in (("before", self._before), ("after", after)):
+            if state is not None and state.slowdowns:
+                why = f"{', '.join(state.slowdowns)} at {state.temperature_c} °C"
+                text = f"throttled {when} measuring: {why}"
+                figures = {"temperature_c": state.temperature_c}
+                doubts.append(Doubt(DoubtKind.THROTTLING, text, figures))
+        return doubts
 
 
 def prepare(inputs: Inputs) -> Work:
     """The tier's rounds, to be timed one by one."""
     sizes = inputs.sizes
-    protocol = Protocol(
-        prompt_tokens=sizes.prompt_tokens,
-        new_tokens=sizes.new_tokens,
-        batch_sizes=sizes.batch_sizes,
-        warmup_rounds=sizes.warmup_rounds,
-        rounds=sizes.rounds,
-    )
+    lengths = sizes.prompt_tokens, sizes.new_tokens
+    protocol = Protocol(*lengths, sizes.batch_sizes, sizes.warmup_rounds, sizes.rounds)
     rounds = Rounds(inputs.model(), protocol)
     return Work(rounds.one, rounds.result, sizes.rounds, sizes.warmup_rounds)
 
@@ -191,8 +178,7 @@ def prepare(inputs: Inputs) -> Work:
 def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     """``decode_ratio`` and ``prefill_ratio`` to the reference (over 1: faster), per batch size.
 
-    Medians of rounds; the error comes from both medians' by the delta method.
-    Only figures of one session on one machine may be compared: that is the caller's to see to.
+    Medians of rounds, of one session on one machine; the error is the delta method's.
 
     Raises:
         MeasurementError: the two ran under different protocols.
