@@ -39,7 +39,7 @@ def load_pretrained(kind: Any, folder: Path, label: str, **options: Any) -> Any:
         CheckpointError: files or config make no sense to transformers, or weights are absent, which
             it would fill with random values. What a conversion raised is raised itself.
     """
-    with _refusals(label):
+    with refusals(label):
         model, report = kind.from_pretrained(
             folder, output_loading_info=True, trust_remote_code=False, **options
         )
@@ -52,7 +52,8 @@ def load_pretrained(kind: Any, folder: Path, label: str, **options: Any) -> Any:
 
 
 @contextmanager
-def _refusals(label: str) -> Iterator[None]:
+def refusals(label: str) -> Iterator[None]:
+    """One line for what transformers says of a model's files and config."""
     from huggingface_hub.errors import StrictDataclassError
 
     _errors.clear()

@@ -121,7 +121,8 @@ def benchmark(folder: Path, work: Path) -> Answer:
     if code == PYTEST_USAGE:
         lines = set(re.findall(r"ewq: (.*?)(?: !)?$", said, re.MULTILINE))
         return Answer("; ".join(lines) or said[-1500:], good=len(lines) == 1)
-    failed = re.findall(r"^not measured: fp16: (.*)$", said, re.MULTILINE)
+    failed = set(re.findall(r"^not measured: fp16: (.*)$", said, re.MULTILINE))
+    failed |= set(re.findall(r"another exception occurred:\n(.*)$", said, re.MULTILINE))
     good = bool(failed) and "Traceback" not in said and "\nE  " not in said
     return Answer("not measured: " + "; ".join(failed) if good else said[-1500:], good=good)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ewq.checkpoint.tensors import is_pointer
-from ewq.conversion_errors import first_line
+from ewq.conversion_errors import first_line, refusals
 from ewq.errors import CheckpointError
 
 TOKENIZER_FILES = (
@@ -41,8 +41,12 @@ def load_tokenizer(folder: Path, label: str) -> Any:
         CheckpointError: no tokenizer files, a damaged one, one of a kind that transformers does
             not know, or one that only code of the model could read; the file is named.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    if (folder / "config.json").is_file():
+        # Read for the tokenizer too, which would be blamed for it.
+        with refusals(label):
+            AutoConfig.from_pretrained(folder, trust_remote_code=False)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
