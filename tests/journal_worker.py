@@ -5,7 +5,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from ewq.storage.identity import RunIdentity
+from ewq.storage.environment import RunIdentity
 from ewq.storage.journal import Journal
 
 KEYS = tuple((f"variant-{i}", "task") for i in range(12))
@@ -27,4 +27,6 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     main(Path(sys.argv[1]))

@@ -10,8 +10,7 @@ from pathlib import Path
 from ewq.errors import InputError
 from ewq.gating.gates import lost_in_doubt
 from ewq.record import Record, RecordKey
-from ewq.storage.environment import git_lines
-from ewq.storage.identity import RunIdentity, changed_settings
+from ewq.storage.environment import RunIdentity, changed_settings, git_lines
 from ewq.storage.runs import Run, read_run, read_storage, resolve_run
 
 NEWEST = "newest"

@@ -20,7 +20,7 @@ from ewq.stats import (
     smallest_detectable_difference,
     two_sided_p,
 )
-from ewq.storage.identity import changed_settings
+from ewq.storage.environment import changed_settings
 from ewq.tasks.table import TASKS, ItemMean, Task, Tolerance
 
 

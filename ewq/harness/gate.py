@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ewq.gating.thresholds import Thresholds
     from ewq.harness.options import Options
     from ewq.record import RecordKey
-    from ewq.storage.identity import RunIdentity
+    from ewq.storage.environment import RunIdentity
     from ewq.storage.runs import Run
 
 THRESHOLDS = "thresholds.toml"

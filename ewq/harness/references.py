@@ -16,7 +16,7 @@ from ewq.tasks.table import TASKS, Pairing
 from ewq.tasks.throughput import DECODE_MODE
 
 if TYPE_CHECKING:
-    from ewq.storage.identity import RunIdentity
+    from ewq.storage.environment import RunIdentity
 
 MEASURED_FOR_PAIRING = "the reference was measured for this comparison only"
 BEFORE_INTERRUPTION = Doubt(

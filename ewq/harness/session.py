@@ -27,7 +27,7 @@ from ewq.variants import REFERENCE, GgufPlanned, Planned, Variant, is_fit_name
 if TYPE_CHECKING:
     from ewq.data.reference_logprobs import Reference
     from ewq.record import RecordKey
-    from ewq.storage.identity import RunIdentity
+    from ewq.storage.environment import RunIdentity
     from ewq.storage.journal import Journal
 
 
@@ -193,8 +193,7 @@ def _identity(
 ) -> RunIdentity:
     """Reads the data of every task that will be measured, so that broken data ends the run here."""
     from ewq.data.windows import require_tokens
-    from ewq.storage.environment import describe
-    from ewq.storage.identity import DATA, RunIdentity
+    from ewq.storage.environment import DATA, RunIdentity, describe
 
     tasks = [find_task(name) for name in sorted({task for _, task in selected})]
     if subject.is_dummy:

@@ -1,4 +1,8 @@
-"""Where a run was measured: device, driver and library versions (``machine_info["ewq"]``)."""
+"""What a run measures, with what and where: what must be equal wherever figures meet.
+
+Resuming, gating against a baseline and pairing with a stored reference ask the same question, and
+this is the only place that answers it.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,17 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ewq.errors import BackendUnavailable
+from ewq.files import content_key
 from ewq.instruments.gpu import gpus_of, uuid_of
 from ewq.measurement import Json
 from ewq.version import __version__
@@ -20,9 +28,87 @@ from ewq.version import __version__
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "accelerate", "llama-cpp-python")
 DIFFERENCE_KEYS = ("driver", "cuda", "power_limit_w", *LIBRARIES, "ewq", "ewq_commit", "python")
 """What may differ between comparable runs, but must be said."""
+DATA = " data"
+"""Ends the settings that are digests of a task's data: ``mmlu data``."""
 
+_CODE = ("ewq_code", *LIBRARIES)
+_GPU = ("gpu", "driver", "cuda", "vram_bytes", "power_limit_w")
 _SAME_VRAM = 0.02
 """Relative difference of total VRAM within which two cards count as the same kind (ECC, driver)."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Known as a whole before anything is measured."""
+
+    fingerprint: str
+    """``sha256:...`` of the checkpoint."""
+    settings: Mapping[str, Any]
+    """Tier, sizes, tokenizer, placement, and the digest of each task's data; plain JSON."""
+    environment: Mapping[str, Any]
+    """``machine_info["ewq"]``: see :func:`describe`."""
+
+    def differences(self, later: RunIdentity) -> list[str]:
+        """Why figures of the two must not be compared; empty where they may be.
+
+        Settings count where both know them: runs stored by an older ewq know less.
+        """
+        reasons = comparable(self.environment, later.environment)
+        if self.fingerprint != later.fingerprint:
+            reasons.append("measured another model")
+        return reasons + changed_settings(self.settings, later.settings)
+
+    def code_differences(self, later: RunIdentity) -> list[str]:
+        """What besides forbids that figures of one stand in for the other's: code and libraries."""
+        before, now = self.environment, later.environment
+        return [
+            f"{key} was {before.get(key)}, is {now.get(key)}"
+            for key in _CODE
+            if before.get(key) != now.get(key)
+        ]
+
+    def key(self, task: str) -> str:
+        """A digest that is equal only where results of ``task`` may stand in for each other."""
+        own = {
+            name: value
+            for name, value in self.settings.items()
+            if not name.endswith(DATA) or name == task + DATA
+        }
+        keys = ("device", *_hardware(self.environment), *_CODE)
+        return content_key(task, self.fingerprint, own, [self.environment.get(key) for key in keys])
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Differences in what both know."""
+    changed = [key for key, value in now.items() if key in before and before[key] != value]
+    if "tier" in changed:
+        # Its sizes go with it.
+        changed = [key for key in changed if key != "sizes"]
+    return [f"setting {key} was {before[key]!r}, is {now[key]!r}" for key in changed]
+
+
+def comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Why figures of two environments must not be compared; empty when they may be.
+
+    Only the hardware that did the work counts: the GPU for a run on one, else CPU and cores.
+    """
+    if _kind(a) != _kind(b):
+        return [f"measured on {_kind(a)} and on {_kind(b)}"]
+    keys = [key for key in _hardware(a) if key != "vram_bytes" and a.get(key) != b.get(key)]
+    if keys:
+        return [f"another {key}: {a.get(key)} and {b.get(key)}" for key in keys]
+    # A partitioned card has the name of a whole one; its memory tells.
+    found = (each.get("vram_bytes") for each in (a, b))
+    sizes = [size for size in found if isinstance(size, int | float)]
+    if len(sizes) < 2 or max(sizes) - min(sizes) <= _SAME_VRAM * max(sizes):
+        return []
+    return [f"another amount of VRAM: {sizes[0] / 1e9:.1f} GB and {sizes[1] / 1e9:.1f} GB"]
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Sentences on drivers, libraries and code that differ, for the reader to weigh."""
+    changed = [key for key in DIFFERENCE_KEYS if a.get(key) != b.get(key)]
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in changed]
 
 
 def describe(device: str) -> dict[str, Json]:
@@ -36,7 +122,7 @@ def describe(device: str) -> dict[str, Json]:
     """
     return {
         "device": device,
-        **(_gpu(device) if device.startswith("cuda") else dict.fromkeys(_GPU_KEYS)),
+        **(_gpu(device) if device.startswith("cuda") else dict.fromkeys(_GPU)),
         **{library: _version(library) for library in LIBRARIES},
         "ewq": __version__,
         "ewq_commit": _commit(Path(__file__).parent.parent),
@@ -48,32 +134,6 @@ def describe(device: str) -> dict[str, Json]:
     }
 
 
-def comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Why figures of two environments must not be compared; empty when they may be.
-
-    Only the hardware that did the work counts: the GPU for a run on one, else CPU and cores.
-    """
-    if _kind(a) != _kind(b):
-        return [f"measured on {_kind(a)} and on {_kind(b)}"]
-    keys = ("gpu",) if _kind(a) == "cuda" else ("cpu", "cores")
-    reasons = [
-        f"another {key}: {a.get(key)} and {b.get(key)}" for key in keys if _differ(a, b, key)
-    ]
-    return reasons or _other_vram(a, b)
-
-
-def hardware(environment: Mapping[str, Any]) -> dict[str, Json]:
-    """The device that did the work: equal in two environments that are the same machine."""
-    on_gpu = _kind(environment) == "cuda"
-    keys = ("device", "gpu", "vram_bytes") if on_gpu else ("device", "cpu", "cores")
-    return {key: environment.get(key) for key in keys}
-
-
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Sentences on drivers, libraries and code that differ, for the reader to weigh."""
-    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in DIFFERENCE_KEYS if _differ(a, b, key)]
-
-
 def code_version() -> str:
     """Digest of ewq's own Python sources: equal exactly where the measuring code is equal."""
     package = Path(__file__).parent.parent
@@ -81,64 +141,6 @@ def code_version() -> str:
     for path in sorted(package.rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return f"sha256:{digest.hexdigest()}"
-
-
-_GPU_KEYS = ("gpu", "driver", "cuda", "vram_bytes", "power_limit_w")
-
-
-def _gpu(device: str) -> dict[str, Json]:
-    """Name and memory through torch, which knows what CUDA_VISIBLE_DEVICES did to the index."""
-    import torch
-
-    if not torch.cuda.is_available():
-        raise BackendUnavailable(f"device {device!r} asked for, but torch sees no CUDA device")
-    gpus = [torch.cuda.get_device_properties(torch.device(name)) for name in gpus_of(device)]
-    driver, power_limit_w = _driver_facts(uuid_of(gpus[0]))
-    return {
-        "gpu": _names([gpu.name for gpu in gpus]),
-        "driver": driver,
-        "cuda": torch.version.cuda,
-        "vram_bytes": sum(gpu.total_memory for gpu in gpus),
-        "power_limit_w": power_limit_w,
-    }
-
-
-def _names(gpus: Sequence[str]) -> str:
-    """One card's name; several as ``2 x NAME``, whatever their order."""
-    counts = Counter(sorted(gpus))
-    if len(gpus) == 1:
-        return gpus[0]
-    return ", ".join(f"{number} x {name}" for name, number in counts.items())
-
-
-def _driver_facts(uuid: str) -> tuple[str | None, float | None]:
-    """Driver version and power limit in watts; ``None`` where it does not say (WSL, MIG)."""
-    import pynvml
-
-    driver = power_limit_w = None
-    try:
-        pynvml.nvmlInit()
-        driver = str(pynvml.nvmlSystemGetDriverVersion())
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        power_limit_w = pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000
-    except pynvml.NVMLError:
-        pass
-    return driver, power_limit_w
-
-
-def _version(library: str) -> str | None:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit(folder: Path) -> str | None:
-    """Commit of a checkout, ``+dirty`` where files differ; ``None`` for an installed copy."""
-    head = git_lines(folder, "rev-parse", "HEAD")
-    if not head:
-        return None
-    return head[0] + ("+dirty" if git_lines(folder, "status", "--porcelain", "--", ".") else "")
 
 
 def git_lines(folder: Path, *arguments: str) -> list[str] | None:
@@ -152,14 +154,55 @@ def git_lines(folder: Path, *arguments: str) -> list[str] | None:
     return done.stdout.splitlines()
 
 
+def _gpu(device: str) -> dict[str, Json]:
+    """Name and memory through torch, which knows what CUDA_VISIBLE_DEVICES did to the index."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(f"device {device!r} asked for, but torch sees no CUDA device")
+    gpus = [torch.cuda.get_device_properties(torch.device(name)) for name in gpus_of(device)]
+    counts = Counter(sorted(gpu.name for gpu in gpus))
+    names = [f"{number} x {name}" if len(gpus) > 1 else name for name, number in counts.items()]
+    driver, power_limit_w = _driver_facts(uuid_of(gpus[0]))
+    vram_bytes = sum(gpu.total_memory for gpu in gpus)
+    facts = (", ".join(names), driver, torch.version.cuda, vram_bytes, power_limit_w)
+    return dict(zip(_GPU, facts, strict=True))
+
+
+def _driver_facts(uuid: str) -> tuple[str | None, float | None]:
+    """Driver version and power limit in watts; ``None`` where it does not say (WSL, MIG)."""
+    import pynvml
+
+    driver = power_limit_w = None
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        driver = str(pynvml.nvmlSystemGetDriverVersion())
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        power_limit_w = pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000
+    return driver, power_limit_w
+
+
+def _version(library: str) -> str | None:
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(library)
+    return None
+
+
+def _commit(folder: Path) -> str | None:
+    """Commit of a checkout, ``+dirty`` where files differ; ``None`` for an installed copy."""
+    head = git_lines(folder, "rev-parse", "HEAD")
+    if not head:
+        return None
+    return head[0] + ("+dirty" if git_lines(folder, "status", "--porcelain", "--", ".") else "")
+
+
 def _cpu_name() -> str | None:
     """The processor as the kernel names it; ``platform.processor()`` is empty on most Linuxes."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, None) or platform.processor() or platform.machine() or None
+    with suppress(OSError):
+        known = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        if found := re.search(r"^model name\s*:\s*(.*\S)", known, re.MULTILINE):
+            return found[1]
+    return platform.processor() or platform.machine() or None
 
 
 def _usable_cores() -> int:
@@ -171,15 +214,6 @@ def _kind(environment: Mapping[str, Any]) -> str:
     return str(environment.get("device", "unknown device")).split(":", maxsplit=1)[0]
 
 
-def _differ(a: Mapping[str, Any], b: Mapping[str, Any], key: str) -> bool:
-    return bool(a.get(key) != b.get(key))
-
-
-def _other_vram(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """A partitioned card has the name of a whole one; its memory tells."""
-    first, second = a.get("vram_bytes"), b.get("vram_bytes")
-    if not (isinstance(first, int | float) and isinstance(second, int | float)):
-        return []
-    if abs(first - second) <= _SAME_VRAM * max(first, second):
-        return []
-    return [f"another amount of VRAM: {first / 1e9:.1f} GB and {second / 1e9:.1f} GB"]
+def _hardware(environment: Mapping[str, Any]) -> tuple[str, ...]:
+    """What names the device that did the work."""
+    return ("gpu", "vram_bytes") if _kind(environment) == "cuda" else ("cpu", "cores")

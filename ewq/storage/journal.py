@@ -1,7 +1,5 @@
-"""A journal of finished measurements, so that an interrupted run loses none.
-
-An SQLite file with the run's identity and an append-only table of events, each on disk before the
-call that writes it returns.
+"""A journal of finished measurements, so that an interrupted run loses none: an SQLite file with
+the run's identity and a table of events, each on disk before the call that writes it returns.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import Any
 
 from ewq.errors import EwqError, InputError
 from ewq.record import RecordKey
-from ewq.storage.identity import RunIdentity
+from ewq.storage.environment import RunIdentity
 
 JOURNAL = "journal.sqlite"
 PREVIOUS_JOURNAL = "journal.previous.sqlite"
@@ -49,10 +47,6 @@ class Journal:
         Raises:
             EwqError: the file cannot be written, or another run is writing it.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EwqError(f"cannot make {path.parent}: {error.strerror}") from error
         journal = cls(path, _open(path))
         if journal._has_tables():
             _copy(journal._file, path.with_name(PREVIOUS_JOURNAL))
@@ -68,13 +62,10 @@ class Journal:
 
     @classmethod
     def resume(cls, path: Path, identity: RunIdentity) -> Journal:
-        """Go on with an interrupted run.
-
-        A journal whose run was killed before it had an identity starts afresh.
+        """Go on with an interrupted run; one killed before it had an identity starts afresh.
 
         Raises:
-            InputError: there is no journal, it is damaged, or it measured something else; the
-                message lists what differs.
+            InputError: there is no journal, it is damaged, or it measured something else.
             EwqError: another run is writing it.
         """
         if not path.is_file():
@@ -126,9 +117,8 @@ class Journal:
                     self._file.execute(statement, values)
         except sqlite3.Error as error:
             kept = f"{len(self.completed)} finished measurements are kept in {self.path}"
-            raise EwqError(
-                f"cannot write the journal ({error}); {kept}: free space, then resume"
-            ) from error
+            message = f"cannot write the journal ({error}); {kept}: free space, then resume"
+            raise EwqError(message) from error
 
     def _read(self, identity: RunIdentity) -> None:
         if not self._has_tables():
@@ -137,9 +127,8 @@ class Journal:
         (text,) = self._file.execute("SELECT json FROM identity").fetchone()
         stored = RunIdentity(**json.loads(text))
         if reasons := stored.differences(identity) + stored.code_differences(identity):
-            raise InputError(
-                f"cannot resume {self.path}: {'; '.join(reasons)}; run without --ewq-resume"
-            )
+            why = "; ".join(reasons)
+            raise InputError(f"cannot resume {self.path}: {why}; run without --ewq-resume")
         # A run resumed with other tasks reads other data besides.
         settings = {**stored.settings, **identity.settings}
         joined = RunIdentity(identity.fingerprint, settings, identity.environment)
@@ -153,19 +142,19 @@ class Journal:
 def _open(path: Path) -> sqlite3.Connection:
     """Open alone: two runs would mix their events."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = sqlite3.connect(path, timeout=0, isolation_level=None)
         # The lock of the first transaction is kept until the file is closed.
         file.execute("PRAGMA locking_mode = EXCLUSIVE")
         file.execute("PRAGMA synchronous = FULL")
         file.execute("BEGIN EXCLUSIVE")
         file.execute("COMMIT")
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorname == "SQLITE_BUSY":
+    except (OSError, sqlite3.DatabaseError) as error:
+        reason = getattr(error, "sqlite_errorname", "")
+        if reason == "SQLITE_BUSY":
             raise EwqError(f"{path} is in use by another run: wait for it or stop it") from error
-        if error.sqlite_errorname == "SQLITE_NOTADB":
-            raise InputError(
-                f"{path} is not a journal of ewq: delete it, then run again"
-            ) from error
+        if reason == "SQLITE_NOTADB":
+            raise InputError(f"{path} is no journal of ewq: delete it, then run again") from error
         raise EwqError(f"cannot open the journal {path}: {error}") from error
     return file
 

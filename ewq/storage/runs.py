@@ -1,11 +1,11 @@
-"""Stored runs. The only module that knows how pytest-benchmark writes its JSON."""
+"""Stored runs. The only module that knows pytest-benchmark's JSON."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 from ewq.codec import decode
 from ewq.errors import EwqError, InputError
 from ewq.record import Record, RecordKey, Verdict
-from ewq.storage.environment import git_lines
-from ewq.storage.identity import RunIdentity
+from ewq.storage.environment import RunIdentity, git_lines
 from ewq.tasks.table import TASKS
 
 _MOST_DIGITS = 30
@@ -78,11 +77,17 @@ def read_run(path: Path) -> Run:
     Raises:
         InputError: not there, not JSON (NaN included), not pytest-benchmark's, or a damaged record.
     """
-    document = _parse(path)
     try:
-        return _run(path, document)
-    except (EwqError, KeyError, TypeError, ValueError, AttributeError) as error:
-        _damaged(path, error)
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text, parse_constant=_no_constant, parse_int=_whole_number)
+        if isinstance(document, dict) and isinstance(document.get("benchmarks"), list):
+            return _run(path, document)
+    except OSError as error:
+        raise InputError(f"cannot read run {path}: {error.strerror}") from error
+    except (EwqError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        message = f"run {path} is damaged: {error}; delete it or store it again"
+        raise InputError(message) from error
+    raise InputError(f"{path} is not a run stored by pytest-benchmark: it has no benchmarks")
 
 
 def stored_runs(storage: Path) -> list[Path]:
@@ -141,11 +146,10 @@ def newest_run(storage: Path = STORAGE) -> Run:
         InputError: the storage holds none, or its newest file is damaged.
     """
     runs, damaged = read_storage(storage)
-    if not runs:
-        raise InputError(
-            "; ".join([f"no stored run in {storage}: run `pytest benchmarks/` first", *damaged])
-        )
-    return runs[0]
+    if runs:
+        return runs[0]
+    advice = f"no stored run in {storage}: run `pytest benchmarks/` first"
+    raise InputError("; ".join([advice, *damaged]))
 
 
 def whole_benchmarks(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -165,19 +169,6 @@ def storage_path(text: str) -> Path:
     return Path(text.removeprefix("file://"))
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text, parse_constant=_no_constant, parse_int=_whole_number)
-    except OSError as error:
-        raise InputError(f"cannot read run {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        _damaged(path, error)
-    if not isinstance(document, dict) or not isinstance(document.get("benchmarks"), list):
-        raise InputError(f"{path} is not a run stored by pytest-benchmark: it has no benchmarks")
-    return document
-
-
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
@@ -188,14 +179,9 @@ def _whole_number(digits: str) -> int:
     return int(digits)
 
 
-def _damaged(path: Path, error: Exception) -> NoReturn:
-    raise InputError(f"run {path} is damaged: {error}; delete it or store it again") from error
-
-
 def _run(path: Path, document: Mapping[str, Any]) -> Run:
     session: Mapping[str, Any] = document.get("ewq") or {}
     commit: Mapping[str, Any] = document.get("commit_info") or {}
-    failed = {str(name): str(why) for name, why in dict(session.get("failed") or {}).items()}
     records = _records(document["benchmarks"])
     selected = tuple((str(variant), str(task)) for variant, task in session.get("selected", ()))
     covered = bool(records) and all(key in records for key in selected)
@@ -209,7 +195,7 @@ def _run(path: Path, document: Mapping[str, Any]) -> Run:
         records=records,
         complete=bool(session.get("complete")) and covered,
         selected=selected,
-        failed=failed,
+        failed={str(name): str(why) for name, why in dict(session.get("failed") or {}).items()},
         exit_status=session.get("exit_status"),
         foreign=not session,
         settings=dict(session.get("settings") or {}),
@@ -237,29 +223,29 @@ class _DrawnPlan:
     expected_kld: float | None = None
 
 
-def _check_details(record: Record) -> None:
-    """What comparisons and reports read of a record beside its metrics, where it is there.
+@dataclass(frozen=True)
+class _Details:
+    """What comparisons and reports read of a record beside its metrics, where it is there."""
 
-    Raises:
-        ValueError: subjects, items or a plan of another kind.
-    """
+    plan: _DrawnPlan
+    subjects: tuple[tuple[str, int], ...]
+    items: Mapping[str, tuple[float, ...]]
+
+
+def _check_details(record: Record) -> None:
+    """Raise a ValueError or TypeError where subjects, items or a plan are of another kind."""
     plan: Any = record.side.get("plan")
-    if plan:
-        known = {**dict(plan), **dict(plan["rule"])}
-        decode(_DrawnPlan, {key: known[key] for key in known if key in _DRAWN}, "plan")
-    subjects = record.settings.get("subjects") or []
-    pairs = subjects if isinstance(subjects, list) else [subjects]
-    if not all(isinstance(pair, list) and list(map(type, pair)) == [str, int] for pair in pairs):
-        raise ValueError(f"{'/'.join(record.key)}: subjects are no list of names and sizes")
+    known = {**plan, **plan["rule"]} if plan else {}
     figures = TASKS[record.task].figures if record.task in TASKS else ()
     means = [figure.mean for figure in figures if figure.mean and figure.mean.size]
     measured = {name for mean in means for name in (mean.column, mean.size)}
-    for name, column in record.items.columns.items():
-        if name in measured and not all(isinstance(value, int | float) for value in column):
-            raise ValueError(f"{'/'.join(record.key)}: items in {name!r} are no numbers")
-
-
-_DRAWN = {each.name for each in fields(_DrawnPlan)}
+    columns = record.items.columns
+    details = {
+        "plan": {key: known[key] for key in _DrawnPlan.__annotations__ if key in known},
+        "subjects": record.settings.get("subjects") or [],
+        "items": {name: columns[name] for name in columns if name in measured},
+    }
+    decode(_Details, details, "/".join(record.key))
 
 
 def _known_commit(text: object) -> str | None:

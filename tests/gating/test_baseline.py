@@ -17,7 +17,7 @@ from ewq.gating.baseline import (
     find_baseline,
 )
 from ewq.record import Reason, Verdict
-from ewq.storage.identity import RunIdentity
+from ewq.storage.environment import RunIdentity
 from ewq.storage.runs import read_run
 from tests.make_runs import GPU, record, stored_run
 

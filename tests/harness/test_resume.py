@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 import transformers.modeling_utils  # noqa: F401 - torch parts of it cannot be imported twice
 
-from ewq.storage.identity import RunIdentity
+from ewq.storage.environment import RunIdentity
 from ewq.storage.journal import JOURNAL, PREVIOUS_JOURNAL, Journal
 from tests.harness.fakes import REPOSITORY, TASKS, finished, set_behaviour
 
