@@ -35,7 +35,8 @@ def plan(
         str,
         typer.Option(
             help="histogram, softmax, variance, kurtosis, nf4-error, random, reverse, first, last; "
-            "fisher: expected divergence, by gradients on a calibration text."
+            "fisher: expected divergence, by gradients on a calibration text; higgs: on random "
+            "tokens."
         ),
     ] = "histogram",
     granularity: Annotated[
@@ -91,8 +92,8 @@ def plan(
         raise InputError("give only one of --target-bpw, --target-size, --target-kld and --like")
     if seed and scorer != "random":
         raise InputError(f"--seed is for --scorer random; {scorer} draws nothing")
-    measuring = _Measuring(calibration, device or "cpu", cache)
-    if scorer == FISHER:
+    measuring = _Measuring(calibration, device or "cpu", cache, scorer == HIGGS)
+    if scorer in (FISHER, HIGGS):
         [path] = _paths(out, [(None, None)])
         aim = (size_bytes, target_bpw, target_kld, like)
         made, numel = measuring.plan(model, aim, target, granularity or "tensor")
@@ -134,6 +135,7 @@ class _Measuring:
     calibration: Path | None
     device: str
     cache: bool
+    data_free: bool
 
     @property
     def how(self) -> Calibrating:
@@ -141,7 +143,9 @@ class _Measuring:
         from ewq.sensitivity.calibration import Calibrating
 
         quiet_transformers()
-        return Calibrating(self.calibration, device=self.device, cache=self.cache)
+        return Calibrating(
+            self.calibration, device=self.device, cache=self.cache, data_free=self.data_free
+        )
 
     def plan(
         self,
@@ -174,8 +178,8 @@ def _size_like(analysis: Analysis, recipe: str, target: str) -> int:
     return recipe_bytes(analysis.checkpoint, recipe)
 
 
-FISHER = "fisher"
-"""The scorer whose plans are of types."""
+FISHER, HIGGS = "fisher", "higgs"
+"""The scorers whose plans are of types."""
 Draft = tuple[float | None, int | None]
 """Factor and seed of one plan, where they are given."""
 

@@ -39,6 +39,7 @@ class Fitting:
     sensitivity: Sensitivity
     costs: Mapping[str, Mapping[str, float]]
     """Nats per token by tensor and type."""
+    scorer: str = "fisher"
 
     def within(
         self, budget_bytes: int, rule: Rule, granularity: str = "tensor"
@@ -141,7 +142,7 @@ class Fitting:
             model=self.checkpoint.model,
             fingerprint=self.checkpoint.fingerprint,
             architecture=self.checkpoint.architecture,
-            scorer="fisher",
+            scorer=self.scorer,
             granularity=granularity,
             rule=rule,
             mean=scores.mean,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from ewq.sensitivity.calibration import (
     Calibration,
     calibration_texts,
     make_calibration,
+    random_calibration,
 )
 from ewq.sensitivity.measure import Sensitivity, measure_sensitivity
 
@@ -41,12 +44,16 @@ def calibrate(
         InputError: no such text, or one too short.
         CheckpointError: the model has no usable tokenizer.
     """
+    length = _context_length(checkpoint)
+    if how.data_free:
+        rows = replace(how, tokens=min(how.tokens, length or how.tokens))
+        return random_calibration(_of_text(checkpoint)["vocab_size"], rows)
     return make_calibration(
         calibration_texts(how.source),
         tokenizer or load_tokenizer(checkpoint.path, checkpoint.model),
         sequences=how.sequences,
         tokens=how.tokens,
-        context_length=_context_length(checkpoint),
+        context_length=length,
         seed=how.seed,
     )
 
@@ -73,9 +80,12 @@ def prepare(
         cache=how.cache,
         progress=progress,
     )
+    if how.data_free:
+        sensitivity = sensitivity.flattened()
     made = make_target(checkpoint, sensitivity, target, progress)
     costs = _costs(made, sensitivity, how, rows_drawn, progress)
-    return Fitting(checkpoint, find_layout(checkpoint), made, sensitivity, costs)
+    scorer = "higgs" if how.data_free else "fisher"
+    return Fitting(checkpoint, find_layout(checkpoint), made, sensitivity, costs, scorer)
 
 
 def open_fitting(
@@ -133,7 +143,7 @@ def _costs(
     types = {tensor.name: list(tensor.types) for tensor in target.tensors}
     key = content_key(
         *(COSTS_VERSION, sensitivity.fingerprint, sensitivity.calibration, sensitivity.sequences),
-        *(how.seed, how.device == "cpu", rows_drawn, target.name, types),
+        *(how.seed, how.device == "cpu", how.data_free, rows_drawn, target.name, types),
     )
     kept = read_cached("costs", key) if how.cache else None
     if isinstance(kept, dict):
@@ -183,9 +193,15 @@ def write_importance(
 
 
 def _context_length(checkpoint: Checkpoint) -> int | None:
-    text = checkpoint.config.get("text_config") or checkpoint.config
+    text = _of_text(checkpoint)
     found = text.get("max_position_embeddings") or text.get("n_positions")
     return found if isinstance(found, int) else None
+
+
+def _of_text(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The config of the language model inside."""
+    found: Mapping[str, Any] = checkpoint.config.get("text_config") or checkpoint.config
+    return found
 
 
 def require_memory(checkpoint: Checkpoint, device: str) -> None:

@@ -219,12 +219,14 @@ def fit(
     evaluation = texts or load_texts(fixture_path("texts"))
     refuse_evaluation_text(calibration_texts(how.source), evaluation)
     check_recipes([*versus, aim.like])
+    if engine == BITSANDBYTES and (versus or aim.like):
+        raise InputError("--versus and --like name recipes of llama.cpp, not of bitsandbytes")
     fitting = open_fitting(model, engine, how, progress)
     tokenizer = load_tokenizer(fitting.checkpoint.path, fitting.checkpoint.model)
     plan = make_plan(fitting, aim, granularity, file_bytes=engine == GGUF)
     measuring = _Measuring(evaluation, tokenizer, tokens_per_domain, how.device, progress)
     if engine == BITSANDBYTES:
-        own, rivals = _bitsandbytes(fitting, plan, Path(out), versus, measuring)
+        own, rivals = _bitsandbytes(fitting, plan, Path(out), measuring)
     else:
         text = calibrate(fitting.checkpoint, how) if gptq else None
         own, rivals = _gguf(fitting, plan, Path(out), versus, measuring, text)
@@ -279,14 +281,12 @@ def importance_of(fitting: Fitting, base: Path) -> Path:
 
 
 def _bitsandbytes(
-    fitting: Fitting, plan: QuantizationPlan, out: Path, versus: Sequence[str], on: _Measuring
+    fitting: Fitting, plan: QuantizationPlan, out: Path, on: _Measuring
 ) -> tuple[Measured, tuple[Measured, ...]]:
     from ewq.backends.transformers import load_transformers
     from ewq.quantizer import EwqConfig
     from ewq.quantizer.folder import quantize_to_folder
 
-    if versus:
-        raise InputError("--versus names recipes of llama.cpp; leave it out for bitsandbytes")
     path = fitting.checkpoint.path
     made = quantize_to_folder(path, EwqConfig(plan), out, device=on.device, progress=on.progress)
     dtype = "float32" if on.device == "cpu" else "bfloat16"

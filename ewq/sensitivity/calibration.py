@@ -35,6 +35,8 @@ class Calibrating:
     seed: int = 0
     device: str = "cpu"
     cache: bool = True
+    data_free: bool = False
+    """Random tokens instead of a text, and one sensitivity for all weights of a matrix."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,13 @@ def make_calibration(
             f"give at least {LEAST_SEQUENCES * length} tokens, better {SEQUENCES * length}"
         )
     return Calibration(tuple(drawn))
+
+
+def random_calibration(vocabulary: int, how: Calibrating) -> Calibration:
+    """Sequences of tokens drawn evenly, for people without a text."""
+    draw = random.Random(how.seed)
+    rows = [[draw.randrange(vocabulary) for _ in range(how.tokens)] for _ in range(how.sequences)]
+    return Calibration(tuple(tuple(row) for row in rows))
 
 
 def _domain_ids(texts: TextSet, domain: str, tokenizer: Any) -> list[int]:

@@ -12,7 +12,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,24 @@ class Sensitivity:
             mean = self.squares[name].mean()
             totals += cost * self.squares[name] / mean if mean else 0.0
         return float(totals.std(ddof=1) / math.sqrt(self.sequences)) if self.sequences > 1 else 0.0
+
+    def flattened(self) -> Sensitivity:
+        """One sensitivity for all weights of a matrix, and no importance matrix.
+
+        Costs then are a number of the matrix times its relative error, as in HIGGS (Malinovskii
+        et al. 2024, arXiv:2411.17525).
+        """
+        flat = {
+            name: Matrix(
+                np.full_like(of.rows, of.rows.sum() / of.rows.size),
+                np.ones_like(of.columns),
+                np.zeros_like(of.inputs),
+                np.zeros_like(of.tokens),
+                of.input_rounding,
+            )
+            for name, of in self.matrices.items()
+        }
+        return replace(self, matrices=flat)
 
     def notes(self) -> tuple[str, ...]:
         """Sentences on what the text did not reach."""

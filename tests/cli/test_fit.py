@@ -106,6 +106,7 @@ def test_bitsandbytes_gets_a_folder_that_transformers_opens(call, tmp_path):
         (("--size", "90KB"), "out of reach: this model takes"),
         (("--kld", "-1"), "invalid target of -1"),
         (("--like", "Q9_9"), "no type 'Q9_9'"),
+        (("--like", "Q4_K_M", "--engine", "bitsandbytes"), "recipes of llama.cpp"),
         (("--bpw", "5", "--engine", "onnx"), "unknown target 'onnx'"),
         (("--bpw", "5", "--calibration", "nowhere"), "no texts at nowhere"),
         (("--bpw", "5", "--calibration", str(fixture_path("texts"))), "calibrate on other text"),
@@ -145,6 +146,18 @@ def test_a_plan_of_types_is_shown_with_what_is_expected(call, tmp_path):
     expected = re.search(r"expected divergence (0\.\d+) ± 0\.\d+ nats", result.stdout)
     assert 0.015 < float(expected[1]) <= 0.02
     assert json.loads(path.read_text())["schema"] == 2
+
+
+def test_higgs_needs_no_text(call):
+    result = call("plan", TINY, "--scorer", "higgs", "--target-bpw", 7, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["scorer"] == "higgs"
+    assert found["bits_per_weight"] <= 7
+    fitted = json.loads(
+        call("plan", TINY, "--scorer", "fisher", "--target-bpw", 7, "--json").stdout
+    )
+    assert found["weights"] != fitted["weights"]
 
 
 def test_other_scorers_answer_the_same_targets(call):
