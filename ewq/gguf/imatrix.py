@@ -5,15 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ewq.checkpoint.gguf_header import MAGIC, GgufHeader, read_header
 from ewq.errors import EwqError, InputError
 from ewq.files import scratch_beside
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 NEEDED_BY = ("IQ1", "IQ2", "IQ3_XXS", "Q2_K_S")
 """How the types begin that llama.cpp refuses to make without importances."""
@@ -42,7 +40,6 @@ def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def _read_gguf(path: Path) -> dict[str, NDArray[np.float32]]:
-    import numpy as np
     from gguf import GGUFReader
 
     read_header(path)
@@ -61,15 +58,11 @@ def _means(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np
     An expert that the text never chose has sums of zero. Taken as importance, they would let the
     quantizer write anything; ``llama-quantize`` takes 1 instead.
     """
-    import numpy as np
-
     means = np.where(counts > 0, sums.reshape(len(counts), -1) / np.maximum(counts, 1), 1)
     return np.ascontiguousarray(means.ravel(), dtype=np.float32)
 
 
 def _read_legacy(path: Path) -> dict[str, NDArray[np.float32]]:
-    import numpy as np
-
     data, found, at = path.read_bytes(), {}, 4
     try:
         for _ in range(struct.unpack_from("<i", data)[0]):
@@ -102,14 +95,13 @@ def write_imatrix(
         path: the file.
         sums: squared activations summed over tokens by tensor, ``[experts, columns]``.
         counts: tokens that reached each expert by tensor, ``[experts]``.
-        source: what to call the text.
-        sequences: how many of its parts were run.
+        source: the text's name.
+        sequences: parts of it that were run.
         sequence_tokens: tokens in each.
 
     Raises:
         EwqError: the file cannot be written.
     """
-    import numpy as np
     from gguf import GGUFWriter
 
     with scratch_beside(path) as work:
@@ -133,15 +125,7 @@ def write_imatrix(
 
 
 def check_imatrix(types: Collection[str], path: Path | None) -> None:
-    """Refuse what cannot work, before anything is converted.
-
-    Args:
-        types: recipes or ggml types to make.
-        path: the importance matrix, if one was given.
-
-    Raises:
-        InputError: none is given and a type needs one, or it cannot be read.
-    """
+    """Refuse recipes or ggml types without the matrix they need, and one that cannot be read."""
     needy = [name for name in types if name.startswith(NEEDED_BY)]
     if path is None and needy:
         raise InputError(
@@ -152,11 +136,7 @@ def check_imatrix(types: Collection[str], path: Path | None) -> None:
 
 
 def check_entries(path: Path, source: GgufHeader) -> None:
-    """Refuse an importance matrix of another model, which would have no effect.
-
-    Raises:
-        InputError: it has no entry for any tensor of the file to be quantized.
-    """
+    """Refuse an importance matrix of another model than ``source``: it would have no effect."""
     entries = read_imatrix(path)
     if not any(tensor.name in entries for tensor in source.tensors):
         first = next(iter(entries))
@@ -169,9 +149,7 @@ def check_entries(path: Path, source: GgufHeader) -> None:
 def effect_notes(path: Path, stored: Mapping[str, str]) -> tuple[str, ...]:
     """What an importance matrix did not do, for people.
 
-    Args:
-        path: the importance matrix that was given.
-        stored: tensor name -> ggml type, of those of the finished file that could have an entry.
+    ``stored``: tensor name -> ggml type, of those of the finished file that could have an entry.
     """
     used = [name for name, kind in stored.items() if kind not in UNUSED_BY]
     if not used:

@@ -37,10 +37,7 @@ _passed: set[tuple[str, int, int]] = set()
 
 
 def probe_file(path: Path, timeout_s: float = TIMEOUT_S) -> None:
-    """Load ``path`` and compute two tokens in a child process.
-
-    A file that passed is not tried again in this process while its size and
-    modification time stay the same.
+    """Load ``path`` and compute two tokens in a child, once while it stays the same.
 
     Raises:
         CheckpointError: llama.cpp refuses the file, aborts on it, or hangs.
@@ -63,7 +60,9 @@ def probe_file(path: Path, timeout_s: float = TIMEOUT_S) -> None:
     except subprocess.TimeoutExpired:
         raise CheckpointError(f"{path}: llama.cpp did not load it within {timeout_s} s") from None
     if done.returncode:
-        raise CheckpointError(_reason(path, done))
+        why = why_ended(done.returncode, done.stderr)
+        aborted = done.returncode < 0
+        raise CheckpointError(f"{path}: llama.cpp aborts on this file ({why})" if aborted else why)
     _passed.add(key)
 
 
@@ -71,21 +70,13 @@ def _command(path: Path) -> list[str]:
     return [sys.executable, "-m", "ewq.gguf.probe", str(path)]
 
 
-def _reason(path: Path, done: subprocess.CompletedProcess[str]) -> str:
-    if done.returncode < 0:
-        return (
-            f"{path}: llama.cpp aborts on this file ({abort_reason(done.returncode, done.stderr)})"
-        )
-    said = done.stderr.strip().splitlines()
-    return said[-1] if said else f"{path}: llama.cpp refuses this file"
-
-
-def abort_reason(status: int, stderr: str) -> str:
-    """Why a child ended by a signal: the assertion that failed, else the signal's name."""
-    for line in stderr.splitlines():
-        if ASSERTION in line:
-            return line[line.index(ASSERTION) :]
-    return signal.Signals(-status).name
+def why_ended(status: int, stderr: str) -> str:
+    """Why a child failed: the assertion or the signal that ended it, else its last line."""
+    lines = stderr.strip().splitlines() or ["no reason given"]
+    if status > 0:
+        return lines[-1]
+    asserted = (line[line.index(ASSERTION) :] for line in lines if ASSERTION in line)
+    return next(asserted, signal.Signals(-status).name)
 
 
 @dataclass(frozen=True)
@@ -124,7 +115,7 @@ def require_same_model(path: Path, ours: Shape, tokenizer: Any, label: str) -> N
     Args:
         path: the ``.gguf`` file.
         ours: the checkpoint's shape.
-        tokenizer: the checkpoint's ``transformers`` tokenizer, whose ids the file will be fed.
+        tokenizer: the checkpoint's, whose ids the file will be fed.
         label: the model's name for people.
 
     Raises:
@@ -132,15 +123,14 @@ def require_same_model(path: Path, ours: Shape, tokenizer: Any, label: str) -> N
     """
     header = read_header(path)
     theirs = _shape_of(header)
-    if not _compatible(ours, theirs):
-        raise _foreign(path, f"is {theirs}, {label} is {ours}")
     differing, compared = _differing_tokens(header.metadata, tokenizer)
-    if differing > MOST_RENAMED * compared:
-        raise _foreign(path, f"spells {differing} of {compared} tokens otherwise than {label}")
-
-
-def _foreign(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} {why}: not a file of this model; give its own with --ewq-model")
+    if not _compatible(ours, theirs):
+        why = f"is {theirs}, {label} is {ours}"
+    elif differing > MOST_RENAMED * compared:
+        why = f"spells {differing} of {compared} tokens otherwise than {label}"
+    else:
+        return
+    raise CheckpointError(f"{path} {why}: not a file of this model; give its own with --ewq-model")
 
 
 def _shape_of(header: GgufHeader) -> Shape:

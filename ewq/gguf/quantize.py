@@ -22,7 +22,7 @@ from typing import Any
 
 from ewq.errors import EwqError, InputError
 from ewq.gguf.imatrix import read_imatrix
-from ewq.gguf.probe import abort_reason
+from ewq.gguf.probe import why_ended
 from ewq.progress import NO_PROGRESS, Progress
 
 CHOSEN = re.compile(r"^\[\s*\d+/\s*\d+\]\s+(\S+) .*MiB \((\w+)\)")
@@ -81,34 +81,28 @@ def exact_pattern(tensor: str) -> str:
     return f"^{re.escape(tensor)}$"
 
 
-def run_quantizer(job: QuantizeJob, progress: Progress = NO_PROGRESS) -> tuple[Fallback, ...]:
-    """Run a job; the output file is whole when this returns.
-
-    Returns:
-        The tensors whose type llama.cpp changed because their rows do not divide.
-
-    Raises:
-        EwqError: llama.cpp refused or aborted; one line says why.
-    """
-    return _run(job, progress)[0]
-
-
 def recipe_types(source: Path, type_name: str, imatrix: Path | None = None) -> dict[str, str]:
     """The type of every tensor that one of llama.cpp's recipes changes, without writing a file.
-
-    Args:
-        source: a converted file.
-        type_name: ``Q4_K_M``, ...
-        imatrix: some recipes choose otherwise where there is one.
 
     Raises:
         EwqError: llama.cpp has no such recipe.
     """
     job = QuantizeJob(source, source, type_name, imatrix=imatrix, requantize=True, dry_run=True)
-    return _run(job, NO_PROGRESS)[1]
+    return run_quantizer(job)[1]
 
 
-def _run(job: QuantizeJob, progress: Progress) -> tuple[tuple[Fallback, ...], dict[str, str]]:
+def run_quantizer(
+    job: QuantizeJob, progress: Progress = NO_PROGRESS
+) -> tuple[tuple[Fallback, ...], dict[str, str]]:
+    """Run a job; the output file is whole when this returns.
+
+    Returns:
+        The tensors whose type llama.cpp changed because their rows do not divide, and the types
+        that a dry run chose.
+
+    Raises:
+        EwqError: llama.cpp refused or aborted; one line says why.
+    """
     command = [sys.executable, "-m", "ewq.gguf.quantize"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
@@ -125,14 +119,15 @@ def _run(job: QuantizeJob, progress: Progress) -> tuple[tuple[Fallback, ...], di
             progress.finish()
         said = child.stderr.read()
     if child.returncode:
-        raise EwqError(_reason(job, child.returncode, said))
+        why = why_ended(child.returncode, said)
+        aborted = f"llama.cpp aborted while quantizing {job.source}: "
+        raise EwqError(f"{aborted if child.returncode < 0 else ''}{why}")
     return heard
 
 
 def _follow(
     child: subprocess.Popen[str], progress: Progress
 ) -> tuple[tuple[Fallback, ...], dict[str, str]]:
-    """What the child reports: tensors that fell back, and the types of a dry run."""
     assert child.stdout is not None
     fallbacks: list[Fallback] = []
     chosen: dict[str, str] = {}
@@ -147,13 +142,6 @@ def _follow(
         if word == "PROGRESS":
             progress.advance(1)
     return tuple(fallbacks), chosen
-
-
-def _reason(job: QuantizeJob, status: int, said: str) -> str:
-    if status < 0:
-        return f"llama.cpp aborted while quantizing {job.source}: {abort_reason(status, said)}"
-    lines = said.strip().splitlines()
-    return lines[-1] if lines else f"llama.cpp could not quantize {job.source}"
 
 
 def main(job: QuantizeJob) -> None:

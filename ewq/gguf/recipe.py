@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.gguf_header import GgufHeader, GgufTensor
 from ewq.errors import BackendUnavailable, InputError, PlanError
+from ewq.gguf.convert import CONVERTED_TYPES
 from ewq.gguf.imatrix import check_imatrix
 from ewq.precision import Precision
 
@@ -54,6 +56,13 @@ class PlanRecipe:
 Recipe = TypeRecipe | PlanRecipe
 
 
+def plain_type(recipe: Recipe) -> str | None:
+    """The type of a recipe that needs no quantizer, only the converter."""
+    if isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES:
+        return recipe.name
+    return None
+
+
 def make_recipe(
     type_name: str | None = None,
     plan: QuantizationPlan | None = None,
@@ -63,8 +72,8 @@ def make_recipe(
     """The recipe that the arguments of an export describe.
 
     Raises:
-        InputError: neither or both of type and plan, types without a plan, a type that
-            llama.cpp does not have, or an importance matrix that is missing or damaged.
+        InputError: arguments that do not go together, a type that llama.cpp does not have, or an
+            importance matrix that is missing or damaged.
         BackendUnavailable: the ``gguf`` extra, which knows the types, is absent.
     """
     if (type_name is None) == (plan is None):
@@ -84,11 +93,7 @@ def make_recipe(
 
 
 def parse_types(text: str) -> dict[Precision, str]:
-    """``raw=F16,8bit=Q8_0,4bit=Q4_K`` as a mapping; what is left out keeps its default.
-
-    Raises:
-        InputError: not of that form, or a precision that does not exist.
-    """
+    """``raw=F16,8bit=Q8_0,4bit=Q4_K`` as a mapping; what is left out keeps its default."""
     types: dict[Precision, str] = {}
     for part in filter(None, text.split(",")):
         precision, separator, name = part.partition("=")
@@ -151,14 +156,10 @@ def left_alone(source: GgufHeader, recipe: PlanRecipe) -> tuple[str, ...]:
 def tensors_of_weights(
     header: GgufHeader, weights: Collection[str]
 ) -> Mapping[str, tuple[str, ...]]:
-    """GGUF tensor names for every weight of a plan, by gguf-py's own table.
-
-    Args:
-        header: of the file the plan is applied to.
-        weights: names as in transformers' state dict, or the file's own names.
+    """Tensor names of a file for every weight of a plan, by gguf-py's own table.
 
     Raises:
-        PlanError: a weight that the file has no tensor for; the first few are named.
+        PlanError: a weight that the file has no tensor for.
     """
     names = TensorNames(header)
     found = {weight: names.of_weight(weight) for weight in weights}
@@ -187,23 +188,24 @@ def _is_quantizable(tensor: GgufTensor) -> bool:
 
 
 def _check_types(names: Iterable[str], table: str, prefix: str, examples: str) -> None:
+    for name in names:
+        if f"{prefix}{name}" not in getattr(_gguf(), table).__members__:
+            raise InputError(f"llama.cpp has no type {name!r}; there are for example {examples}")
+
+
+def _gguf() -> Any:
     try:
         import gguf
     except ImportError as error:
         raise BackendUnavailable("exporting GGUF needs: pip install 'ewq[gguf]'") from error
-    for name in names:
-        if f"{prefix}{name}" not in getattr(gguf, table).__members__:
-            raise InputError(f"llama.cpp has no type {name!r}; there are for example {examples}")
+    return gguf
 
 
 class TensorNames:
     """From names of transformers to those of one GGUF file."""
 
     def __init__(self, header: GgufHeader) -> None:
-        try:
-            import gguf
-        except ImportError as error:
-            raise BackendUnavailable("exporting GGUF needs: pip install 'ewq[gguf]'") from error
+        gguf = _gguf()
         self._present = {tensor.name for tensor in header.tensors}
         kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
         if header.architecture not in kinds:
@@ -230,5 +232,5 @@ class TensorNames:
         for stacked, parts in STACKED.items():
             if stacked in weight:
                 names = [self._single(weight.replace(stacked, part)) for part in parts]
-                return tuple(name for found in names for name in found) if all(names) else ()
+                return tuple(chain(*names)) if all(names) else ()
         return ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,10 @@ class ExportReport:
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON types."""
         return {
+            **vars(self),
             "path": str(self.path),
-            "file_bytes": self.file_bytes,
-            "weights_bytes": self.weights_bytes,
-            "parameters": self.parameters,
             "bits_per_weight": self.bits_per_weight,
-            "bytes_by_type": dict(self.bytes_by_type),
+            "bytes_by_type": self.bytes_by_type,
             "tensors": [vars(tensor) for tensor in self.tensors],
             "notes": list(self.notes),
         }
@@ -78,13 +77,11 @@ def read_back(
 ) -> ExportReport:
     """Compare a written file with its source and with the types asked for.
 
-    Every fallback is part of the report, and their sum is a note.
-
     Args:
         path: the file, complete.
         source: header of the file it was made from.
         wanted: tensor name -> ggml type; others are llama.cpp's choice.
-        fallbacks: what the quantizer said it had to change.
+        fallbacks: what the quantizer said it had to change: in the report, and summed up in a note.
         notes: sentences for people, carried along.
 
     Raises:
@@ -112,13 +109,11 @@ def read_back(
         parameters=header.parameters,
         weights_bytes=header.weights_bytes,
         file_bytes=path.stat().st_size,
-        notes=tuple(notes),
     )
-    return replace(report, notes=(*_fallback_notes(report), *report.notes))
+    return replace(report, notes=(*_fallback_notes(report.fallbacks), *notes))
 
 
-def _fallback_notes(report: ExportReport) -> tuple[str, ...]:
-    fallbacks = report.fallbacks
+def _fallback_notes(fallbacks: Sequence[StoredTensor]) -> tuple[str, ...]:
     if not fallbacks:
         return ()
     extra = sum(tensor.extra_bytes for tensor in fallbacks)
@@ -131,11 +126,5 @@ def _fallback_notes(report: ExportReport) -> tuple[str, ...]:
 
 
 def _shapes(header: GgufHeader) -> dict[str, tuple[int, ...]]:
-    """Shapes by name; llama.cpp drops trailing dimensions of 1 when it writes."""
-    return {tensor.name: _without_trailing_ones(tensor.shape) for tensor in header.tensors}
-
-
-def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while len(shape) > 1 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
+    """Shapes by name, reversed; llama.cpp drops trailing dimensions of 1 when it writes."""
+    return {of.name: tuple(dropwhile((1).__eq__, reversed(of.shape))) for of in header.tensors}
