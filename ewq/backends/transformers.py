@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
 
 from ewq.backends.decoding import AUTO
 from ewq.backends.transformers_model import TransformersModel
@@ -12,9 +15,6 @@ from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.conversion_errors import load_pretrained
 from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.instruments.gpu import ALL
-
-if TYPE_CHECKING:
-    import torch
 
 
 def load_transformers(
@@ -44,9 +44,6 @@ def load_transformers(
         MeasurementError: all GPUs together cannot hold it.
         InputError: an unknown dtype or decode mode.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     folder = Path(folder)
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise InputError(f"unknown dtype {dtype!r}; give float32, float16 or bfloat16")
@@ -54,21 +51,7 @@ def load_transformers(
         raise CheckpointError(f"no model folder at {folder}")
     checkpoint = open_checkpoint(folder)
     tokenizer = tokenizer or load_tokenizer(folder, str(folder))
-    options = {"quantization_config": quantization_config} if quantization_config else {}
-    model = load_pretrained(
-        AutoModelForCausalLM,
-        folder,
-        str(folder),
-        dtype=getattr(torch, dtype),
-        device_map="auto" if device == ALL else {"": device},
-        **options,
-    )
-    # accelerate puts what the GPUs cannot hold in RAM or on disk, and speeds would be of that.
-    if device == ALL and any(of.device.type != "cuda" for of in model.parameters()):
-        raise MeasurementError(
-            f"{folder} does not fit the memory of all GPUs together: part of it would lie in "
-            "RAM or on disk; use more GPUs or fewer bits"
-        )
+    model = _load(folder, quantization_config, device, getattr(torch, dtype))
     return TransformersModel(
         model,
         tokenizer,
@@ -79,13 +62,29 @@ def load_transformers(
     )
 
 
+def _load(folder: Path, quantization_config: Any, device: str, dtype: torch.dtype) -> Any:
+    model = load_pretrained(
+        AutoModelForCausalLM,
+        folder,
+        str(folder),
+        dtype=dtype,
+        device_map="auto" if device == ALL else {"": device},
+        **({"quantization_config": quantization_config} if quantization_config else {}),
+    )
+    # accelerate puts what the GPUs cannot hold in RAM or on disk, and speeds would be of that.
+    if device == ALL and any(of.device.type != "cuda" for of in model.parameters()):
+        raise MeasurementError(
+            f"{folder} does not fit the memory of all GPUs together: part of it would lie in "
+            "RAM or on disk; use more GPUs or fewer bits"
+        )
+    return model
+
+
 def _keep_in_16_bits(model: Any, checkpoint: Checkpoint) -> torch.dtype:
     """Round weights that are stored wider, and say to which type: the reference is 16 bits.
 
     On a CPU everything is computed in float32, so the rounded values keep that type.
     """
-    import torch
-
     stored: torch.dtype = getattr(torch, checkpoint.storage_dtype)
     if any(info.dtype in ("F32", "F64") for info in checkpoint.tensors.values()):
         for parameter in model.parameters():
