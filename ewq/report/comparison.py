@@ -27,16 +27,14 @@ _NOTABLE = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.IMPROVED)
 def to_comment(comparison: Comparison, limit: int = COMMENT_LIMIT) -> str:
     """A comment of fewer than ``limit`` bytes: rows are left out, least important first."""
     kept = len(comparison.rows)
-    text = to_markdown(comparison_page(comparison, kept), level=3)
-    while kept and len(text.encode()) >= limit:
+    while len((text := to_markdown(comparison_page(comparison, kept), level=3)).encode()) >= limit:
+        if not kept:
+            # The lists alone are too long.
+            note = "\n\nThe rest does not fit a comment; `--format json` or `html` has it all.\n"
+            room = limit - len(note.encode()) - 1
+            return text.encode()[:room].decode(errors="ignore").rpartition("\n")[0] + note
         kept = 3 * kept // 4
-        text = to_markdown(comparison_page(comparison, kept), level=3)
-    if len(text.encode()) < limit:
-        return text
-    # The lists alone are too long.
-    note = "\n\nThe rest does not fit a comment; `--format json` or `html` has it all.\n"
-    room = limit - len(note.encode()) - 1
-    return text.encode()[:room].decode(errors="ignore").rpartition("\n")[0] + note
+    return text
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {
@@ -81,14 +79,13 @@ def headline(comparison: Comparison) -> str:
     verdicts = [row.change.verdict for row in comparison.rows if _is_notable(row)]
     failed, open_ones, improved = (verdicts.count(verdict) for verdict in _NOTABLE)
     if comparison.exit_code == 1:
-        title, lost = "regression", len(comparison.losses)
-        words = [f"{_count(failed, 'metric')} worse"] * bool(failed)
-        words += [f"{_count(lost, 'benchmark')} lost"] * bool(lost)
+        title = "regression"
+        counts = [(failed, "metric", "worse"), (len(comparison.losses), "benchmark", "lost")]
     else:
         calm = _same_quality(comparison) and not improved
         title = "no change" if calm else "no regression"
-        words = [f"{_count(improved, 'metric')} better"] * bool(improved)
-        words += [f"{_count(open_ones, 'metric')} inconclusive"] * bool(open_ones)
+        counts = [(improved, "metric", "better"), (open_ones, "metric", "inconclusive")]
+    words = [f"{_count(number, noun)} {how}" for number, noun, how in counts if number]
     return f"{title}: {', '.join(words)}" if words else title
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ewq.record import Verdict
@@ -61,7 +61,12 @@ def recommendations(rows: Sequence[VariantRow]) -> list[Recommendation]:
     if near and small and near.variant and near.variant == small.variant:
         small = None  # the wider margin finds nothing smaller
     found = [near, small, _smallest(rows), _fastest(rows), _plan_or_uniform(rows)]
-    return [each for each in found if each is not None]
+    failing = {row.variant for row in rows if row.verdict is Verdict.FAIL}
+    return [
+        replace(each, sentence=each.sentence + " Its gates fail." * (each.variant in failing))
+        for each in found
+        if each is not None
+    ]
 
 
 class _Candidate(NamedTuple):
@@ -108,7 +113,7 @@ def _smallest_within(rows: Sequence[VariantRow], need: Need) -> Recommendation |
         _undecided(candidates, size),
     ]
     why = " ".join(filter(None, details))
-    return Recommendation(need.name, row.variant, sentence + _failed_gates(row), why)
+    return Recommendation(need.name, row.variant, sentence, why)
 
 
 def _candidates(rows: Sequence[VariantRow], need: Need) -> list[_Candidate]:
@@ -140,11 +145,6 @@ def _sized(size_bytes: float, rows: Sequence[VariantRow]) -> str:
     return f"{unit.text(size_bytes)} {unit.name}"
 
 
-def _failed_gates(row: VariantRow) -> str:
-    """What must be said with every recommendation of a variant whose gates fail."""
-    return " Its gates fail." if row.verdict is Verdict.FAIL else ""
-
-
 def _smallest(rows: Sequence[VariantRow]) -> Recommendation | None:
     """Size is an exact count; what it costs is said with its error."""
     sized = [(size, row) for row in rows if (size := row.weights_bytes) is not None]
@@ -156,7 +156,7 @@ def _smallest(rows: Sequence[VariantRow]) -> Recommendation | None:
         for loss in losses(row)
     )
     cost = costs or "its quality was not measured"
-    sentence = f"{row.variant} ({_sized(size, rows)}): {cost}.{_failed_gates(row)}"
+    sentence = f"{row.variant} ({_sized(size, rows)}): {cost}."
     return Recommendation("Smallest", row.variant, sentence)
 
 
@@ -177,7 +177,7 @@ def _fastest(rows: Sequence[VariantRow]) -> Recommendation | None:
         text = f"{speed} is not clearly faster than {_listed(tied)}."
         return Recommendation(need, None, text, decided=False)
     text = f"{speed}: {best.value / others[0][0].value:.2f} times {others[0][1].variant}."
-    return Recommendation(need, row.variant, text + _failed_gates(row))
+    return Recommendation(need, row.variant, text)
 
 
 def _decode(row: VariantRow) -> Estimate | None:

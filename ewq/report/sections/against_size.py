@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from ewq.report.document import Paragraph, Part, Plot, Section, Table
 from ewq.report.estimate import Estimate, figure_text
@@ -16,8 +17,7 @@ from ewq.variants import REFERENCE
 DECODE = "decode_tokens_per_s"
 
 
-@dataclass(frozen=True)
-class Measure:
+class Measure(NamedTuple):
     """One way to see quality."""
 
     name: str
@@ -29,45 +29,45 @@ class Measure:
     caption: str
     higher_is_better: bool = False
 
-    def points(self, shown: ReportedRun) -> list[SizedPoint]:
-        """The variants of which size and quality are known."""
-        return [
+
+def main_plot(shown: ReportedRun) -> Plot | None:
+    """The picture that a report begins with: the most sensitive measure that was taken."""
+    return next(_plots(shown), None)
+
+
+def quality(shown: ReportedRun) -> Section | None:
+    """The measures that the report does not begin with."""
+    plots = [*_plots(shown)][1:]
+    return Section("quality", "Quality against size", tuple(plots)) if plots else None
+
+
+def pareto_fronts(shown: ReportedRun) -> dict[str, list[str]]:
+    """Measure -> the variants on its Pareto front, smallest first."""
+    return {
+        measure.name: [point.variant for point in front] for measure, _, front in _drawable(shown)
+    }
+
+
+def _drawable(
+    shown: ReportedRun,
+) -> Iterator[tuple[Measure, list[SizedPoint], list[SizedPoint]]]:
+    """Measures with the variants of which size and quality are known, and the Pareto front."""
+    for measure in _measures(shown.rows):
+        points = [
             SizedPoint(
                 row.variant,
                 row.weights_bytes / shown.unit.size_bytes,
                 found.value,
                 found.value - found.half_width,
                 found.value + found.half_width,
-                found.text(self.digits),
+                found.text(measure.digits),
             )
             for row in shown.rows
-            if row.weights_bytes and (found := self.estimate(row))
+            if row.weights_bytes and (found := measure.estimate(row))
         ]
-
-    def front(self, points: Sequence[SizedPoint]) -> list[SizedPoint]:
-        """Its Pareto front."""
-        return pareto_front(points, higher_is_better=self.higher_is_better)
-
-
-def main_plot(shown: ReportedRun) -> Plot | None:
-    """The picture that a report begins with: the most sensitive measure that was taken."""
-    return next(iter(_plots(shown)), None)
-
-
-def quality(shown: ReportedRun) -> Section | None:
-    """The measures that the report does not begin with."""
-    plots = _plots(shown)[1:]
-    return Section("quality", "Quality against size", tuple(plots)) if plots else None
-
-
-def pareto_fronts(shown: ReportedRun) -> dict[str, list[str]]:
-    """Measure -> the variants on its Pareto front, smallest first."""
-    found = {measure: measure.points(shown) for measure in _measures(shown.rows)}
-    return {
-        measure.name: [point.variant for point in measure.front(points)]
-        for measure, points in found.items()
-        if points
-    }
+        if points:
+            front = pareto_front(points, higher_is_better=measure.higher_is_better)
+            yield measure, points, front
 
 
 def _measures(rows: Sequence[VariantRow]) -> list[Measure]:
@@ -119,33 +119,29 @@ def _accuracy(rows: Sequence[VariantRow], task: str) -> Measure:
     return Measure(name, title, "accuracy, %", accuracy, 1, caption, higher_is_better=True)
 
 
-def _plots(shown: ReportedRun) -> list[Plot]:
-    found = ((measure, measure.points(shown)) for measure in _measures(shown.rows))
-    return [_plot(shown.unit.name, measure, points) for measure, points in found if points]
-
-
-def _plot(unit: str, measure: Measure, points: Sequence[SizedPoint]) -> Plot:
-    front = measure.front(points)
-    rows = tuple(
-        (
-            point.variant,
-            f"{point.size:.4g}",
-            point.text,
-            "yes" if point in front else "no",
-            variant_kind(point.variant).label,
+def _plots(shown: ReportedRun) -> Iterator[Plot]:
+    unit = shown.unit.name
+    for measure, points, front in _drawable(shown):
+        rows = tuple(
+            (
+                point.variant,
+                f"{point.size:.4g}",
+                point.text,
+                "yes" if point in front else "no",
+                variant_kind(point.variant).label,
+            )
+            for point in sorted(points, key=lambda point: point.size)
         )
-        for point in sorted(points, key=lambda point: point.size)
-    )
-    headings = ("Variant", unit, f"{measure.title}: {measure.axis}", "On the front", "Kind")
-    plot = Plot(
-        f"quality-{measure.name}",
-        f"{measure.title} against size",
-        f"{measure.caption} Bars: 95 % intervals. Dotted: the Pareto front, variants that no "
-        "other beats in both size and quality; where bars overlap, the order is uncertain. Open "
-        "marks: uniform controls.",
-        Table(headings, rows, frozenset({"Kind"})),
-    )
-    return size_plot(plot, points, (f"weights, {unit}", measure.axis), front)
+        headings = ("Variant", unit, f"{measure.title}: {measure.axis}", "On the front", "Kind")
+        plot = Plot(
+            f"quality-{measure.name}",
+            f"{measure.title} against size",
+            f"{measure.caption} Bars: 95 % intervals. Dotted: the Pareto front, variants that no "
+            "other beats in both size and quality; where bars overlap, the order is uncertain. "
+            "Open marks: uniform controls.",
+            Table(headings, rows, frozenset({"Kind"})),
+        )
+        yield size_plot(plot, points, (f"weights, {unit}", measure.axis), front)
 
 
 def speed(shown: ReportedRun) -> Section | None:
