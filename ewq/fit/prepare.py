@@ -82,7 +82,10 @@ def prepare(
     )
     if how.data_free:
         sensitivity = sensitivity.flattened()
-    made = make_target(checkpoint, sensitivity, target, progress)
+    if target == BITSANDBYTES:
+        made = bitsandbytes_target(checkpoint, sensitivity)
+    else:
+        made = gguf_target(checkpoint, converted(checkpoint, progress), sensitivity)
     costs = _costs(made, sensitivity, how, rows_drawn, progress)
     scorer = "higgs" if how.data_free else "fisher"
     return Fitting(checkpoint, find_layout(checkpoint), made, sensitivity, costs, scorer)
@@ -112,15 +115,6 @@ def open_fitting(
     require_memory(checkpoint, how.device)
     calibration = calibrate(checkpoint, how)
     return prepare(checkpoint, calibration, how, target=engine, progress=progress)
-
-
-def make_target(
-    checkpoint: Checkpoint, sensitivity: Sensitivity, target: str, progress: Progress
-) -> Target:
-    """The tensors of a target; for GGUF the model is converted first, and that file kept."""
-    if target == BITSANDBYTES:
-        return bitsandbytes_target(checkpoint, sensitivity)
-    return gguf_target(checkpoint, converted(checkpoint, progress), sensitivity)
 
 
 def converted(checkpoint: Checkpoint, progress: Progress = NO_PROGRESS) -> Path:

@@ -98,8 +98,3 @@ def _named_alike(checkpoint: Checkpoint, layout: Layout, name: str) -> tuple[str
     inside = {source for weight in layout.details.values() for source in weight.sources}
     found = [n for n in checkpoint.tensors if f".{n}".endswith(ending) and n not in inside]
     return (found[0],) if len(found) == 1 else ()
-
-
-def block_of(layout: Layout) -> dict[str, int]:
-    """Weight -> index of its decoder block."""
-    return {name: block.index for block in layout.blocks for name in block.weights}
