@@ -1,9 +1,7 @@
 """Loading with transformers, and what its errors come from, in one line.
 
-While loading, transformers catches whatever a conversion raises, goes on with the next tensor,
-and in the end raises a RuntimeError about "some issues during automatic conversion of the weights"
-that does not say what happened: running out of memory, for one, could not be told from anything
-else.
+transformers catches whatever a conversion raises, goes on with the next tensor, and in the end
+raises a RuntimeError that does not say what happened: running out of memory, for one.
 """
 
 from __future__ import annotations

@@ -33,11 +33,7 @@ SOFTMAX_ROWS = 16
 
 
 def check_tokens(info: ModelInfo, length: int, *sequences: TokenIds) -> None:
-    """Refuse what exceeds the context or the vocabulary: nothing is truncated.
-
-    Raises:
-        MeasurementError: naming both lengths, or the token and how many there are.
-    """
+    """Refuse what exceeds the context or the vocabulary: nothing is truncated."""
     if length > info.context_length:
         raise MeasurementError(
             f"sequence of {length} tokens exceeds the context length of "

@@ -1,10 +1,9 @@
 """Ways of carrying out one decode step, from the one that always works to the fastest.
 
-A decode step of a small batch is bound by reading the weights once, or by the
-overhead of launching its many small kernels. A cache of fixed size makes every
-step the same computation, so that on CUDA it can be recorded once and replayed:
-``graph`` replays the very kernels of ``static`` and is ready after two steps;
-``compile`` has fewer kernels after a minute or more of compilation.
+A decode step of a small batch is bound by reading the weights once, or by launching its many small
+kernels. With a cache of fixed size every step is the same computation, which CUDA can record and
+replay: ``graph`` has the very kernels of ``static`` and is ready after two steps; ``compile`` has
+fewer after a minute or more.
 """
 
 from __future__ import annotations
@@ -223,8 +222,7 @@ class _Recording:
 class CompiledDecoder(_FixedDecoder):
     """The static step compiled; on CUDA recorded as a graph and replayed.
 
-    The prompt is fed uncompiled, since its length varies. The first steps of a
-    shape are slow (compilation, recording): warm up before reading a clock.
+    The first steps of a shape are slow (compilation, recording): warm up before reading a clock.
     """
 
     mode = "compile"

@@ -1,11 +1,9 @@
 """LLM.int8 as a computation of fixed shape, so that a decode step can be recorded and replayed.
 
-bitsandbytes looks for outliers on the host and takes as many columns as it
-finds, which waits for the device at every product and allows neither CUDA
-graphs nor a whole compiled step. With Triton two kernels compute a product of
-few rows whatever its outliers (:mod:`ewq.backends.int8_kernel`). Without it, or
-inside a compiled step, a fixed number of columns is taken, those with outliers
-first, and the others count nothing: the same sum with zeros added. More columns
+bitsandbytes looks for outliers on the host, which waits for the device at every product and allows
+neither CUDA graphs nor a whole compiled step. With Triton two kernels compute a product of few rows
+whatever its outliers (:mod:`ewq.backends.int8_kernel`). Without it, or inside a compiled step, a
+fixed number of columns is taken, those with outliers first, the others times zero. More outliers
 than that are noticed afterwards, and the result is dropped.
 """
 

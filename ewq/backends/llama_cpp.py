@@ -1,9 +1,7 @@
 """Language models run by llama.cpp, through its batch interface.
 
-One ``llama_decode`` carries many sequences, a shared prefix is computed once
-and lent to the others by sequence copy, and logits come back only for the
-tokens that were flagged. Token ids are the caller's: llama.cpp's own tokenizer
-is never used.
+One ``llama_decode`` carries many sequences, a shared prefix is computed once and lent to the others
+by sequence copy, and logits come back only for the tokens that were flagged.
 """
 
 from __future__ import annotations
@@ -33,13 +31,7 @@ from ewq.model import Generation, ModelInfo, TokenIds
 
 
 class LlamaCppModel:
-    """A :class:`ewq.model.LanguageModel` over a GGUF file.
-
-    Args:
-        native: the loaded model.
-        tokenizer: the original checkpoint's ``transformers`` tokenizer.
-        info: facts about the model.
-    """
+    """A :class:`ewq.model.LanguageModel` over a GGUF file, read with the checkpoint's tokenizer."""
 
     def __init__(self, native: NativeModel, tokenizer: Any, info: ModelInfo) -> None:
         self.info = info
@@ -54,8 +46,7 @@ class LlamaCppModel:
         """Log-probabilities of ``columns`` after each prompt, ``[len(suffixes), len(columns)]``."""
         wanted_from = [len(prefix) + len(suffix) - 1 for suffix in suffixes]
         result = np.empty((len(suffixes), len(columns)), dtype=np.float32)
-        rows = self._rows(prefix, suffixes, wanted_from)
-        for index, row in enumerate(rows):
+        for index, row in enumerate(self._rows(prefix, suffixes, wanted_from)):
             result[index] = row[0, list(columns)].numpy()
         return result
 
@@ -201,13 +192,9 @@ def load_llama_cpp(
 ) -> LlamaCppModel:
     """Load a GGUF file, after trying it in a child process: a bad one can abort the process.
 
-    Args:
-        path: the file.
-        tokenizer: as for :class:`LlamaCppModel`.
-        device: ``cpu``; ``cuda`` or ``cuda:all`` offloads all layers, ``cuda:1`` to that GPU.
-        threads: CPU threads; default: as many as torch uses, so that engines compare.
-        cache_type: ggml type of the key-value cache, one of
-            :data:`ewq.gguf.llama_native.CACHE_TYPES`.
+    ``cuda`` or ``cuda:all`` offloads all layers, ``cuda:1`` to that GPU. There are as many CPU
+    threads as torch uses unless given, so that engines compare; ``cache_type`` is one of
+    :data:`ewq.gguf.llama_native.CACHE_TYPES`.
 
     Raises:
         BackendUnavailable: no llama.cpp, or no GPU support for a GPU device.

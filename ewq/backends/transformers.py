@@ -29,15 +29,9 @@ def load_transformers(
 ) -> TransformersModel:
     """Load a model folder; code that comes with the model is never run.
 
-    Args:
-        folder: with ``config.json``, safetensors and, unless given, a tokenizer.
-        quantization_config: applied while loading, so that the model never
-            exists in 16 bits as a whole.
-        device: ``cpu``, ``cuda``, ``cuda:1``, or ``cuda:all`` to spread over all GPUs.
-        dtype: compute dtype, such as ``float32`` or ``bfloat16``.
-        batch_tokens: as for :class:`TransformersModel`.
-        tokenizer: a tokenizer to use instead of the checkpoint's own.
-        decode_mode: as for :class:`TransformersModel`; the same tokens whichever it is.
+    ``quantization_config`` is applied while loading, so that the model never exists in 16 bits as a
+    whole; ``cuda:all`` spreads it over all GPUs; ``dtype`` is what is computed in. The rest is as
+    for :class:`TransformersModel`.
 
     Raises:
         CheckpointError: the folder is missing, incomplete, or needs code of its own.

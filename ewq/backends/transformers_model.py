@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ class TransformersModel:
 
     Args:
         model: a loaded ``...ForCausalLM``.
-        tokenizer: the checkpoint's tokenizer.
+        tokenizer: the checkpoint's.
         batch_tokens: most tokens of a batch, shared prefix and padding included.
         decode_mode: of :data:`ewq.backends.decoding.MODES`, ``auto`` being ``graph`` on CUDA and
             ``eager`` elsewhere. What is not supported falls back with a note.
@@ -68,8 +67,7 @@ class TransformersModel:
         self._loaded: Any = model.eval()
         self.tokenizer: Any = tokenizer
         self.batch_tokens = batch_tokens
-        info = describe(model, checkpoint_dtype)
-        self.info = replace(info, device=device or info.device)
+        self.info = describe(model, checkpoint_dtype, device)
         self._cuda_devices = {p.device for p in model.parameters() if p.is_cuda}
         self._shares_prefix = can_share(model.config)
         """Not where layers keep a recurrent state."""
@@ -244,8 +242,10 @@ def _gather(logits: torch.Tensor, tokens: Sequence[int]) -> NDArray[np.float32]:
     return array
 
 
-def describe(model: Any, checkpoint_dtype: torch.dtype | None = None) -> ModelInfo:
-    """Facts about a loaded transformers model; ``checkpoint_dtype`` as in :func:`weights_bytes`."""
+def describe(
+    model: Any, checkpoint_dtype: torch.dtype | None = None, device: str | None = None
+) -> ModelInfo:
+    """Facts about a loaded model; arguments as for :class:`TransformersModel`."""
     config = model.config.get_text_config()
     limit = _context_length(config)
     if not limit:
@@ -257,7 +257,7 @@ def describe(model: Any, checkpoint_dtype: torch.dtype | None = None) -> ModelIn
     head = model.get_output_embeddings()
     return ModelInfo(
         engine="transformers",
-        device=str(model.get_input_embeddings().weight.device),
+        device=device or str(model.get_input_embeddings().weight.device),
         dtype=str(model.dtype).removeprefix("torch."),
         context_length=limit,
         vocab_size=getattr(head, "out_features", config.vocab_size),

@@ -1,9 +1,8 @@
 """From a Hugging Face folder to a GGUF of 16- or 32-bit weights, by llama.cpp's converter.
 
-llama.cpp publishes it as a script beside its sources, and llama-cpp-python's source archive has
-those sources. The script and what it imports are taken from there, at a pinned version and content,
-into a folder of their own, since they bring another ``gguf`` module; they only ever run in a child
-process, which runs no code of the model.
+llama-cpp-python's source archive has llama.cpp's sources. The script and what it imports are taken
+from there, at a pinned version and content, into a folder of their own, since they bring another
+``gguf`` module; they only ever run in a child process, which runs no code of the model.
 ``python -m ewq.gguf.convert`` fetches it now, so that exports need no network.
 """
 
@@ -59,13 +58,8 @@ def convert_folder(
 ) -> tuple[str, ...]:
     """Convert a folder; tokenizer, special tokens and chat template included.
 
-    Args:
-        folder: with ``config.json``, safetensors and tokenizer files.
-        out: the file to write; not atomic, so a scratch name.
-        type_name: ``F32``, ``F16`` or ``BF16`` for matrices; vectors stay F32.
-        converter: as for :func:`find_converter`.
-        progress: counts percent of the bytes to write.
-        without: stored tensors to leave out.
+    Matrices become ``type_name``, vectors stay F32; ``out`` is not written at once; tensors named
+    in ``without`` are left out.
 
     Returns:
         Notes for people.

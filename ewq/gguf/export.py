@@ -6,7 +6,9 @@ import math
 import shlex
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,7 @@ from ewq.gguf.recipe import (
     left_alone,
     plain_type,
 )
-from ewq.gguf.recode import Recoding, require_folder
+from ewq.gguf.recode import recode, require_folder
 from ewq.gguf.report import ExportReport, read_back
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
@@ -67,8 +69,8 @@ def export_gguf(
 
     Args:
         model: hub id, Hugging Face folder, or another ``.gguf``.
-        out: the file; it appears when it is complete and checked, not before.
-        recipe: what to make, by :func:`ewq.gguf.recipe.make_recipe`.
+        out: appears when it is complete and checked, not before.
+        recipe: by :func:`ewq.gguf.recipe.make_recipe`.
         converter: llama.cpp's own ``convert_hf_to_gguf.py`` instead of the pinned one.
         calibration: round so that errors cancel on this text (:mod:`ewq.gguf.gptq`).
         progress: where to report.
@@ -83,21 +85,15 @@ def export_gguf(
     checkpoint = open_for(model, recipe, progress)
     check_output(out, needed_bytes=least_bytes(checkpoint, recipe))
     check_range(checkpoint, recipe)
-    recoding = _recoding(checkpoint, recipe, calibration)
+    rounding = None
+    if calibration:
+        require_folder(checkpoint)
+        if plain := plain_type(recipe):
+            raise InputError(f"{plain} rounds nothing: leave --rounding out, or name another type")
+        rounding = partial(recode, checkpoint, calibration, progress)
     with scratch_beside(out) as work:
         base = make_base(checkpoint, recipe, work, converter, progress)
-        return build(base, recipe, out, work, progress, recoding)
-
-
-def _recoding(
-    checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration | None
-) -> Recoding | None:
-    if calibration is None:
-        return None
-    require_folder(checkpoint)
-    if plain := plain_type(recipe):
-        raise InputError(f"{plain} rounds nothing: leave --rounding out, or name another type")
-    return Recoding(checkpoint, calibration)
+        return build(base, recipe, out, work, progress, rounding)
 
 
 def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoint:
@@ -199,7 +195,7 @@ def build(
     out: Path,
     work: Path,
     progress: Progress,
-    recoding: Recoding | None = None,
+    rounding: Callable[[Path, GgufHeader], tuple[str, ...]] | None = None,
 ) -> ExportReport:
     """Quantize ``base`` by ``recipe``, read the result back and move it to ``out``."""
     source = read_header(base.path)
@@ -211,13 +207,13 @@ def build(
         job = make_job(source, recipe, done)
         if recipe.imatrix:
             check_entries(recipe.imatrix, source)
-        fallbacks, _ = run_quantizer(job, progress)
+        fallbacks = run_quantizer(job, progress).fallbacks
         notes = base.notes + (left_alone(source, recipe) if isinstance(recipe, PlanRecipe) else ())
         if job.requantize:
             name = source.path.name
             notes += (f"{name} was quantized before; its losses add to those of this export",)
-        if recoding:
-            notes += recoding.apply(done, source, progress)
+        if rounding:
+            notes += rounding(done, source)
         report = read_back(done, source, job.types, fallbacks, notes)
     if recipe.imatrix:
         # llama-imatrix collects neither embedding nor head by itself.

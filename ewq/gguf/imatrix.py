@@ -32,8 +32,8 @@ def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
     if not path.is_file():
         raise InputError(f"no importance matrix at {path}")
     with path.open("rb") as file:
-        is_gguf = file.read(4) == MAGIC
-    found = _read_gguf(path) if is_gguf else _read_legacy(path)
+        read = _read_gguf if file.read(4) == MAGIC else _read_legacy
+    found = read(path)
     if not found:
         raise InputError(f"{path} is not an importance matrix; make one with llama-imatrix")
     return found

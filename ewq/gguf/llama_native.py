@@ -1,9 +1,4 @@
-"""The thin layer over llama.cpp's C interface: a model, its context and batches of tokens.
-
-Everything above this file speaks of sequences and log-probabilities; everything
-in it speaks of pointers. Arrays are NumPy's, so filling a batch costs no Python
-loop over tokens.
-"""
+"""The thin layer over llama.cpp's C interface: a model, its context and batches of tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +24,7 @@ BATCH_TOKENS = 512
 MAX_ROWS = 64
 CACHE_TYPES = {"F32": 0, "F16": 1}
 """Type of the key-value cache -> ggml's number for it; F16 is llama.cpp's default."""
-_LOG_ERROR = 4
+LOG_ERROR = 4
 _messages: deque[str] = deque(maxlen=8)
 _log_callback: list[Any] = []
 """Keeps the ctypes callback alive for as long as the library may call it."""
@@ -49,7 +44,7 @@ def llama_library() -> Any:
             f"llama.cpp is not installed: pip install 'ewq[gguf]' ({error})"
         ) from error
     if not _log_callback:
-        callback = library.llama_log_callback(remember)
+        callback = library.llama_log_callback(_remember)
         _log_callback.append(callback)
         library.llama_log_set(callback, ctypes.c_void_p(0))
         library.llama_backend_init()
@@ -79,9 +74,9 @@ def check_device(device: str) -> Any:
     return library
 
 
-def remember(level: int, text: bytes, _user_data: Any) -> None:
+def _remember(level: int, text: bytes, _user_data: Any) -> None:
     """Log callback: keep error messages, drop the rest."""
-    if level == _LOG_ERROR:
+    if level == LOG_ERROR:
         _messages.append(text.decode("utf-8", errors="replace").strip())
 
 
@@ -106,16 +101,9 @@ def stretch(ids: Any, position: int, sequence: int, wanted_from: int) -> Tokens:
 
 
 class NativeModel:
-    """One loaded GGUF and the context it is computed in.
+    """One GGUF that passed the probe, and the context it is computed in.
 
-    The context starts small and grows to what a call needs, so that memory
-    measured is memory used.
-
-    Args:
-        path: the file; it must have passed :func:`ewq.gguf.probe.probe_file`.
-        device: ``cpu``, ``cuda``, ``cuda:all`` or such as ``cuda:1``.
-        threads: of the CPU.
-        cache_type: one of :data:`CACHE_TYPES`.
+    The context starts small and grows to what a call needs, so that memory measured is memory used.
 
     Raises:
         BackendUnavailable: no llama.cpp, or one without support for that device.

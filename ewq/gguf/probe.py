@@ -1,10 +1,9 @@
 """Whether a GGUF file that somebody names can be used: it loads, and it is of the model under test.
 
-A valid header does not make a loadable model: llama.cpp checks shapes and metadata with assertions
-that end the process. So a child loads the file and computes two tokens; only a file that survives
-is opened here. And a file of another model would be scored on this model's token ids: finite
-numbers without a meaning. Its header says enough to refuse it. A fine-tuned model passes, as it
-must: its shape and its tokens are those of its base.
+llama.cpp checks shapes and metadata with assertions that end the process, so a child loads the file
+and computes two tokens; only a file that survives is opened here. And a file of another model would
+be scored on this model's token ids: finite numbers without a meaning. Its header says enough to
+refuse it; a fine-tuned model passes, with the shape and the tokens of its base.
 """
 
 from __future__ import annotations
@@ -110,13 +109,7 @@ def shape_of_config(config: Mapping[str, Any], blocks: int) -> Shape:
 
 
 def require_same_model(path: Path, ours: Shape, tokenizer: Any, label: str) -> None:
-    """Refuse a file whose shape or whose tokens are not those of the model under test.
-
-    Args:
-        path: the ``.gguf`` file.
-        ours: the checkpoint's shape.
-        tokenizer: the checkpoint's, whose ids the file will be fed.
-        label: the model's name for people.
+    """Refuse a file whose shape or tokens are not ``ours`` and ``tokenizer``'s, those of ``label``.
 
     Raises:
         CheckpointError: another model's file, or no readable GGUF file at all.

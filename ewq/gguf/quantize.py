@@ -1,9 +1,8 @@
 """llama.cpp's quantizer: a job as data, its run in a child process, and the child itself.
 
 The quantizer may abort on bad input, so it runs in a child (``python -m ewq.gguf.quantize``) that
-reads the job from standard input, reports ``PROGRESS n total`` and ``FALLBACK tensor wanted
-stored`` (of a dry run ``CHOSEN tensor type``) lines on standard output, and ends with status 0
-only when the file is whole.
+reads the job from standard input, passes llama.cpp's log on, and ends with status 0 only when the
+file is whole.
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ from ewq.gguf.imatrix import read_imatrix
 from ewq.gguf.probe import why_ended
 from ewq.progress import NO_PROGRESS, Progress
 
+GAVE_UP = 4
+"""Exit status of the child where llama.cpp failed; its last error says of what."""
 CHOSEN = re.compile(r"^\[\s*\d+/\s*\d+\]\s+(\S+) .*MiB \((\w+)\)")
 STEP = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]\s+(\S+)")
 FALLBACK = re.compile(r"warning: (\S+) .*for type\s+(\S+)\) .*-> falling back to\s+(\S+)")
@@ -58,6 +59,17 @@ class Fallback:
     stored: str
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What a run said."""
+
+    fallbacks: tuple[Fallback, ...]
+    chosen: Mapping[str, str]
+    """Of a dry run: tensor name -> ggml type, of those that would change."""
+    last: str
+    """The tensor that llama.cpp turned to last."""
+
+
 def as_command(job: QuantizeJob, program: str = "llama-quantize") -> str:
     """The job as a shell command for llama.cpp's own program, one option a line."""
     options = [["--allow-requantize"]] if job.requantize else []
@@ -81,24 +93,18 @@ def exact_pattern(tensor: str) -> str:
     return f"^{re.escape(tensor)}$"
 
 
-def recipe_types(source: Path, type_name: str, imatrix: Path | None = None) -> dict[str, str]:
+def recipe_types(source: Path, type_name: str, imatrix: Path | None = None) -> Mapping[str, str]:
     """The type of every tensor that one of llama.cpp's recipes changes, without writing a file.
 
     Raises:
         EwqError: llama.cpp has no such recipe.
     """
     job = QuantizeJob(source, source, type_name, imatrix=imatrix, requantize=True, dry_run=True)
-    return run_quantizer(job)[1]
+    return run_quantizer(job).chosen
 
 
-def run_quantizer(
-    job: QuantizeJob, progress: Progress = NO_PROGRESS
-) -> tuple[tuple[Fallback, ...], dict[str, str]]:
+def run_quantizer(job: QuantizeJob, progress: Progress = NO_PROGRESS) -> Heard:
     """Run a job; the output file is whole when this returns.
-
-    Returns:
-        The tensors whose type llama.cpp changed because their rows do not divide, and the types
-        that a dry run chose.
 
     Raises:
         EwqError: llama.cpp refused or aborted; one line says why.
@@ -120,38 +126,39 @@ def run_quantizer(
         said = child.stderr.read()
     if child.returncode:
         why = why_ended(child.returncode, said)
-        aborted = f"llama.cpp aborted while quantizing {job.source}: "
-        raise EwqError(f"{aborted if child.returncode < 0 else ''}{why}")
+        if child.returncode < 0:
+            why = f"llama.cpp aborted while quantizing {job.source}: {why}"
+        elif child.returncode == GAVE_UP:
+            why = f"llama.cpp could not quantize {heard.last}: {why}"
+        raise EwqError(why)
     return heard
 
 
-def _follow(
-    child: subprocess.Popen[str], progress: Progress
-) -> tuple[tuple[Fallback, ...], dict[str, str]]:
+def _follow(child: subprocess.Popen[str], progress: Progress) -> Heard:
     assert child.stdout is not None
     fallbacks: list[Fallback] = []
     chosen: dict[str, str] = {}
+    last = "the file"
     for line in child.stdout:
-        word, *rest = line.split()
-        if word == "FALLBACK":
-            fallbacks.append(Fallback(rest[0], rest[1].upper(), rest[2].upper()))
-        elif word == "CHOSEN":
-            chosen[rest[0]] = rest[1].upper()
-        elif word == "PROGRESS" and rest[0] == "1":
-            progress.start("quantizing", int(rest[1]), "tensors")
-        if word == "PROGRESS":
+        if match := CHOSEN.match(line):
+            chosen[match[1]] = match[2].upper()
+        elif match := STEP.match(line):
+            if match[1] == "1":
+                progress.start("quantizing", int(match[2]), "tensors")
             progress.advance(1)
-    return tuple(fallbacks), chosen
+            last = match[3]
+        elif match := FALLBACK.search(line):
+            fallbacks.append(Fallback(match[1], match[2].upper(), match[3].upper()))
+    return Heard(tuple(fallbacks), chosen, last)
 
 
-def main(job: QuantizeJob) -> None:
-    """The child's work: run the job.
+def main(job: QuantizeJob) -> int:
+    """The child's work: run the job; its exit status.
 
     Raises:
-        InputError: llama.cpp has no such recipe or type.
-        EwqError: llama.cpp gave up; its last error is quoted.
+        InputError: llama.cpp has no such recipe.
     """
-    from ewq.gguf.llama_native import llama_library, logged_error
+    from ewq.gguf.llama_native import llama_library
 
     library = llama_library()
     callback = library.llama_log_callback(_report)
@@ -168,38 +175,15 @@ def main(job: QuantizeJob) -> None:
     if job.imatrix:
         kept.append(_set_imatrix(library, params, job.imatrix))
     source, out = os.fsencode(job.source), os.fsencode(job.out)
-    if library.llama_model_quantize(source, out, ctypes.byref(params)):
-        raise EwqError(f"llama.cpp could not quantize {_begun[-1]}: {logged_error()}")
+    return GAVE_UP if library.llama_model_quantize(source, out, ctypes.byref(params)) else 0
 
 
-_line: list[str] = []
-"""Parts of a log line; llama.cpp sends one line in several calls."""
-_begun: list[str] = ["the file"]
-"""Tensors, in the order in which llama.cpp turned to them."""
+def _report(level: int, text: bytes, _user_data: Any) -> None:
+    from ewq.gguf.llama_native import LOG_ERROR
 
-
-def _report(level: int, text: bytes, user_data: Any) -> None:
-    from ewq.gguf.llama_native import remember
-
-    remember(level, text, user_data)
-    _line.append(text.decode("utf-8", errors="replace"))
-    if match := STEP.match("".join(_line)):
-        _begun.append(match[3])
-    if not _line[-1].endswith("\n"):
-        return
-    line = "".join(_line)
-    _line.clear()
-    if match := CHOSEN.match(line):
-        _say("CHOSEN", *match.groups())
-    elif match := STEP.match(line):
-        _say("PROGRESS", match[1], match[2])
-    elif match := FALLBACK.search(line):
-        _say("FALLBACK", *match.groups())
-
-
-def _say(*words: str) -> None:
-    sys.stdout.write(" ".join(words) + "\n")
-    sys.stdout.flush()
+    stream = sys.stderr if level == LOG_ERROR else sys.stdout
+    stream.write(text.decode("utf-8", errors="replace"))
+    stream.flush()
 
 
 def _recipe_number(library: Any, name: str) -> int:
@@ -213,10 +197,7 @@ def _recipe_number(library: Any, name: str) -> int:
 def _type_number(name: str) -> int:
     import gguf
 
-    try:
-        return int(gguf.GGMLQuantizationType[name])
-    except KeyError:
-        raise InputError(f"ggml has no type {name!r}; try F16, BF16, Q8_0, Q6_K or Q4_K") from None
+    return int(gguf.GGMLQuantizationType[name])
 
 
 def _set_types(library: Any, params: Any, types: Mapping[str, str]) -> Any:
@@ -251,6 +232,6 @@ def _job(text: str) -> QuantizeJob:
 
 if __name__ == "__main__":
     try:
-        main(_job(sys.stdin.read()))
+        sys.exit(main(_job(sys.stdin.read())))
     except EwqError as error:
         sys.exit(str(error))

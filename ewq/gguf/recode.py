@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from ewq.errors import InputError
 from ewq.gguf.convert import CONVERTED_TYPES
 from ewq.gguf.gptq import round_matrix
 from ewq.gguf.recipe import TensorNames
-from ewq.progress import NO_PROGRESS, Progress, step
+from ewq.progress import Progress, step
 
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint
@@ -24,81 +23,70 @@ MOMENTS_BYTES = 2 * 2**30
 
 
 def require_folder(checkpoint: Checkpoint) -> None:
-    """Refuse a model that cannot be run for the inputs of its matrices.
-
-    Raises:
-        InputError: it is a GGUF file.
-    """
+    """Refuse a GGUF file, which cannot be run for the inputs of its matrices."""
     if checkpoint.is_gguf:
         raise InputError(f"{checkpoint.model}: --rounding gptq needs the Hugging Face folder")
 
 
-@dataclass(frozen=True)
-class Recoding:
-    """Error-compensating rounding of a checkpoint's matrices on a calibration text."""
+def recode(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    progress: Progress,
+    path: Path,
+    source: GgufHeader,
+) -> tuple[str, ...]:
+    """Rewrite the quantized matrices of ``path``, which was just made from ``source``, in place.
 
-    checkpoint: Checkpoint
-    calibration: Calibration
-    device: str = "cpu"
+    Errors are compensated on the calibration text; types and sizes stay.
 
-    def apply(
-        self, path: Path, source: GgufHeader, progress: Progress = NO_PROGRESS
-    ) -> tuple[str, ...]:
-        """Rewrite the quantized matrices of ``path`` in place; types and sizes stay.
+    Returns:
+        A note on matrices that keep ggml's own rounding.
+    """
+    import gguf
 
-        Args:
-            path: a file that was just quantized.
-            source: header of the unquantized file that it was made from.
-            progress: told of tokens and matrices.
+    from ewq.sensitivity.measure import load_model
 
-        Returns:
-            A note on matrices that keep ggml's own rounding.
-        """
-        import gguf
+    model = load_model(checkpoint, "cpu", "float32")
+    before = {tensor.name: tensor for tensor in gguf.GGUFReader(source.path).tensors}
+    made = gguf.GGUFReader(path, "r+")
+    quantized = {
+        tensor.name: tensor
+        for tensor in made.tensors
+        if tensor.tensor_type.name not in CONVERTED_TYPES
+    }
+    names = TensorNames(source)
+    weights = find_layout(checkpoint).details.values()
+    columns = {weight.name: weight.in_features for weight in weights if not weight.expert}
+    for name, moments in _moments(model, calibration, {**columns, **_head(model)}, progress):
+        for tensor in names.of_weight(name):
+            if tensor in quantized:
+                old, new = before[tensor], quantized[tensor]
+                values = gguf.quants.dequantize(old.data, old.tensor_type)
+                new.data[...] = round_matrix(values, moments, new.tensor_type.name)
+    made.data.flush()
+    experts = [weight.name for weight in weights if weight.expert]
+    if not experts:
+        return ()
+    return (f"{len(experts)} stacks of experts keep ggml's own rounding",)
 
-        from ewq.sensitivity.measure import load_model
 
-        dtype = "float32" if self.device == "cpu" else "bfloat16"
-        model = load_model(self.checkpoint, self.device, dtype)
-        before = {tensor.name: tensor for tensor in gguf.GGUFReader(source.path).tensors}
-        made = gguf.GGUFReader(path, "r+")
-        quantized = {
-            tensor.name: tensor
-            for tensor in made.tensors
-            if tensor.tensor_type.name not in CONVERTED_TYPES
-        }
-        names = TensorNames(source)
-        weights = find_layout(self.checkpoint).details.values()
-        columns = {weight.name: weight.in_features for weight in weights if not weight.expert}
-        for name, moments in self._moments(model, {**columns, **_head(model)}, progress):
-            for tensor in names.of_weight(name):
-                if tensor in quantized:
-                    old, new = before[tensor], quantized[tensor]
-                    values = gguf.quants.dequantize(old.data, old.tensor_type)
-                    new.data[...] = round_matrix(values, moments, new.tensor_type.name)
-        made.data.flush()
-        experts = [weight.name for weight in weights if weight.expert]
-        if not experts:
-            return ()
-        return (f"{len(experts)} stacks of experts keep ggml's own rounding",)
+def _moments(
+    model: Any, calibration: Calibration, columns: Mapping[str, int], progress: Progress
+) -> Iterator[tuple[str, Any]]:
+    """Every matrix with the second moments of its inputs, as many at a time as fit."""
+    from ewq.sensitivity.moments import SecondMoments
 
-    def _moments(
-        self, model: Any, columns: Mapping[str, int], progress: Progress
-    ) -> Iterator[tuple[str, Any]]:
-        """Every matrix with the second moments of its inputs, as many at a time as fit."""
-        from ewq.sensitivity.moments import SecondMoments
-
-        for group in _groups(columns):
-            moments = SecondMoments(model, group)
-            reading = "reading what the matrices read"
-            with step(progress, reading, self.calibration.tokens, "tokens") as advance:
-                for ids in self.calibration.sequences:
-                    moments.add(ids)
-                    advance(len(ids))
-            with step(progress, "rounding", len(group), "matrices") as advance:
-                for found in moments.means().items():
-                    yield found
-                    advance(1)
+    for group in _groups(columns):
+        moments = SecondMoments(model, group)
+        reading = "reading what the matrices read"
+        with step(progress, reading, calibration.tokens, "tokens") as advance:
+            for ids in calibration.sequences:
+                moments.add(ids)
+                advance(len(ids))
+        with step(progress, "rounding", len(group), "matrices") as advance:
+            for found in moments.means().items():
+                yield found
+                advance(1)
 
 
 def _head(model: Any) -> dict[str, int]:

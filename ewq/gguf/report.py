@@ -77,12 +77,8 @@ def read_back(
 ) -> ExportReport:
     """Compare a written file with its source and with the types asked for.
 
-    Args:
-        path: the file, complete.
-        source: header of the file it was made from.
-        wanted: tensor name -> ggml type; others are llama.cpp's choice.
-        fallbacks: what the quantizer said it had to change: in the report, and summed up in a note.
-        notes: sentences for people, carried along.
+    ``wanted``: tensor name -> ggml type, others are llama.cpp's choice. ``fallbacks``, what the
+    quantizer had to change, are in the report and summed up in a note.
 
     Raises:
         EwqError: a tensor is missing, changed its shape, or has a type nobody asked for.

@@ -45,11 +45,7 @@ def watch_loading(
 ) -> tuple[T, LoadReading]:
     """What ``load`` makes, and what that cost.
 
-    Args:
-        device: where the model goes, ``cpu``, ``cuda:N`` or ``cuda:all``. A CUDA context is created
-            before the baseline is read.
-        load: does the work.
-        libraries: modules imported before the clock starts.
+    A CUDA context is created before the baseline is read, and ``libraries`` are imported.
     """
     for library in libraries:
         importlib.import_module(library)

@@ -28,13 +28,7 @@ QUIET_LOGGERS = (
 
 
 def require_bitsandbytes() -> None:
-    """Make sure that bitsandbytes can be imported, and let it log errors only.
-
-    A log level that the user chose is left alone.
-
-    Raises:
-        EwqError: it cannot; one line instead of a traceback through transformers.
-    """
+    """Refuse to go on without bitsandbytes, and let it log errors only unless told otherwise."""
     for name in QUIET_LOGGERS:
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
@@ -124,7 +118,7 @@ class EwqConfig(QuantizationConfigMixin):
         target_size_bytes: bytes of the whole model, never exceeded.
         scorer: of :data:`ewq.planning.scorers.SCORERS`, for the rules that analyse.
         granularity: ``block`` or ``tensor``, for the rules that analyse.
-        quant_type: and the next four: see :class:`StorageOptions`.
+        quant_type: this and the next four are :class:`StorageOptions`.
         double_quant: unless given, as the plan counted its sizes.
         block_size: 64, 128, ... or 4096.
         compute_dtype: a name or a ``torch.dtype``.

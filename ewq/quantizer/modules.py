@@ -102,8 +102,7 @@ def _eight_bit(module: nn.Module, options: StorageOptions) -> Linear8bitLt:
 def state_to_save(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict as saved: 8-bit weights as one column, as bitsandbytes has 4-bit ones.
 
-    In their own shape a transformers that does not know this method would read
-    them as plain weights and build a model of noise; a column it refuses.
+    A column a transformers without this method refuses; other shapes it would take for weights.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -124,9 +123,8 @@ def saved_in_shape(module: Linear8bitLt, weight: torch.Tensor) -> torch.Tensor:
 def _undo_repacking(module: Linear4bit) -> None:
     """Put a weight back in order that bitsandbytes repacked for processors with AVX512-BF16.
 
-    Its first forward pass there rearranges values and scales in place. Its own way back leaves
-    the scales transposed, so that a model saved after a forward pass could not be opened again.
-    The scales stay rounded to bfloat16 in value.
+    Its first forward pass there rearranges values and scales in place, and its own way back leaves
+    the scales transposed. They stay rounded to bfloat16 in value.
     """
     parameter: Any = module.weight
     state: Any = getattr(parameter, "quant_state", None)

@@ -1,8 +1,8 @@
 """Each tensor on its way from the checkpoint to its module, and the memory it gives back.
 
-A tensor that was quantized is done with, but its pages stay resident as part of the mapped file,
-and the working copies stay in the allocator. On Linux both are handed back as loading goes on, so
-that the peak follows the finished model and not the checkpoint. Elsewhere nothing is done.
+The pages of a tensor that was quantized stay resident as part of the mapped file, and the working
+copies stay in the allocator. On Linux both are handed back as loading goes on, so that the peak
+follows the finished model and not the checkpoint.
 """
 
 from __future__ import annotations
