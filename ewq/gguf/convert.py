@@ -82,11 +82,11 @@ def _followed(
     command: list[str], progress: Progress, variables: Mapping[str, str]
 ) -> tuple[int, str]:
     """Run the converter while reading its own progress bar; returns exit status and stderr."""
-    progress.start("converting to GGUF", 100, "%")
     said: list[str] = []
     written = 0
-    try:
-        with subprocess.Popen(
+    with (
+        step(progress, "converting to GGUF", 100, "%") as advance,
+        subprocess.Popen(
             command,
             env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
@@ -94,19 +94,18 @@ def _followed(
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-        ) as child:
-            assert child.stderr is not None
-            # Text mode ends lines at the carriage returns of the bar too.
-            for line in child.stderr:
-                bar = _WRITING.match(line)
-                if bar is None:
-                    said.append(line)
-                    continue
-                progress.advance(int(bar["percent"]) - written)
-                written = int(bar["percent"])
-        return child.returncode, "".join(said)
-    finally:
-        progress.finish()
+        ) as child,
+    ):
+        assert child.stderr is not None
+        # Text mode ends lines at the carriage returns of the bar too.
+        for line in child.stderr:
+            bar = _WRITING.match(line)
+            if bar is None:
+                said.append(line)
+                continue
+            advance(int(bar["percent"]) - written)
+            written = int(bar["percent"])
+    return child.returncode, "".join(said)
 
 
 def find_converter(explicit: Path | None = None, progress: Progress = NO_PROGRESS) -> Path:

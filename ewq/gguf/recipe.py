@@ -31,6 +31,7 @@ RENAMED = {"language_model.": "", "block_sparse_moe.experts.": "mlp.experts."}
 """Parts of names that gguf-py's table has otherwise: of vision models, and Granite's experts."""
 STACKED = {"gate_up_proj": ("gate_proj", "up_proj"), "kv_b_proj": ("k_b_proj", "v_b_proj")}
 """Weights that transformers keeps as one and GGUF as two: experts, and latent attention's."""
+NO_TYPE = "llama.cpp has no type {!r}; there are for example {}"
 NAMED = 3
 """How many offending names an error shows."""
 
@@ -80,14 +81,14 @@ def make_recipe(
         raise InputError("give exactly one of --type (such as Q4_K_M) and --plan")
     if plan is not None:
         chosen = {**DEFAULT_TYPES, **(types or {})}
-        _check_types(chosen.values(), "GGMLQuantizationType", "", "F16, Q8_0, Q6_K, Q4_K")
+        _check_types(chosen.values())
         check_imatrix((plan.types or chosen).values(), imatrix)
         return PlanRecipe(plan, chosen, imatrix)
     if types:
         raise InputError("--types needs --plan; a single type is named by --type")
     name = str(type_name).upper()
-    if name != "F32":
-        _check_types([name], "LlamaFileType", "MOSTLY_", "F16, BF16, Q8_0, Q6_K, Q4_K_M")
+    if name != "F32" and f"MOSTLY_{name}" not in _gguf().LlamaFileType.__members__:
+        raise InputError(NO_TYPE.format(name, "F16, BF16, Q8_0, Q6_K, Q4_K_M"))
     check_imatrix([name], imatrix)
     return TypeRecipe(name, imatrix)
 
@@ -134,7 +135,7 @@ def _named_types(source: GgufHeader, plan: QuantizationPlan) -> dict[str, str]:
             f"the plan names {len(plan.types)} tensors and {source.path.name} has {len(present)}; "
             f"{missing[0]} is in one of them only"
         )
-    _check_types(plan.types.values(), "GGMLQuantizationType", "", "F16, Q8_0, Q6_K, Q4_K")
+    _check_types(plan.types.values())
     return {t.name: plan.types[t.name] for t in source.tensors if _is_quantizable(t)}
 
 
@@ -187,10 +188,10 @@ def _is_quantizable(tensor: GgufTensor) -> bool:
     return math.prod(tensor.shape[1:]) > 1 and not tensor.name.endswith(ROUTER)
 
 
-def _check_types(names: Iterable[str], table: str, prefix: str, examples: str) -> None:
+def _check_types(names: Iterable[str]) -> None:
     for name in names:
-        if f"{prefix}{name}" not in getattr(_gguf(), table).__members__:
-            raise InputError(f"llama.cpp has no type {name!r}; there are for example {examples}")
+        if name not in _gguf().GGMLQuantizationType.__members__:
+            raise InputError(NO_TYPE.format(name, "F16, Q8_0, Q6_K, Q4_K"))
 
 
 def _gguf() -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from ewq.errors import BackendUnavailable, MeasurementError
@@ -57,13 +58,19 @@ class Gpus:
     name = "nvml-device"
 
     def __init__(self, uuids: Sequence[str], nvml: Any = None) -> None:
-        self._nvml = _pynvml() if nvml is None else nvml
+        if nvml is None:
+            try:
+                nvml = import_module("pynvml")
+            except ImportError as error:
+                raise BackendUnavailable(
+                    "GPU memory needs nvidia-ml-py: pip install nvidia-ml-py"
+                ) from error
         try:
-            self._nvml.nvmlInit()
-        except self._nvml.NVMLError as error:
-            raise BackendUnavailable(
-                f"no NVIDIA driver to read GPU memory from: {error}"
-            ) from error
+            nvml.nvmlInit()
+        except nvml.NVMLError as error:
+            reason = f"no NVIDIA driver to read GPU memory from: {error}"
+            raise BackendUnavailable(reason) from error
+        self._nvml = nvml
         self._uuids = ", ".join(uuids)
         self._handles = [self._find(uuid) for uuid in uuids]
 
@@ -165,13 +172,3 @@ def _start(device: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise BackendUnavailable(f"device {device} cannot be used: {error}") from error
     return uuid_of(torch.cuda.get_device_properties(device))
-
-
-def _pynvml() -> Any:
-    try:
-        import pynvml
-    except ImportError as error:
-        raise BackendUnavailable(
-            "GPU memory needs nvidia-ml-py: pip install nvidia-ml-py"
-        ) from error
-    return pynvml

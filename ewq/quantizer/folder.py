@@ -116,7 +116,12 @@ def quantize_to_folder(
     out = Path(out)
     check_output(out, folder=True)
     checkpoint = open_checkpoint(model, progress)
-    _check(checkpoint)
+    if checkpoint.is_gguf:
+        raise InputError(
+            f"{checkpoint.model} is a GGUF file; `ewq quantize` takes a Hugging Face model, "
+            "`ewq export` makes GGUF files"
+        )
+    check_original(checkpoint)
     stored_bytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     check_output(out, folder=True, needed_bytes=stored_bytes // MOST_TIMES_SMALLER)
     loaded = _load(checkpoint, config, device)
@@ -131,15 +136,6 @@ def quantize_to_folder(
         card = _model_card(plan, settled.options.to_json(), size)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return Quantized(out, plan, size, (*_narrowed(checkpoint), *not_copied))
-
-
-def _check(checkpoint: Checkpoint) -> None:
-    if checkpoint.is_gguf:
-        raise InputError(
-            f"{checkpoint.model} is a GGUF file; `ewq quantize` takes a Hugging Face model, "
-            "`ewq export` makes GGUF files"
-        )
-    check_original(checkpoint)
 
 
 def _load(checkpoint: Checkpoint, config: EwqConfig, device: str) -> Any:

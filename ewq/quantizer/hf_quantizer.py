@@ -50,8 +50,7 @@ COMPANIONS = {Precision.FOUR_BIT: ".weight.absmax", Precision.EIGHT_BIT: ".SCB"}
 class EwqHfQuantizer(Bnb4BitHfQuantizer):
     """Swaps linear modules on the meta device and quantizes each weight as it arrives.
 
-    Devices, memory limits and offloading follow transformers' bitsandbytes
-    quantizers, from which it inherits them.
+    Devices, memory limits and offloading follow transformers' own bitsandbytes quantizers.
     """
 
     quantization_config: EwqConfig  # type: ignore[assignment]
@@ -196,7 +195,11 @@ def _quantizable(plan: QuantizationPlan, model: nn.Module) -> dict[str, Precisio
             f"{type(model).__name__} lacks: {', '.join(unknown[:NAMED])}"
         )
     wanted = {name: of for name, of in plan.weights.items() if of is not Precision.RAW}
-    kept = [name for name in wanted if not _replaceable(model, name)]
+    kept = [
+        name
+        for name in wanted
+        if not name.endswith(".weight") or not is_linear(module_of(model, name))
+    ]
     if kept:
         logger.warning(
             "%d of %d weights to quantize stay raw (%d bytes): bitsandbytes quantizes linear "
@@ -207,11 +210,6 @@ def _quantizable(plan: QuantizationPlan, model: nn.Module) -> dict[str, Precisio
             ", ".join(kept[:NAMED]),
         )
     return {name.removesuffix(".weight"): of for name, of in wanted.items() if name not in kept}
-
-
-def _replaceable(model: nn.Module, name: str) -> bool:
-    path, _, leaf = name.rpartition(".")
-    return leaf == "weight" and is_linear(model.get_submodule(path))
 
 
 def _check_stored(tensors: Mapping[str, TensorInfo], modules: Mapping[str, Precision]) -> None:
