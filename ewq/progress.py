@@ -1,10 +1,17 @@
-"""Progress of long work, reported to whoever draws it."""
+"""Progress of long work, and the line on a terminal that shows it."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
+
+_REDRAW_S = 0.2
+_BAR_CELLS = 20
+_CLEAR = "\x1b[K"
 
 
 class Progress(Protocol):
@@ -38,3 +45,90 @@ def step(progress: Progress, label: str, total: int, unit: str) -> Iterator[Call
         yield progress.advance
     finally:
         progress.finish()
+
+
+@dataclass
+class Step:
+    """What is being done and how far it is."""
+
+    label: str
+    total: int
+    unit: str
+    done: int = 0
+    started_s: float = field(default_factory=time.monotonic)
+
+    def fitting(self, room: int) -> str:
+        """The longest line of this step that ``room`` cells hold; empty where none does."""
+        from rich.cells import cell_len
+
+        lines = [f"{self.label} ..."]
+        if self.total > 1:
+            filled = _BAR_CELLS * min(self.done, self.total) // self.total
+            bar = f"[{'#' * filled}{'-' * (_BAR_CELLS - filled)}]"
+            whole = f"{self.label} {bar} {self._amount}{self._left}"
+            lines = [whole, f"{self.label} {self._amount}", self.label]
+        return next((line for line in lines if cell_len(line) <= room), "")
+
+    @property
+    def _amount(self) -> str:
+        if self.unit == "bytes":
+            return f"{self.done / 1e6:.0f}/{self.total / 1e6:.0f} MB"
+        return f"{self.done}/{self.total} {self.unit}"
+
+    @property
+    def _left(self) -> str:
+        if not 0 < self.done < self.total:
+            return ""
+        passed_s = time.monotonic() - self.started_s
+        minutes, seconds = divmod(round(passed_s * (self.total - self.done) / self.done), 60)
+        return f", {minutes}:{seconds:02d} left"
+
+
+class TerminalProgress:
+    """Draws to the right of the cursor and leaves it where it was.
+
+    So whatever is written next stands where it would have stood, and nothing before it is erased.
+
+    Args:
+        write: writes to the terminal at once.
+        room: the cells that are free to the right of the cursor.
+    """
+
+    def __init__(self, write: Callable[[str], None], room: Callable[[], int]) -> None:
+        self._write = write
+        self._room = room
+        self._lock = threading.Lock()
+        self._step: Step | None = None
+        self._drawn_s = 0.0
+
+    def start(self, label: str, total: int, unit: str) -> None:
+        """Begin a step."""
+        printable = "".join(char if char.isprintable() else " " for char in label)
+        with self._lock:
+            self._step = Step(printable, total, unit)
+            self._draw(self._step)
+
+    def advance(self, amount: int) -> None:
+        """Report progress; redraws at most five times a second."""
+        with self._lock:
+            if self._step is None:
+                return
+            self._step.done += amount
+            if time.monotonic() - self._drawn_s > _REDRAW_S:
+                self._draw(self._step)
+
+    def finish(self) -> None:
+        """Remove the line."""
+        with self._lock:
+            if self._step is not None:
+                self._write(_CLEAR)
+            self._step = None
+
+    def _draw(self, step: Step) -> None:
+        from rich.cells import cell_len
+
+        # One cell stays free: behind the last one the cursor would be on the next line.
+        text = step.fitting(self._room() - 1)
+        back = f"\x1b[{cell_len(text)}D" if text else ""
+        self._write(f"{_CLEAR}{text}{back}")
+        self._drawn_s = time.monotonic()

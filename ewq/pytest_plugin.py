@@ -7,7 +7,8 @@ are imported when the first benchmark runs, so collecting costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from ewq.progress import Progress
     from ewq.record import Record
 
-T = TypeVar("T")
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the ``--ewq-...`` options.
@@ -67,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each benchmark once per variant, unless the test names its own."""
-    if "variant" not in metafunc.fixturenames or not _is_benchmark(metafunc.definition):
+    if "variant" not in metafunc.fixturenames or task_of(metafunc.definition) is None:
         return
     own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if not any("variant" in str(names) for names in own):
@@ -78,20 +77,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep each variant's tests together whatever else orders them, so that it loads once."""
+    keys = {index: key for index, item in enumerate(items) if (key := key_of(item))}
     order = {each.name: n for n, each in enumerate(state_of(config).options.variants)}
-    for item in items:
-        if key := key_of(item):
-            order.setdefault(key[0], len(order))
+    for variant, _ in keys.values():
+        order.setdefault(variant, len(order))
     order[REFERENCE] = -1
-    slots = [index for index, item in enumerate(items) if key_of(item)]
 
-    def place(item: pytest.Item) -> tuple[int, bool]:
+    def place(index: int) -> tuple[int, bool]:
         """By variant; memory first, since other tasks leave freed blocks behind."""
-        variant, task = key_of(item) or ("", "")
+        variant, task = keys[index]
         return (order[variant], not (task in TASKS and TASKS[task].first))
 
-    grouped = sorted((items[index] for index in slots), key=place)
-    for index, item in zip(slots, grouped, strict=True):
+    grouped = [items[index] for index in sorted(keys, key=place)]
+    for index, item in zip(keys, grouped, strict=True):
         items[index] = item
 
 
@@ -140,11 +138,9 @@ def ewq_subject(pytestconfig: pytest.Config, ewq_progress: Progress) -> Subject:
 
     options = state_of(pytestconfig).options
 
-    def find() -> Subject:
+    with _or_exit():
         device = find_device(options.device)
         return find_subject(options.model, options.tier, device, ewq_progress, options.calibration)
-
-    return _or_exit(find)
 
 
 @pytest.fixture(scope="session")
@@ -159,8 +155,8 @@ def ewq_session(
     from ewq.harness.session import open_session
 
     state = state_of(pytestconfig)
-    session = _or_exit(
-        lambda: open_session(
+    with _or_exit():
+        session = open_session(
             state.options,
             ewq_subject,
             tuple(state.selected),
@@ -171,12 +167,12 @@ def ewq_session(
             progress=ewq_progress,
             ungated=why_ungated(pytestconfig),
         )
-    )
     state.session = session
     if not state.options.no_save:
         save_by_default(pytestconfig)
     try:
-        _or_exit(lambda: prepare_references(session))
+        with _or_exit():
+            prepare_references(session)
         yield session
     finally:
         session.close()
@@ -185,7 +181,8 @@ def ewq_session(
 @pytest.fixture(scope="session")
 def variant(request: pytest.FixtureRequest, ewq_session: Session) -> Iterator[VariantHandle]:
     """One variant, loaded on first use, freed before the next one."""
-    handle = ewq_session.handle(_variant_named(ewq_session, request.param))
+    known = {variant.name: variant for variant in ewq_session.options.variants}
+    handle = ewq_session.handle(known.get(request.param) or find_variant(request.param))
     yield handle
     handle.close()
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")
@@ -202,8 +199,8 @@ def measure(
     benchmark: BenchmarkFixture,
 ) -> Callable[[], Record]:
     """Measure the test's task on its variant, store the record, and apply the gate."""
-    from ewq.harness.measuring import JournalLost
     from ewq.harness.measuring import measure as measure_task
+    from ewq.storage.journal import JournalLost
 
     task = task_of(request.node)
     if task is None:
@@ -214,17 +211,14 @@ def measure(
             pytest.skip(f"{task} says nothing about random weights")
         try:
             record = measure_task(ewq_session, variant, task, benchmark)
-        except BackendUnavailable as error:
-            if not ewq_session.options.variants_named:
-                ewq_session.skipped[(variant.name, task)] = str(error)
-                pytest.skip(str(error))
-            ewq_session.failures[(variant.name, task)] = str(error)
-            pytest.fail(str(error), pytrace=False)
         except JournalLost as error:
             stop_saving(request.config)
             pytest.exit(f"ewq: {error}", returncode=3)
         except EwqError as error:
-            ewq_session.failures[(variant.name, task)] = str(error)
+            if isinstance(error, BackendUnavailable) and not ewq_session.options.variants_named:
+                ewq_session.skipped[variant.name, task] = str(error)
+                pytest.skip(str(error))
+            ewq_session.failures[variant.name, task] = str(error)
             pytest.fail(str(error), pytrace=False)
         _tell(request.node, record)
         return record
@@ -250,10 +244,9 @@ def pytest_benchmark_update_machine_info(
 ) -> None:
     """Add GPU and library versions; drop the clock readings that differ every second."""
     session = state_of(config).session
-    cpu = machine_info.get("cpu")
-    if isinstance(cpu, dict):
-        for volatile in [key for key in cpu if key.startswith("hz_actual")]:
-            del cpu[volatile]
+    cpu = machine_info.get("cpu") or {}
+    for volatile in [key for key in cpu if key.startswith("hz_actual")]:
+        del cpu[volatile]
     if session is not None:
         machine_info["ewq"] = dict(session.identity.environment)
 
@@ -310,34 +303,22 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.C
     elif state.session is not None and state.session.records:
         from ewq.harness.terminal import write_summary
 
-        write_summary(terminalreporter, state, storage_folder(config))
+        stored = state.stored_file(storage_folder(config))
+        write_summary(terminalreporter, state.session, stored)
     elif _measured_elsewhere(terminalreporter):
         terminalreporter.write_line(f"ewq: gates: {why_ungated(config)}", yellow=True)
 
 
 def _measured_elsewhere(reporter: TerminalReporter) -> bool:
     """Whether xdist's workers ran benchmarks of ours: what they know stays with them."""
-    reports = (
-        report for outcome in ("passed", "failed") for report in reporter.getreports(outcome)
-    )
-    properties = (each for report in reports for each in report.user_properties)
-    return any(name == "ewq_verdict" for name, _ in properties)
+    reports = [*reporter.getreports("passed"), *reporter.getreports("failed")]
+    return any(name == "ewq_verdict" for each in reports for name, _ in each.user_properties)
 
 
-def _is_benchmark(definition: Any) -> bool:
-    return definition.get_closest_marker(TASK_MARK) is not None
-
-
-def _variant_named(session: Session, name: str) -> Any:
-    known = {variant.name: variant for variant in session.options.variants}
-    return known.get(name) or find_variant(name)
-
-
-def _or_exit(action: Callable[[], T]) -> T:
-    """Run ``action``; an error that makes the whole run pointless ends it with one line."""
+@contextmanager
+def _or_exit() -> Iterator[None]:
+    """An error that makes the whole run pointless ends it with one line."""
     try:
-        return action()
-    except InputError as error:
-        pytest.exit(f"ewq: {error}", returncode=4)
+        yield
     except EwqError as error:
-        pytest.exit(f"ewq: {error}", returncode=3)
+        pytest.exit(f"ewq: {error}", returncode=4 if isinstance(error, InputError) else 3)

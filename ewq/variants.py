@@ -1,7 +1,6 @@
 """The variants a model is measured as: what each is called and how its weights are stored.
 
-A variant is a name and a recipe, nothing loaded. Names are storage keys and
-parameter ids (``test_mmlu[ewq-0.65]``): renaming one loses its history.
+Names are storage keys and parameter ids (``test_mmlu[ewq-0.65]``): renaming one loses its history.
 """
 
 from __future__ import annotations
@@ -16,15 +15,14 @@ from ewq.precision import Precision
 
 REFERENCE = "fp16"
 """The variant that every paired figure is measured against."""
+TRANSFORMERS, LLAMA_CPP = "transformers", "llama.cpp"
 
 _FACTOR_VARIANT = re.compile(r"(gguf-)?ewq-(\d+(?:\.\d+)?)")
 _PLAN_VARIANT = re.compile(r"(gguf-)?ewq-(?=.*[A-Za-z])[\w.+-]+")
 """Plans given as files; the letter keeps a mistyped factor from being taken for one."""
 _FIT_VARIANT = re.compile(r"(gguf-)?fit-([a-z0-9][a-z0-9_.]*)")
 _GGUF_PLAN = "gguf:"
-
-FactorOrFile = float | Path
-"""Where a plan comes from: the factor rule at this factor, or a plan file."""
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d*)?) *(?:([KMG])(I)?)?B?")
 
 
 @dataclass(frozen=True)
@@ -41,16 +39,19 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, with bitsandbytes."""
+    """A plan, with bitsandbytes or as a mixed GGUF."""
 
-    plan: FactorOrFile
+    plan: float | Path
+    """Made by the factor rule at this factor, or read from a file."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The plan of least expected divergence in so many bytes, with bitsandbytes."""
+    """The plan of least expected divergence; as a GGUF with an importance matrix."""
 
-    size_bytes: int
+    size_bytes: int | None = None
+    like: str | None = None
+    """llama.cpp's recipe whose bytes are not exceeded, in place of a size."""
 
 
 @dataclass(frozen=True)
@@ -63,34 +64,18 @@ class GgufType:
 
 
 @dataclass(frozen=True)
-class GgufFitted:
-    """The plan of least expected divergence, as a GGUF with an importance matrix."""
-
-    like: str | None
-    """llama.cpp's recipe whose bytes are not exceeded; or a size."""
-    size_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class GgufPlanned:
-    """A plan, as a mixed GGUF."""
-
-    plan: FactorOrFile
-
-
-@dataclass(frozen=True)
 class GgufFile:
     """A GGUF that exists already; the tokenizer is the model's."""
 
     path: Path
 
 
-Recipe = Raw | Uniform | Planned | Fitted | GgufType | GgufPlanned | GgufFitted | GgufFile
+Recipe = Raw | Uniform | Planned | Fitted | GgufType | GgufFile
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A named recipe."""
+    """A recipe under a name, which tells the engine: see :func:`engine_of`."""
 
     name: str
     recipe: Recipe
@@ -104,8 +89,8 @@ FIXED: Mapping[str, Recipe] = {
     "gguf-q8_0": GgufType("Q8_0"),
     "gguf-q4_k_m": GgufType("Q4_K_M"),
     "gguf-q4_k_m-imatrix": GgufType("Q4_K_M", imatrix=True),
-    "gguf-fit-q8_0": GgufFitted("Q8_0"),
-    "gguf-fit-q4_k_m": GgufFitted("Q4_K_M"),
+    "gguf-fit-q8_0": Fitted(like="Q8_0"),
+    "gguf-fit-q4_k_m": Fitted(like="Q4_K_M"),
 }
 """The variants whose names are theirs alone; plans and files are named by what they are."""
 _DEFAULT_GGUF_FACTOR = "0.65"
@@ -118,24 +103,17 @@ def default_names(factors: Sequence[str]) -> tuple[str, ...]:
     return (REFERENCE, *planned, "bnb-int8", "bnb-nf4", *gguf, f"gguf-ewq-{_DEFAULT_GGUF_FACTOR}")
 
 
-UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
 def parse_size(text: str) -> int:
     """Bytes of ``5GB`` (10**9), ``4.5GiB`` (2**30), ``800MB`` or a plain number.
 
     Raises:
         InputError: not a size.
     """
-    number = text.strip().upper()
-    unit = next((unit for unit in sorted(UNITS, key=len)[::-1] if number.endswith(unit)), "")
-    try:
-        size_bytes = int(float(number.removesuffix(unit)) * UNITS.get(unit, 1))
-    except (ValueError, OverflowError):
-        size_bytes = -1
-    if size_bytes < 0:
+    match = _SIZE.fullmatch(text.strip().upper())
+    if match is None:
         raise InputError(f"invalid size {text!r}: expected a size such as 5GB, 4.5GiB or 800MB")
-    return size_bytes
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMG".index(prefix or " "))
 
 
 def parse_factor(text: str) -> str:
@@ -161,11 +139,13 @@ def find_variant(name: str) -> Variant:
     if name in FIXED:
         return Variant(name, FIXED[name])
     if match := _FACTOR_VARIANT.fullmatch(name):
-        recipe = GgufPlanned if match[1] else Planned
         factor = parse_factor(match[2])
-        return Variant(f"{match[1] or ''}ewq-{factor}", recipe(float(factor)))
+        return Variant(f"{match[1] or ''}ewq-{factor}", Planned(float(factor)))
     if match := _FIT_VARIANT.fullmatch(name):
-        return Variant(name, _fitted(match[1] is not None, match[2]))
+        # ``q5_k_m`` is a recipe whose size is taken, ``100mb`` and ``1.5gib`` are sizes.
+        if match[1] and not match[2][0].isdigit():
+            return Variant(name, Fitted(like=match[2].upper()))
+        return Variant(name, Fitted(parse_size(match[2])))
     if name.lower().endswith(".gguf"):
         path = _existing_file(name, name)
         return Variant(path.name, GgufFile(path))
@@ -176,18 +156,10 @@ def find_variant(name: str) -> Variant:
     raise InputError(f"unknown variant {name!r}; known: {', '.join(known)}")
 
 
-def _fitted(as_gguf: bool, aim: str) -> Recipe:
-    """``q5_k_m`` is a recipe whose size is taken, ``100mb`` and ``1.5gib`` are sizes."""
-    if as_gguf and not aim[0].isdigit():
-        return GgufFitted(aim.upper())
-    size_bytes = parse_size(aim)
-    return GgufFitted(None, size_bytes) if as_gguf else Fitted(size_bytes)
-
-
 def _plan_variant(name: str) -> Variant:
     path = _existing_file(name, name.removeprefix(_GGUF_PLAN))
-    prefix, recipe = ("gguf-", GgufPlanned) if name.startswith(_GGUF_PLAN) else ("", Planned)
-    variant = Variant(f"{prefix}ewq-{path.stem.removeprefix('ewq-')}", recipe(path))
+    engine = "gguf-" if name.startswith(_GGUF_PLAN) else ""
+    variant = Variant(f"{engine}ewq-{path.stem.removeprefix('ewq-')}", Planned(path))
     if not _PLAN_VARIANT.fullmatch(variant.name):
         raise InputError(
             f"variant {name!r} is named after its plan file: rename the file to letters, digits, "
@@ -217,9 +189,8 @@ def is_fit_name(name: str) -> bool:
 
 
 def engine_of(name: str) -> str:
-    """``transformers`` or ``llama.cpp``, from a stored variant's name alone."""
-    by_llama_cpp = name.startswith("gguf-") or name.lower().endswith(".gguf")
-    return "llama.cpp" if by_llama_cpp else "transformers"
+    """``transformers`` or ``llama.cpp``, from a variant's name alone."""
+    return LLAMA_CPP if name.startswith("gguf-") or name.lower().endswith(".gguf") else TRANSFORMERS
 
 
 _TABLE = (REFERENCE, "ewq", *(name for name in FIXED if name != REFERENCE), "gguf-ewq")
@@ -233,10 +204,9 @@ def table_place(name: str) -> tuple[int, float]:
     GGUF; then files and names that this version does not know. A stable sort leaves equals as they
     came.
     """
-    if match := _FACTOR_VARIANT.fullmatch(name):
-        return (_TABLE.index(f"{match[1] or ''}ewq"), -float(match[2]))
-    if match := _PLAN_VARIANT.fullmatch(name):
-        return (_TABLE.index(f"{match[1] or ''}ewq"), 0.0)
+    if match := _FACTOR_VARIANT.fullmatch(name) or _PLAN_VARIANT.fullmatch(name):
+        factor = match[2] if match.re is _FACTOR_VARIANT else 0
+        return (_TABLE.index(f"{match[1] or ''}ewq"), -float(factor))
     if name not in _TABLE and _FIT_VARIANT.fullmatch(name):
         return (_TABLE.index("gguf-fit-q4_k_m"), 1.0)
     return (_TABLE.index(name) if name in _TABLE else len(_TABLE), 0.0)

@@ -19,8 +19,6 @@ from ewq.report.plotting import (
 from ewq.variants import (
     Fitted,
     GgufFile,
-    GgufFitted,
-    GgufPlanned,
     GgufType,
     Planned,
     Variant,
@@ -57,7 +55,7 @@ def test_the_reference_comes_first_and_the_rest_as_given():
 def test_a_plan_file_is_a_variant_in_both_engines(plan_file):
     plain, gguf = find_variant(str(plan_file)), find_variant(f"gguf:{plan_file}")
     assert (plain.name, plain.recipe) == ("ewq-6bpw", Planned(plan_file))
-    assert (gguf.name, gguf.recipe) == ("gguf-ewq-6bpw", GgufPlanned(plan_file))
+    assert (gguf.name, gguf.recipe) == ("gguf-ewq-6bpw", Planned(plan_file))
 
 
 def test_a_plan_file_may_be_called_ewq_itself(tmp_path):
@@ -81,9 +79,9 @@ def test_a_missing_file_is_named(name):
 @pytest.mark.parametrize(
     ("name", "recipe"),
     [
-        ("gguf-fit-q4_k_m", GgufFitted("Q4_K_M")),
-        ("gguf-fit-q6_k", GgufFitted("Q6_K")),
-        ("gguf-fit-1.5gib", GgufFitted(None, 3 * 2**29)),
+        ("gguf-fit-q4_k_m", Fitted(like="Q4_K_M")),
+        ("gguf-fit-q6_k", Fitted(like="Q6_K")),
+        ("gguf-fit-1.5gib", Fitted(3 * 2**29)),
         ("fit-90mb", Fitted(90_000_000)),
         ("gguf-q4_k_m-imatrix", GgufType("Q4_K_M", imatrix=True)),
     ],

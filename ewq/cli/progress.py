@@ -1,55 +1,20 @@
-"""Progress bars of the command line: on a terminal, on stderr, else nothing."""
+"""Progress of the command line: on a terminal, on stderr, else nothing."""
 
 from __future__ import annotations
 
+import shutil
 import sys
+from functools import partial
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichBar
-
-from ewq.progress import NO_PROGRESS, Progress
-
-
-class RichProgress:
-    """Draws one bar per step; implements :class:`ewq.progress.Progress`."""
-
-    def __init__(self) -> None:
-        self._bar: RichBar | None = None
-        self._task = TaskID(0)
-
-    def start(self, label: str, total: int, unit: str) -> None:
-        """Begin a bar of ``total`` units."""
-        self.finish()
-        amount: ProgressColumn = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-        columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-        self._bar = RichBar(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task(label, total=total)
-        self._bar.start()
-
-    def advance(self, amount: int) -> None:
-        """Move the bar; safe to call from worker threads."""
-        if self._bar is not None:
-            self._bar.advance(self._task, amount)
-
-    def finish(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+from ewq.progress import NO_PROGRESS, Progress, TerminalProgress
 
 
 def terminal_progress() -> Progress:
-    """A drawn bar where stderr is a terminal, else silence."""
-    return RichProgress() if sys.stderr.isatty() else NO_PROGRESS
+    """A drawn line where stderr is a terminal, else silence."""
+    if not sys.stderr.isatty():
+        return NO_PROGRESS
+    write = partial(print, end="", file=sys.stderr, flush=True)
+    return TerminalProgress(write, lambda: shutil.get_terminal_size().columns)
 
 
 def quiet_transformers() -> None:

@@ -38,13 +38,6 @@ class VariantHandle:
     pytest keeps fixture values alive beyond their teardown and a failed test's
     traceback keeps its frames, so a bare model would still be in memory while
     the next one loads. Tests hold the handle; ``close`` empties it.
-
-    Args:
-        variant: what to load.
-        subject: the model it is a variant of.
-        placement: device and compute dtype.
-        load: how it is loaded.
-        progress: told while it loads.
     """
 
     def __init__(
@@ -56,15 +49,12 @@ class VariantHandle:
         progress: Progress = NO_PROGRESS,
     ) -> None:
         self.variant = variant
-        self.loads = 0
         self._subject = subject
         self._placement = placement
         self._load = load
         self._progress = progress
-        self._loaded: Loaded | None = None
-        self._reading: LoadReading | None = None
+        self._loaded: tuple[Loaded, LoadReading] | None = None
         self._failure: EwqError | None = None
-        self._closed = False
 
     @property
     def name(self) -> str:
@@ -78,39 +68,39 @@ class VariantHandle:
         Raises:
             EwqError: loading failed; it is tried once, later uses repeat the reason.
         """
-        return self.load().model
+        return self._load_once()[0].model
 
     @property
     def plan(self) -> QuantizationPlan | None:
         """The plan the model was made by; ``None`` where the recipe has none."""
-        return self.load().plan
+        return self._load_once()[0].plan
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the engine and the export have to say, such as a decode loop it could not use."""
+        loaded, _ = self._load_once()
+        return (*getattr(loaded.model, "notes", ()), *loaded.notes)
 
     @property
     def load_reading(self) -> LoadReading:
         """Seconds and memory that loading took."""
-        self.load()
-        assert self._reading is not None
-        return self._reading
+        return self._load_once()[1]
 
     def close(self) -> None:
         """Free the model, even where a traceback still refers to it."""
-        self._closed = True
         # A failure's traceback holds what had been loaded before it.
-        loaded, self._loaded, self._failure = self._loaded, None, None
+        loaded, self._loaded = self._loaded, None
+        self._failure = EwqError(f"variant {self.name} was used after it was closed")
         if loaded is not None:
-            loaded.model.close()
+            loaded[0].model.close()
         del loaded
         forget_last_exception()
         collect_garbage()
 
-    def load(self) -> Loaded:
-        """Load now unless loaded already."""
-        if self._closed:
-            raise EwqError(f"variant {self.name} was used after it was closed")
+    def _load_once(self) -> tuple[Loaded, LoadReading]:
         if self._failure is not None:
             raise self._failure.with_traceback(None)
         if self._loaded is None:
-            self.loads += 1
             try:
                 self._loaded = self._load_watched()
             except EwqError as error:
@@ -118,7 +108,7 @@ class VariantHandle:
                 raise
         return self._loaded
 
-    def _load_watched(self) -> Loaded:
+    def _load_watched(self) -> tuple[Loaded, LoadReading]:
         from ewq.instruments.load_watch import watch_loading
 
         device, needed = self._placement.device, None
@@ -126,13 +116,12 @@ class VariantHandle:
             get_ready(self.variant, self._subject, self._placement)
             needed = partial(weights_bytes, self.variant, self._subject, self._placement)
         set_libraries_aside()
+        load = partial(self._load, self.variant, self._subject, self._placement)
         with (
             step(self._progress, f"loading {self.name}", 1, "model"),
             report_out_of_memory(f"{self.name}, loading", device, needed),
         ):
-            load = partial(self._load, self.variant, self._subject, self._placement)
-            loaded, self._reading = watch_loading(device, load)
-        return loaded
+            return watch_loading(device, load)
 
 
 def forget_last_exception() -> None:
@@ -176,37 +165,27 @@ def report_out_of_memory(
         if not _ran_out(error):
             raise
         reason = str(error)
-        # The interpreter chains this error to the one below, and with it all its frames.
-        for each in _chain(error):
+        # The interpreter chains this error to the one below, and with it all its frames; a retry
+        # with less memory may have failed before.
+        each: BaseException | None = error
+        while each is not None:
             traceback.clear_frames(each.__traceback__)
-    needed = _needed(reason, needed_bytes() if needed_bytes else None)
+            each = each.__cause__ or each.__context__
+    request = _REQUEST.search(reason)
+    asked = request["amount"] if request else "an unknown amount"
+    needed = f" (the weights take {needed_bytes():,} bytes)" if needed_bytes else ""
     raise MeasurementError(
-        f"{what}: out of memory on {device}: {needed}; {_available(device)}; "
+        f"{what}: out of memory on {device}: {asked} more needed{needed}; {_available(device)}; "
         "close other programs or measure a smaller variant"
     )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that led to it: a retry with less memory may have failed before."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _ran_out(error: MemoryError | RuntimeError) -> bool:
     """Python's own error, CUDA's error class, or the plain ones of the CPU allocator and cuBLAS."""
     torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError):
-        return True
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
     return any(sign in str(error) for sign in _ALLOCATION_FAILED)
-
-
-def _needed(reason: str, weights_bytes: int | None) -> str:
-    request = _REQUEST.search(reason)
-    asked = f"{request['amount']} more needed" if request else "an unknown amount more needed"
-    return f"{asked} (the weights take {weights_bytes:,} bytes)" if weights_bytes else asked
 
 
 def _available(device: str) -> str:

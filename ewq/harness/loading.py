@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import BackendUnavailable
@@ -18,10 +17,9 @@ from ewq.harness.subject import Placement, Subject
 from ewq.instruments.gpu import gpus_of
 from ewq.planning.sizes import format_of
 from ewq.variants import (
+    TRANSFORMERS,
     Fitted,
     GgufFile,
-    GgufFitted,
-    GgufPlanned,
     GgufType,
     Planned,
     Raw,
@@ -42,8 +40,8 @@ class Loaded:
 
     model: LanguageModel
     plan: QuantizationPlan | None = None
-    notes: Callable[[], tuple[str, ...]] = tuple
-    """Sentences for people on how the plan was followed; worked out after the load is timed."""
+    notes: tuple[str, ...] = ()
+    """Sentences for people on how the plan was followed."""
 
 
 def load_variant(variant: Variant, subject: Subject, placement: Placement) -> Loaded:
@@ -52,7 +50,17 @@ def load_variant(variant: Variant, subject: Subject, placement: Placement) -> Lo
     Raises:
         EwqError: a missing library, a plan that does not fit, too little memory.
     """
-    return _LOADERS[type(variant.recipe)](variant.recipe, subject, placement)
+    plan, file = plan_of(variant, subject), _file_of(variant, subject)
+    if file is None:
+        return Loaded(_in_transformers(plan, subject, placement), plan)
+    from ewq.backends.llama_cpp import load_llama_cpp
+    from ewq.gguf.cache import export_notes
+
+    given = isinstance(variant.recipe, GgufFile)
+    if given:
+        _require_same_model(file, subject)
+    model = load_llama_cpp(file, subject.tokenizer, device=placement.device)
+    return Loaded(model, plan, () if given else export_notes(file))
 
 
 def get_ready(variant: Variant, subject: Subject, placement: Placement) -> None:
@@ -62,12 +70,11 @@ def get_ready(variant: Variant, subject: Subject, placement: Placement) -> None:
     and what these load into a GPU are done once or cached, and would otherwise be charged to
     whichever variant comes first.
     """
-    recipe = variant.recipe
     _ = subject.tokenizer
-    if isinstance(recipe, Planned | Uniform | Fitted):
+    if engine_of(variant.name) == TRANSFORMERS and not isinstance(variant.recipe, Raw):
         _quantizer()
-        _ = _plan(recipe, subject)
-    file = _file_of(recipe, subject)
+        plan_of(variant, subject)
+    file = _file_of(variant, subject)
     if file is not None:
         from ewq.gguf.probe import probe_file
 
@@ -90,7 +97,7 @@ def warm_up(is_gguf: bool, placement: Placement) -> None:
 
 def weights_bytes(variant: Variant, subject: Subject, placement: Placement) -> int:
     """What a variant's weights take in memory, known without loading them."""
-    file = _file_of(variant.recipe, subject)
+    file = _file_of(variant, subject)
     if file is not None:
         return file.stat().st_size
     plan = plan_of(variant, subject)
@@ -101,32 +108,23 @@ def weights_bytes(variant: Variant, subject: Subject, placement: Placement) -> i
 
 def plan_of(variant: Variant, subject: Subject) -> QuantizationPlan | None:
     """The plan that a variant is made by, known without loading it."""
-    if isinstance(variant.recipe, Planned | Uniform | GgufPlanned | Fitted | GgufFitted):
-        return _plan(variant.recipe, subject)
+    recipe = variant.recipe
+    if isinstance(recipe, Uniform):
+        return subject.analysis.uniform_plan(recipe.precision)
+    if isinstance(recipe, Planned):
+        return subject.plan(recipe.plan)
+    if isinstance(recipe, Fitted):
+        return subject.fitted_plan(recipe, engine_of(variant.name))
     return None
 
 
 def same_model(one: Variant, other: Variant, subject: Subject) -> bool:
     """Whether two plans, in the same engine, give every weight the same type."""
-    first, second = plan_of(one, subject), plan_of(other, subject)
-    if first is None or second is None:
+    if engine_of(one.name) != engine_of(other.name):
         return False
-    engines = {engine_of(each.name) for each in (one, other)}
-    return len(engines) == 1 and (first.weights, first.types, first.target) == (
-        second.weights,
-        second.types,
-        second.target,
-    )
-
-
-def _plan(
-    recipe: Planned | Uniform | GgufPlanned | Fitted | GgufFitted, subject: Subject
-) -> QuantizationPlan:
-    if isinstance(recipe, Fitted | GgufFitted):
-        return subject.fitted_plan(recipe)
-    if isinstance(recipe, Uniform):
-        return subject.uniform_plan(recipe.precision)
-    return subject.plan(recipe.plan)
+    plans = [plan_of(each, subject) for each in (one, other)]
+    first, second = (plan and (plan.weights, plan.types, plan.target) for plan in plans)
+    return first is not None and first == second
 
 
 def _quantizer() -> ModuleType:
@@ -137,53 +135,14 @@ def _quantizer() -> ModuleType:
     return import_module("ewq.quantizer")
 
 
-def _file_of(recipe: object, subject: Subject) -> Path | None:
-    """The file of a variant that llama.cpp runs."""
-    if isinstance(recipe, GgufFile):
-        return recipe.path
-    return (
-        _gguf_path(recipe, subject)
-        if isinstance(recipe, GgufType | GgufPlanned | GgufFitted)
-        else None
-    )
-
-
-def _gguf_path(recipe: GgufType | GgufPlanned | GgufFitted, subject: Subject) -> Path:
-    """The exported file, made on first use."""
-    from ewq.gguf.cache import cached_gguf
-    from ewq.gguf.recipe import make_recipe
-
-    if isinstance(recipe, GgufType):
-        made = make_recipe(recipe.type_name, imatrix=subject.imatrix if recipe.imatrix else None)
-    elif isinstance(recipe, GgufFitted):
-        made = make_recipe(plan=subject.fitted_plan(recipe), imatrix=subject.imatrix)
-    else:
-        made = make_recipe(plan=subject.plan(recipe.plan))
-    return cached_gguf(subject.folder, made, cache_dir("gguf"), progress=subject.progress)
-
-
-def _raw(_: Raw, subject: Subject, placement: Placement) -> Loaded:
-    return Loaded(_transformers(subject, placement))
-
-
-def _quantized(
-    recipe: Planned | Uniform | Fitted, subject: Subject, placement: Placement
-) -> Loaded:
-    plan = _plan(recipe, subject)
-    config = _quantizer().EwqConfig(plan=plan)
-    return Loaded(_transformers(subject, placement, config), plan)
-
-
-def _transformers(
-    subject: Subject,
-    placement: Placement,
-    quantization_config: Any = None,
+def _in_transformers(
+    plan: QuantizationPlan | None, subject: Subject, placement: Placement
 ) -> LanguageModel:
     from ewq.backends.transformers import load_transformers
 
     return load_transformers(
         subject.folder,
-        quantization_config=quantization_config,
+        quantization_config=_quantizer().EwqConfig(plan=plan) if plan else None,
         device=placement.device,
         dtype=placement.dtype,
         batch_tokens=placement.batch_tokens,
@@ -192,30 +151,22 @@ def _transformers(
     )
 
 
-def _gguf_type(recipe: GgufType, subject: Subject, placement: Placement) -> Loaded:
-    path = _gguf_path(recipe, subject)
-    return Loaded(_llama_cpp(path, subject, placement), notes=partial(_export_notes, path))
+def _file_of(variant: Variant, subject: Subject) -> Path | None:
+    """The file of a variant that llama.cpp runs, exported on first use."""
+    recipe = variant.recipe
+    if isinstance(recipe, GgufFile):
+        return recipe.path
+    if engine_of(variant.name) == TRANSFORMERS:
+        return None
+    from ewq.gguf.cache import cached_gguf
+    from ewq.gguf.recipe import make_recipe
 
-
-def _gguf_planned(recipe: GgufPlanned, subject: Subject, placement: Placement) -> Loaded:
-    path, plan = _gguf_path(recipe, subject), subject.plan(recipe.plan)
-    return Loaded(_llama_cpp(path, subject, placement), plan, partial(_export_notes, path))
-
-
-def _gguf_fitted(recipe: GgufFitted, subject: Subject, placement: Placement) -> Loaded:
-    path, plan = _gguf_path(recipe, subject), subject.fitted_plan(recipe)
-    return Loaded(_llama_cpp(path, subject, placement), plan, partial(_export_notes, path))
-
-
-def _export_notes(path: Path) -> tuple[str, ...]:
-    from ewq.gguf.cache import export_notes
-
-    return export_notes(path)
-
-
-def _gguf_file(recipe: GgufFile, subject: Subject, placement: Placement) -> Loaded:
-    _require_same_model(recipe.path, subject)
-    return Loaded(_llama_cpp(recipe.path, subject, placement))
+    name, weighted = None, isinstance(recipe, Fitted)
+    if isinstance(recipe, GgufType):
+        name, weighted = recipe.type_name, recipe.imatrix
+    imatrix = subject.imatrix if weighted else None
+    made = make_recipe(name, plan_of(variant, subject), imatrix=imatrix)
+    return cached_gguf(subject.folder, made, cache_dir("gguf"), progress=subject.progress)
 
 
 def _require_same_model(path: Path, subject: Subject) -> None:
@@ -225,21 +176,3 @@ def _require_same_model(path: Path, subject: Subject) -> None:
     blocks = len(find_layout(subject.checkpoint).blocks)
     shape = shape_of_config(subject.checkpoint.config, blocks)
     require_same_model(path, shape, subject.tokenizer, subject.label)
-
-
-def _llama_cpp(path: Path, subject: Subject, placement: Placement) -> LanguageModel:
-    from ewq.backends.llama_cpp import load_llama_cpp
-
-    return load_llama_cpp(path, subject.tokenizer, device=placement.device)
-
-
-_LOADERS: dict[type, Callable[[Any, Subject, Placement], Loaded]] = {
-    Raw: _raw,
-    Uniform: _quantized,
-    Planned: _quantized,
-    GgufType: _gguf_type,
-    GgufPlanned: _gguf_planned,
-    Fitted: _quantized,
-    GgufFitted: _gguf_fitted,
-    GgufFile: _gguf_file,
-}

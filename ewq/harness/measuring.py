@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ewq.errors import EwqError, MeasurementError
+from ewq.files import file_digest
 from ewq.harness.handle import VariantHandle, report_out_of_memory
 from ewq.harness.loading import plan_of
 from ewq.harness.references import MEASURED_FOR_PAIRING, MISSING
@@ -17,7 +16,7 @@ from ewq.harness.session import Session
 from ewq.instruments.processor_wait import ProcessorWait
 from ewq.measurement import Doubt, DoubtKind, TaskResult
 from ewq.record import Record
-from ewq.tasks.table import TASKS, Pairing, Work
+from ewq.tasks.table import TASKS, Pairing
 from ewq.variants import REFERENCE, GgufFile, Variant, find_variant
 
 if TYPE_CHECKING:
@@ -25,11 +24,6 @@ if TYPE_CHECKING:
 
     from ewq.planning.plan import QuantizationPlan
     from ewq.record import RecordKey
-
-
-class JournalLost(EwqError):
-    """Results can no longer be kept: going on would only lose more."""
-
 
 WAITING_TOLERATED = 0.1
 """Share of a timed task's processor time that other programs may take without a doubt."""
@@ -50,42 +44,18 @@ def measure(
     """
     key = (handle.name, task)
     benchmark.group = task
-    stored = session.journal.completed.get(key)
-    if stored:
+    if stored := session.journal.completed.get(key):
         record = _replay(stored, benchmark)
+        if handle.name == REFERENCE:
+            _restore_reference(session, handle, record, stored["task_settings"])
     elif twin := session.twin_of(handle.variant, task):
         record = _measured_as(session, twin, handle, task, benchmark)
     else:
-        record = _measure_now(session, handle, task, benchmark)
-    if stored and handle.name == REFERENCE:
-        _restore_reference(session, handle, record, stored["task_settings"])
+        record = _measure_now(session, handle, key, benchmark)
     judged = session.gate.judge(record, session.placement.device)
     benchmark.extra_info["ewq"] = judged.to_json()
     session.records[key] = judged
     return judged
-
-
-def _measured_as(
-    session: Session,
-    twin: Variant,
-    handle: VariantHandle,
-    task: str,
-    benchmark: BenchmarkFixture,
-) -> Record:
-    """The record of another variant that is the same model, under this one's name."""
-    payload = session.journal.completed[twin.name, task]
-    plan = plan_of(handle.variant, session.subject)
-    found = _replay(payload, benchmark)
-    record = replace(
-        found,
-        variant=handle.name,
-        plan=plan.digest if plan else None,
-        notes=(*found.notes, f"measured once, as {twin.name}: both plans give the same model"),
-        side={**found.side, **_plan_for_reports(task, plan)},
-    )
-    with _ending_the_run():
-        session.journal.finished(record.key, {**payload, "record": record.to_json()})
-    return record
 
 
 def prepare_references(session: Session) -> None:
@@ -95,11 +65,13 @@ def prepare_references(session: Session) -> None:
     figures away, not the others; records say so.
     """
     own = {task for variant, task in session.selected if variant == REFERENCE}
-    others = {task for variant, task in session.selected if variant != REFERENCE}
-    if session.subject.is_dummy:
-        others = {task for task in others if TASKS[task].on_random_weights}
-    paired = {task for task in others - own if TASKS[task].pairing is not Pairing.NONE}
-    missing = [task for task in sorted(paired) if not session.references.recall(task)]
+    paired = {
+        task
+        for variant, task in session.selected
+        if variant != REFERENCE and TASKS[task].pairing is not Pairing.NONE
+        if TASKS[task].on_random_weights or not session.subject.is_dummy
+    }
+    missing = [task for task in sorted(paired - own) if not session.references.recall(task)]
     if not missing:
         return
     handle = session.handle(find_variant(REFERENCE))
@@ -139,67 +111,69 @@ def _restore_reference(
     )
     session.references.remember(task, result)
     session.references.replayed.add(task)
-    todo = [key for key in session.selected if key not in session.journal.completed]
-    recorded = TASKS[task].pairing is Pairing.DISTRIBUTIONS
-    if recorded and any(key[1] == task for key in todo):
+    todo = {key[1] for key in session.selected if key not in session.journal.completed}
+    if TASKS[task].pairing is Pairing.DISTRIBUTIONS and task in todo:
         session.distributions(handle)
 
 
-def _measure_now(
-    session: Session, handle: VariantHandle, task: str, benchmark: BenchmarkFixture
+def _measured_as(
+    session: Session, twin: Variant, handle: VariantHandle, task: str, benchmark: BenchmarkFixture
 ) -> Record:
-    key = (handle.name, task)
-    _refuse_repeated_crash(session, key)
-    with _ending_the_run():
-        session.journal.started(key)
-    try:
-        with report_out_of_memory(f"{handle.name}, {task}", session.placement.device):
-            work = TASKS[task].prepare(session.inputs(handle))
-            with ProcessorWait() as waiting:
-                _time(benchmark, work)
-            result = work.result()
-            if TASKS[task].in_rounds:
-                result = replace(result, doubts=(*result.doubts, *_busy(waiting.share)))
-            record = _record(session, handle, result)
-    except BaseException as error:  # Ctrl-C too: it is no crash of the variant
-        with _ending_the_run():
-            session.journal.failed(key, str(error) or type(error).__name__)
-        raise
-    if handle.name == REFERENCE:
-        session.references.remember(task, result)
-    payload = {
-        "record": record.to_json(),
-        "durations_s": _durations(benchmark),
-        "task_settings": sorted(result.settings),
-    }
-    with _ending_the_run():
-        session.journal.finished(key, payload)
+    """The record of another variant that is the same model, under this one's name."""
+    payload = session.journal.completed[twin.name, task]
+    plan = plan_of(handle.variant, session.subject)
+    found = _replay(payload, benchmark)
+    record = replace(
+        found,
+        variant=handle.name,
+        plan=plan.digest if plan else None,
+        notes=(*found.notes, f"measured once, as {twin.name}: both plans give the same model"),
+        side={**found.side, **_plan_for_reports(task, plan)},
+    )
+    session.journal.finished(record.key, {**payload, "record": record.to_json()})
     return record
 
 
-def _busy(share: float | None) -> tuple[Doubt, ...]:
-    """Times that include waiting for other programs vary from run to run, not within one."""
-    if share is None or share <= WAITING_TOLERATED:
-        return ()
-    text = f"other programs kept the processor busy: {share:.0%} of the time was spent waiting"
-    return (Doubt(DoubtKind.BUSY, text, {"waited": share}),)
-
-
-@contextmanager
-def _ending_the_run() -> Iterator[None]:
-    """A journal that cannot be written ends the run."""
-    try:
-        yield
-    except EwqError as error:
-        raise JournalLost(str(error)) from error
-
-
-def _refuse_repeated_crash(session: Session, key: RecordKey) -> None:
-    """Counted over all tasks of a variant: most crashes happen while loading."""
+def _measure_now(
+    session: Session, handle: VariantHandle, key: RecordKey, benchmark: BenchmarkFixture
+) -> Record:
     variant, task = key
     times = session.journal.crashes[variant]
     if times > CRASHES_TOLERATED:
+        # Counted over all tasks: most crashes happen while loading.
         raise MeasurementError(f"{variant} crashed the process {times} times; skipping {task}")
+    session.journal.started(key)
+    try:
+        with report_out_of_memory(f"{variant}, {task}", session.placement.device):
+            result = _timed(session, handle, task, benchmark)
+            record = _record(session, handle, result)
+    except BaseException as error:  # Ctrl-C too: it is no crash of the variant
+        session.journal.failed(key, str(error) or type(error).__name__)
+        raise
+    if variant == REFERENCE:
+        session.references.remember(task, result)
+    # Under --benchmark-disable nothing is timed.
+    payload = {
+        "record": record.to_json(),
+        "durations_s": [] if benchmark.stats is None else list(benchmark.stats.stats.data),
+        "task_settings": sorted(result.settings),
+    }
+    session.journal.finished(key, payload)
+    return record
+
+
+def _timed(
+    session: Session, handle: VariantHandle, task: str, benchmark: BenchmarkFixture
+) -> TaskResult:
+    work = TASKS[task].prepare(session.inputs(handle))
+    with ProcessorWait() as waiting:
+        _time(benchmark, work.once, work.rounds, work.warmup_rounds)
+    result, share = work.result(), waiting.share
+    if not TASKS[task].in_rounds or share is None or share <= WAITING_TOLERATED:
+        return result
+    # Waiting for other programs varies from run to run, not within one.
+    text = f"other programs kept the processor busy: {share:.0%} of the time was spent waiting"
+    return replace(result, doubts=(*result.doubts, Doubt(DoubtKind.BUSY, text, {"waited": share})))
 
 
 def _record(session: Session, handle: VariantHandle, result: TaskResult) -> Record:
@@ -223,23 +197,15 @@ def _record(session: Session, handle: VariantHandle, result: TaskResult) -> Reco
         items=result.items,
         plan=handle.plan.digest if handle.plan else None,
         doubts=(*result.doubts, *session.references.doubts(task, result)),
-        notes=(*result.notes, *_model_notes(handle), *session.references.notes(task)),
+        notes=(*result.notes, *handle.notes, *session.references.notes(task)),
         side={**result.side, **_plan_for_reports(task, handle.plan)},
     )
 
 
-def _file_settings(handle: VariantHandle) -> dict[str, Any]:
+def _file_settings(handle: VariantHandle) -> dict[str, str]:
     """A GGUF given by path is known by its content: its name says nothing."""
     recipe = handle.variant.recipe
-    if not isinstance(recipe, GgufFile):
-        return {}
-    with recipe.path.open("rb") as file:
-        return {"gguf_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _model_notes(handle: VariantHandle) -> tuple[str, ...]:
-    """What the engine has to say, such as a faster decode loop it could not use; and the export."""
-    return (*getattr(handle.model, "notes", ()), *handle.load().notes())
+    return {"gguf_sha256": file_digest(recipe.path)} if isinstance(recipe, GgufFile) else {}
 
 
 def _plan_for_reports(task: str, plan: QuantizationPlan | None) -> dict[str, Any]:
@@ -263,23 +229,16 @@ def _plan_for_reports(task: str, plan: QuantizationPlan | None) -> dict[str, Any
 def _replay(stored: Mapping[str, Any], benchmark: BenchmarkFixture) -> Record:
     """Hand an earlier process's measurement to pytest-benchmark as if made now."""
     durations: list[float] = stored["durations_s"]
-    _time(benchmark, Work(lambda: None, _nothing, rounds=max(1, len(durations))))
+    _time(benchmark, lambda: None, rounds=max(1, len(durations)))
     if benchmark.stats is not None and durations:
         benchmark.stats.stats.data[:] = durations
     return Record.from_json(stored["record"])
 
 
-def _time(benchmark: BenchmarkFixture, work: Work) -> None:
+def _time(
+    benchmark: BenchmarkFixture, once: Callable[[], object], rounds: int, warmup_rounds: int = 0
+) -> None:
     """Never ``benchmark(f)``: it would calibrate, and so run an hour's evaluation seven times."""
     benchmark.pedantic(  # type: ignore[no-untyped-call]
-        work.once, rounds=work.rounds, warmup_rounds=work.warmup_rounds, iterations=1
+        once, rounds=rounds, warmup_rounds=warmup_rounds, iterations=1
     )
-
-
-def _nothing() -> TaskResult:
-    raise MeasurementError("a replayed measurement has its record in the journal")
-
-
-def _durations(benchmark: BenchmarkFixture) -> list[float]:
-    """Seconds of each round; empty under ``--benchmark-disable``."""
-    return [] if benchmark.stats is None else list(benchmark.stats.stats.data)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ewq.tasks.tiers import TIERS
 from ewq.variants import Variant, default_names, find_variant, in_run_order, parse_factor
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
+_DECODE_MODES = ("auto", "eager", "static", "graph", "compile")
 
 # name, default, metavar, help: each becomes --ewq-NAME and the ini key ewq_NAME.
 _VALUES: tuple[tuple[str, str, str, str], ...] = (
@@ -28,12 +29,7 @@ _VALUES: tuple[tuple[str, str, str, str], ...] = (
     ("calibration", "", "DIR", "text that fitted plans are made on (default: ewq's own)"),
     ("thresholds", "", "FILE", "thresholds.toml (default: beside the benchmarks)"),
     ("baseline", "", "RUN", "stored run to gate against: a file, a run number or a commit"),
-    (
-        "decode",
-        "auto",
-        "MODE",
-        "decode loop of transformers variants: auto, eager, static, graph, compile",
-    ),
+    ("decode", "auto", "MODE", f"decode loop of transformers variants: {', '.join(_DECODE_MODES)}"),
 )
 _FLAGS: tuple[tuple[str, str], ...] = (
     ("require-baseline", "fail before loading a model when there is no valid baseline"),
@@ -73,30 +69,27 @@ class Options:
         Raises:
             InputError: a value that means nothing; the message names the option.
         """
-        read = _reader(config)
+        read = partial(_read, config)
         factors = [parse_factor(text) for text in read("factors").split(",") if text.strip()]
         named = [name.strip() for name in read("variants").split(",") if name.strip()]
-        variants = [find_variant(name) for name in named or default_names(factors)]
-        thresholds = read("thresholds")
+        thresholds = _existing("thresholds", read("thresholds"))
         return cls(
             model=read("model"),
-            variants=_without_repeats(variants),
+            variants=_without_repeats([find_variant(n) for n in named or default_names(factors)]),
             variants_named=bool(named),
             device=read("device"),
             dtype=_one_of("dtype", read("dtype"), _DTYPES),
             tier=_one_of("tier", read("tier"), tuple(TIERS)),
-            mmlu=_folder_or_hub("mmlu", read("mmlu")),
-            texts=_folder_or_hub("texts", read("texts")),
+            mmlu=_existing("mmlu", read("mmlu"), "hub"),
+            texts=_existing("texts", read("texts"), "hub"),
             calibration=read("calibration"),
-            thresholds=_existing("thresholds", thresholds) if thresholds else None,
+            thresholds=Path(thresholds).expanduser() if thresholds else None,
             baseline=read("baseline"),
-            decode=_one_of(
-                "decode", read("decode"), ("auto", "eager", "static", "graph", "compile")
-            ),
-            require_baseline=_flag(config, "require-baseline"),
-            resume=_flag(config, "resume"),
-            no_save=_flag(config, "no-save"),
-            dry_run=_flag(config, "dry-run"),
+            decode=_one_of("decode", read("decode"), _DECODE_MODES),
+            require_baseline=read("require-baseline"),
+            resume=read("resume"),
+            no_save=read("no-save"),
+            dry_run=read("dry-run"),
         )
 
 
@@ -105,24 +98,20 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("ewq", "entropy-weighted quantization")
     for name, default, metavar, text in _VALUES:
         group.addoption(f"--ewq-{name}", default=None, metavar=metavar, help=text)
-        parser.addini(f"ewq_{name}", text, default=default)
+        parser.addini(_key(name), text, default=default)
     for name, text in _FLAGS:
         group.addoption(f"--ewq-{name}", action="store_true", default=None, help=text)
-        parser.addini(f"ewq_{name.replace('-', '_')}", text, type="bool", default=False)
+        parser.addini(_key(name), text, type="bool", default=False)
 
 
-def _reader(config: pytest.Config) -> Callable[[str], str]:
-    def read(name: str) -> str:
-        given: str | None = config.getoption(f"ewq_{name}")
-        return given if given is not None else str(config.getini(f"ewq_{name}"))
-
-    return read
+def _key(name: str) -> str:
+    return f"ewq_{name.replace('-', '_')}"
 
 
-def _flag(config: pytest.Config, name: str) -> bool:
-    key = f"ewq_{name.replace('-', '_')}"
-    given: Any = config.getoption(key)
-    return bool(config.getini(key) if given is None else given)
+def _read(config: pytest.Config, name: str) -> Any:
+    """A string, or a boolean for a flag."""
+    given = config.getoption(_key(name))
+    return config.getini(_key(name)) if given is None else given
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -131,22 +120,17 @@ def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def _existing(option: str, value: str) -> Path:
-    path = Path(value).expanduser()
-    if not path.exists():
+def _existing(option: str, value: str, *besides: str) -> str:
+    """The path that was given, if any, unless it is one of the words that stand ``besides``."""
+    if value and value not in besides and not Path(value).expanduser().exists():
         raise InputError(f"--ewq-{option} {value}: no such file or folder")
-    return path
-
-
-def _folder_or_hub(option: str, value: str) -> str:
-    if value and value != "hub":
-        _existing(option, value)
     return value
 
 
 def _without_repeats(variants: list[Variant]) -> tuple[Variant, ...]:
-    for name in {variant.name for variant in variants}:
-        recipes = {variant.recipe for variant in variants if variant.name == name}
-        if len(recipes) > 1:
-            raise InputError(f"two different files make a variant called {name}: rename one")
-    return in_run_order(list({variant.name: variant for variant in variants}.values()))
+    different = dict.fromkeys(variants)
+    by_name = {variant.name: variant for variant in different}
+    for variant in different:
+        if variant != by_name[variant.name]:
+            raise InputError(f"two different files make a variant {variant.name}: rename one")
+    return in_run_order(list(different))

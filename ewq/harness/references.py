@@ -1,9 +1,8 @@
 """The reference's results, which paired figures need before the other variants load.
 
-Where the reference is part of the run it is measured first and remembered.
-Where it is not (``-k ewq``), its stored result is used if one exists for the
-same identity, and else it is measured once, before any other model is in
-memory, and marked so.
+Where the reference is part of the run it is measured first and remembered. Where it is not
+(``-k ewq``), its stored result is used if one exists for the same identity, and else it is
+measured once, before any other model is in memory, and marked so.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class References:
         self._results[task] = result
         if origin:
             self.origin[task] = origin
-        if self._is_kept(task):
+        if _is_kept(task):
             write_cached(CACHE, self._identity.key(task), result.to_json())
 
     def get(self, task: str) -> TaskResult | None:
@@ -68,18 +67,14 @@ class References:
 
     def recall(self, task: str) -> bool:
         """Use the stored result of an equal run; whether there was one."""
-        if not self._is_kept(task):
-            return False
-        stored = read_cached(CACHE, self._identity.key(task))
+        stored = read_cached(CACHE, self._identity.key(task)) if _is_kept(task) else None
         if stored is None:
             return False
-        try:
-            self._results[task] = TaskResult.from_json(stored)
-        except (ValueError, KeyError, TypeError):
-            return False
+        self._results[task] = TaskResult.from_json(stored)
         self.origin[task] = STORED
         return True
 
-    def _is_kept(self, task: str) -> bool:
-        """Whether results of the task are of use to later runs."""
-        return TASKS[task].pairing is Pairing.RESULTS and not TASKS[task].same_session
+
+def _is_kept(task: str) -> bool:
+    """Whether results of the task are of use to later runs."""
+    return TASKS[task].pairing is Pairing.RESULTS and not TASKS[task].same_session

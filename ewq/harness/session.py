@@ -5,30 +5,118 @@ from __future__ import annotations
 import gc
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import EwqError, InputError
 from ewq.files import cache_dir
-from ewq.harness.data import RunData
-from ewq.harness.gate import Gate, open_gate
 from ewq.harness.handle import LoadVariant, VariantHandle
-from ewq.harness.loading import same_model
+from ewq.harness.loading import Loaded, same_model
 from ewq.harness.options import Options
 from ewq.harness.references import References
 from ewq.harness.subject import Placement, Subject, find_placement
-from ewq.progress import Progress
-from ewq.record import Record
+from ewq.progress import NO_PROGRESS, Progress, step
+from ewq.record import Reason, Record, Verdict
 from ewq.tasks.table import Data, Inputs, find_task
-from ewq.tasks.tiers import tier_sizes
-from ewq.variants import REFERENCE, GgufPlanned, Planned, Variant, is_fit_name
+from ewq.tasks.tiers import Tier, tier_sizes
+from ewq.variants import REFERENCE, Planned, Variant, is_fit_name
 
 if TYPE_CHECKING:
+    from ewq.data.mmlu import MmluData
     from ewq.data.reference_logprobs import Reference
+    from ewq.data.texts import TextSet
+    from ewq.data.windows import Definition
+    from ewq.gating.thresholds import Thresholds
     from ewq.record import RecordKey
     from ewq.storage.environment import RunIdentity
     from ewq.storage.journal import Journal
+    from ewq.storage.runs import Run
+
+MMLU_SEED = 1234
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Questions and texts, loaded when asked for: what the options name, else the tier's own."""
+
+    options: Options
+    sizes: Tier
+    progress: Progress = NO_PROGRESS
+
+    @cached_property
+    def mmlu(self) -> MmluData:
+        """The questions of this tier."""
+        from ewq.data.mmlu import load_mmlu
+
+        with step(self.progress, "reading MMLU questions", 1, "data set"):
+            data = load_mmlu(self.options.mmlu or self._default("mmlu"))
+        wanted = min(self.sizes.mmlu_questions or len(data.test), len(data.test))
+        return data if wanted == len(data.test) else data.subset(wanted, MMLU_SEED)
+
+    @cached_property
+    def texts(self) -> TextSet:
+        """The texts to score; tasks take as many tokens per domain as the tier allows."""
+        from ewq.data.texts import load_texts
+
+        with step(self.progress, "reading texts", 1, "data set"):
+            return load_texts(self.options.texts or self._default("texts"))
+
+    @property
+    def definition(self) -> Definition:
+        """WikiText-2 as the quantization papers score it, other texts document by document."""
+        from ewq.data.windows import DEFINITIONS
+
+        return DEFINITIONS["papers" if self.texts.domains == ("wikitext2",) else "disjoint"]
+
+    def digest(self, data: Data) -> str:
+        """Of the data that a task reads; empty for tasks that make their own."""
+        if data is Data.QUESTIONS:
+            return self.mmlu.digest
+        return self.texts.digest if data is Data.TEXTS else ""
+
+    def _default(self, name: str) -> str | Path:
+        """The published data set in the full tier, else what ewq carries with it."""
+        return "hub" if self.options.tier == "full" else fixture_path(name)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What one run is judged by."""
+
+    thresholds: Thresholds
+    baseline: Run | None = None
+    remarks: tuple[str, ...] = ()
+    """Why there is no baseline, where one was asked for; else what it lacks, and damaged runs."""
+    require_baseline: bool = False
+    ungated: str = ""
+    """Why nothing is judged, where that is so."""
+
+    def judge(self, record: Record, device: str) -> Record:
+        """The record with its verdict; ``device`` decides how much a speed may vary."""
+        from ewq.gating.gates import judge
+
+        if self.ungated:
+            reason = Reason(Verdict.NO_BASELINE, self.ungated)
+            return replace(record, verdict=Verdict.NO_BASELINE, reasons=(reason,))
+        baseline, missing = None, self.remarks
+        if self.baseline:
+            baseline = self.baseline.records.get(record.key)
+            gap = f"the baseline {self.baseline.name} does not cover {'/'.join(record.key)}"
+            missing = () if baseline else (gap,)
+        judgement = judge(
+            record,
+            self.thresholds.for_(record.variant, record.task),
+            baseline=baseline,
+            tolerances=self.thresholds.tolerances_for(record.task, device),
+            missing_baseline=missing,
+        )
+        verdict = judgement.verdict
+        if self.require_baseline and verdict is Verdict.NO_BASELINE:
+            verdict = Verdict.FAIL
+        return replace(record, verdict=verdict, reasons=judgement.reasons)
 
 
 @dataclass
@@ -49,25 +137,21 @@ class Session:
     skipped: dict[RecordKey, str] = field(default_factory=dict)
     """Not measured because an optional library is missing."""
     failures: dict[RecordKey, str] = field(default_factory=dict)
+    loads: Counter[str] = field(default_factory=Counter)
+    """How often each variant was loaded."""
 
     def __post_init__(self) -> None:
         self.references = References(self.identity)
-        self._handles: list[VariantHandle] = []
         self._distributions: Reference | None = None
-
-    @property
-    def loads(self) -> Counter[str]:
-        """How often each variant was loaded."""
-        counts = Counter[str]()
-        for handle in self._handles:
-            counts[handle.name] += handle.loads
-        return +counts
 
     def handle(self, variant: Variant) -> VariantHandle:
         """A handle that loads ``variant`` on first use."""
-        handle = VariantHandle(variant, self.subject, self.placement, self.loader, self.progress)
-        self._handles.append(handle)
-        return handle
+
+        def load(*arguments: Any) -> Loaded:
+            self.loads[variant.name] += 1
+            return self.loader(*arguments)
+
+        return VariantHandle(variant, self.subject, self.placement, load, self.progress)
 
     def twin_of(self, variant: Variant, task: str) -> Variant | None:
         """A variant that is the same model and for which ``task`` has been measured."""
@@ -142,42 +226,21 @@ def open_session(
     if ungated and options.resume:
         raise InputError(f"nothing to resume: {ungated}")
     placement = find_placement(options.device, options.dtype, options.decode, subject.checkpoint)
-    _check_plan_files(options, subject)
     data = RunData(options, tier_sizes(options.tier, placement.device), progress)
-    _check_calibration(options, data)
-    identity = _identity(options, subject, placement, data, selected)
-    gate = open_gate(
-        options,
-        identity,
-        selected,
-        rootdir=rootdir,
-        storage=storage,
-        baseline_request=baseline_request,
-        ungated=ungated,
-    )
+    _check_plans(options, subject, data)
+    identity = _identity(subject, placement, data, selected)
+    gate = _gate(options, identity, selected, rootdir, storage, baseline_request, ungated)
+    journal = _journal(options, identity, None if ungated else storage)
     return Session(
-        options=options,
-        subject=subject,
-        placement=placement,
-        data=data,
-        identity=identity,
-        gate=gate,
-        journal=_journal(options, identity, None if ungated else storage),
-        progress=progress,
-        loader=loader,
-        selected=selected,
+        options, subject, placement, data, identity, gate, journal, progress, loader, selected
     )
 
 
-def _check_plan_files(options: Options, subject: Subject) -> None:
+def _check_plans(options: Options, subject: Subject, data: RunData) -> None:
+    """Read plan files, and refuse to judge fitted plans on the text that they are made on."""
     for variant in options.variants:
-        recipe = variant.recipe
-        if isinstance(recipe, Planned | GgufPlanned) and isinstance(recipe.plan, Path):
-            subject.plan(recipe.plan)
-
-
-def _check_calibration(options: Options, data: RunData) -> None:
-    """Refuse to judge fitted plans on the text that they are made on."""
+        if isinstance(variant.recipe, Planned) and isinstance(variant.recipe.plan, Path):
+            subject.plan(variant.recipe.plan)
     if any(is_fit_name(variant.name) for variant in options.variants):
         from ewq.sensitivity.calibration import calibration_texts, refuse_evaluation_text
 
@@ -185,11 +248,7 @@ def _check_calibration(options: Options, data: RunData) -> None:
 
 
 def _identity(
-    options: Options,
-    subject: Subject,
-    placement: Placement,
-    data: RunData,
-    selected: tuple[RecordKey, ...],
+    subject: Subject, placement: Placement, data: RunData, selected: tuple[RecordKey, ...]
 ) -> RunIdentity:
     """Reads the data of every task that will be measured, so that broken data ends the run here."""
     from ewq.data.windows import require_tokens
@@ -200,16 +259,39 @@ def _identity(
         tasks = [task for task in tasks if task.on_random_weights]
     if any(task.data is Data.TEXTS for task in tasks):
         require_tokens(data.texts, subject.tokenizer)
-    digests = {task.name + DATA: digest for task in tasks if (digest := data.digest(task.name))}
-    sizes: dict[str, Any] = json.loads(json.dumps(asdict(data.sizes)))
     settings = {
-        "tier": options.tier,
+        "tier": data.options.tier,
         "tokenizer": subject.tokenizer_digest,
-        "sizes": sizes,
+        "sizes": json.loads(json.dumps(asdict(data.sizes))),
         **asdict(placement),
-        **digests,
+        **{task.name + DATA: digest for task in tasks if (digest := data.digest(task.data))},
     }
     return RunIdentity(subject.fingerprint, settings, describe(placement.device))
+
+
+def _gate(
+    options: Options,
+    identity: RunIdentity,
+    selected: tuple[RecordKey, ...],
+    rootdir: Path,
+    storage: Path,
+    baseline_request: str,
+    ungated: str,
+) -> Gate:
+    """Read the thresholds and choose the baseline; an InputError where a required one is absent."""
+    from ewq.gating.baseline import NEWEST, Choice, Wanted, find_baseline
+    from ewq.gating.thresholds import BUILT_IN, load_thresholds
+
+    path = options.thresholds or rootdir / "benchmarks" / "thresholds.toml"
+    thresholds = BUILT_IN
+    if options.thresholds or path.is_file():
+        thresholds = load_thresholds(path, [variant.name for variant in options.variants])
+    choice = Choice(None)
+    if request := baseline_request or (NEWEST if options.require_baseline else ""):
+        choice = find_baseline(request, storage, Wanted(identity, selected), rootdir)
+    if options.require_baseline and choice.run is None:
+        raise InputError(f"no baseline to gate against: {'; '.join(choice.reasons)}")
+    return Gate(thresholds, choice.run, choice.reasons, options.require_baseline, ungated)
 
 
 def _journal(options: Options, identity: RunIdentity, storage: Path | None) -> Journal:
@@ -217,7 +299,6 @@ def _journal(options: Options, identity: RunIdentity, storage: Path | None) -> J
 
     if storage is None:
         return Journal.unkept(identity)
-    if options.resume:
-        return Journal.resume(storage / JOURNAL, identity)
     # An interrupted run's measurements stay until the next run, whatever is asked for now.
-    return Journal.create(storage / JOURNAL, identity)
+    open_journal = Journal.resume if options.resume else Journal.create
+    return open_journal(storage / JOURNAL, identity)

@@ -1,4 +1,4 @@
-"""What the plugin knows about one pytest run."""
+"""What the plugin knows about one pytest run, and asks of pytest-benchmark's session."""
 
 from __future__ import annotations
 
@@ -39,10 +39,8 @@ class PluginState:
         """After a complete run was stored there is nothing to resume."""
         from ewq.storage.journal import PREVIOUS_JOURNAL
 
-        saving = getattr(config, "_benchmarksession", None)
-        kept = saving and (saving.save or saving.autosave or saving.json)
         stored = self.stored_file(storage_folder(config))
-        if self.session is not None and kept and stored and self.storage_json["complete"]:
+        if self.session and stored and _is_saving(config) and self.storage_json["complete"]:
             sync_file(stored)
             path = self.session.journal.path
             path.replace(path.with_name(PREVIOUS_JOURNAL))
@@ -51,9 +49,9 @@ class PluginState:
         """Where this session was stored; ``None`` where it was not."""
         if self.json_path:
             return Path(self.json_path)
-        files = sorted(storage.glob("*/[0-9]*.json"), key=lambda path: path.stat().st_mtime_ns)
-        fresh = [path for path in files if path.stat().st_mtime > self.started_s]
-        return fresh[-1] if fresh else None
+        stored_s = {path: path.stat().st_mtime for path in storage.glob("*/[0-9]*.json")}
+        newest = max(stored_s, key=stored_s.__getitem__, default=None)
+        return newest if newest and stored_s[newest] > self.started_s else None
 
     @property
     def plan_in_words(self) -> str:
@@ -79,21 +77,24 @@ class PluginState:
     def storage_json(self) -> dict[str, Any]:
         """What the stored run says about itself, beside its benchmarks."""
         session = self.session
-        records = session.records if session else {}
-        failures = session.failures if session else {}
-        skipped = session.skipped if session else {}
-        wanted = [key for key in self.selected if key not in skipped]
+        assert session is not None
+        wanted = [key for key in self.selected if key not in session.skipped]
+        complete = bool(session.records) and all(key in session.records for key in wanted)
         return {
             "schema": 1,
-            "complete": bool(records) and all(key in records for key in wanted),
+            "complete": complete,
             "selected": [list(key) for key in wanted],
-            "skipped": {"/".join(key): reason for key, reason in skipped.items()},
-            "failed": {"/".join(key): reason for key, reason in failures.items()},
-            "verdicts": {"/".join(key): record.verdict for key, record in records.items()},
-            "loads": dict(session.loads) if session else {},
-            "settings": dict(session.identity.settings) if session else {},
+            "skipped": _named(session.skipped),
+            "failed": _named(session.failures),
+            "verdicts": _named({key: record.verdict for key, record in session.records.items()}),
+            "loads": dict(session.loads),
+            "settings": dict(session.identity.settings),
             "exit_status": int(self.tests_failed > 0),
         }
+
+
+def _named(table: dict[RecordKey, Any]) -> dict[str, Any]:
+    return {"/".join(key): value for key, value in table.items()}
 
 
 def state_of(config: pytest.Config) -> PluginState:
@@ -118,10 +119,19 @@ def key_of(item: pytest.Item) -> RecordKey | None:
     return (str(callspec.params["variant"]), task)
 
 
+def _benchmarks(config: pytest.Config) -> Any:
+    """pytest-benchmark's session; ``None`` where that plugin is switched off."""
+    return getattr(config, "_benchmarksession", None)
+
+
+def _is_saving(config: pytest.Config) -> bool:
+    session = _benchmarks(config)
+    return bool(session and (session.save or session.autosave or session.json))
+
+
 def storage_folder(config: pytest.Config) -> Path:
     """Where pytest-benchmark stores runs; the default folder where it stores elsewhere."""
-    session = getattr(config, "_benchmarksession", None)
-    path = getattr(getattr(session, "storage", None), "path", None)
+    path = getattr(getattr(_benchmarks(config), "storage", None), "path", None)
     return Path(path) if path else config.rootpath / ".benchmarks"
 
 
@@ -129,18 +139,18 @@ def why_ungated(config: pytest.Config) -> str:
     """A sentence where pytest-benchmark is switched off, and so nothing is stored or gated."""
     if config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False):
         return "benchmarks are disabled: nothing is stored or gated"
-    if getattr(getattr(config, "_benchmarksession", None), "disabled", False):
+    if getattr(_benchmarks(config), "disabled", False):
         return "pytest-benchmark is disabled under xdist: nothing is stored or gated"
     return ""
 
 
 def save_by_default(config: pytest.Config) -> None:
     """Keep a run for which nobody said where: hours of measuring are not to be lost."""
-    saving = getattr(config, "_benchmarksession", None)
-    if saving is not None and not (saving.save or saving.autosave or saving.json):
+    session = _benchmarks(config)
+    if session and not _is_saving(config):
         from pytest_benchmark.utils import get_tag
 
-        saving.autosave = get_tag()  # type: ignore[no-untyped-call]
+        session.autosave = get_tag()  # type: ignore[no-untyped-call]
 
 
 def hide_timing_tables(config: pytest.Config, others: Sequence[pytest.Item]) -> None:
@@ -148,22 +158,19 @@ def hide_timing_tables(config: pytest.Config, others: Sequence[pytest.Item]) -> 
 
     What they time is an evaluation, once; ``--benchmark-columns`` brings them back.
     """
-    saving = getattr(config, "_benchmarksession", None)
+    session = _benchmarks(config)
     theirs = any("benchmark" in getattr(item, "fixturenames", ()) for item in others)
-    if saving is not None and not theirs:
-        saving.quiet = True
+    if session and not theirs:
+        session.quiet = True
 
 
 def stop_saving(config: pytest.Config) -> None:
     """Keep pytest-benchmark from writing a run where nothing can be written any more."""
-    session = getattr(config, "_benchmarksession", None)
-    if session is not None:
+    if session := _benchmarks(config):
         session.save = session.autosave = session.json = None
 
 
 def compared_files(config: pytest.Config) -> str:
     """The baseline that ``--benchmark-compare`` asks for: ``newest``, a run, or nothing."""
     asked = config.getoption("benchmark_compare", None)
-    if not asked:
-        return ""
-    return "newest" if asked is True else str(asked)
+    return "newest" if asked is True else str(asked or "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,20 +13,18 @@ from ewq.checkpoint.layout import check_original
 from ewq.checkpoint.tokenizer import load_tokenizer, tokenizer_digest
 from ewq.errors import BackendUnavailable, CheckpointError
 from ewq.instruments.gpu import ALL, gpus_of
-from ewq.planning.plan import check_plan, read_plan
+from ewq.planning.plan import BITSANDBYTES, check_plan, read_plan
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.sensitivity.calibration import SEQUENCES, Calibrating
-from ewq.variants import FactorOrFile, Fitted, GgufFitted
+from ewq.variants import LLAMA_CPP, Fitted
 
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint
     from ewq.fit.plans import Fitting
     from ewq.planning.analysis import Analysis
     from ewq.planning.plan import QuantizationPlan
-    from ewq.precision import Precision
 
 TINY_MODEL = "tiny-llama"
-"""The fixture model of the smoke tier."""
 SMOKE_SEQUENCES = 8
 """Of the calibration text, where only the way is tested."""
 BATCH_TOKENS = 8192
@@ -45,6 +43,7 @@ class Subject:
     """Random weights: only speed and memory mean anything."""
     calibrating: Calibrating = Calibrating()  # noqa: RUF009 (frozen)
     """How the sensitivity that fitted plans rest on is measured."""
+    _fittings: dict[str, Fitting] = field(default_factory=dict, init=False, compare=False)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -82,10 +81,10 @@ class Subject:
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """Digest of the tokenizer's files: with another tokenizer nothing measured is the same."""
+        """Digest of the tokenizer's files."""
         return tokenizer_digest(self.folder)
 
-    def plan(self, source: FactorOrFile) -> QuantizationPlan:
+    def plan(self, source: float | Path) -> QuantizationPlan:
         """The plan of the factor rule, or the one in a file.
 
         Raises:
@@ -97,7 +96,7 @@ class Subject:
         check_plan(plan, self.checkpoint)
         return plan
 
-    def fitted_plan(self, recipe: Fitted | GgufFitted) -> QuantizationPlan:
+    def fitted_plan(self, recipe: Fitted, engine: str) -> QuantizationPlan:
         """The plan of least expected divergence of a size.
 
         Raises:
@@ -105,38 +104,30 @@ class Subject:
             BackendUnavailable: random weights, which nothing can be fitted to.
         """
         from ewq.fit.run import Aim, make_plan
+        from ewq.fit.targets import GGUF
 
-        if isinstance(recipe, Fitted):
-            return make_plan(self._bitsandbytes_fitting, Aim(recipe.size_bytes))
-        aim = Aim(recipe.size_bytes, like=recipe.like)
-        return make_plan(self._gguf_fitting, aim, file_bytes=True)
+        native = engine == LLAMA_CPP
+        fitting = self._fitting(GGUF if native else BITSANDBYTES)
+        return make_plan(fitting, Aim(recipe.size_bytes, like=recipe.like), file_bytes=native)
 
     @property
     def imatrix(self) -> Path:
         """The importance matrix of the calibration text."""
         from ewq.fit.prepare import converted
         from ewq.fit.run import importance_of
+        from ewq.fit.targets import GGUF
 
-        return importance_of(self._gguf_fitting, converted(self.checkpoint, self.progress))
-
-    @cached_property
-    def _gguf_fitting(self) -> Fitting:
-        return self._fitting("gguf")
-
-    @cached_property
-    def _bitsandbytes_fitting(self) -> Fitting:
-        return self._fitting("bitsandbytes")
+        return importance_of(self._fitting(GGUF), converted(self.checkpoint, self.progress))
 
     def _fitting(self, target: str) -> Fitting:
         from ewq.fit.prepare import open_fitting
 
         if self.is_dummy:
             raise BackendUnavailable(f"{self.label} has random weights: there is nothing to fit")
-        return open_fitting(self.checkpoint, target, self.calibrating, self.progress)
-
-    def uniform_plan(self, precision: Precision) -> QuantizationPlan:
-        """Every block at one precision."""
-        return self.analysis.uniform_plan(precision)
+        if target not in self._fittings:
+            fitting = open_fitting(self.checkpoint, target, self.calibrating, self.progress)
+            self._fittings[target] = fitting
+        return self._fittings[target]
 
 
 def find_subject(
@@ -150,24 +141,21 @@ def find_subject(
         CheckpointError: it cannot be found or read, is incomplete, or quantized already.
         BackendUnavailable: the embedded model's package is missing.
     """
+    first, is_dummy, smoke = next(iter(gpus_of(device)), device), False, tier == "smoke"
+    label = source = model
     if model.startswith(PREFIX):
         config = Path(model.removeprefix(PREFIX))
-        folder = dummy_checkpoint(config, next(iter(gpus_of(device)), device), progress)
-        subject = Subject(dummy_label(config), str(folder), progress, is_dummy=True)
-    elif model:
-        subject = Subject(model, model, progress)
-    elif tier == "smoke":
-        subject = Subject(f"fixture {TINY_MODEL}", str(fixture_path(TINY_MODEL)), progress)
-    else:
-        subject = Subject(EMBEDDED_MODEL, str(embedded_model(progress)), progress)
-    how = Calibrating(
-        calibration or None,
-        sequences=SMOKE_SEQUENCES if tier == "smoke" else SEQUENCES,
-        device=next(iter(gpus_of(device)), device),
-    )
-    subject = replace(subject, calibrating=how)
+        source = str(dummy_checkpoint(config, first, progress))
+        label, is_dummy = dummy_label(config), True
+    elif not model and smoke:
+        label, source = f"fixture {TINY_MODEL}", str(fixture_path(TINY_MODEL))
+    elif not model:
+        label, source = EMBEDDED_MODEL, str(embedded_model(progress))
+    sequences = SMOKE_SEQUENCES if smoke else SEQUENCES
+    how = Calibrating(calibration or None, sequences=sequences, device=first)
+    subject = Subject(label, source, progress, is_dummy, how)
     # What is no reference ends the run before anything is loaded.
-    with step(progress, f"finding {subject.label}", 1, "model"):
+    with step(progress, f"finding {label}", 1, "model"):
         check_original(subject.checkpoint)
     return subject
 
@@ -199,21 +187,17 @@ def find_placement(device: str, dtype: str, decode: str, checkpoint: Checkpoint)
 
 
 def find_device(asked: str) -> str:
-    """The device that ``asked`` means here: ``auto`` is CUDA when there is one.
-
-    Raises:
-        BackendUnavailable: a CUDA device was asked for and there is none.
-    """
+    """The device that ``asked`` means here; a BackendUnavailable where it is not there."""
     if asked == "cpu":
         return asked
     import torch
 
-    if torch.cuda.is_available():
-        names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        if asked == ALL and len(names) > 1:
-            return ALL
-        if asked in ("auto", "cuda", ALL, *names):
-            return asked if asked in names else names[0]
-    elif asked == "auto":
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = [f"cuda:{index}" for index in range(gpus)]
+    if asked in names or (asked == ALL and len(names) > 1):
+        return asked
+    if names and asked in ("auto", "cuda", ALL):
+        return names[0]
+    if asked == "auto":
         return "cpu"
     raise BackendUnavailable(f"--ewq-device {asked}: torch sees no such device; use cpu")

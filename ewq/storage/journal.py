@@ -29,8 +29,12 @@ _TABLES = (
 )
 
 
+class JournalLost(EwqError):
+    """Results can no longer be kept: going on would only lose more."""
+
+
 class Journal:
-    """The journal of one run."""
+    """The journal of one run; what writes raises :class:`JournalLost`."""
 
     def __init__(self, path: Path, file: sqlite3.Connection) -> None:
         self.path = path
@@ -118,7 +122,7 @@ class Journal:
         except sqlite3.Error as error:
             kept = f"{len(self.completed)} finished measurements are kept in {self.path}"
             message = f"cannot write the journal ({error}); {kept}: free space, then resume"
-            raise EwqError(message) from error
+            raise JournalLost(message) from error
 
     def _read(self, identity: RunIdentity) -> None:
         if not self._has_tables():
@@ -173,4 +177,4 @@ def _encode(content: object) -> str:
     try:
         return json.dumps(content, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
-        raise EwqError(f"a result is not plain JSON and cannot be journalled: {error}") from error
+        raise JournalLost(f"a result is not plain JSON, so it cannot be kept: {error}") from error

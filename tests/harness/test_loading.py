@@ -12,7 +12,7 @@ from ewq.errors import BackendUnavailable, CheckpointError, EwqError, PlanError
 from ewq.gguf import probe
 from ewq.harness import loading
 from ewq.harness.loading import (
-    _gguf_path,
+    _file_of,
     get_ready,
     load_variant,
     same_model,
@@ -185,7 +185,7 @@ def test_a_fitted_gguf_is_no_larger_than_its_namesake_and_has_its_plans_types(ca
 
 def test_a_recipe_with_an_importance_matrix_is_another_file_of_the_same_size(calibrated):
     plain, twin = find_variant("gguf-q4_k_m"), find_variant("gguf-q4_k_m-imatrix")
-    paths = [_gguf_path(variant.recipe, calibrated) for variant in (plain, twin)]
+    paths = [_file_of(variant, calibrated) for variant in (plain, twin)]
     assert paths[0].stat().st_size == paths[1].stat().st_size
     assert paths[0].read_bytes() != paths[1].read_bytes()
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from ewq.checkpoint.embedded import fixture_path
-from ewq.harness.data import RunData
+from ewq.harness.session import RunData
 from ewq.harness.state import PluginState
 from ewq.instruments.processor_wait import ProcessorWait
 from ewq.tasks.tiers import TIERS, tier_sizes
@@ -252,5 +252,5 @@ def test_a_speed_is_doubted_where_other_programs_took_the_processor(
     found = {key[1]: record["doubts"] for key, record in records(project).items()}
 
     assert not found["memory"]
-    assert [doubt["kind"] for doubt in found["throughput"]] == ["noise"] * doubted
+    assert [doubt["kind"] for doubt in found["throughput"]] == ["busy"] * doubted
     assert not doubted or "40% of the time was spent waiting" in found["throughput"][0]["text"]

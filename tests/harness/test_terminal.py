@@ -1,92 +1,33 @@
-"""The progress line on a screen: it comes, it goes, and pytest's own text stays."""
+"""Where the line of progress goes while pytest captures what tests write."""
 
 import contextlib
 import io
-import re
 from types import SimpleNamespace
 
 import pytest
 
-from ewq.harness.terminal import Step, TerminalProgress
-
-PYTESTS = "benchmarks/test_mmlu.py ."
-WIDTH = 80
-
-
-class Screen(io.StringIO):
-    """One line of a terminal that knows the two sequences that are used."""
-
-    def __init__(self, text=""):
-        super().__init__()
-        self.line, self.column = text, len(text)
-
-    def write(self, text):
-        for part in re.findall(r"\x1b\[\d*[KD]|.", text):
-            if part == "\x1b[K":
-                self.line = self.line[: self.column]
-            elif part.startswith("\x1b"):
-                self.column -= int(part[2:-1])
-            else:
-                self.line = self.line[: self.column] + part + self.line[self.column + 1 :]
-                self.column += 1
-        return len(text)
+from ewq.harness.terminal import find_progress
+from ewq.progress import NO_PROGRESS
 
 
 @pytest.fixture
-def screen():
-    return Screen(PYTESTS)
+def terminal():
+    return SimpleNamespace(_file=io.StringIO(), fullwidth=40, width_of_current_line=20)
 
 
-@pytest.fixture
-def progress(screen):
-    writer = SimpleNamespace(_file=screen, fullwidth=WIDTH, width_of_current_line=len(PYTESTS))
-    capture = SimpleNamespace(global_and_fixture_disabled=contextlib.nullcontext)
-    return TerminalProgress(SimpleNamespace(_tw=writer), capture)
+def config_of(terminal, isatty):
+    plugins = {
+        "terminalreporter": SimpleNamespace(_tw=terminal, isatty=isatty),
+        "capturemanager": SimpleNamespace(global_and_fixture_disabled=contextlib.nullcontext),
+    }
+    return SimpleNamespace(pluginmanager=SimpleNamespace(get_plugin=plugins.get))
 
 
-def test_the_line_stands_behind_pytests_and_the_cursor_stays(progress, screen):
-    progress.start("MMLU", 200, "questions")
-    assert screen.line.startswith(f"{PYTESTS}MMLU [----")
-    assert len(screen.line) < WIDTH
-    assert screen.column == len(PYTESTS)
+def test_it_is_drawn_in_what_pytest_left_of_the_line(terminal):
+    progress = find_progress(config_of(terminal, isatty=True))
+    progress.start("perplexity", 100, "tokens")
+    assert terminal._file.getvalue() == "\x1b[Kperplexity\x1b[10D"
 
 
-def test_nothing_of_it_remains(progress, screen):
-    progress.start("a long first step", 200, "questions")
-    progress.start("loading", 1, "model")
-    assert screen.line == f"{PYTESTS}loading ..."
-    progress.advance(1)
-    progress.finish()
-    assert (screen.line, screen.column) == (PYTESTS, len(PYTESTS))
-
-
-def test_progress_after_the_end_is_ignored(progress, screen):
-    progress.advance(3)
-    progress.finish()
-    assert screen.line == PYTESTS
-
-
-def test_labels_send_nothing_to_the_terminal(progress, screen):
-    progress.start("finding \x1b[2Jx\n", 1, "model")
-    assert "\x1b" not in screen.line
-    assert len(screen.line) < WIDTH
-
-
-@pytest.mark.parametrize(
-    ("room", "shown"),
-    [
-        (60, "perplexity [##########----------] 50/100 tokens"),
-        (30, "perplexity 50/100 tokens"),
-        (12, "perplexity"),
-        (5, ""),
-        (-3, ""),
-    ],
-)
-def test_what_does_not_fit_is_left_out(room, shown):
-    step = Step("perplexity", 100, "tokens", done=50)
-    assert step.fitting(room).split(",")[0] == shown
-    assert len(step.fitting(room)) <= max(0, room)
-
-
-def test_bytes_are_told_in_mb():
-    assert "500/2000 MB" in Step("analyse", 2 * 10**9, "bytes", done=5 * 10**8).fitting(80)
+def test_a_pipe_gets_none(terminal):
+    assert find_progress(config_of(terminal, isatty=False)) is NO_PROGRESS

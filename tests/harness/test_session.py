@@ -6,7 +6,7 @@ import pytest
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import InputError
-from ewq.harness.data import RunData
+from ewq.harness.session import RunData
 from ewq.tasks.tiers import tier_sizes
 
 
