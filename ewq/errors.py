@@ -13,6 +13,10 @@ class EwqError(Exception):
 
     exit_code = 3
 
+    def __str__(self) -> str:
+        """One line, whatever the names hold that a file brought into it."""
+        return " ".join(super().__str__().splitlines())
+
 
 class InputError(EwqError):
     """Bad use or bad input: nothing was started (exit 2)."""

@@ -214,7 +214,7 @@ def _weight_map(path: Path) -> dict[str, str]:
             f'{path} has no metadata, which transformers reads; add "metadata": {{}}'
         )
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard:
             raise CheckpointError(f"{path} places {name} in {shard}, which is outside the folder")
     return weight_map
 
@@ -232,5 +232,11 @@ def _read_sharded(index: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(
             f"{missing[0]} is not in {weight_map[missing[0]]}, where {index.name} places it "
             f"({len(missing)} such tensors); the shards belong to different checkpoints"
+        )
+    unnamed = [name for held in headers.values() for name in held if name not in weight_map]
+    if unnamed:
+        raise CheckpointError(
+            f"{index} does not name {unnamed[0]}, which its shards hold ({len(unnamed)} such "
+            "tensors) and transformers loads; download the index again"
         )
     return {name: headers[shard][name] for name, shard in weight_map.items()}

@@ -297,6 +297,8 @@ def check_budget(plan: QuantizationPlan, checkpoint: Checkpoint, target: str) ->
     size, bits = plan.rule.get("target_size_bytes"), plan.rule.get("target_bpw")
     if plan.types or plan.target == target or (size is None and bits is None):
         return
+    if isinstance(size or bits, bool) or not isinstance(size or bits, int | float):
+        raise PlanError(f"the plan's budget is {size or bits!r}, which is no number; plan again")
     footprint = footprint_of(checkpoint, find_layout(checkpoint))
     made_bytes = footprint.nbytes(plan.weights, format_of(target))
     budget_bytes = size if isinstance(size, int) else int(float(str(bits)) * footprint.numel / 8)

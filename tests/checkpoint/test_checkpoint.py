@@ -168,6 +168,20 @@ def index_outside_the_folder(folder: Path) -> None:
     write_index(folder, {"a": "../elsewhere.safetensors"})
 
 
+def index_of_no_file(folder: Path) -> None:
+    write_index(folder, {"a": ""})
+
+
+def index_of_a_name_of_two_lines(folder: Path) -> None:
+    write_index(folder, {"a\nb": None})
+
+
+def index_that_names_too_little(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    save_file({"a": torch.ones(4), "b": torch.ones(4)}, folder / "part.safetensors")
+    write_index(folder, {"a": "part.safetensors"})
+
+
 def index_of_numbers(folder: Path) -> None:
     write_index(folder, {"a": 7})
 
@@ -203,6 +217,9 @@ DAMAGE = {
     index_of_a_missing_shard: r"names model-00001-of-00002\.safetensors, which is missing",
     index_of_a_foreign_shard: r"zz is not in part\.safetensors",
     index_without_metadata: r'has no metadata, which transformers reads; add "metadata": \{\}',
+    index_of_a_name_of_two_lines: r"places a b in None, which is outside the folder",
+    index_of_no_file: r"places a in , which is outside the folder",
+    index_that_names_too_little: r"does not name b, which its shards hold \(1 such tensors\)",
     index_of_numbers: r"places a in 7, which is outside the folder",
     index_beside_a_single_file: (
         r"two sets of weights: model\.safetensors does not belong with model-00001-of-00001"
