@@ -94,5 +94,5 @@ def test_the_same_run_twice_is_identical(folder, tokenizer, data, task):
 def test_a_context_too_short_names_question_and_lengths(folder, tokenizer, data):
     model = load_transformers(folder, tokenizer=tokenizer)
     model.info = replace(model.info, context_length=300)
-    with pytest.raises(MeasurementError, match=r"question \d+: prompt of \d+ tokens .* 300"):
+    with pytest.raises(MeasurementError, match=r"anatomy question 1: \d+ tokens exceed .* 300"):
         mmlu.run(model, data, shots=5)
