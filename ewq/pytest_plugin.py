@@ -14,19 +14,8 @@ import pytest
 
 from ewq.errors import BackendUnavailable, EwqError, InputError
 from ewq.harness.options import Options, add_options
-from ewq.harness.state import (
-    TASK_MARK,
-    PluginState,
-    compared_files,
-    hide_timing_tables,
-    key_of,
-    save_by_default,
-    state_of,
-    stop_saving,
-    storage_folder,
-    task_of,
-    why_ungated,
-)
+from ewq.harness.state import TASK_MARK, PluginState, key_of, state_of, task_of
+from ewq.record import Record, Verdict
 from ewq.tasks.table import TASKS, find_task
 from ewq.threads import wait_without_spinning
 from ewq.variants import REFERENCE, find_variant
@@ -39,14 +28,10 @@ if TYPE_CHECKING:
     from ewq.harness.session import Session
     from ewq.harness.subject import Subject
     from ewq.progress import Progress
-    from ewq.record import Record
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the ``--ewq-...`` options.
-
-    The first hook of all, so that no conftest has loaded torch yet.
-    """
+    """Add the ``--ewq-...`` options: the first hook, before a conftest may load torch."""
     wait_without_spinning()
     add_options(parser)
 
@@ -58,8 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
         options = Options.from_pytest(config)
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
-    json_path = str(config.getoption("benchmark_json", None) or "")
-    config.pluginmanager.register(PluginState(options, json_path=json_path), "ewq-state")
+    config.pluginmanager.register(PluginState(config, options), "ewq-state")
     if options.dry_run:
         config.option.collectonly = True
 
@@ -104,15 +88,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     state = state_of(session.config)
     state.selected = keys
     if keys and session.config.getoption("benchmark_columns", "absent") is None:
-        hide_timing_tables(session.config, [item for item in session.items if not key_of(item)])
+        state.hide_timing_tables([item for item in session.items if not key_of(item)])
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """One line on what is measured, and one where nothing will be gated."""
-    options = state_of(config).options
-    ungated = why_ungated(config)
-    model = f"ewq: model {options.model or '(embedded)'}, tier {options.tier}"
-    return [model, f"ewq: {ungated}"] if ungated else [model]
+    state = state_of(config)
+    model = f"ewq: model {state.options.model or '(embedded)'}, tier {state.options.tier}"
+    return [model, f"ewq: {state.ungated}"] if state.ungated else [model]
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +120,6 @@ def ewq_subject(pytestconfig: pytest.Config, ewq_progress: Progress) -> Subject:
     from ewq.harness.subject import find_device, find_subject
 
     options = state_of(pytestconfig).options
-
     with _or_exit():
         device = find_device(options.device)
         return find_subject(options.model, options.tier, device, ewq_progress, options.calibration)
@@ -161,15 +143,15 @@ def ewq_session(
             ewq_subject,
             tuple(state.selected),
             rootdir=pytestconfig.rootpath,
-            storage=storage_folder(pytestconfig),
-            baseline_request=state.options.baseline or compared_files(pytestconfig),
+            storage=state.storage,
+            baseline_request=state.baseline_request,
             loader=ewq_loader,
             progress=ewq_progress,
-            ungated=why_ungated(pytestconfig),
+            ungated=state.ungated,
         )
     state.session = session
     if not state.options.no_save:
-        save_by_default(pytestconfig)
+        state.save_by_default()
     try:
         with _or_exit():
             prepare_references(session)
@@ -212,7 +194,7 @@ def measure(
         try:
             record = measure_task(ewq_session, variant, task, benchmark)
         except JournalLost as error:
-            stop_saving(request.config)
+            state_of(request.config).stop_saving()
             pytest.exit(f"ewq: {error}", returncode=3)
         except EwqError as error:
             if isinstance(error, BackendUnavailable) and not ewq_session.options.variants_named:
@@ -228,8 +210,6 @@ def measure(
 
 def _tell(item: pytest.Item, record: Record) -> None:
     """Put verdict and figures into JUnit XML, and fail the test where the gate does."""
-    from ewq.record import Verdict
-
     item.user_properties.append(("ewq_verdict", record.verdict.value))
     item.user_properties += [(f"ewq_{k}", m.value) for k, m in record.metrics.items()]
     if record.reasons:
@@ -282,14 +262,13 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     state.tests_failed = session.testsfailed
     try:
         yield
-        state.retire_journal(session.config)
+        state.retire_journal()
     except OSError as error:
         from ewq.storage.journal import JOURNAL
 
-        kept = storage_folder(session.config) / JOURNAL
         pytest.exit(
-            f"ewq: cannot store the run ({error.strerror}); every measurement is kept in {kept}: "
-            "free space, then run again with --ewq-resume",
+            f"ewq: cannot store the run ({error.strerror}); every measurement is kept in "
+            f"{state.storage / JOURNAL}: free space, then run again with --ewq-resume",
             returncode=3,
         )
 
@@ -303,16 +282,12 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.C
     elif state.session is not None and state.session.records:
         from ewq.harness.terminal import write_summary
 
-        stored = state.stored_file(storage_folder(config))
-        write_summary(terminalreporter, state.session, stored)
-    elif _measured_elsewhere(terminalreporter):
-        terminalreporter.write_line(f"ewq: gates: {why_ungated(config)}", yellow=True)
-
-
-def _measured_elsewhere(reporter: TerminalReporter) -> bool:
-    """Whether xdist's workers ran benchmarks of ours: what they know stays with them."""
-    reports = [*reporter.getreports("passed"), *reporter.getreports("failed")]
-    return any(name == "ewq_verdict" for each in reports for name, _ in each.user_properties)
+        write_summary(terminalreporter, state.session, state.stored_file)
+        return
+    # What xdist's workers know stays with them.
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    if any(name == "ewq_verdict" for each in reports for name, _ in each.user_properties):
+        terminalreporter.write_line(f"ewq: gates: {state.ungated}", yellow=True)
 
 
 @contextmanager

@@ -93,22 +93,17 @@ FIXED: Mapping[str, Recipe] = {
     "gguf-fit-q4_k_m": Fitted(like="Q4_K_M"),
 }
 """The variants whose names are theirs alone; plans and files are named by what they are."""
-_DEFAULT_GGUF_FACTOR = "0.65"
 
 
 def default_names(factors: Sequence[str]) -> tuple[str, ...]:
     """The variants of a run that names none: reference, EWQ, controls, GGUF."""
     planned = [f"ewq-{factor}" for factor in factors]
     gguf = [name for name in FIXED if name.startswith("gguf-")]
-    return (REFERENCE, *planned, "bnb-int8", "bnb-nf4", *gguf, f"gguf-ewq-{_DEFAULT_GGUF_FACTOR}")
+    return (REFERENCE, *planned, "bnb-int8", "bnb-nf4", *gguf, "gguf-ewq-0.65")
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``5GB`` (10**9), ``4.5GiB`` (2**30), ``800MB`` or a plain number.
-
-    Raises:
-        InputError: not a size.
-    """
+    """Bytes of ``5GB`` (10**9), ``4.5GiB`` (2**30) or a plain number; else an InputError."""
     match = _SIZE.fullmatch(text.strip().upper())
     if match is None:
         raise InputError(f"invalid size {text!r}: expected a size such as 5GB, 4.5GiB or 800MB")
@@ -117,11 +112,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_factor(text: str) -> str:
-    """A factor as it stands in names: ``0.65``.
-
-    Raises:
-        InputError: not a finite number of zero or more.
-    """
+    """A factor as it stands in names, ``0.65``; an InputError if it is no number from zero up."""
     if not re.fullmatch(r"\d+(\.\d+)?", text.strip()):
         raise InputError(f"invalid factor {text!r}: expected a number such as 0.65")
     return str(float(text))
@@ -131,10 +122,7 @@ def find_variant(name: str) -> Variant:
     """The variant called ``name``, or the GGUF or plan file at that path.
 
     ``plans/6bpw.json`` is the variant ``ewq-6bpw``; ``gguf:plans/6bpw.json`` is the same plan as
-    a GGUF, ``gguf-ewq-6bpw``. Both match ``-k ewq``.
-
-    Raises:
-        InputError: no such variant; the message lists those there are.
+    a GGUF, ``gguf-ewq-6bpw``. An InputError lists the known ones where there is no such variant.
     """
     if name in FIXED:
         return Variant(name, FIXED[name])
@@ -161,10 +149,8 @@ def _plan_variant(name: str) -> Variant:
     engine = "gguf-" if name.startswith(_GGUF_PLAN) else ""
     variant = Variant(f"{engine}ewq-{path.stem.removeprefix('ewq-')}", Planned(path))
     if not _PLAN_VARIANT.fullmatch(variant.name):
-        raise InputError(
-            f"variant {name!r} is named after its plan file: rename the file to letters, digits, "
-            "dots and dashes, with at least one letter"
-        )
+        advice = "rename the file to letters, digits, dots and dashes, with at least one letter"
+        raise InputError(f"variant {name!r} is named after its plan file: {advice}")
     return variant
 
 
@@ -201,8 +187,7 @@ def table_place(name: str) -> tuple[int, float]:
     """A sort key for tables, whatever order variants were measured in.
 
     The reference, EWQ from the largest factor to the smallest and from plan files, its controls,
-    GGUF; then files and names that this version does not know. A stable sort leaves equals as they
-    came.
+    GGUF; then files and names that this version does not know.
     """
     if match := _FACTOR_VARIANT.fullmatch(name) or _PLAN_VARIANT.fullmatch(name):
         factor = match[2] if match.re is _FACTOR_VARIANT else 0

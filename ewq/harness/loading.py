@@ -141,7 +141,7 @@ def _in_transformers(
     from ewq.backends.transformers import load_transformers
 
     return load_transformers(
-        subject.folder,
+        subject.checkpoint.path,
         quantization_config=_quantizer().EwqConfig(plan=plan) if plan else None,
         device=placement.device,
         dtype=placement.dtype,
@@ -166,7 +166,8 @@ def _file_of(variant: Variant, subject: Subject) -> Path | None:
         name, weighted = recipe.type_name, recipe.imatrix
     imatrix = subject.imatrix if weighted else None
     made = make_recipe(name, plan_of(variant, subject), imatrix=imatrix)
-    return cached_gguf(subject.folder, made, cache_dir("gguf"), progress=subject.progress)
+    folder = cache_dir("gguf")
+    return cached_gguf(subject.checkpoint.path, made, folder, progress=subject.progress)
 
 
 def _require_same_model(path: Path, subject: Subject) -> None:

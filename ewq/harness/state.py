@@ -26,32 +26,85 @@ LONG_S = 60
 class PluginState:
     """One per pytest run, registered with the plugin manager."""
 
+    config: pytest.Config
     options: Options
     selected: list[RecordKey] = field(default_factory=list)
     session: Session | None = None
     tests_failed: int = 0
-    json_path: str = ""
-    """Where ``--benchmark-json`` puts the run."""
     started_s: float = field(default_factory=time.time)
     _told_expectation: bool = False
 
-    def retire_journal(self, config: pytest.Config) -> None:
+    @property
+    def storage(self) -> Path:
+        """Where pytest-benchmark stores runs; the default folder where it stores elsewhere."""
+        path = getattr(getattr(self._benchmarks, "storage", None), "path", None)
+        return Path(path) if path else self.config.rootpath / ".benchmarks"
+
+    @property
+    def stored_file(self) -> Path | None:
+        """Where this session was stored; ``None`` where it was not."""
+        if asked := self.config.getoption("benchmark_json", None):
+            return Path(str(asked))
+        stored_s = {path: path.stat().st_mtime for path in self.storage.glob("*/[0-9]*.json")}
+        newest = max(stored_s, key=stored_s.__getitem__, default=None)
+        return newest if newest and stored_s[newest] > self.started_s else None
+
+    @property
+    def ungated(self) -> str:
+        """A sentence where pytest-benchmark is switched off, and so nothing is stored or gated."""
+        options = ("benchmark_skip", "benchmark_disable")
+        if any(self.config.getoption(option, False) for option in options):
+            return "benchmarks are disabled: nothing is stored or gated"
+        if getattr(self._benchmarks, "disabled", False):
+            return "pytest-benchmark is disabled under xdist: nothing is stored or gated"
+        return ""
+
+    @property
+    def baseline_request(self) -> str:
+        """What to compare with, also by ``--benchmark-compare``: ``newest``, a run, or nothing."""
+        asked = self.config.getoption("benchmark_compare", None)
+        return self.options.baseline or ("newest" if asked is True else str(asked or ""))
+
+    @property
+    def _benchmarks(self) -> Any:
+        """pytest-benchmark's session; ``None`` where that plugin is switched off."""
+        return getattr(self.config, "_benchmarksession", None)
+
+    @property
+    def _is_saving(self) -> bool:
+        saving = self._benchmarks
+        return bool(saving and (saving.save or saving.autosave or saving.json))
+
+    def save_by_default(self) -> None:
+        """Keep a run for which nobody said where: hours of measuring are not to be lost."""
+        if self._benchmarks and not self._is_saving:
+            from pytest_benchmark.utils import get_tag
+
+            self._benchmarks.autosave = get_tag()  # type: ignore[no-untyped-call]
+
+    def stop_saving(self) -> None:
+        """Keep pytest-benchmark from writing a run where nothing can be written any more."""
+        if saving := self._benchmarks:
+            saving.save = saving.autosave = saving.json = None
+
+    def hide_timing_tables(self, others: Sequence[pytest.Item]) -> None:
+        """Leave pytest-benchmark's tables out where all its benchmarks are ewq's.
+
+        What they time is an evaluation, once; ``--benchmark-columns`` brings them back.
+        """
+        theirs = any("benchmark" in getattr(item, "fixturenames", ()) for item in others)
+        if self._benchmarks and not theirs:
+            self._benchmarks.quiet = True
+
+    def retire_journal(self) -> None:
         """After a complete run was stored there is nothing to resume."""
         from ewq.storage.journal import PREVIOUS_JOURNAL
 
-        stored = self.stored_file(storage_folder(config))
-        if self.session and stored and _is_saving(config) and self.storage_json["complete"]:
+        stored = self.stored_file
+        if self.session and stored and self._is_saving and self.storage_json["complete"]:
             sync_file(stored)
             path = self.session.journal.path
             path.replace(path.with_name(PREVIOUS_JOURNAL))
-
-    def stored_file(self, storage: Path) -> Path | None:
-        """Where this session was stored; ``None`` where it was not."""
-        if self.json_path:
-            return Path(self.json_path)
-        stored_s = {path: path.stat().st_mtime for path in storage.glob("*/[0-9]*.json")}
-        newest = max(stored_s, key=stored_s.__getitem__, default=None)
-        return newest if newest and stored_s[newest] > self.started_s else None
 
     @property
     def plan_in_words(self) -> str:
@@ -84,17 +137,13 @@ class PluginState:
             "schema": 1,
             "complete": complete,
             "selected": [list(key) for key in wanted],
-            "skipped": _named(session.skipped),
-            "failed": _named(session.failures),
-            "verdicts": _named({key: record.verdict for key, record in session.records.items()}),
+            "skipped": {"/".join(key): reason for key, reason in session.skipped.items()},
+            "failed": {"/".join(key): reason for key, reason in session.failures.items()},
+            "verdicts": {"/".join(key): each.verdict for key, each in session.records.items()},
             "loads": dict(session.loads),
             "settings": dict(session.identity.settings),
             "exit_status": int(self.tests_failed > 0),
         }
-
-
-def _named(table: dict[RecordKey, Any]) -> dict[str, Any]:
-    return {"/".join(key): value for key, value in table.items()}
 
 
 def state_of(config: pytest.Config) -> PluginState:
@@ -112,65 +161,7 @@ def task_of(item: pytest.Item) -> str | None:
 
 def key_of(item: pytest.Item) -> RecordKey | None:
     """``(variant, task)`` of a benchmark test."""
-    task = task_of(item)
-    callspec = getattr(item, "callspec", None)
+    task, callspec = task_of(item), getattr(item, "callspec", None)
     if task is None or callspec is None or "variant" not in callspec.params:
         return None
     return (str(callspec.params["variant"]), task)
-
-
-def _benchmarks(config: pytest.Config) -> Any:
-    """pytest-benchmark's session; ``None`` where that plugin is switched off."""
-    return getattr(config, "_benchmarksession", None)
-
-
-def _is_saving(config: pytest.Config) -> bool:
-    session = _benchmarks(config)
-    return bool(session and (session.save or session.autosave or session.json))
-
-
-def storage_folder(config: pytest.Config) -> Path:
-    """Where pytest-benchmark stores runs; the default folder where it stores elsewhere."""
-    path = getattr(getattr(_benchmarks(config), "storage", None), "path", None)
-    return Path(path) if path else config.rootpath / ".benchmarks"
-
-
-def why_ungated(config: pytest.Config) -> str:
-    """A sentence where pytest-benchmark is switched off, and so nothing is stored or gated."""
-    if config.getoption("benchmark_skip", False) or config.getoption("benchmark_disable", False):
-        return "benchmarks are disabled: nothing is stored or gated"
-    if getattr(_benchmarks(config), "disabled", False):
-        return "pytest-benchmark is disabled under xdist: nothing is stored or gated"
-    return ""
-
-
-def save_by_default(config: pytest.Config) -> None:
-    """Keep a run for which nobody said where: hours of measuring are not to be lost."""
-    session = _benchmarks(config)
-    if session and not _is_saving(config):
-        from pytest_benchmark.utils import get_tag
-
-        session.autosave = get_tag()  # type: ignore[no-untyped-call]
-
-
-def hide_timing_tables(config: pytest.Config, others: Sequence[pytest.Item]) -> None:
-    """Leave pytest-benchmark's tables out where all its benchmarks are ewq's.
-
-    What they time is an evaluation, once; ``--benchmark-columns`` brings them back.
-    """
-    session = _benchmarks(config)
-    theirs = any("benchmark" in getattr(item, "fixturenames", ()) for item in others)
-    if session and not theirs:
-        session.quiet = True
-
-
-def stop_saving(config: pytest.Config) -> None:
-    """Keep pytest-benchmark from writing a run where nothing can be written any more."""
-    if session := _benchmarks(config):
-        session.save = session.autosave = session.json = None
-
-
-def compared_files(config: pytest.Config) -> str:
-    """The baseline that ``--benchmark-compare`` asks for: ``newest``, a run, or nothing."""
-    asked = config.getoption("benchmark_compare", None)
-    return "newest" if asked is True else str(asked or "")

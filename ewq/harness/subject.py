@@ -53,11 +53,6 @@ class Subject:
         return open_checkpoint(self.source, self.progress)
 
     @property
-    def folder(self) -> Path:
-        """The checkpoint's local folder."""
-        return self.checkpoint.path
-
-    @property
     def fingerprint(self) -> str:
         """``sha256:...`` of the checkpoint."""
         return self.checkpoint.fingerprint
@@ -77,12 +72,12 @@ class Subject:
                 f"{self.label}: --ewq-model takes the Hugging Face folder, whose tokenizer all "
                 "variants share; name the .gguf file in --ewq-variants"
             )
-        return load_tokenizer(self.folder, self.label)
+        return load_tokenizer(self.checkpoint.path, self.label)
 
     @cached_property
     def tokenizer_digest(self) -> str:
         """Digest of the tokenizer's files."""
-        return tokenizer_digest(self.folder)
+        return tokenizer_digest(self.checkpoint.path)
 
     def plan(self, source: float | Path) -> QuantizationPlan:
         """The plan of the factor rule, or the one in a file.

@@ -115,10 +115,7 @@ def describe(device: str) -> dict[str, Json]:
     """The environment of a run on ``device`` (``cpu``, ``cuda``, ``cuda:1``, ``cuda:all``).
 
     Flat, so that stored runs diff well; what is absent is ``None``. Imports torch only for a
-    CUDA device.
-
-    Raises:
-        BackendUnavailable: a CUDA device is asked for and torch does not see it.
+    CUDA device; a BackendUnavailable where torch does not see it.
     """
     return {
         "device": device,

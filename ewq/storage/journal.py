@@ -121,8 +121,10 @@ class Journal:
                     self._file.execute(statement, values)
         except sqlite3.Error as error:
             kept = f"{len(self.completed)} finished measurements are kept in {self.path}"
-            message = f"cannot write the journal ({error}); {kept}: free space, then resume"
-            raise JournalLost(message) from error
+            advice = f"{kept}: free space, then resume"
+            if getattr(error, "sqlite_errorname", "") == "SQLITE_CORRUPT":
+                advice = f"delete {self.path}, then run again"
+            raise JournalLost(f"cannot write the journal ({error}); {advice}") from error
 
     def _read(self, identity: RunIdentity) -> None:
         if not self._has_tables():

@@ -56,7 +56,7 @@ class Run:
 
     @property
     def identity(self) -> RunIdentity:
-        """What the run measured, with what and where; each record knows its tier and model."""
+        """What the run measured, with what and where."""
         record = next(iter(self.records.values()))
         return RunIdentity(record.fingerprint, {"tier": record.tier, **self.settings}, self.machine)
 
@@ -109,12 +109,7 @@ def read_storage(storage: Path) -> tuple[list[Run], list[str]]:
 
 
 def resolve_run(text: str, storage: Path = STORAGE, repository: Path = Path()) -> Run:
-    """The run that a person means.
-
-    Args:
-        text: a file; a number in the storage (``0007``, ``7``); a commit, branch or tag.
-        storage: pytest-benchmark's storage folder.
-        repository: where branches and tags are looked up.
+    """The run that a person means by a file, a number (``0007``, ``7``), a commit, branch or tag.
 
     Raises:
         InputError: no such run; the message says where was looked.
@@ -126,25 +121,21 @@ def resolve_run(text: str, storage: Path = STORAGE, repository: Path = Path()) -
         if numbered:
             return read_run(numbered[-1])
     runs, damaged = read_storage(storage)
-    commit = _commit(text, repository) or text
+    name = f"{text}^{{commit}}"
+    known = git_lines(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", name)
+    commit = known[-1] if known else text
     found = [run for run in runs if len(commit) >= 4 and (run.commit or "").startswith(commit)]
     # A finished run of clean files stands for its commit better than a later partial one.
     found.sort(key=lambda run: (run.complete, not run.dirty), reverse=True)
-    if not found:
-        unreadable = f" ({len(damaged)} unreadable)" if damaged else ""
-        raise InputError(
-            f"no stored run {text!r}: not a file, and neither a number nor a commit among the "
-            f"{len(runs)} runs in {storage}{unreadable}"
-        )
-    return found[0]
+    if found:
+        return found[0]
+    unreadable = f" ({len(damaged)} unreadable)" if damaged else ""
+    where = f"a number nor a commit among the {len(runs)} runs in {storage}{unreadable}"
+    raise InputError(f"no stored run {text!r}: not a file, and neither {where}")
 
 
 def newest_run(storage: Path = STORAGE) -> Run:
-    """The latest stored run.
-
-    Raises:
-        InputError: the storage holds none, or its newest file is damaged.
-    """
+    """The latest stored run that is readable; an InputError where there is none."""
     runs, damaged = read_storage(storage)
     if runs:
         return runs[0]
@@ -156,12 +147,13 @@ def whole_benchmarks(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those that pytest-benchmark can compare: named, and with every statistic of its tables."""
     from pytest_benchmark.stats import Stats
 
-    def is_whole(benchmark: dict[str, Any]) -> bool:
-        stats = {name: benchmark["stats"].get(name) for name in Stats.fields if name != "outliers"}
-        named = isinstance(benchmark.get("fullname"), str)
-        return named and all(isinstance(value, int | float) for value in stats.values())
-
-    return [benchmark for benchmark in benchmarks if is_whole(benchmark)]
+    names = [name for name in Stats.fields if name != "outliers"]
+    return [
+        benchmark
+        for benchmark in benchmarks
+        if isinstance(benchmark.get("fullname"), str)
+        if all(isinstance(benchmark["stats"].get(name), int | float) for name in names)
+    ]
 
 
 def storage_path(text: str) -> Path:
@@ -182,12 +174,17 @@ def _whole_number(digits: str) -> int:
 def _run(path: Path, document: Mapping[str, Any]) -> Run:
     session: Mapping[str, Any] = document.get("ewq") or {}
     commit: Mapping[str, Any] = document.get("commit_info") or {}
-    records = _records(document["benchmarks"])
+    known = re.fullmatch(r"[0-9a-f]{7,40}", str(commit.get("id")))
+    stored = (benchmark["extra_info"].get("ewq") for benchmark in document["benchmarks"])
+    found = [Record.from_json(data) for data in stored if data is not None]
+    for record in found:
+        _check_details(record)
+    records = {record.key: record for record in found}
     selected = tuple((str(variant), str(task)) for variant, task in session.get("selected", ()))
     covered = bool(records) and all(key in records for key in selected)
     return Run(
         path=path,
-        commit=_known_commit(commit.get("id")),
+        commit=known and known[0],
         dirty=bool(commit.get("dirty")),
         branch=str(commit.get("branch")) if commit.get("branch") else None,
         datetime=_moment(document.get("datetime")),
@@ -200,14 +197,6 @@ def _run(path: Path, document: Mapping[str, Any]) -> Run:
         foreign=not session,
         settings=dict(session.get("settings") or {}),
     )
-
-
-def _records(benchmarks: list[Mapping[str, Any]]) -> dict[RecordKey, Record]:
-    stored = (benchmark["extra_info"].get("ewq") for benchmark in benchmarks)
-    records = [Record.from_json(data) for data in stored if data is not None]
-    for record in records:
-        _check_details(record)
-    return {record.key: record for record in records}
 
 
 @dataclass(frozen=True)
@@ -248,21 +237,9 @@ def _check_details(record: Record) -> None:
     decode(_Details, details, "/".join(record.key))
 
 
-def _known_commit(text: object) -> str | None:
-    return text if isinstance(text, str) and re.fullmatch(r"[0-9a-f]{7,40}", text) else None
-
-
 def _moment(text: object) -> datetime:
     """The time of storing; runs of unknown age count as the oldest."""
     if not isinstance(text, str):
         return datetime.min.replace(tzinfo=UTC)
     moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _commit(text: str, repository: Path) -> str | None:
-    """The full hash that git knows ``text`` by, or ``None``."""
-    found = git_lines(
-        repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{text}^{{commit}}"
-    )
-    return found[-1] if found else None

@@ -236,7 +236,7 @@ def test_timing_tables_are_shown_where_columns_are_asked_for(bench, project):
 
 
 def test_after_a_long_first_variant_it_says_how_long_all_will_take():
-    state = PluginState(options=None, selected=[("fp16", "mmlu"), ("ewq-0.5", "mmlu")])
+    state = PluginState(None, None, selected=[("fp16", "mmlu"), ("ewq-0.5", "mmlu")])
     assert state.expectation("fp16") == ""
     state.started_s -= 600
     assert state.expectation("fp16") == "ewq: fp16 took 10 min; about 20 for all 2"
