@@ -18,9 +18,10 @@ from ewq.harness.loading import Loaded, same_model
 from ewq.harness.options import Options
 from ewq.harness.references import References
 from ewq.harness.subject import Placement, Subject, find_placement
+from ewq.measurement import DoubtKind
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.record import Reason, Record, Verdict
-from ewq.tasks.table import Data, Inputs, find_task
+from ewq.tasks.table import TASKS, Data, Inputs, find_task
 from ewq.tasks.tiers import Tier, tier_sizes
 from ewq.variants import REFERENCE, Planned, Variant, is_fit_name
 
@@ -135,7 +136,7 @@ class Session:
     selected: tuple[RecordKey, ...]
     records: dict[RecordKey, Record] = field(default_factory=dict)
     skipped: dict[RecordKey, str] = field(default_factory=dict)
-    """Not measured because an optional library is missing."""
+    """Not measured: an optional library is missing, or the task would say nothing."""
     failures: dict[RecordKey, str] = field(default_factory=dict)
     loads: Counter[str] = field(default_factory=Counter)
     """How often each variant was loaded."""
@@ -160,6 +161,13 @@ class Session:
         measured = [each for each in others if (each.name, task) in self.journal.completed]
         twins = (each for each in measured if same_model(each, variant, self.subject))
         return next(twins, None)
+
+    def at_chance(self, variant: str, task: str) -> bool:
+        """Whether the reference guesses at a task, which then says nothing of a variant."""
+        reference = self.references.get(task)
+        if variant == REFERENCE or reference is None or not TASKS[task].above_chance:
+            return False
+        return any(doubt.kind is DoubtKind.CHANCE for doubt in reference.doubts)
 
     def inputs(self, handle: VariantHandle) -> Inputs:
         """What a task gets to measure the variant of ``handle``."""

@@ -161,6 +161,8 @@ class Task:
     """The reference must be measured in the same session: clocks drift between runs."""
     on_random_weights: bool = False
     """The values of the weights do not matter to it."""
+    above_chance: bool = False
+    """It tells variants apart only where the reference answers better than by chance."""
     first: bool = False
     """It is measured before a variant's other tasks, which leave freed memory behind."""
 
@@ -298,7 +300,10 @@ _NOISE_FLOOR = (
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
-        Task("mmlu", _ANSWERS, Data.QUESTIONS, Pairing.RESULTS, item_values=("answer",)),
+        Task(
+            "mmlu", _ANSWERS, Data.QUESTIONS, Pairing.RESULTS, item_values=("answer",),
+            above_chance=True,
+        ),
         Task("mmlu_cloze", _ANSWERS, Data.QUESTIONS, Pairing.RESULTS, item_values=("answer",)),
         Task(
             "perplexity", _PERPLEXITY, Data.TEXTS, Pairing.RESULTS,

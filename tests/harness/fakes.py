@@ -16,20 +16,26 @@ import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
+from ewq.checkpoint.embedded import fixture_path
+from ewq.data.mmlu import load_mmlu
 from ewq.errors import EwqError, MeasurementError
 from ewq.harness.loading import Loaded
 from ewq.model import Generation, ModelInfo
+from ewq.tasks.mmlu import question_text
 
 REPOSITORY = Path(__file__).parents[2]
 TASKS = 7
 """Of every variant; the reference has the noise floor besides."""
 VOCABULARY = 260
+RECOGNIZED = 60
+"""Tokens at the end of a question by which fakes know it."""
 _TOKEN = re.compile(rb" [A-D](?![A-Za-z])|.", re.DOTALL)
 _LETTERS = {f" {letter}".encode(): 256 + i for i, letter in enumerate("ABCD")}
 
@@ -63,6 +69,14 @@ class ByteTokenizer:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
 
+@cache
+def answers():
+    """The last tokens of every question -> its answer: a fake is no guesser."""
+    encode = ByteTokenizer().encode
+    questions = load_mmlu(fixture_path("mmlu")).test
+    return {tuple(encode(question_text(each))[-RECOGNIZED:]): each.answer for each in questions}
+
+
 class FakeModel:
     """Logits from a fixed table by the last two tokens; ``noise`` is the damage."""
 
@@ -74,6 +88,7 @@ class FakeModel:
         self._last += noise * damage.astype(np.float32)
         self._ballast = np.ones(4_000_000)
         self._step_s = step_s
+        self.answers = answers()
         self.tokenizer = ByteTokenizer()
         self.info = ModelInfo("fake", "cpu", "float32", 8192, VOCABULARY, weights_bytes, 16.0)
 
@@ -93,7 +108,11 @@ class FakeModel:
 
     def last_logprobs(self, prefix, suffixes, columns):
         rows = [[*prefix, *suffix] for suffix in suffixes]
-        return np.stack([self._rows(r, len(r))[0, list(columns)].numpy() for r in rows])
+        found = np.stack([self._rows(r, len(r))[0, list(columns)].numpy() for r in rows])
+        for row, ids in zip(found, rows, strict=True):
+            if (answer := self.answers.get(tuple(ids[-RECOGNIZED:]))) is not None:
+                row[np.arange(len(row)) != answer] -= 4
+        return found
 
     def token_logprobs(self, prefix, suffixes):
         results = []
@@ -145,6 +164,8 @@ class Behaviour:
     weights_bytes: int = 1_000_000
     error: str = ""
     step_s: float = 0.0
+    guesses: bool = False
+    """It knows no answers."""
     kill: str = ""
     """Name of a signal the process sends itself while loading."""
 
@@ -164,7 +185,9 @@ def load_fake(variant, subject, placement) -> Loaded:
         os.kill(os.getpid(), getattr(signal, behaviour.kill))
     if behaviour.error:
         raise EwqError(behaviour.error)
-    return Loaded(FakeModel(behaviour.noise, behaviour.step_s, behaviour.weights_bytes))
+    model = FakeModel(behaviour.noise, behaviour.step_s, behaviour.weights_bytes)
+    model.answers = {} if behaviour.guesses else answers()
+    return Loaded(model)
 
 
 CONFTEST = """

@@ -45,6 +45,17 @@ def test_each_variant_is_measured_by_every_task_and_stored(bench, project):
     assert stored(project)["ewq"]["complete"] is True
 
 
+@pytest.mark.parametrize("selected", ["mmlu", "ewq and mmlu"])
+def test_letters_are_not_asked_of_variants_of_a_model_that_guesses(bench, project, selected):
+    set_behaviour(project.path, fp16={"guesses": True})
+    result = bench(*TWO, "-k", selected, "--benchmark-autosave")
+    result.assert_outcomes(passed=1 if selected.startswith("ewq") else 3, skipped=1)
+    result.stdout.fnmatch_lines(["not measured: ewq-0.5: mmlu is answered at chance by fp16*"])
+    assert ("ewq-0.5", "mmlu") not in records(project)
+    assert ("ewq-0.5", "mmlu_cloze") in records(project)
+    assert stored(project)["ewq"]["complete"] is True
+
+
 def test_each_variant_loads_once_across_all_files(bench, project):
     bench(*TWO).assert_outcomes(passed=2 * TASKS + 1)
     assert loads(project) == ["fp16", "ewq-0.5"]
