@@ -15,8 +15,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from torch import Tensor
 
-from ewq.checkpoint.channels import disguise
-from ewq.checkpoint.embedded import SEED, dequantised, embedded_gguf
+from ewq.checkpoint.embedded import SEED, dequantised, disguise, embedded_gguf
 from ewq.gguf.llama_native import llama_library
 
 GGML = ("Q4_1", "Q4_0", "IQ4_NL", "Q5_0", "Q8_0")

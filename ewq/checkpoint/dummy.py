@@ -1,8 +1,7 @@
 """Checkpoints of random weights in a real model's shape: for speed and memory only.
 
-Speed and memory do not depend on the weights' values, so a shape is enough to
-measure them where the real weights cannot be had. The folder is an ordinary
-checkpoint: planning, quantizing and GGUF export treat it like any other.
+Neither depends on the weights' values, so a shape is enough where the real weights cannot be
+had. The folder is an ordinary checkpoint: everything treats it like any other.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import CheckpointError
@@ -37,20 +36,19 @@ def dummy_label(config_file: Path) -> str:
 def dummy_checkpoint(
     config_file: Path, device: str = "cpu", progress: Progress = NO_PROGRESS
 ) -> Path:
-    """A checkpoint with seeded random weights for ``config_file``, made once.
-
-    Args:
-        config_file: a ``config.json``.
-        device: where the values are drawn; another device draws other values.
-        progress: told in tensors.
+    """A checkpoint with seeded random weights for a ``config.json``, made once for each device.
 
     Raises:
         CheckpointError: no such file, no causal language model's config, or fewer tokens in it
             than the fixture's tokenizer has.
         EwqError: the cache folder cannot be written.
     """
-    text = _read(config_file)
-    _require_vocabulary(config_file, text)
+    try:
+        text = config_file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(
+            f"{PREFIX}{config_file}: {error.strerror}; give a model's config.json"
+        ) from error
     key = content_key(text, SEED, device)[:12]
     target = cache_dir("dummy", f"{config_file.stem}-{key}")
     if not target.exists():
@@ -61,17 +59,10 @@ def dummy_checkpoint(
         ):
             (work / "config.json").write_text(text, encoding="utf-8")
             _write_shards(work, _draw(shapes, dtype, device, progress))
-            _add_tokenizer(work)
+            # Any tokenizer does: speed is measured on random ids. Converting to GGUF wants one.
+            for file in fixture_path(TOKENIZER_FIXTURE).glob("*token*"):
+                shutil.copy(file, work)
     return target
-
-
-def _read(config_file: Path) -> str:
-    try:
-        return config_file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(
-            f"{PREFIX}{config_file}: {error.strerror}; give a model's config.json"
-        ) from error
 
 
 def _shapes(text: str, config_file: Path) -> tuple[dict[str, torch.Size], torch.dtype]:
@@ -82,6 +73,7 @@ def _shapes(text: str, config_file: Path) -> tuple[dict[str, torch.Size], torch.
     try:
         fields = json.loads(text)
         config = AutoConfig.for_model(**fields)
+        _require_vocabulary(config_file, fields)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError) as error:
@@ -91,18 +83,14 @@ def _shapes(text: str, config_file: Path) -> tuple[dict[str, torch.Size], torch.
     return shapes, getattr(torch, str(fields.get("dtype", "bfloat16")))
 
 
-def _require_vocabulary(config_file: Path, text: str) -> None:
+def _require_vocabulary(config_file: Path, fields: Mapping[str, Any]) -> None:
     """llama.cpp's converter needs an embedding for every token of the tokenizer."""
-    least = json.loads((fixture_path(TOKENIZER_FIXTURE) / "config.json").read_text("utf-8"))
-    try:
-        size = json.loads(text)["vocab_size"]
-    except (ValueError, KeyError, TypeError):
-        # No vocabulary is named here: what else is wrong is found where the shape is made.
-        return
-    if size < least["vocab_size"]:
+    fixture = json.loads((fixture_path(TOKENIZER_FIXTURE) / "config.json").read_text("utf-8"))
+    least = fixture["vocab_size"]
+    if fields.get("vocab_size", least) < least:
         raise CheckpointError(
-            f"{config_file} has a vocabulary of {size}; random weights come with a tokenizer of "
-            f"{least['vocab_size']} tokens, so give a config with at least as many"
+            f"{config_file} has a vocabulary of {fields['vocab_size']}; random weights come with a "
+            f"tokenizer of {least} tokens, so give a config with at least as many"
         )
 
 
@@ -130,30 +118,20 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]]) -> 
     from safetensors.torch import save_file
 
     weight_map: dict[str, str] = {}
-    total = 0
-    for number, shard in enumerate(_grouped(tensors), start=1):
-        file = f"model-{number:05d}.safetensors"
+    total_bytes = 0
+    while shard := _next_shard(tensors):
+        file = f"model-{len(set(weight_map.values())) + 1:05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
-        total += sum(tensor.nbytes for tensor in shard.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        total_bytes += sum(tensor.nbytes for tensor in shard.values())
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def _grouped(
-    tensors: Iterator[tuple[str, torch.Tensor]],
-) -> Iterator[dict[str, torch.Tensor]]:
+def _next_shard(tensors: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     shard: dict[str, torch.Tensor] = {}
     for name, tensor in tensors:
         shard[name] = tensor
         if sum(held.nbytes for held in shard.values()) >= SHARD_BYTES:
-            yield shard
-            shard = {}
-    if shard:
-        yield shard
-
-
-def _add_tokenizer(folder: Path) -> None:
-    """Any tokenizer does: speed is measured on random token ids. llama.cpp wants one to convert."""
-    for file in fixture_path(TOKENIZER_FIXTURE).glob("*token*"):
-        shutil.copy(file, folder)
+            break
+    return shard

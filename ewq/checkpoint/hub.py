@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from ewq.progress import NO_PROGRESS, Progress, step
 
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_GB = 1e9
 _NOTHING = "{}: no such folder or file, and not a hub id like owner/name"
 
 
@@ -66,10 +65,10 @@ def _complete(folder: Path) -> bool:
     if not index.is_file():
         return any(folder.glob("*.safetensors"))
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return all((folder / str(shard)).is_file() for shard in shards)
     except (OSError, ValueError, KeyError, AttributeError):
         return False
-    return all((folder / str(shard)).is_file() for shard in shards)
 
 
 def _snapshot(model: str, downloading: Progress | None = None) -> Path | None:
@@ -77,70 +76,57 @@ def _snapshot(model: str, downloading: Progress | None = None) -> Path | None:
 
     Without a progress to report to, only the cache is asked.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors, snapshot_download
 
-    # HTTPError is that of whichever HTTP library this release uses.
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
+    get = partial(snapshot_download, model, allow_patterns=list(WANTED))
     try:
-        if downloading is not None:
-            return _download(model, downloading)
-        return Path(snapshot_download(model, allow_patterns=list(WANTED), local_files_only=True))
-    except GatedRepoError as error:
-        raise CheckpointError(f"{model} is gated; accept its terms and log in first") from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(f"the hub has no model {model}, or it is private") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        return None
-    except HfHubHTTPError as error:
-        raise CheckpointError(f"the hub refuses {model}: {error}".split("\n")[0]) from error
-    except HFValidationError as error:
-        raise CheckpointError(_NOTHING.format(model)) from error
-    except (HTTPError, OSError) as error:
-        reason = str(error).split("\n")[0]
         if downloading is None:
-            raise CheckpointError(f"cannot read the Hugging Face cache: {reason}") from error
-        raise CheckpointError(
-            f"download of {model} incomplete ({reason}); finished files are kept, try again"
-        ) from error
+            return Path(get(local_files_only=True))
+        missing_bytes = _missing_bytes(model)
+        _require_room(model, missing_bytes)
+        # Who draws nothing himself gets the library's own bars, which a pipe does not.
+        bars = None if downloading is NO_PROGRESS else _bars_for(downloading)
+        with step(downloading, f"downloading {model}", missing_bytes, "bytes"):
+            return Path(get(tqdm_class=bars))
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        return None
+    # HTTPError is that of whichever HTTP library this release uses.
+    except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+        raise CheckpointError(_why_not(model, error, downloading)) from error
 
 
-def _download(model: str, progress: Progress) -> Path:
-    """The snapshot's folder, once all wanted files are in the Hugging Face cache."""
-    from huggingface_hub import snapshot_download
+def _why_not(model: str, error: Exception, downloading: Progress | None) -> str:
+    from huggingface_hub import errors
 
-    missing_bytes = _missing_bytes(model)
-    _require_room(model, missing_bytes)
-    # Who draws nothing himself gets the library's own bars, which a pipe does not.
-    bars = None if progress is NO_PROGRESS else _bars_for(progress)
-    with step(progress, f"downloading {model}", missing_bytes, "bytes"):
-        return Path(snapshot_download(model, allow_patterns=list(WANTED), tqdm_class=bars))
+    reason = str(error).split("\n")[0]
+    if isinstance(error, errors.HFValidationError):
+        return _NOTHING.format(model)
+    if isinstance(error, errors.GatedRepoError):
+        return f"{model} is gated; accept its terms and log in first"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"the hub has no model {model}, or it is private"
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"the hub refuses {model}: {reason}"
+    if downloading is None:
+        return f"cannot read the Hugging Face cache: {reason}"
+    return f"download of {model} incomplete ({reason}); finished files are kept, try again"
 
 
 def _missing_bytes(model: str) -> int:
     """Bytes of the wanted files that the cache lacks; 0 where the hub does not answer."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
     try:
         found = HfApi().model_info(model, files_metadata=True)
     except (HTTPError, OSError):
-        # The download that follows meets the same, and its caller knows what to say.
-        return 0
+        return 0  # The download that follows meets the same.
     sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
     return sum(
         sizes[name]
-        for name in sizes
-        if any(fnmatchcase(name, pattern) for pattern in WANTED)
-        and not isinstance(try_to_load_from_cache(model, name, revision=found.sha), str)
+        for name in filter_repo_objects(sizes, allow_patterns=list(WANTED))
+        if not isinstance(try_to_load_from_cache(model, name, revision=found.sha), str)
     )
 
 
@@ -152,8 +138,8 @@ def _require_room(model: str, missing_bytes: int) -> None:
     free_bytes = shutil.disk_usage(existing).free
     if missing_bytes > free_bytes:
         raise CheckpointError(
-            f"{model} takes {missing_bytes / _GB:.1f} GB more and {place} has "
-            f"{free_bytes / _GB:.1f} GB left; free some, or move the cache with HF_HOME"
+            f"{model} takes {missing_bytes / 1e9:.1f} GB more and {place} has "
+            f"{free_bytes / 1e9:.1f} GB left; free some, or move the cache with HF_HOME"
         )
 
 

@@ -1,19 +1,17 @@
 """Blocks and quantizable weights of a checkpoint, found from names and config alone.
 
-Names are those of the state dict after transformers has loaded the
-checkpoint, which since version 5 may differ from those in the file: experts
-are stacked, nested models renamed.
+Names are those of the state dict after transformers has loaded the checkpoint, which may differ
+from those in the file: experts are stacked, nested models renamed.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ewq.checkpoint.families import FAMILY_OF, TIED_BY_DEFAULT, Family
+from ewq.checkpoint.families import FAMILY_OF, GGUF_FAMILY_OF, TIED_BY_DEFAULT, Family
 from ewq.checkpoint.tensors import TensorInfo, as_torch
 from ewq.errors import CheckpointError
 
@@ -27,7 +25,6 @@ HEADS = ("lm_head.weight", "embed_out.weight")
 NAMED = 3
 COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 WIDTH_KEYS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model", "n_embed")
-ANY_COUNT = 2**31
 
 
 @dataclass(frozen=True)
@@ -77,10 +74,23 @@ class Layout:
         return sum(self.details[name].numel for name in block.weights)
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """A stored tensor that lies in a block."""
+
+    index: int
+    block: str
+    stored: str
+    """Name below the block in the file."""
+    inner: str
+    """State-dict name below the block."""
+    expert: bool
+    info: TensorInfo
+
+
 def scale_of(checkpoint: Checkpoint, source: str) -> TensorInfo | None:
     """The tensor of FP8 scales that belongs to a stored weight."""
-    stem = source.removesuffix(".weight")
-    names = (f"{stem}{suffix}" for suffix in SCALES[:2])
+    names = (source.removesuffix(".weight") + suffix for suffix in SCALES[:2])
     return next((checkpoint.tensors[name] for name in names if name in checkpoint.tensors), None)
 
 
@@ -88,25 +98,24 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     """Find the decoder layers and their linear weights.
 
     Raises:
-        CheckpointError: an unknown model type, a matrix in a block that no rule
-            explains, or blocks that do not number 0, 1, 2, ...
+        CheckpointError: an unknown model type, a matrix in a block that no pattern explains,
+            blocks that do not number 0, 1, 2, ..., or what the config says is not there.
     """
-    if checkpoint.is_gguf:
-        return _collect(checkpoint.model, _gguf_weights(checkpoint))
     family = _family(checkpoint)
+    stored = list(_placed(checkpoint.tensors.values(), family))
+    if checkpoint.is_gguf:
+        return _collect(checkpoint.model, stored, family)
     count = _block_count(checkpoint)
-    stored = list(_placed(checkpoint, family))
-    placed = [item for item in stored if item.index < count]
-    beyond = {item.info.name for item in stored if item.index >= count}
-    found = _weights(checkpoint.model, family, placed)
-    layout = _collect(checkpoint.model, found, frozenset(beyond))
-    if count != ANY_COUNT and len(layout.blocks) != count:
+    placed = [item for item in stored if count is None or item.index < count]
+    layout = _collect(checkpoint.model, placed, family)
+    if count is not None and len(layout.blocks) != count:
         raise CheckpointError(
             f"{checkpoint.model} has {len(layout.blocks)} blocks, but its config says {count}"
         )
     _check_complete(checkpoint.model, placed)
-    copied = _copied_head(checkpoint, {item.info.name for item in stored})
-    return replace(layout, ignored=layout.ignored | copied)
+    in_blocks = {item.info.name for item in stored}
+    beyond = in_blocks - {item.info.name for item in placed}
+    return replace(layout, ignored=frozenset(beyond | _copied_head(checkpoint, in_blocks)))
 
 
 def check_original(checkpoint: Checkpoint) -> None:
@@ -115,8 +124,7 @@ def check_original(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: as :func:`find_layout`, or quantized already.
     """
-    quantized = checkpoint.config.get("quantization_config")
-    if quantized:
+    if quantized := checkpoint.config.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
         raise CheckpointError(
             f"{checkpoint.model} is quantized already ({method or 'unknown'}); "
@@ -126,7 +134,113 @@ def check_original(checkpoint: Checkpoint) -> None:
         find_layout(checkpoint)
 
 
-def _check_complete(model: str, placed: Sequence[Found]) -> None:
+def _family(checkpoint: Checkpoint) -> Family:
+    known: Mapping[str, Family] = FAMILY_OF
+    what, kind = "model_type", _model_type(checkpoint)
+    if checkpoint.is_gguf:
+        known, what, kind = GGUF_FAMILY_OF, "architecture", checkpoint.architecture
+    if kind not in known:
+        raise CheckpointError(
+            f"{checkpoint.model} has {what} {kind!r}, whose blocks ewq does not know; "
+            f"known: {', '.join(sorted(known))}"
+        )
+    return known[kind]
+
+
+def _model_type(checkpoint: Checkpoint) -> str:
+    return str(checkpoint.config.get("model_type", "(none)"))
+
+
+def _text_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    text = checkpoint.config.get("text_config") or checkpoint.config
+    if not isinstance(text, Mapping):
+        raise CheckpointError(f"{checkpoint.model}: text_config in its config.json is no object")
+    return text
+
+
+def _block_count(checkpoint: Checkpoint) -> int | None:
+    """Decoder layers according to the config, where it says."""
+    text = _text_config(checkpoint)
+    key = next((key for key in COUNT_KEYS if text.get(key) is not None), None)
+    if key is not None and not isinstance(text[key], int):
+        raise CheckpointError(
+            f"{checkpoint.model}: {key} in its config.json is {text[key]!r}, not a number"
+        )
+    return None if key is None else int(text[key])
+
+
+def _placed(tensors: Collection[TensorInfo], family: Family) -> Iterator[_Placed]:
+    """Every stored tensor that lies in a block."""
+    pattern = re.compile(rf"({'|'.join(map(re.escape, family.roots))})(\d+)\.(.+)")
+    for info in tensors:
+        if match := pattern.fullmatch(info.name):
+            index, block = int(match[2]), f"{family.roots[match[1]]}{match[2]}"
+            yield _Placed(index, block, match[3], *_loaded_name(match[3], family), info)
+
+
+def _loaded_name(stored: str, family: Family) -> tuple[str, bool]:
+    """State-dict name of a block's tensor after loading, and whether it holds experts."""
+    for pattern, stacked in family.experts.items():
+        if stored == stacked or re.fullmatch(pattern, stored):
+            return stacked, True
+    for module, loaded in family.renames.items():
+        if stored.startswith(f"{module}."):
+            return loaded + stored.removeprefix(module), False
+    return stored, False
+
+
+def _collect(model: str, placed: Sequence[_Placed], family: Family) -> Layout:
+    grouped: dict[str, list[_Placed]] = {}
+    for item in sorted(_quantizable(model, family, placed), key=lambda item: item.index):
+        grouped.setdefault(f"{item.block}.{item.inner}", []).append(item)
+    if not grouped:
+        raise CheckpointError(f"{model} has no decoder blocks that ewq recognises")
+    names: dict[int, list[str]] = {}
+    for name, items in grouped.items():
+        names.setdefault(items[0].index, []).append(name)
+    if missing := set(range(len(names))) - names.keys():
+        last = max(names)
+        raise CheckpointError(
+            f"{model} has no block {min(missing)}; its blocks number up to {last}"
+        )
+    blocks = (
+        Block(index, grouped[inside[0]][0].block, tuple(inside)) for index, inside in names.items()
+    )
+    details = {name: _weight(name, items, family) for name, items in grouped.items()}
+    return Layout(tuple(blocks), details)
+
+
+def _quantizable(model: str, family: Family, placed: Sequence[_Placed]) -> Iterator[_Placed]:
+    """A matrix in a block is quantizable, or known not to be, or an error."""
+    unknown = []
+    for item in placed:
+        if item.stored.endswith(SCALES) or len(item.info.shape) not in (2, 3):
+            continue
+        module = item.inner.removesuffix(".weight")
+        if item.expert or re.fullmatch(family.linear, module):
+            yield item
+        elif not re.fullmatch(family.other, module):
+            unknown.append(item.info.name)
+    if unknown:
+        raise CheckpointError(
+            f"{model} has {len(unknown)} matrices in its blocks that ewq does not know "
+            f"for this model type: {', '.join(unknown[:NAMED])}"
+        )
+
+
+def _weight(name: str, items: Sequence[_Placed], family: Family) -> Weight:
+    infos = [item.info for item in items]
+    return Weight(
+        name,
+        tuple(info.name for info in infos),
+        sum(info.numel for info in infos),
+        infos[0].shape[0 if family.transposed else -1],
+        family.transposed,
+        items[0].expert,
+    )
+
+
+def _check_complete(model: str, placed: Sequence[_Placed]) -> None:
     """Refuse a block that lacks a tensor of a block with all of its others.
 
     transformers would fill it with random values. Blocks of different kinds (dense and expert,
@@ -138,8 +252,7 @@ def _check_complete(model: str, placed: Sequence[Found]) -> None:
             blocks.setdefault(item.index, set()).add(item.stored)
     kinds = {frozenset(names) for names in blocks.values()}
     for index, names in sorted(blocks.items()):
-        whole = next((kind for kind in kinds if names < kind), None)
-        if whole is not None:
+        if whole := next((kind for kind in kinds if names < kind), None):
             raise CheckpointError(
                 f"{model} is incomplete: block {index} lacks {min(whole - names)}, which other "
                 "blocks have; download it again"
@@ -156,178 +269,38 @@ def _copied_head(checkpoint: Checkpoint, in_blocks: Collection[str]) -> set[str]
         CheckpointError: embedding or head is missing and nothing says that it is the other.
     """
     outside = [info for name, info in checkpoint.tensors.items() if name not in in_blocks]
-    embedding = next((info for info in outside if _ends(info, EMBEDDINGS)), None)
-    head = next((info for info in outside if _ends(info, HEADS)), None)
+    embedding, head = (
+        next((info for info in outside if info.name.endswith(names)), None)
+        for names in (EMBEDDINGS, HEADS)
+    )
     tied = checkpoint.config.get("tie_word_embeddings", _model_type(checkpoint) in TIED_BY_DEFAULT)
-    if (embedding is None or head is None) and not (tied and (embedding or head)):
+    stored = embedding or head
+    if stored is None or ((embedding is None or head is None) and not tied):
         lacking = "token embedding" if embedding is None else "output head"
         raise CheckpointError(
             f"{checkpoint.model} stores no {lacking}, and its config does not tie the head to "
             "the embedding: it is incomplete, or no causal language model"
         )
-    _check_shape(checkpoint, embedding or head)
-    if embedding is None or head is None or not tied or not _equal(embedding, head):
-        return set()
-    return {head.name}
+    _check_shape(checkpoint, stored)
+    return {head.name} if embedding and head and tied and _equal(embedding, head) else set()
 
 
-def _check_shape(checkpoint: Checkpoint, ends: TensorInfo | None) -> None:
+def _check_shape(checkpoint: Checkpoint, stored: TensorInfo) -> None:
     """Refuse a config of another vocabulary or width, with which nothing can be loaded."""
-    text = checkpoint.config.get("text_config") or checkpoint.config
+    text = _text_config(checkpoint)
     expected = text.get("vocab_size", checkpoint.config.get("vocab_size"))
-    if ends is None or not isinstance(expected, int) or len(ends.shape) != 2:
+    if not isinstance(expected, int) or len(stored.shape) != 2:
         return
-    width = next((text[key] for key in WIDTH_KEYS if isinstance(text.get(key), int)), ends.shape[1])
-    if ends.shape != (expected, width):
+    widths = (text[key] for key in WIDTH_KEYS if isinstance(text.get(key), int))
+    width = next(widths, stored.shape[1])
+    if stored.shape != (expected, width):
         raise CheckpointError(
             f"{checkpoint.model}: its config.json says {expected} tokens of width {width}, but "
-            f"{ends.name} has shape {list(ends.shape)}"
+            f"{stored.name} has shape {list(stored.shape)}"
         )
-
-
-def _ends(info: TensorInfo, names: tuple[str, ...]) -> bool:
-    return f".{info.name}".endswith(tuple(f".{name}" for name in names))
 
 
 def _equal(one: TensorInfo, other: TensorInfo) -> bool:
     import torch
 
     return one.shape == other.shape and torch.equal(as_torch(one).float(), as_torch(other).float())
-
-
-def _block_count(checkpoint: Checkpoint) -> int:
-    """Decoder layers according to the config; beyond any number where it does not say."""
-    text = checkpoint.config.get("text_config") or checkpoint.config
-    if not isinstance(text, Mapping):
-        raise CheckpointError(f"{checkpoint.model}: text_config in its config.json is no object")
-    for key in COUNT_KEYS:
-        count = text.get(key)
-        if isinstance(count, int):
-            return count
-        if count is not None:
-            raise CheckpointError(
-                f"{checkpoint.model}: {key} in its config.json is {count!r}, not a number"
-            )
-    return ANY_COUNT
-
-
-def _gguf_weights(checkpoint: Checkpoint) -> list[Found]:
-    from ewq.checkpoint.gguf_file import loaded_names
-
-    named = loaded_names(checkpoint.model, checkpoint.architecture, checkpoint.tensors)
-    return [
-        Found(
-            root, index, inner, inner, info, transposed=False, expert=not inner.endswith(".weight")
-        )
-        for root, index, inner, info in named
-    ]
-
-
-def _family(checkpoint: Checkpoint) -> Family:
-    model_type = _model_type(checkpoint)
-    if model_type not in FAMILY_OF:
-        raise CheckpointError(
-            f"{checkpoint.model} has model_type {model_type!r}, whose blocks ewq does not know; "
-            f"known: {', '.join(sorted(FAMILY_OF))}"
-        )
-    return FAMILY_OF[model_type]
-
-
-def _model_type(checkpoint: Checkpoint) -> str:
-    return str(checkpoint.config.get("model_type", "(none)"))
-
-
-@dataclass(frozen=True)
-class Found:
-    """One stored tensor recognised as (part of) a quantizable weight."""
-
-    root: str
-    index: int
-    stored: str
-    """Name below the block in the file."""
-    inner: str
-    """State-dict name below the block."""
-    info: TensorInfo
-    transposed: bool
-    expert: bool
-
-
-def _placed(checkpoint: Checkpoint, family: Family) -> Iterator[Found]:
-    """Every stored tensor that lies in a block."""
-    roots = "|".join(re.escape(root) for root in family.roots)
-    pattern = re.compile(rf"({roots})(\d+)\.(.+)")
-    for info in checkpoint.tensors.values():
-        match = pattern.fullmatch(info.name)
-        if match is not None:
-            inner, expert = _loaded_name(match[3], info, family)
-            root = family.roots[match[1]]
-            yield Found(root, int(match[2]), match[3], inner, info, family.transposed, expert)
-
-
-def _weights(model: str, family: Family, placed: list[Found]) -> list[Found]:
-    """Those that are quantizable; a matrix is one, or known not to be, or an error."""
-    found, unknown = [], []
-    for item in placed:
-        name = item.info.name
-        if name.endswith(SCALES) or len(item.info.shape) not in (2, 3):
-            continue
-        module = item.inner.removesuffix(".weight")
-        if item.expert or module in family.linear:
-            found.append(item)
-        elif module not in family.other:
-            unknown.append(name)
-    if unknown:
-        raise CheckpointError(
-            f"{model} has {len(unknown)} matrices in its blocks that ewq does not know "
-            f"for this model type: {', '.join(unknown[:NAMED])}"
-        )
-    return found
-
-
-def _loaded_name(inner: str, info: TensorInfo, family: Family) -> tuple[str, bool]:
-    """State-dict name of a block's tensor after loading, and whether it holds experts."""
-    for stored, loaded in family.renames.items():
-        if inner == stored or inner.startswith(f"{stored}."):
-            inner = loaded + inner.removeprefix(stored)
-    one_expert = re.fullmatch(r"mlp\.experts\.\d+\.(.+)", inner)
-    if one_expert and one_expert[1] in family.experts:
-        return family.experts[one_expert[1]], True
-    return inner, len(info.shape) == 3 and inner in family.experts.values()
-
-
-def _collect(model: str, found: list[Found], ignored: frozenset[str] = frozenset()) -> Layout:
-    if not found:
-        raise CheckpointError(f"{model} has no decoder blocks that ewq recognises")
-    grouped: dict[tuple[int, str], list[Found]] = {}
-    for item in found:
-        grouped.setdefault((item.index, f"{item.root}{item.index}.{item.inner}"), []).append(item)
-    indices = sorted({index for index, _ in grouped})
-    if indices != list(range(len(indices))):
-        gap = next(want for want, index in enumerate(indices) if want != index)
-        raise CheckpointError(f"{model} has no block {gap}; its blocks number up to {indices[-1]}")
-    details = {
-        name: _weight(name, items)
-        for (_, name), items in sorted(grouped.items(), key=lambda entry: entry[0][0])
-    }
-    root = found[0].root
-    blocks = tuple(
-        Block(index, f"{root}{index}", tuple(_names_of(grouped, index))) for index in indices
-    )
-    return Layout(blocks, details, ignored)
-
-
-def _names_of(grouped: Mapping[tuple[int, str], list[Found]], wanted: int) -> Iterator[str]:
-    return (name for index, name in grouped if index == wanted)
-
-
-def _weight(name: str, items: list[Found]) -> Weight:
-    first = items[0]
-    shape = first.info.shape
-    return Weight(
-        name,
-        tuple(item.info.name for item in items),
-        sum(math.prod(item.info.shape) for item in items),
-        shape[0] if first.transposed else shape[-1],
-        first.transposed,
-        first.expert,
-    )

@@ -1,29 +1,35 @@
 """A checkpoint on disk: names, shapes and bytes of its tensors, without building the model.
 
-Tensors are memory-mapped one at a time and unmapped with the array that
-shows them, so resident memory never follows the size of the model.
+Tensors are memory-mapped one at a time and unmapped with the array that shows them, so resident
+memory never follows the size of the model.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ewq.checkpoint.fingerprint import fingerprint_of
+from ewq.checkpoint.gguf_header import read_header
 from ewq.checkpoint.hub import resolve
-from ewq.checkpoint.tensors import TensorInfo, as_torch, is_pointer, map_bytes, read_safetensors
+from ewq.checkpoint.tensors import (
+    FLOATS,
+    TensorInfo,
+    as_torch,
+    is_pointer,
+    map_bytes,
+    read_safetensors,
+)
 from ewq.errors import CheckpointError
 from ewq.progress import NO_PROGRESS, Progress
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
@@ -31,6 +37,13 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOAT16_MAX = 65504
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+KEPT_ITEMS = 64
+"""Of a GGUF's arrays; longer ones are vocabularies."""
+WHOLE_BYTES = 64 * 1024
+SAMPLE_BYTES = 4096
+SAMPLES = 4
+NOT_THE_MODEL = frozenset({"transformers_version", "_name_or_path", "torch_dtype", "dtype"})
+"""Config keys that loading and saving rewrite; dtypes are hashed from the tensors themselves."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +67,21 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """``sha256:...`` of names, shapes, config and sampled content (see :mod:`.fingerprint`)."""
-        return fingerprint_of(self.tensors, self.config)
+        """``sha256:...`` of names, shapes, config and content sampled in every tensor.
+
+        Hashing whole files would cost more than analysing them. Every training step, merge, cast
+        or requantization changes practically every tensor everywhere, so a few pages of each tell
+        checkpoints apart. Sharding does not matter.
+        """
+        kept = {key: value for key, value in self.config.items() if key not in NOT_THE_MODEL}
+        text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=str)
+        digest = hashlib.sha256(text.encode())
+        for name, info in sorted(self.tensors.items()):
+            digest.update(f"\0{name}\0{info.dtype}\0{info.shape}\0".encode())
+            data = map_bytes(info)
+            for offset, length in _samples(info.nbytes):
+                digest.update(data[offset : offset + length].data)
+        return f"sha256:{digest.hexdigest()}"
 
     @cached_property
     def storage_dtype(self) -> str:
@@ -77,28 +103,24 @@ class Checkpoint:
         """The files that hold tensors, in order of name."""
         return tuple(sorted({info.file for info in self.tensors.values()}))
 
-    def tensor(self, name: str) -> TensorInfo:
-        """Facts about one tensor.
-
-        Raises:
-            CheckpointError: there is no such tensor.
-        """
-        try:
-            return self.tensors[name]
-        except KeyError:
-            raise CheckpointError(f"{self.model} has no tensor {name!r}") from None
-
-    def stored_bytes(self, name: str) -> NDArray[np.uint8]:
-        """The tensor's bytes as stored, memory-mapped: ``[nbytes]`` uint8."""
-        return map_bytes(self.tensor(name))
-
     def load(self, name: str) -> torch.Tensor:
         """One tensor in its stored dtype, memory-mapped (GGUF: dequantised to float32).
 
         Raises:
             CheckpointError: no such tensor, or a dtype that torch does not have.
         """
-        return as_torch(self.tensor(name))
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.model} has no tensor {name!r}")
+        return as_torch(self.tensors[name])
+
+
+def _samples(nbytes: int) -> Iterator[tuple[int, int]]:
+    """``(offset, length)`` of what is hashed: first, last and evenly between."""
+    if nbytes <= WHOLE_BYTES:
+        yield 0, nbytes
+        return
+    for index in range(SAMPLES):
+        yield (nbytes - SAMPLE_BYTES) * index // (SAMPLES - 1), SAMPLE_BYTES
 
 
 def _fits_float16(info: TensorInfo) -> bool:
@@ -121,22 +143,35 @@ def open_checkpoint(model: str | Path, progress: Progress = NO_PROGRESS) -> Chec
     if path.suffix.lower() == ".gguf":
         return _open_gguf(str(model), path)
     config = _read_config(path)
-    tensors = _read_tensors(path, config)
-    return Checkpoint(str(model), path, config, _architecture(config, path), tensors)
-
-
-def _architecture(config: Mapping[str, Any], folder: Path) -> str:
     architectures = config.get("architectures") or ["unknown"]
     if not isinstance(architectures, list) or not isinstance(architectures[0], str):
-        raise CheckpointError(f"architectures in {folder / CONFIG} is not a list of names")
-    return architectures[0]
+        raise CheckpointError(f"architectures in {path / CONFIG} is not a list of names")
+    tensors = _read_tensors(path, config)
+    return Checkpoint(str(model), path, config, architectures[0], tensors)
 
 
 def _open_gguf(model: str, path: Path) -> Checkpoint:
-    from ewq.checkpoint.gguf_file import read_gguf
-
-    architecture, metadata, tensors = read_gguf(path)
-    return Checkpoint(model, path, metadata, architecture, tensors)
+    """Shapes are PyTorch's, output rows first; vocabularies are counted, not kept."""
+    header = read_header(path)
+    metadata = {
+        key: f"GgufArray(length={len(value)})"  # Fingerprints rest on this spelling.
+        if isinstance(value, list) and len(value) > KEPT_ITEMS
+        else value
+        for key, value in header.metadata.items()
+    }
+    tensors = {
+        one.name: TensorInfo(
+            one.name,
+            one.type_name,
+            one.shape[::-1],
+            one.nbytes,
+            path,
+            header.data_start + one.offset,
+            packed=one.type_name not in FLOATS,
+        )
+        for one in header.tensors
+    }
+    return Checkpoint(model, path, metadata, header.architecture, tensors)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -148,18 +183,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {CONFIG}; give a Hugging Face model folder")
-    config = read_json(path)
+    config = _read_json(path)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return config
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file of a checkpoint.
-
-    Raises:
-        CheckpointError: it cannot be read, or is something else.
-    """
+def _read_json(path: Path) -> Any:
     if is_pointer(path):
         raise CheckpointError(f"{path} is a Git LFS pointer; download the file itself")
     try:
@@ -170,27 +200,24 @@ def read_json(path: Path) -> Any:
 
 def _read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorInfo]:
     """From the files that transformers reads: the config's own choice, one file, or an index."""
-    chosen = config.get("transformers_weights")
-    if chosen is not None:
-        return _read_chosen(folder, str(chosen))
-    if not (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
+    index, single = folder / INDEX, folder / SINGLE
+    if (chosen := config.get("transformers_weights")) is not None:
+        path = folder / str(chosen)
+        if path.parent != folder or not path.is_file():
+            raise CheckpointError(
+                f"{folder / CONFIG}: no file {chosen!r}, named as transformers_weights"
+            )
+        return _read_sharded(path) if path.suffix == ".json" else read_safetensors(path)
+    if not index.is_file() and not single.is_file():
         raise CheckpointError(_why_no_weights(folder))
-    named = _weight_map(folder / INDEX) if (folder / INDEX).is_file() else {"": SINGLE}
+    named = set(_weight_map(index).values()) if index.is_file() else {SINGLE}
     stored = {path.name for path in folder.glob("model*.safetensors")}
-    foreign = sorted(stored - set(named.values()))
-    if foreign:
+    if foreign := sorted(stored - named):
         raise CheckpointError(
             f"{folder} holds two sets of weights: {foreign[0]} does not belong with "
-            f"{min(named.values())}, and programs differ in which they read; remove one set"
+            f"{min(named)}, and programs differ in which they read; remove one set"
         )
-    return read_safetensors(folder / SINGLE) if SINGLE in stored else _read_sharded(folder / INDEX)
-
-
-def _read_chosen(folder: Path, name: str) -> dict[str, TensorInfo]:
-    path = folder / name
-    if Path(name).name != name or not path.is_file():
-        raise CheckpointError(f"{folder / CONFIG}: no file {name!r}, named as transformers_weights")
-    return _read_sharded(path) if name.endswith(".json") else read_safetensors(path)
+    return read_safetensors(single) if SINGLE in stored else _read_sharded(index)
 
 
 def _why_no_weights(folder: Path) -> str:
@@ -205,7 +232,7 @@ def _why_no_weights(folder: Path) -> str:
 
 def _weight_map(path: Path) -> dict[str, str]:
     """Tensor name -> file name, from an index that transformers can read too."""
-    index = read_json(path)
+    index = _read_json(path)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map; download it again")

@@ -40,6 +40,8 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 LFS_POINTER = b"version https://git-lfs"
 LONGEST_HEADER_BYTES = 100_000_000
 """The limit of safetensors' reference implementation."""
+DEQUANTIZED_BLOCKS = 4096
+"""At once: enough to amortise the call, few enough to stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ class TensorInfo:
 
 
 def map_bytes(info: TensorInfo, first: int = 0, count: int | None = None) -> NDArray[np.uint8]:
-    """Bytes ``[first : first + count]`` of a tensor, mapped copy-on-write.
+    """Bytes ``[first : first + count]`` of a tensor, mapped copy-on-write while the array lives.
 
-    The mapping ends with the array, and with it the memory it occupies.
+    Raises:
+        CheckpointError: the file is gone, or shorter than its header says.
     """
     import numpy as np
 
@@ -99,11 +102,7 @@ def read_ahead(info: TensorInfo, first: int, count: int) -> None:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """torch's dtype of a safetensors spelling.
-
-    Raises:
-        CheckpointError: this torch has no such dtype.
-    """
+    """torch's dtype of a safetensors spelling, if this torch has it."""
     import torch
 
     found = getattr(torch, DTYPES[name][0], None)
@@ -112,22 +111,36 @@ def torch_dtype(name: str) -> torch.dtype:
     return found
 
 
-def as_torch(info: TensorInfo) -> torch.Tensor:
-    """The tensor in its stored dtype and shape, memory-mapped; GGUF blocks become float32.
+def dequantized(data: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]:
+    """Values of whole rows of GGUF blocks, ``[values]`` float32.
 
     Raises:
-        CheckpointError: torch has no such dtype.
+        CheckpointError: the type has no dequantizer.
     """
+    import numpy as np
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    kind = GGMLQuantizationType[type_name]
+    step_bytes = DEQUANTIZED_BLOCKS * GGML_QUANT_SIZES[kind][1]
+    try:
+        # One long row at a time: gguf takes rows in groups of 16, which is slow for short ones.
+        parts = [
+            dequantize(data[start : start + step_bytes].reshape(1, -1), kind).reshape(-1)
+            for start in range(0, data.size, step_bytes)
+        ]
+    except NotImplementedError as error:
+        raise CheckpointError(f"GGUF type {type_name} cannot be dequantised here") from error
+    return np.concatenate(parts, dtype=np.float32)
+
+
+def as_torch(info: TensorInfo) -> torch.Tensor:
+    """The tensor in its stored dtype and shape, memory-mapped; GGUF blocks become float32."""
     import torch
 
     if info.packed:
-        from ewq.checkpoint.gguf_file import dequantized
-
         return torch.from_numpy(dequantized(map_bytes(info), info.dtype)).reshape(info.shape)
-    dtype = torch_dtype(info.dtype)
-    if not info.nbytes:
-        return torch.empty(info.shape, dtype=dtype)
-    return torch.frombuffer(map_bytes(info), dtype=dtype).reshape(info.shape)
+    return torch.from_numpy(map_bytes(info)).view(torch_dtype(info.dtype)).reshape(info.shape)
 
 
 def is_pointer(path: Path) -> bool:
@@ -160,9 +173,9 @@ def read_safetensors(path: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the header is not a JSON object; download it again")
+    header.pop("__metadata__", None)
     start = 8 + length
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    tensors = {name: _tensor(path, start, name, entry) for name, entry in entries.items()}
+    tensors = {name: _tensor(path, start, name, entry) for name, entry in header.items()}
     end = max((info.offset + info.nbytes for info in tensors.values()), default=start)
     if end > size_bytes:
         raise CheckpointError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ TOKENIZER_FILES = (
     *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
     *("*.model", "*.tiktoken", "tekken.json"),
 )
+_REFUSALS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -31,11 +33,7 @@ def tokenizer_digest(folder: Path) -> str:
 
 
 def load_tokenizer(folder: Path, label: str) -> Any:
-    """The checkpoint's own ``transformers`` tokenizer.
-
-    Args:
-        folder: a Hugging Face folder.
-        label: the model's name for people.
+    """The ``transformers`` tokenizer of a folder whose model people know as ``label``.
 
     Raises:
         CheckpointError: no tokenizer files, a damaged one, one of a kind that transformers does
@@ -53,19 +51,18 @@ def load_tokenizer(folder: Path, label: str) -> Any:
         # The tokenizers library raises bare Exceptions for files that it does not know.
         if type(error) is not Exception and not isinstance(error, _REFUSALS):
             raise
-        why = _reason(folder, error)
+        why = _reason(tokenizer_files(folder), error)
         raise CheckpointError(f"{label} has no usable tokenizer: {why}") from error
 
 
-_REFUSALS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
-
-
-def _reason(folder: Path, error: Exception) -> str:
-    files = tokenizer_files(folder)
+def _reason(files: Sequence[Path], error: Exception) -> str:
     for file in files:
         if is_pointer(file):
             return f"{file.name} is a Git LFS pointer; download the file itself"
-        if file.suffix == ".json" and not _is_json(file):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
             return f"{file.name} is not JSON, or cut short; download it again"
     if not files:
         return "the folder has no tokenizer files"
@@ -73,11 +70,3 @@ def _reason(folder: Path, error: Exception) -> str:
         return first_line(error)
     main = next((file for file in files if file.name == "tokenizer.json"), files[0])
     return f"transformers cannot read {main.name} ({first_line(error)})"
-
-
-def _is_json(file: Path) -> bool:
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True

@@ -14,7 +14,14 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ewq.checkpoint.tensors import TensorInfo, as_torch, map_bytes, read_ahead, torch_dtype
+from ewq.checkpoint.tensors import (
+    TensorInfo,
+    as_torch,
+    dequantized,
+    map_bytes,
+    read_ahead,
+    torch_dtype,
+)
 from ewq.errors import CheckpointError
 
 WINDOW_BYTES = 16 * 2**20
@@ -68,8 +75,6 @@ def _values(
     data: NDArray[np.uint8], info: TensorInfo, first_row: int, factors: Factors | None
 ) -> NDArray[np.generic]:
     if info.packed:
-        from ewq.checkpoint.gguf_file import dequantized
-
         return dequantized(data, info.dtype).reshape(-1)
     if info.dtype in SEEN_AS:
         return data.view(SEEN_AS[info.dtype])

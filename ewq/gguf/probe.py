@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ewq.checkpoint.gguf_file import NAMES_OF
+from ewq.checkpoint.families import GGUF_FAMILY_OF
 from ewq.checkpoint.gguf_header import GgufHeader, read_header
 from ewq.errors import CheckpointError, EwqError
 
@@ -139,7 +139,7 @@ def _shape_of(header: GgufHeader) -> Shape:
 
 def _compatible(ours: Shape, theirs: Shape) -> bool:
     # Only a known name can contradict: llama.cpp's names follow no rule.
-    known = ours.architecture in NAMES_OF and theirs.architecture in NAMES_OF
+    known = ours.architecture in GGUF_FAMILY_OF and theirs.architecture in GGUF_FAMILY_OF
     return (
         (ours.architecture == theirs.architecture or not known)
         and (ours.blocks, ours.width) == (theirs.blocks, theirs.width)

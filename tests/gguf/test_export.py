@@ -80,7 +80,7 @@ def test_the_planner_foresaw_the_size(mixed, plan, deep):
     checkpoint = open_checkpoint(deep)
     foreseen = sum(
         FORMATS["gguf"].nbytes(StoredWeight(t.numel, t.shape[-1], t.nbytes), plan.weights[name])
-        for name, t in ((name, checkpoint.tensor(name)) for name in plan.weights)
+        for name, t in ((name, checkpoint.tensors[name]) for name in plan.weights)
     )
     in_file = sum(
         t.nbytes for t in mixed.tensors if re.match(r"blk\.\d+\.(attn|ffn)_\w+\.w", t.name)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ewq.checkpoint.channels import SCALES, disguise, relative_error
+from ewq.checkpoint.embedded import SCALES, disguise, relative_error
 
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 11]])
 
