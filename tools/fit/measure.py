@@ -240,9 +240,29 @@ def check_file(bench, fitting, base, recipe):
         mine = mine.T if tensor.matrix.transposed else mine
         # llama.cpp keeps the rows of query and key in another order.
         same += bool(np.array_equal(np.sort(values.ravel()), np.sort(mine.ravel())))
-    out.unlink()
     say(f"  {same} of {len(fitting.target.tensors)} tensors hold the same values in the file")
-    return same, len(fitting.target.tensors)
+    klds = {
+        "of its values": float(np.mean(bench.measure(plan.types)["kld"])),
+        "in llama.cpp": through_llama_cpp(bench, fitting, out),
+        "of the unquantized file in llama.cpp": through_llama_cpp(bench, fitting, base),
+    }
+    out.unlink()
+    say("  KLD, mnat: " + ", ".join(f"{name} {1e3 * kld:.4f}" for name, kld in klds.items()))
+    return {"same": same, "of": len(fitting.target.tensors), "klds": klds}
+
+
+def through_llama_cpp(bench, fitting, path):
+    """Mean KLD of a GGUF file in llama.cpp from the transformers model, in nats per token."""
+    from ewq.backends.llama_cpp import load_llama_cpp
+
+    checkpoint = fitting.checkpoint
+    engine = load_llama_cpp(path, tokenizer=load_tokenizer(checkpoint.path, checkpoint.model))
+    klds = []
+    for ids, base in zip(bench.sequences, bench.reference, strict=True):
+        theirs = torch.cat(list(engine.logprobs(ids, 1)))
+        klds.append(float((base[:-1].exp() * (base[:-1] - theirs)).sum(-1).mean()))
+    engine.close()
+    return float(np.mean(klds))
 
 
 def main():

@@ -15,15 +15,17 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from textwrap import indent
 
 from runs import ROOT, conclude, environment, parser, smoke, stored
 
-QUANTIZE = "            result.update(operation.convert({name: value}, model=model, **kwargs))\n"
+QUANTIZE = "if isinstance(module, Linear8bitLt):\n                result[name] ="
+"""Where a weight has been found that is to be quantized."""
 SCALED = """\
-            if isinstance(module_of(model, name), {kind}):
-                factor = {factor}
-                several = isinstance(value, list)
-                value = [factor * each for each in value] if several else factor * value
+if type(module).__name__ == "{kind}":
+    factor = {factor}
+    several = isinstance(value, list)
+    value = [factor * each for each in value] if several else factor * value
 """
 DEFECTS = {
     "NF4 scales 2 % too large": ("bnb-nf4", SCALED.format(kind="Linear4bit", factor=1.02)),
@@ -41,11 +43,14 @@ def git(checkout, *arguments):
 def plant(checkout, name, lines):
     """Commit a defect on a branch of its own, from the sound commit."""
     git(checkout, "checkout", "-q", "-B", "defect", "sound")
-    file = checkout / "ewq" / "quantizer" / "ops.py"
+    file = checkout / "ewq" / "quantizer" / "streaming.py"
     text = file.read_text()
     if QUANTIZE not in text:
         sys.exit(f"{file} has changed: the defect cannot be planted")
-    file.write_text(text.replace(QUANTIZE, lines + QUANTIZE))
+    before, after = text.split(QUANTIZE)
+    margin = before.rsplit("\n", 1)[1]
+    planted = indent(lines, margin).removeprefix(margin)
+    file.write_text(before + planted + margin + QUANTIZE + after)
     git(checkout, "-c", "user.name=check", "-c", "user.email=check@localhost",
         "commit", "-qam", name)  # fmt: skip
 
