@@ -95,7 +95,7 @@ NO_ITEMS = Items()
 
 
 class DoubtKind(StrEnum):
-    """Why a figure may not be trusted. :mod:`ewq.gating.doubts` says what that does to verdicts."""
+    """Why a figure may not be trusted. :mod:`ewq.gating.change` says what that does to verdicts."""
 
     NOISE = "noise"
     """Times that vary, or that are too short for the clock."""

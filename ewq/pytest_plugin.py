@@ -15,9 +15,9 @@ import pytest
 from ewq.errors import BackendUnavailable, EwqError, InputError
 from ewq.harness.options import Options, add_options
 from ewq.harness.state import TASK_MARK, PluginState, key_of, state_of, task_of
+from ewq.instruments.processor_wait import wait_without_spinning
 from ewq.record import Record, Verdict
 from ewq.tasks.table import TASKS, find_task
-from ewq.threads import wait_without_spinning
 from ewq.variants import REFERENCE, find_variant
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ewq.errors import InputError, MeasurementError
-from ewq.gating.doubts import at_chance, doubt_about
+from ewq.gating.change import at_chance, doubt_about
 from ewq.gating.gates import judge, lost_in_doubt
 from ewq.gating.thresholds import Limit
 from ewq.measurement import NO_ITEMS, Doubt, DoubtKind, Items

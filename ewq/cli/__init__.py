@@ -1,7 +1,7 @@
 """The ``ewq`` command: the only place that prints.
 
-Each command is a module of this package with one function of the same name;
-heavy libraries are imported inside it, so ``ewq --help`` is instant.
+Each command is a function of a module; it imports heavy libraries itself, so ``ewq --help`` is
+instant.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ewq.cli.compare import compare
-from ewq.cli.diff import diff
 from ewq.cli.export import export
 from ewq.cli.fit import fit, imatrix
-from ewq.cli.plan import plan
+from ewq.cli.plan import diff, plan
 from ewq.cli.quantize import quantize
-from ewq.cli.report import report
+from ewq.cli.report import compare, report
 from ewq.errors import EwqError
+from ewq.instruments.processor_wait import wait_without_spinning
 from ewq.report.escaping import terminal_line
-from ewq.threads import wait_without_spinning
 from ewq.version import __version__
 
 app = typer.Typer(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ewq.cli.terminal import AsJson, show, terminal_progress
 from ewq.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,10 +55,9 @@ def export(
     print_command: Annotated[
         bool, typer.Option(help="Print the same export as a shell script and stop.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert and quantize with llama.cpp; the file appears once it is complete and checked."""
-    from ewq.cli.progress import terminal_progress
     from ewq.files import check_output
     from ewq.gguf.export import export_command, export_gguf
     from ewq.gguf.recipe import make_recipe, parse_types
@@ -75,11 +76,7 @@ def export(
     report = export_gguf(
         model, out, recipe, converter=converter, calibration=calibrated, progress=progress
     )
-    if as_json:
-        print(json.dumps(report.to_json(), indent=1))
-        return
-    for line in report_lines(report):
-        print(line)
+    show(report.to_json(), _lines(report), as_json=as_json)
 
 
 def _calibration(
@@ -99,15 +96,14 @@ def _calibration(
     return calibrate(checkpoint, Calibrating(text))
 
 
-def report_lines(report: ExportReport) -> list[str]:
+def _lines(report: ExportReport) -> Iterator[str]:
     """The export for people: size, types, what fell back and what that cost."""
-    lines = [
-        f"{report.path}: {report.file_bytes:,} bytes, {report.bits_per_weight:.3f} bits per weight"
-    ]
+    size = f"{report.file_bytes:,} bytes, {report.bits_per_weight:.3f} bits per weight"
+    yield f"{report.path}: {size}"
     for name, nbytes in report.bytes_by_type.items():
         count = sum(tensor.stored == name for tensor in report.tensors)
-        lines.append(f"  {name:<6} {count:5d} tensors {nbytes:>15,} bytes")
-    lines.extend(f"note: {note}" for note in report.notes)
-    lines += [f"  {t.name}: {t.wanted} -> {t.stored}" for t in report.fallbacks[:SHOWN]]
-    hidden = len(report.fallbacks) - SHOWN
-    return lines + ([f"  ... and {hidden} more"] if hidden > 0 else [])
+        yield f"  {name:<6} {count:5d} tensors {nbytes:>15,} bytes"
+    yield from (f"note: {note}" for note in report.notes)
+    yield from (f"  {t.name}: {t.wanted} -> {t.stored}" for t in report.fallbacks[:SHOWN])
+    if (hidden := len(report.fallbacks) - SHOWN) > 0:
+        yield f"  ... and {hidden} more"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -12,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ewq.cli.export import ROUNDING_HELP, Rounding
-from ewq.cli.plan_view import size_text
-from ewq.cli.progress import quiet_transformers, terminal_progress
+from ewq.cli.terminal import AsJson, quiet_transformers, show, size_text, terminal_progress
 from ewq.codec import encode
 from ewq.errors import InputError
 from ewq.files import check_output
@@ -34,7 +32,6 @@ Tokens = Annotated[int, typer.Option("--sequence-tokens", help="Tokens in each s
 Seed = Annotated[int, typer.Option(help="Of the sequences drawn and the labels sampled.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Cache = Annotated[bool, typer.Option(help="Use and keep what was measured.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
 def fit(
@@ -97,11 +94,7 @@ def fit(
         gptq=rounding is Rounding.GPTQ,
         progress=terminal_progress(),
     )
-    if as_json:
-        print(json.dumps(_document(made), indent=1))
-        return
-    for line in _lines(made):
-        print(line)
+    show(_document(made), _lines(made), as_json=as_json)
 
 
 def imatrix(
@@ -192,11 +185,7 @@ MOST_OFF = 0.25
 
 def _document(made: Fitted) -> dict[str, Any]:
     measured = [
-        {
-            "label": one.label,
-            "bytes": one.nbytes,
-            "metrics": encode(one.metrics),
-        }
+        {"label": one.label, "bytes": one.nbytes, "metrics": encode(one.metrics)}
         for one in (made.own, *made.rivals)
     ]
     return {

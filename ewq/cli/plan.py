@@ -1,28 +1,37 @@
-"""``ewq plan``: decide precisions from the weights alone."""
+"""``ewq plan`` and ``ewq diff``: plans made, and compared block by block."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from ewq.cli.terminal import (
+    AsJson,
+    legend,
+    plan_lines,
+    quiet_transformers,
+    rule_text,
+    show,
+    size_text,
+    strip_lines,
+    terminal_progress,
+)
 from ewq.errors import InputError
 from ewq.files import check_output
+from ewq.planning.diff import Move, PlanDiff, diff_plans
+from ewq.planning.plan import QuantizationPlan, read_plan, write_plan
 from ewq.variants import parse_size
 
-if TYPE_CHECKING:
-    from ewq.planning.analysis import Analysis
-    from ewq.planning.plan import QuantizationPlan
-    from ewq.sensitivity.calibration import Calibrating
-
-    Drafting = Callable[[float | None, int | None, int | None], QuantizationPlan]
+TYPE_SCORERS = ("fisher", "higgs")
+"""The scorers whose plans are of types."""
+Draft = tuple[float | None, int | None]
+"""Factor and seed of one plan, where they are given."""
 
 
 def plan(
@@ -77,12 +86,12 @@ def plan(
     workers: Annotated[int | None, typer.Option(help="Threads (default: all processors).")] = None,
     device: Annotated[str | None, typer.Option(help="cuda counts on the GPU.")] = None,
     cache: Annotated[bool, typer.Option(help="Use and keep the analysis cache.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Decide which blocks stay raw and which get 8 or 4 bits; one plan per factor and seed."""
-    from ewq.cli.progress import terminal_progress
     from ewq.planning.analysis import analyze, check_choices
     from ewq.planning.sizes import DEFAULT_FORMAT
+    from ewq.sensitivity.calibration import Calibrating
 
     size_bytes = None if target_size is None else parse_size(target_size)
     targets = [v for v in (target_bpw, size_bytes, target_kld, like) if v is not None]
@@ -92,12 +101,16 @@ def plan(
         raise InputError("give only one of --target-bpw, --target-size, --target-kld and --like")
     if seed and scorer != "random":
         raise InputError(f"--seed is for --scorer random; {scorer} draws nothing")
-    measuring = _Measuring(calibration, device or "cpu", cache, scorer == HIGGS)
-    if scorer in (FISHER, HIGGS):
-        [path] = _paths(out, [(None, None)])
-        aim = (size_bytes, target_bpw, target_kld, like)
-        made, numel = measuring.plan(model, aim, target, granularity or "tensor")
-        _deliver(numel, [made], [path], as_json)
+    progress, data_free = terminal_progress(), scorer == "higgs"
+    how = Calibrating(calibration, device=device or "cpu", cache=cache, data_free=data_free)
+    if scorer in TYPE_SCORERS:
+        from ewq.fit.run import Aim, plan_types
+
+        paths = _paths(out, [(None, None)])
+        quiet_transformers()
+        aim = Aim(size_bytes, target_bpw, target_kld, like)
+        made, numel = plan_types(model, aim, target, how, granularity or "tensor", progress)
+        _deliver(numel, [made], paths, as_json)
         return
     granularity, target = granularity or "block", target or DEFAULT_FORMAT
     check_choices(scorer, granularity, target)
@@ -105,10 +118,13 @@ def plan(
     seeds: list[int | None] = [*seed] if seed else [None]
     drafts = list(product(factors, seeds))
     paths = _paths(out, drafts)
-    progress = terminal_progress()
     analysis = analyze(model, cache=cache, progress=progress, workers=workers, device=device)
     if like is not None:
-        size_bytes = _size_like(analysis, like, target)
+        from ewq.fit.run import recipe_bytes
+
+        if target != "gguf":
+            raise InputError(f"--like {like} is a size of GGUF files; add --for gguf")
+        size_bytes = recipe_bytes(analysis.checkpoint, like)
 
     def draft(one: float | None, drawn: int | None, size: int | None) -> QuantizationPlan:
         return analysis.plan(
@@ -121,114 +137,92 @@ def plan(
             seed=drawn or 0,
         )
 
-    drafting: Drafting = draft
-    if target_kld is not None:
-        drafting = measuring.smallest(analysis, target, target_kld, draft)
-    plans = [drafting(one, drawn, size_bytes) for one, drawn in drafts]
-    _deliver(analysis.footprint.numel, plans, paths, as_json)
-
-
-@dataclass(frozen=True)
-class _Measuring:
-    """How sensitivity is measured, for the plans that rest on it."""
-
-    calibration: Path | None
-    device: str
-    cache: bool
-    data_free: bool
-
-    @property
-    def how(self) -> Calibrating:
-        from ewq.cli.progress import quiet_transformers
-        from ewq.sensitivity.calibration import Calibrating
-
-        quiet_transformers()
-        return Calibrating(
-            self.calibration, device=self.device, cache=self.cache, data_free=self.data_free
-        )
-
-    def plan(
-        self,
-        model: str,
-        aim: tuple[int | None, float | None, float | None, str | None],
-        target: str | None,
-        granularity: str,
-    ) -> tuple[QuantizationPlan, int]:
-        """A plan of types, and the model's number of parameters."""
-        from ewq.cli.progress import terminal_progress
-        from ewq.fit.run import Aim, plan_types
-
-        return plan_types(model, Aim(*aim), target, self.how, granularity, terminal_progress())
-
-    def smallest(self, analysis: Analysis, target: str, kld: float, draft: Drafting) -> Drafting:
-        """What drafts the smallest plan of a scorer that is expected below a divergence."""
-        from ewq.cli.progress import terminal_progress
+    if target_kld is None:
+        plans = [draft(*each, size_bytes) for each in drafts]
+    else:
         from ewq.fit.prepare import open_fitting
         from ewq.fit.run import smallest_below
 
-        fitting = open_fitting(analysis.checkpoint, target, self.how, terminal_progress())
-        return lambda one, drawn, _: smallest_below(fitting, kld, partial(draft, one, drawn))
-
-
-def _size_like(analysis: Analysis, recipe: str, target: str) -> int:
-    from ewq.fit.run import recipe_bytes
-
-    if target != "gguf":
-        raise InputError(f"--like {recipe} is a size of GGUF files; add --for gguf")
-    return recipe_bytes(analysis.checkpoint, recipe)
-
-
-FISHER, HIGGS = "fisher", "higgs"
-"""The scorers whose plans are of types."""
-Draft = tuple[float | None, int | None]
-"""Factor and seed of one plan, where they are given."""
+        quiet_transformers()
+        fitting = open_fitting(analysis.checkpoint, target, how, progress)
+        plans = [smallest_below(fitting, target_kld, partial(draft, *each)) for each in drafts]
+    _deliver(analysis.footprint.numel, plans, paths, as_json)
 
 
 def _paths(out: str | None, drafts: list[Draft]) -> list[Path | None]:
-    """Where each plan goes, checked before any work."""
-    paths = [None] * len(drafts) if out is None else _files(out, drafts)
-    for path in paths:
-        if path is not None:
-            check_output(path)
-    return list(paths)
-
-
-def _files(out: str, drafts: list[Draft]) -> list[Path]:
-    """The file itself; a folder gets one per factor and seed."""
+    """Where each plan goes, checked before any work: a folder gets one per factor and seed."""
+    if out is None:
+        return [None] * len(drafts)
+    paths = [Path(out)]
     # Unlike Path.is_dir, False of a name that is too long, which is refused later.
     if out.endswith("/") or os.path.isdir(out):  # noqa: PTH112
         paths = [Path(out) / f"{_name(*draft)}.json" for draft in drafts]
         if len(set(paths)) < len(paths):
             raise InputError("the same plan is asked for twice; give each factor and seed once")
-        return paths
-    if len(drafts) > 1:
+    elif len(drafts) > 1:
         raise InputError(f"{len(drafts)} plans need a folder, not a file: -o {out}/")
-    return [Path(out)]
+    for path in paths:
+        check_output(path)
+    return [*paths]
 
 
 def _name(factor: float | None, seed: int | None) -> str:
     """``plan``, ``plan-0.65``, ``plan-random-1``."""
     by_factor = "" if factor is None else f"-{factor:g}"
-    by_seed = "" if seed is None else f"-random-{seed}"
-    return f"plan{by_factor}{by_seed}"
+    return f"plan{by_factor}" + ("" if seed is None else f"-random-{seed}")
 
 
 def _deliver(
     numel: int, plans: list[QuantizationPlan], paths: list[Path | None], as_json: bool
 ) -> None:
-    from ewq.cli.plan_view import plan_lines
-    from ewq.planning.plan import write_plan
-    from ewq.report.escaping import terminal_line
-
+    lines: list[str] = []
     for one, path in zip(plans, paths, strict=True):
+        lines += plan_lines(one, numel)
         if path is not None:
             write_plan(one, path)
-    if as_json:
-        documents = [one.to_json() for one in plans]
-        print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=1))
+            lines.append(f"written to {path}")
+    documents = [one.to_json() for one in plans]
+    show(documents[0] if len(documents) == 1 else documents, lines, as_json=as_json)
+
+
+def diff(
+    plans: Annotated[
+        list[Path], typer.Argument(help="Two or more plan files; the first is the reference.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Compare plans block by block; the proof of concept's plans are read too."""
+    if len(set(plans)) != len(plans):
+        raise InputError("the same plan file is given twice")
+    found = diff_plans({str(path): read_plan(path) for path in plans})
+    lines = _difference(found, [path.name for path in plans])
+    show(found.to_json(), lines, as_json=as_json)
+
+
+def _difference(found: PlanDiff, names: list[str]) -> Iterator[str]:
+    """A strip per plan, then their sizes, then the blocks that move."""
+    plans = [*found.plans.values()]
+    # Strips need the room that folders take, where names alone tell the files apart.
+    labels = names if len(set(names)) == len(names) else [*found.plans]
+    yield from strip_lines(labels, plans)
+    yield f"{'':<{max(len(label) for label in labels)}}  {legend()}"
+    for (label, plan), delta in zip(found.plans.items(), found.size_deltas_bytes, strict=True):
+        size = size_text(plan.size_bytes) if plan.size_bytes else "size unknown"
+        yield f"{label}: {rule_text(plan)}, {size}" + (f" ({_added(delta)})" if delta else "")
+    if not found.moves and not found.weight_moves:
+        yield "no block changes precision"
         return
-    for one, path in zip(plans, paths, strict=True):
-        for line in plan_lines(one, numel):
-            print(terminal_line(line))
-        if path is not None:
-            print(f"written to {path}")
+    yield f"{len(found.moves)} of {len(plans[0].blocks)} blocks change precision:"
+    for move in (*found.moves, *found.weight_moves):
+        yield f"  {_move_line(move)}"
+
+
+def _move_line(move: Move) -> str:
+    said = f"{move.name}: {' -> '.join(of or 'mixed' for of in move.precisions)}"
+    first, *others = (size or 0 for size in move.size_bytes)
+    known = bool(first) and all(others)
+    return f"{said} ({', '.join(_added(size - first) for size in others)})" if known else said
+
+
+def _added(delta_bytes: int) -> str:
+    return f"{delta_bytes / 1e6:+.3f} MB"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from ewq.quantizer.folder import Quantized
+from ewq.cli.terminal import AsJson, quiet_transformers, show, terminal_progress
+from ewq.files import check_output
 
 
 def quantize(
@@ -34,12 +33,9 @@ def quantize(
         float, typer.Option(help="Outliers from here on stay unquantized; 0: none, faster.")
     ] = 6.0,
     device: Annotated[str, typer.Option(help="Where weights are quantized.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a quantized copy of a model, weights streamed one by one."""
-    from ewq.cli.progress import quiet_transformers, terminal_progress
-    from ewq.files import check_output
-
     check_output(out, folder=True)
     from ewq.quantizer.config import EwqConfig
     from ewq.quantizer.folder import quantize_to_folder
@@ -55,23 +51,16 @@ def quantize(
         int8_threshold=int8_threshold,
     )
     quiet_transformers()
-    progress = terminal_progress()
-    _report(quantize_to_folder(model, config, out, device=device, progress=progress), as_json)
-
-
-def _report(made: Quantized, as_json: bool) -> None:
-    if as_json:
-        document = {
-            "folder": str(made.folder),
-            "plan": made.plan.digest,
-            "weights_bytes": made.weights_bytes,
-            "planned_bytes": made.plan.size_bytes,
-            "notes": list(made.notes),
-        }
-        print(json.dumps(document, indent=1))
-        return
+    made = quantize_to_folder(model, config, out, device=device, progress=terminal_progress())
+    document = {
+        "folder": str(made.folder),
+        "plan": made.plan.digest,
+        "weights_bytes": made.weights_bytes,
+        "planned_bytes": made.plan.size_bytes,
+        "notes": list(made.notes),
+    }
     planned = f"(planned {made.plan.size_bytes:,})"
-    print(f"{made.folder}: {made.weights_bytes:,} bytes of weights {planned}")
-    for note in made.notes:
-        print(f"note: {note}")
-    print("open it with: import ewq.quantizer; AutoModelForCausalLM.from_pretrained(FOLDER)")
+    lines = [f"{made.folder}: {made.weights_bytes:,} bytes of weights {planned}"]
+    lines += [f"note: {note}" for note in made.notes]
+    lines += ["open it with: import ewq.quantizer; AutoModelForCausalLM.from_pretrained(FOLDER)"]
+    show(document, lines, as_json=as_json)

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from ewq.gating.doubts import doubt_about
-from ewq.measurement import Items, Metric
+from ewq.measurement import Doubt, DoubtKind, Items, Metric
 from ewq.record import Record, Verdict
 from ewq.stats import (
     clustered_ratio,
@@ -21,7 +20,9 @@ from ewq.stats import (
     two_sided_p,
 )
 from ewq.storage.environment import changed_settings
-from ewq.tasks.table import TASKS, ItemMean, Task, Tolerance
+from ewq.tasks.table import TASKS, Figure, ItemMean, Kind, Task, Tolerance, figure_of
+
+_OF_THE_REFERENCE = (DoubtKind.OTHER_SESSION, DoubtKind.DECODE_MODE)
 
 
 @dataclass(frozen=True)
@@ -239,3 +240,26 @@ def _sentence(name: str, old: Metric, new: Metric, why: str) -> str:
     delta = new.value - old.value
     share = f", {delta / abs(old.value):+.2%}" if old.value else ""
     return f"{name}: {old.value:.6g} -> {new.value:.6g} {new.unit} ({delta:+.3g}{share}): {why}"
+
+
+def doubt_about(metric: str, record: Record, verdict: Verdict | None = None) -> Doubt | None:
+    """The first doubt of a record about one of its metrics.
+
+    With ``verdict``: the first that makes this verdict on the metric inconclusive.
+    """
+    figure = figure_of(record.task, metric)
+    if figure is None or verdict is Verdict.INCONCLUSIVE:
+        return None
+    return next((each for each in record.doubts if _counts(each.kind, figure, verdict)), None)
+
+
+def at_chance(record: Record) -> bool:
+    """Whether the record's accuracy cannot be told from guessing."""
+    return any(doubt.kind is DoubtKind.CHANCE for doubt in record.doubts)
+
+
+def _counts(doubt: DoubtKind, figure: Figure, verdict: Verdict | None) -> bool:
+    if doubt is DoubtKind.CHANCE:
+        # A variant that fell to chance while its reference did not has failed for certain.
+        return figure.kind is Kind.CHOICE and verdict is not Verdict.FAIL
+    return figure.kind is Kind.CLOCK and (figure.paired or doubt not in _OF_THE_REFERENCE)

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ewq.gating.change import changes, incomparable
-from ewq.gating.doubts import doubt_about
+from ewq.gating.change import changes, doubt_about, incomparable
 from ewq.gating.thresholds import Limit, Test
 from ewq.measurement import Metric
 from ewq.record import Reason, Record, Verdict

@@ -1,11 +1,21 @@
-"""Whether other programs took the processor while something was timed."""
+"""Waiting for the processor: what other programs took of it, and threads that do not spin."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _THREADS = Path("/proc/self/task")
 _ROUNDING_NS = 1_000_000
+
+
+def wait_without_spinning() -> None:
+    """Let OpenMP's idle threads sleep, unless the environment says otherwise.
+
+    Spinning takes the time that a process on the same cores needs. Read once, when torch or
+    llama.cpp is loaded; child processes inherit it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class ProcessorWait:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ewq.errors import InputError
-from ewq.gating.doubts import at_chance, doubt_about
+from ewq.gating.change import at_chance, doubt_about
 from ewq.gating.gates import overall
 from ewq.measurement import Metric
 from ewq.record import Record, Verdict

@@ -4,7 +4,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from ewq.cli.compare import compare
+from ewq.cli.report import compare
 from ewq.errors import InputError
 from tests.make_runs import metric, record, stored_run
 

@@ -277,7 +277,6 @@ def test_running_out_of_space_leaves_the_old_plan(model: str, tmp_path: Path):
 
 INTERRUPTED = """
 import os, signal, sys
-import ewq.cli.progress
 from ewq.cli import main
 
 class Interrupting:
@@ -289,7 +288,7 @@ class Interrupting:
         if self.calls == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-ewq.cli.progress.terminal_progress = Interrupting
+sys.modules["ewq.cli.plan"].terminal_progress = Interrupting
 sys.argv = ["ewq", "plan", *sys.argv[1:]]
 main()
 """

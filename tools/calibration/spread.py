@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from ewq.errors import InputError
-from ewq.gating.change import incomparable
-from ewq.gating.doubts import doubt_about
+from ewq.gating.change import doubt_about, incomparable
 from ewq.gating.thresholds import CPU_TOLERANCES, DEFAULT_TOLERANCES
 from ewq.storage.environment import comparable
 from ewq.storage.runs import Run

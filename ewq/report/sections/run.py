@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ewq.gating.doubts import doubt_about
+from ewq.gating.change import doubt_about
 from ewq.gating.gates import PRECEDENCE
 from ewq.measurement import DoubtKind
 from ewq.record import Record, Verdict

@@ -1,26 +1,58 @@
-"""Plans in a few lines of text."""
+"""What commands write on the terminal: progress, plans in a few lines, one JSON document."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Annotated
+
+import typer
 
 from ewq.planning.plan import QuantizationPlan
 from ewq.precision import Precision
+from ewq.progress import NO_PROGRESS, Progress, TerminalProgress
+from ewq.report.escaping import terminal_line
 
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 _COLUMNS = 80
 _LEAST_GB = 0.05
 """Below, sizes are told in MB."""
 
 
+def terminal_progress() -> Progress:
+    """A drawn line where stderr is a terminal, else silence."""
+    if not sys.stderr.isatty():
+        return NO_PROGRESS
+    write = partial(print, end="", file=sys.stderr, flush=True)
+    return TerminalProgress(write, lambda: shutil.get_terminal_size().columns)
+
+
+def quiet_transformers() -> None:
+    """transformers draws its bars into pipes as well; only a terminal gets one."""
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def show(document: object, lines: Iterable[str], *, as_json: bool) -> None:
+    """Print a result: as one JSON document, or in lines for people."""
+    for line in [json.dumps(document, indent=1)] if as_json else map(terminal_line, lines):
+        print(line)
+
+
 def _marks() -> Mapping[Precision | None, str]:
     """The taller, the more bits; ``?`` is a block whose weights differ."""
+    marks = "█▄▁?"
     try:
-        "█▄▁".encode(sys.stdout.encoding or "ascii")
+        marks.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
-        return dict(zip((*Precision, None), "#=_?", strict=True))
-    return dict(zip((*Precision, None), "█▄▁?", strict=True))
+        marks = "#=_?"
+    return dict(zip((*Precision, None), marks, strict=True))
 
 
 def legend() -> str:
