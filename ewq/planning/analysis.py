@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ewq.checkpoint.layout import Layout, find_layout
+from ewq.checkpoint.layout import Block, Layout, find_layout
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.entropy.statistics import WeightStatistics
 from ewq.errors import CheckpointError, PlanError
 from ewq.files import content_key, read_cached, write_cached
 from ewq.measurement import Json
-from ewq.planning.drafting import Draft
-from ewq.planning.plan import QuantizationPlan
-from ewq.planning.scorers import DEFAULT_SCORER, NEED_NF4_ERRORS, Unit, check_scorer
-from ewq.planning.sizes import DEFAULT_FORMAT, Footprint, footprint_of, format_of
+from ewq.planning.plan import PlanBlock, QuantizationPlan
+from ewq.planning.rules import Spread, by_thresholds, factor_thresholds, spread, within_budget
+from ewq.planning.scorers import DEFAULT_SCORER, NEED_NF4_ERRORS, Unit, check_scorer, score_units
+from ewq.planning.sizes import DEFAULT_FORMAT, Footprint, Format, footprint_of, format_of
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
+from ewq.version import __version__
 
 DEFAULT_FACTOR = 0.65
 GRANULARITIES = ("block", "tensor")
@@ -64,34 +65,30 @@ class Analysis:
             PlanError: more than one rule, or a budget that cannot be met.
             InputError: an unknown scorer, granularity or target.
         """
-        given = [value for value in (factor, target_bpw, target_size_bytes) if value is not None]
-        if len(given) > 1:
+        if sum(value is not None for value in (factor, target_bpw, target_size_bytes)) > 1:
             raise PlanError("give only one of factor, target_bpw and target_size_bytes")
         draft = self._draft(scorer, granularity, target, seed)
-        if target_bpw is not None:
-            if not math.isfinite(target_bpw):
-                raise PlanError(
-                    f"invalid target of {target_bpw} bits per weight: expected a number such as 6.5"
-                )
-            budget = int(target_bpw * self.footprint.numel / 8)
-            return draft.within(budget, {"kind": "target_bpw", "target_bpw": target_bpw})
         if target_size_bytes is not None:
-            rule: Mapping[str, Json] = {
-                "kind": "target_size",
-                "target_size_bytes": target_size_bytes,
-            }
-            return draft.within(target_size_bytes, rule)
-        return draft.by_factor(DEFAULT_FACTOR if factor is None else factor)
+            size = target_size_bytes
+            return draft.within(size, kind="target_size", target_size_bytes=size)
+        if target_bpw is None:
+            return draft.by_factor(DEFAULT_FACTOR if factor is None else factor)
+        if not math.isfinite(target_bpw):
+            raise PlanError(
+                f"invalid target of {target_bpw} bits per weight: expected a number such as 6.5"
+            )
+        budget_bytes = int(target_bpw * self.footprint.numel / 8)
+        return draft.within(budget_bytes, kind="target_bpw", target_bpw=target_bpw)
 
     def uniform_plan(
         self, precision: Precision, *, target: str = DEFAULT_FORMAT
     ) -> QuantizationPlan:
         """The plan that gives every quantizable weight the same precision."""
         draft = self._draft(DEFAULT_SCORER, "block", target, 0)
-        rule: Mapping[str, Json] = {"kind": "uniform", "precision": precision.value}
-        return draft.finish([precision] * len(draft.units), rule, {})
+        rule: dict[str, Json] = {"kind": "uniform", "precision": precision.value}
+        return draft.finish([precision] * len(draft.units), rule)
 
-    def _draft(self, scorer: str, granularity: str, target: str, seed: int) -> Draft:
+    def _draft(self, scorer: str, granularity: str, target: str, seed: int) -> _Draft:
         check_choices(scorer, granularity, target)
         errors = self.nf4_errors if scorer in NEED_NF4_ERRORS else {}
         members = [block.weights for block in self.layout.blocks]
@@ -105,16 +102,7 @@ class Analysis:
             )
             for names in members
         ]
-        return Draft(
-            self.checkpoint,
-            self.layout,
-            self.footprint,
-            units,
-            granularity,
-            format_of(target),
-            scorer,
-            seed,
-        )
+        return _Draft(self, units, granularity, format_of(target), scorer, seed)
 
     @cached_property
     def nf4_errors(self) -> Mapping[str, float]:
@@ -124,13 +112,102 @@ class Analysis:
         return measure_nf4_errors(self.checkpoint, self.layout, self.statistics)
 
 
-def check_choices(scorer: str, granularity: str, target: str) -> None:
-    """Make sure that there are such a scorer, granularity and target, before anything is measured.
+@dataclass(frozen=True)
+class _Draft:
+    """A plan in the making: units to be scored, precisions to be chosen, sizes to be counted."""
 
-    Raises:
-        PlanError: no such granularity.
-        InputError: no such scorer or target.
-    """
+    analysis: Analysis
+    units: Sequence[Unit]
+    """In block order; each gets one precision."""
+    granularity: str
+    target: Format
+    scorer: str
+    seed: int
+
+    @cached_property
+    def scores(self) -> list[float]:
+        """One per unit."""
+        return score_units(self.scorer, self.units, self.seed)
+
+    @cached_property
+    def spread(self) -> Spread:
+        """Of the scores."""
+        return spread(self.scores)
+
+    def by_factor(self, factor: float) -> QuantizationPlan:
+        """The plan of the factor rule."""
+        thresholds = factor_thresholds(self.spread, factor)
+        rule: dict[str, Json] = {"kind": "factor", "factor": factor}
+        return self.finish(by_thresholds(self.scores, thresholds), rule, thresholds)
+
+    def within(self, budget_bytes: int, **rule: Json) -> QuantizationPlan:
+        """The plan of the budget rule; ``rule`` is how the plan file tells it."""
+        sizes = [
+            {of: self._nbytes(unit.names, dict.fromkeys(unit.names, of)) for of in Precision}
+            for unit in self.units
+        ]
+        footprint = self.analysis.footprint
+        rest_bytes = footprint.rest_nbytes(self.target)
+        chosen = within_budget(self.scores, sizes, rest_bytes, budget_bytes, footprint.numel)
+        return self.finish(chosen, rule)
+
+    def finish(
+        self,
+        precisions: Sequence[Precision],
+        rule: Mapping[str, Json],
+        thresholds: Mapping[str, float] | None = None,
+    ) -> QuantizationPlan:
+        """The plan that gives each unit its precision."""
+        checkpoint, footprint = self.analysis.checkpoint, self.analysis.footprint
+        weights = {
+            name: precision
+            for unit, precision in zip(self.units, precisions, strict=True)
+            for name in unit.names
+        }
+        size_bytes = footprint.nbytes(weights, self.target)
+        return QuantizationPlan(
+            model=checkpoint.model,
+            fingerprint=checkpoint.fingerprint,
+            architecture=checkpoint.architecture,
+            scorer=self.scorer,
+            granularity=self.granularity,
+            rule={**rule, "seed": self.seed} if self.scorer == "random" else rule,
+            mean=self.spread.mean,
+            std=self.spread.std,
+            thresholds=thresholds or {},
+            blocks=tuple(self._block(block, weights) for block in self.analysis.layout.blocks),
+            weights=weights,
+            bits_per_weight=8 * size_bytes / footprint.numel,
+            size_bytes=size_bytes,
+            ewq_version=__version__,
+            target=self.target.name,
+        )
+
+    def _nbytes(self, names: Sequence[str], precisions: Mapping[str, Precision]) -> int:
+        stored = self.analysis.footprint.weights
+        return sum(self.target.nbytes(stored[name], precisions[name]) for name in names)
+
+    def _block(self, block: Block, weights: Mapping[str, Precision]) -> PlanBlock:
+        """A block as reported: scored as a block, whatever the granularity of the decision."""
+        kinds = {weights[name] for name in block.weights}
+        numel = self.analysis.layout.numel(block)
+        if self.granularity == "block":
+            score = self.scores[block.index]
+        else:
+            score = sum(self._weighted[name] for name in block.weights) / numel
+        precision = kinds.pop() if len(kinds) == 1 else None
+        size_bytes = self._nbytes(block.weights, weights)
+        return PlanBlock(block.index, block.name, numel, score, precision, size_bytes)
+
+    @cached_property
+    def _weighted(self) -> dict[str, float]:
+        """The score of every unit of one weight, times its parameters."""
+        pairs = zip(self.units, self.scores, strict=True)
+        return {unit.names[0]: score * unit.numel for unit, score in pairs}
+
+
+def check_choices(scorer: str, granularity: str, target: str) -> None:
+    """Raise an InputError of an unknown scorer, granularity or target."""
     check_scorer(scorer)
     format_of(target)
     if granularity not in GRANULARITIES:
@@ -175,8 +252,7 @@ def analyze(
 def cache_key(checkpoint: Checkpoint) -> str:
     """A checkpoint's place in the cache: its fingerprint, and its files' sizes and times.
 
-    Raises:
-        CheckpointError: one of its files has vanished.
+    The latter tell of an edit between the pages that the fingerprint samples.
     """
     try:
         facts = [(file.name, file.stat()) for file in checkpoint.files]

@@ -35,8 +35,7 @@ class PlanDiff:
 
     @property
     def size_deltas_bytes(self) -> tuple[int | None, ...]:
-        """Bytes of each plan more than the first; ``None`` where sizes are unknown or of
-        different targets."""
+        """Bytes more than the first plan; ``None`` for unknown sizes or another target."""
         first = next(iter(self.plans.values()))
         return tuple(
             plan.size_bytes - first.size_bytes
@@ -79,9 +78,8 @@ def diff_plans(plans: Mapping[str, QuantizationPlan]) -> PlanDiff:
     (label, first), *others = plans.items()
     for other_label, other in others:
         _check_same_model(label, first, other_label, other)
-    return PlanDiff(
-        plans, tuple(_block_moves([*plans.values()])), tuple(_weight_moves([*plans.values()]))
-    )
+    compared = list(plans.values())
+    return PlanDiff(plans, tuple(_block_moves(compared)), tuple(_weight_moves(compared)))
 
 
 def _check_same_model(

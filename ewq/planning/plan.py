@@ -1,7 +1,6 @@
 """The quantization plan: which precision each weight gets, and what the result will weigh.
 
-A plan is a value: frozen, complete, and bound to one checkpoint by its
-fingerprint. Reading one never needs the model.
+A plan is a value, bound to one checkpoint by its fingerprint. Reading one never needs the model.
 """
 
 from __future__ import annotations
@@ -12,17 +11,16 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ewq.checkpoint.layout import Layout, find_layout
+from ewq.checkpoint.opening import Checkpoint
 from ewq.codec import CodecError, decode, encode
 from ewq.errors import PlanError
 from ewq.files import write_text
 from ewq.measurement import Json
+from ewq.planning.sizes import footprint_of, format_of
 from ewq.precision import Precision
-
-if TYPE_CHECKING:
-    from ewq.checkpoint.layout import Layout
-    from ewq.checkpoint.opening import Checkpoint
 
 SCHEMA, SCHEMA_OF_TYPES = 1, 2
 BITSANDBYTES = "bitsandbytes"
@@ -39,12 +37,9 @@ NAMED = 3
 """How many offending names an error shows."""
 MIXED = "mixed"
 """How the file tells that a block's weights have different precisions."""
-POC_PRECISIONS = {
-    "raw": Precision.RAW,
+POC_PRECISIONS = {of.value: of for of in Precision} | {
     "8-bit": Precision.EIGHT_BIT,
     "4-bit": Precision.FOUR_BIT,
-    "8bit": Precision.EIGHT_BIT,
-    "4bit": Precision.FOUR_BIT,
 }
 
 
@@ -158,33 +153,22 @@ class QuantizationPlan:
         if isinstance(plain.get("blocks"), list):
             plain["blocks"] = [_without_mixed(block) for block in plain["blocks"]]
         try:
-            return _with_precisions(decode(cls, plain))
+            plan = decode(cls, plain)
+            # Types of bitsandbytes are precisions too, by which they are applied.
+            applied = plan.types if plan.target == BITSANDBYTES else {}
+            return replace(plan, weights=plan.weights or precisions_of(applied))
         except CodecError as error:
             raise PlanError(f"{source} is damaged: {error}") from error
 
 
-def _with_precisions(plan: QuantizationPlan) -> QuantizationPlan:
-    """A plan of bitsandbytes' types as precisions too, which is how it is applied."""
-    if plan.target != BITSANDBYTES or not plan.types:
-        return plan
-    return replace(plan, weights=precisions_of(plan.types))
-
-
 def precisions_of(types: Mapping[str, str]) -> dict[str, Precision]:
-    """The quantized ones among bitsandbytes' types; what is not named is raw.
-
-    Raises:
-        CodecError: a type that bitsandbytes does not have.
-    """
-    unknown = next((name for name, kind in types.items() if kind not in PRECISION_OF_TYPE), None)
-    if unknown is not None:
-        known = ", ".join(PRECISION_OF_TYPE)
-        raise CodecError(f"weights.{unknown}: expected one of {known}, found {types[unknown]!r}")
-    return {
-        name: PRECISION_OF_TYPE[kind]
-        for name, kind in types.items()
-        if PRECISION_OF_TYPE[kind] is not Precision.RAW
-    }
+    """The quantized ones among bitsandbytes' types; a CodecError of a type it does not have."""
+    known = ", ".join(PRECISION_OF_TYPE)
+    for name, kind in types.items():
+        if kind not in PRECISION_OF_TYPE:
+            raise CodecError(f"weights.{name}: expected one of {known}, found {kind!r}")
+    found = {name: PRECISION_OF_TYPE[kind] for name, kind in types.items()}
+    return {name: of for name, of in found.items() if of is not Precision.RAW}
 
 
 def _without_mixed(block: Any) -> Any:
@@ -194,11 +178,7 @@ def _without_mixed(block: Any) -> Any:
 
 
 def _from_poc(data: Mapping[str, Any], source: str) -> QuantizationPlan:
-    """``{"plan": {"0": "raw", "1": "4-bit"}}``: precisions by block index, and nothing else.
-
-    Weights, entropies and sizes are unknown, so such a plan can be shown and
-    compared but not applied.
-    """
+    """Precisions by block index and nothing else: it can be shown and compared, not applied."""
     blocks = []
     for key, value in data["plan"].items():
         precision = POC_PRECISIONS.get(str(value))
@@ -223,11 +203,7 @@ def _from_poc(data: Mapping[str, Any], source: str) -> QuantizationPlan:
 
 
 def read_plan(path: str | Path) -> QuantizationPlan:
-    """Read a plan file, ewq's own or the proof of concept's.
-
-    Raises:
-        PlanError: no such file, not JSON, or not a plan.
-    """
+    """Read a plan file, ewq's own or the proof of concept's; a PlanError of anything else."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -236,11 +212,7 @@ def read_plan(path: str | Path) -> QuantizationPlan:
 
 
 def write_plan(plan: QuantizationPlan, path: str | Path) -> Path:
-    """Write a plan; the file is complete afterwards, or as it was before.
-
-    Raises:
-        EwqError: the folder cannot be written, or the disk is full.
-    """
+    """Write a plan whole; where that fails an EwqError is raised and a former file stays."""
     return write_text(Path(path), json.dumps(plan.to_json(), indent=1) + "\n")
 
 
@@ -252,8 +224,6 @@ def check_plan(plan: QuantizationPlan, model: Checkpoint | Layout) -> None:
     Raises:
         PlanError: another fingerprint, weights the plan does not cover, or weights the model lacks.
     """
-    from ewq.checkpoint.layout import Layout, find_layout
-
     if isinstance(model, Layout):
         _check_weights(plan, model.weights)
         return
@@ -268,11 +238,7 @@ def check_plan(plan: QuantizationPlan, model: Checkpoint | Layout) -> None:
 
 
 def require_target(plan: QuantizationPlan, target: str) -> None:
-    """Refuse a plan of types that belong to the other engine.
-
-    Raises:
-        PlanError: it does.
-    """
+    """Raise a PlanError of a plan of types that belong to the other engine."""
     if plan.types and plan.target != target:
         raise PlanError(
             f"the plan has types of {plan.target}, not of {target}; "
@@ -281,19 +247,10 @@ def require_target(plan: QuantizationPlan, target: str) -> None:
 
 
 def check_budget(plan: QuantizationPlan, checkpoint: Checkpoint, target: str) -> None:
-    """Refuse a plan made for a budget that it exceeds in another format than it was made for.
+    """Raise a PlanError of a plan for a budget that it exceeds in the format it is applied in.
 
-    Args:
-        plan: one that fits the checkpoint.
-        checkpoint: whose tensors are to be stored.
-        target: of :data:`ewq.planning.sizes.FORMATS`, where the plan is to be applied.
-
-    Raises:
-        PlanError: both sizes are named.
+    ``target`` is that format, of :data:`ewq.planning.sizes.FORMATS`.
     """
-    from ewq.checkpoint.layout import find_layout
-    from ewq.planning.sizes import footprint_of, format_of
-
     size, bits = plan.rule.get("target_size_bytes"), plan.rule.get("target_bpw")
     if plan.types or plan.target == target or (size is None and bits is None):
         return

@@ -1,10 +1,9 @@
 """From scores to precisions: by distance below their mean, or within a budget of bytes.
 
-The budget rule ranks units by score. Every split of the ranking into 4-bit,
-8-bit and raw is weighed and the largest that fits is taken; then single units are
-raised, best score first, while they still fit. With units of equal size the
-result is the largest of all possible plans; otherwise no unit can be raised
-without exceeding the target.
+The budget rule ranks units by score. Of all splits of the ranking into 4-bit, 8-bit and raw the
+largest that fits is taken; then single units are raised, best score first, while they still fit.
+With units of equal size the result is the largest of all possible plans; otherwise no unit can be
+raised without exceeding the target.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+
+import numpy as np
 
 from ewq.errors import PlanError
 from ewq.precision import Precision
@@ -29,11 +29,7 @@ class Spread:
 
 
 def spread(scores: Sequence[float]) -> Spread:
-    """Mean and population standard deviation.
-
-    Deviations are taken from the first score, so equal scores have exactly
-    their own value as mean and no spread.
-    """
+    """Taken from the first score, so that equal scores have exactly that mean and no spread."""
     origin = scores[0]
     shift = math.fsum(score - origin for score in scores) / len(scores)
     square = math.fsum((score - origin - shift) ** 2 for score in scores) / len(scores)
@@ -53,13 +49,8 @@ def factor_thresholds(scores: Spread, factor: float) -> dict[str, float]:
 
 def by_thresholds(scores: Sequence[float], thresholds: Mapping[str, float]) -> list[Precision]:
     """``raw`` from its threshold up, ``8bit`` from its own up, else ``4bit``."""
-    return [_by_threshold(score, thresholds) for score in scores]
-
-
-def _by_threshold(score: float, thresholds: Mapping[str, float]) -> Precision:
-    if score >= thresholds["raw"]:
-        return Precision.RAW
-    return Precision.EIGHT_BIT if score >= thresholds["8bit"] else Precision.FOUR_BIT
+    rising = thresholds["8bit"], thresholds["raw"]
+    return [RISING[sum(score >= least for least in rising)] for score in scores]
 
 
 def within_budget(
@@ -71,12 +62,7 @@ def within_budget(
 ) -> list[Precision]:
     """A precision per unit whose total with ``fixed_bytes`` is at most ``target_bytes``.
 
-    Args:
-        scores: one per unit; the higher, the more bits it deserves.
-        sizes: bytes of each unit at each precision.
-        fixed_bytes: of everything that is never quantized.
-        target_bytes: of the whole model, never exceeded.
-        numel: parameters of the whole model, for the message.
+    ``sizes`` are the bytes of each unit at each precision, ``numel`` all parameters of the model.
 
     Raises:
         PlanError: even the smallest plan is larger; the message has the feasible range.
@@ -96,24 +82,14 @@ def within_budget(
 
 def _best_split(ranked: Sequence[Mapping[Precision, int]], room: int) -> tuple[int, int] | None:
     """``(i, j)``: the first ``i`` units at 4 bits, up to ``j`` at 8 bits, the rest raw."""
-    sums = {
-        precision: list(accumulate((size[precision] for size in ranked), initial=0))
-        for precision in RISING
-    }
-    best: tuple[int, int, int] | None = None
-    for four in range(len(ranked) + 1):
-        for eight in range(four, len(ranked) + 1):
-            total = (
-                sums[Precision.FOUR_BIT][four]
-                + sums[Precision.EIGHT_BIT][eight]
-                - sums[Precision.EIGHT_BIT][four]
-                + sums[Precision.RAW][-1]
-                - sums[Precision.RAW][eight]
-            )
-            # Of equal sizes the one with fewest units at 4 bits comes first and stays.
-            if total <= room and (best is None or total > best[0]):
-                best = (total, four, eight)
-    return None if best is None else best[1:]
+    four, eight, raw = (np.cumsum([0, *(size[of] for size in ranked)]) for of in RISING)
+    totals = (four - eight)[:, None] + (eight + raw[-1] - raw)
+    fits = np.triu(totals <= room)
+    if not fits.any():
+        return None
+    # Of equal sizes the one with fewest units at 4 bits comes first.
+    first, second = divmod(int(np.where(fits, totals, -1).argmax()), len(raw))
+    return first, second
 
 
 def _raise_singly(

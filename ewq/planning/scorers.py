@@ -1,7 +1,7 @@
 """Scorers: one number per weight or block; the higher, the more bits it deserves.
 
-``histogram`` and ``softmax`` are entropies, the rest rivals to judge them by.
-The controls look at positions only, never at values.
+``histogram`` and ``softmax`` are entropies, the rest rivals to judge them by; ``random``,
+``first`` and ``last`` never look at values.
 """
 
 from __future__ import annotations
@@ -42,19 +42,10 @@ def weighted_mean(unit: Unit, values: Iterable[float]) -> float:
 
 
 def _mean_of(name: str, sign: float = 1.0) -> Score:
-    def score(units: Sequence[Unit], seed: int) -> list[float]:
-        del seed
-        return [
-            sign * weighted_mean(unit, [getattr(weight, name) for weight in unit.statistics])
-            for unit in units
-        ]
-
-    return score
-
-
-def _nf4_error(units: Sequence[Unit], seed: int) -> list[float]:
-    del seed
-    return [weighted_mean(unit, unit.nf4_errors) for unit in units]
+    return lambda units, _: [
+        sign * weighted_mean(unit, [getattr(weight, name) for weight in unit.statistics])
+        for unit in units
+    ]
 
 
 def _random(units: Sequence[Unit], seed: int) -> list[float]:
@@ -62,25 +53,16 @@ def _random(units: Sequence[Unit], seed: int) -> list[float]:
     return [source.random() for _ in units]
 
 
-def _last(units: Sequence[Unit], seed: int) -> list[float]:
-    del seed
-    return [float(index) for index in range(len(units))]
-
-
-def _first(units: Sequence[Unit], seed: int) -> list[float]:
-    return [-score for score in _last(units, seed)]
-
-
 SCORERS: Mapping[str, Score] = {
     "histogram": _mean_of("histogram_entropy"),
     "softmax": _mean_of("softmax_entropy"),
     "variance": _mean_of("variance"),
     "kurtosis": _mean_of("kurtosis"),
-    "nf4-error": _nf4_error,
+    "nf4-error": lambda units, _: [weighted_mean(unit, unit.nf4_errors) for unit in units],
     "random": _random,
     "reverse": _mean_of("histogram_entropy", sign=-1.0),
-    "first": _first,
-    "last": _last,
+    "first": lambda units, _: [-float(index) for index in range(len(units))],
+    "last": lambda units, _: [float(index) for index in range(len(units))],
 }
 """``reverse`` is the default turned round; ``first`` and ``last`` keep the ends precise."""
 NEED_NF4_ERRORS = frozenset({"nf4-error"})
@@ -88,20 +70,12 @@ NEED_NF4_ERRORS = frozenset({"nf4-error"})
 
 
 def check_scorer(name: str) -> None:
-    """Make sure there is such a scorer.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Raise an InputError where there is no such scorer."""
     if name not in SCORERS:
         raise InputError(f"unknown scorer {name!r}; known: {', '.join(SCORERS)}")
 
 
 def score_units(name: str, units: Sequence[Unit], seed: int = 0) -> list[float]:
-    """Scores of all units, in order.
-
-    Raises:
-        InputError: no such scorer.
-    """
+    """Scores of all units, in order."""
     check_scorer(name)
     return SCORERS[name](units, seed)

@@ -1,14 +1,13 @@
 """What a model weighs in each target format: its weights, their scales, and everything else.
 
-Counted are packed values and scales. The constant tables that bitsandbytes
-saves beside each 4-bit weight (64 bytes of levels, 1 KiB more with double
-quantization, a line of JSON) are not: they hold nothing about the weight.
+Counted are packed values and scales, not the constant tables that bitsandbytes saves beside each
+4-bit weight: they hold nothing about the weight.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ewq.checkpoint.layout import SCALES, Layout, Weight, scale_of
@@ -33,17 +32,8 @@ class StoredWeight:
     stacked: bool = False
     """All experts in one 3-D parameter."""
 
-    @property
-    def rows(self) -> int:
-        """Output rows, over all experts."""
-        return self.numel // self.in_features
-
 
 ByteRule = Callable[[StoredWeight], int]
-
-
-def _raw(weight: StoredWeight) -> int:
-    return weight.raw_bytes
 
 
 def _half(weight: StoredWeight) -> int:
@@ -63,7 +53,7 @@ def _nf4_double(weight: StoredWeight) -> int:
 
 def _int8(weight: StoredWeight) -> int:
     """A byte a value and a float32 scale for each output row: ``8 + 32 / in_features`` bits."""
-    return weight.numel + 4 * weight.rows
+    return weight.numel + 4 * (weight.numel // weight.in_features)
 
 
 def _q8_0(weight: StoredWeight) -> int:
@@ -74,8 +64,8 @@ def _q8_0(weight: StoredWeight) -> int:
 def _q4_k(weight: StoredWeight) -> int:
     """144 bytes for 256 values: 4.5 bits.
 
-    llama.cpp stores rows that 256 does not divide as Q5_0 (22 bytes for 32
-    values, 5.5 bits), and as F16 where 32 does not either.
+    llama.cpp stores rows that 256 does not divide as Q5_0 (22 bytes for 32 values), and as F16
+    where 32 does not either.
     """
     if weight.in_features % 256 == 0:
         return weight.numel // 256 * 144
@@ -84,11 +74,6 @@ def _q4_k(weight: StoredWeight) -> int:
 
 def _up(value: int, divisor: int) -> int:
     return -(-value // divisor)
-
-
-def _linear_only(rule: ByteRule) -> ByteRule:
-    """bitsandbytes replaces linear modules; experts stacked into one parameter stay raw."""
-    return lambda weight: weight.raw_bytes if weight.stacked else rule(weight)
 
 
 @dataclass(frozen=True)
@@ -105,8 +90,15 @@ class Format:
         return self.rules[precision](weight)
 
 
-def _as_stored(info: TensorInfo) -> int:
-    return info.loaded_nbytes
+def _bitsandbytes(name: str, four: ByteRule) -> Format:
+    """It replaces linear modules; experts stacked into one parameter stay raw."""
+
+    def linear(rule: ByteRule) -> ByteRule:
+        return lambda weight: weight.raw_bytes if weight.stacked else rule(weight)
+
+    rules = {Precision.EIGHT_BIT: linear(_int8), Precision.FOUR_BIT: linear(four)}
+    rules[Precision.RAW] = lambda weight: weight.raw_bytes
+    return Format(name, rules, lambda info: info.loaded_nbytes)
 
 
 F32_IN_GGUF = re.compile(
@@ -127,32 +119,18 @@ def _gguf_rest(info: TensorInfo) -> int:
     return (2 if half else 4) * info.numel
 
 
-def _rules(raw: ByteRule, eight: ByteRule, four: ByteRule) -> Mapping[Precision, ByteRule]:
-    return {Precision.RAW: raw, Precision.EIGHT_BIT: eight, Precision.FOUR_BIT: four}
-
-
-def _bitsandbytes(four: ByteRule) -> Mapping[Precision, ByteRule]:
-    return _rules(_raw, _linear_only(_int8), _linear_only(four))
-
-
+_GGUF = {Precision.RAW: _half, Precision.EIGHT_BIT: _q8_0, Precision.FOUR_BIT: _q4_k}
 FORMATS: Mapping[str, Format] = {
-    format.name: format
-    for format in (
-        Format("nf4", _bitsandbytes(_nf4), _as_stored),
-        Format("nf4-double", _bitsandbytes(_nf4_double), _as_stored),
-        Format("gguf", _rules(_half, _q8_0, _q4_k), _gguf_rest),
-    )
+    "nf4": _bitsandbytes("nf4", _nf4),
+    "nf4-double": _bitsandbytes("nf4-double", _nf4_double),
+    "gguf": Format("gguf", _GGUF, _gguf_rest),
 }
 """bitsandbytes without and with double quantization, and GGUF (F16, Q8_0, Q4_K)."""
 DEFAULT_FORMAT = "nf4"
 
 
 def format_of(name: str) -> Format:
-    """The format of that name.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The format of that name; an InputError where there is none."""
     if name not in FORMATS:
         raise InputError(f"unknown target format {name!r}; known: {', '.join(FORMATS)}")
     return FORMATS[name]
@@ -182,13 +160,12 @@ class Footprint:
         self, precisions: Mapping[str, Precision], target: Format, value_bytes: int
     ) -> int:
         """Bytes of the whole model where everything not quantized is loaded at one width."""
-        return sum(value_bytes * info.numel for info in self.rest) + sum(
-            target.nbytes(
-                replace(stored, raw_bytes=value_bytes * stored.numel),
-                precisions.get(name, Precision.RAW),
-            )
+        loaded = {
+            name: replace(stored, raw_bytes=value_bytes * stored.numel)
             for name, stored in self.weights.items()
-        )
+        }
+        rest_bytes = value_bytes * sum(info.numel for info in self.rest)
+        return rest_bytes + Footprint(loaded, ()).nbytes(precisions, target)
 
     def rest_nbytes(self, target: Format) -> int:
         """Bytes of everything that is never quantized."""
@@ -197,12 +174,14 @@ class Footprint:
 
 def footprint_of(checkpoint: Checkpoint, layout: Layout) -> Footprint:
     """Account for every tensor of a checkpoint."""
-    sources = set(layout.ignored)
-    sources |= {source for weight in layout.details.values() for source in weight.sources}
-    return Footprint(
-        {name: _stored(checkpoint, weight) for name, weight in layout.details.items()},
-        tuple(_rest(checkpoint, sources)),
-    )
+    weights = {name: _stored(checkpoint, weight) for name, weight in layout.details.items()}
+    sources = layout.ignored.union(*(weight.sources for weight in layout.details.values()))
+    rest = [
+        info
+        for name, info in checkpoint.tensors.items()
+        if name not in sources and not name.endswith(SCALES + BUFFERS) and not _is_mask(info)
+    ]
+    return Footprint(weights, tuple(rest))
 
 
 def _stored(checkpoint: Checkpoint, weight: Weight) -> StoredWeight:
@@ -212,8 +191,5 @@ def _stored(checkpoint: Checkpoint, weight: Weight) -> StoredWeight:
     return StoredWeight(weight.numel, weight.in_features, raw_bytes, stacked=weight.expert)
 
 
-def _rest(checkpoint: Checkpoint, sources: set[str]) -> Iterator[TensorInfo]:
-    for name, info in checkpoint.tensors.items():
-        mask = name.endswith((".attn.bias", ".attention.bias")) and len(info.shape) == 4
-        if name not in sources and not name.endswith(SCALES + BUFFERS) and not mask:
-            yield info
+def _is_mask(info: TensorInfo) -> bool:
+    return info.name.endswith((".attn.bias", ".attention.bias")) and len(info.shape) == 4
