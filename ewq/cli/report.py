@@ -49,7 +49,7 @@ def report(
 ) -> None:
     """Show one or more stored runs as a self-contained page, Markdown, JSON or CSV."""
     from ewq.report.formats import FORMATS, format_of
-    from ewq.report.page import make_page
+    from ewq.report.sections import make_page
     from ewq.storage.runs import newest_run, resolve_run, storage_path
 
     chosen = format_ or format_of(output, FORMATS, "html")

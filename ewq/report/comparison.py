@@ -9,9 +9,8 @@ from typing import Any
 from ewq.gating.compare import Comparison, Row
 from ewq.record import Verdict
 from ewq.report.document import VERDICT, Bullets, Page, Paragraph, Part, Point, Section, Table
-from ewq.report.estimate import MISSING
 from ewq.report.formats import to_html, to_json, to_markdown
-from ewq.report.rows import run_data
+from ewq.report.rows import MISSING, run_data
 from ewq.tasks.table import TASKS, Kind
 
 COMMENT_LIMIT = 65_536

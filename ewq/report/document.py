@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,9 +30,7 @@ class Point:
     lead: str = ""
     name: str = ""
     open_question: bool = False
-    """Whether the line says that something is not decided."""
     bad: bool = False
-    """Whether the line says that something failed."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,13 @@ class Table:
     folded: bool = False
     verdicts: tuple[Verdict, ...] = ()
     """Of each row, where rows have one."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, str]], *words: str, **options: Any) -> Table:
+        """A table of rows that name the headings of their cells; ``options`` are its fields."""
+        headings = tuple(rows[0]) if rows else ()
+        cells = tuple(tuple(row.values()) for row in rows)
+        return cls(headings, cells, frozenset(words), **options)
 
 
 @dataclass(frozen=True)

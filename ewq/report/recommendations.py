@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from ewq.measurement import Metric
 from ewq.record import Verdict
-from ewq.report.controls import compare_with_controls
-from ewq.report.estimate import Estimate, decimals_for
-from ewq.report.evidence import Loss, Standing, losses
+from ewq.report.evidence import Loss, Standing, compare_with_controls, losses
 from ewq.report.plotting import UNQUANTIZED, variant_kind
-from ewq.report.rows import VariantRow, reference_row, size_unit
+from ewq.report.rows import Estimate, VariantRow, decimals_for, reference_row, size_unit
 from ewq.stats import ALPHA
+
+_NAMED = 4
+"""Undecided variants that are named."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,6 @@ class Need(NamedTuple):
 
 
 NEEDS = (Need("Near-lossless", 1, 1), Need("Small loss", 5, 3))
-_NAMED = 4
-"""Undecided variants that are named."""
 
 
 def recommendations(rows: Sequence[VariantRow]) -> list[Recommendation]:
@@ -72,19 +72,15 @@ def recommendations(rows: Sequence[VariantRow]) -> list[Recommendation]:
 class _Candidate(NamedTuple):
     """A variant that could serve a need."""
 
-    row: VariantRow
+    variant: str
     size_bytes: float
     losses: tuple[Loss, ...]
     standings: tuple[Standing, ...]
 
     @property
-    def open(self) -> bool:
-        return self.standings[0] is Standing.OPEN and Standing.BEYOND not in self.standings
-
-    @property
-    def serves(self) -> bool:
-        """The most sensitive measure shows the loss within, and none shows it beyond."""
-        return self.standings[0] is Standing.WITHIN and Standing.BEYOND not in self.standings
+    def standing(self) -> Standing:
+        """By the most sensitive measure, unless another shows the loss beyond the margin."""
+        return Standing.BEYOND if Standing.BEYOND in self.standings else self.standings[0]
 
 
 def _smallest_within(rows: Sequence[VariantRow], need: Need) -> Recommendation | None:
@@ -92,34 +88,31 @@ def _smallest_within(rows: Sequence[VariantRow], need: Need) -> Recommendation |
     if not candidates:
         return None
     limit = need.limit(candidates[0].losses[0])
-    serving = [each for each in candidates if each.serves]
+    serving = [each for each in candidates if each.standing is Standing.WITHIN]
     if not serving:
         undecided = _undecided(candidates, math.inf)
         sentence = f"no variant {'is shown to stay' if undecided else 'stays'} within {limit}."
         return Recommendation(need.name, None, sentence, undecided, decided=not undecided)
-    row, size, found, standings = min(serving, key=lambda each: each.size_bytes)
+    variant, size, found, standings = min(serving, key=lambda each: each.size_bytes)
     reference = reference_row(rows)
     whole = reference and reference.weights_bytes
     share = f", {100 * (1 - size / whole):.0f} % smaller than FP16" if whole else ""
-    sentence = f"{row.variant} ({_sized(size, rows)}{share}): {found[0].phrase}."
-    details = [
-        f"{row.variant} is the smallest shown to stay within {limit}.",
-        *(
-            f"{loss.phrase[0].upper()}{loss.phrase[1:]}: "
-            f"a loss below {loss.detectable} could go unnoticed."
-            for loss, standing in zip(found[1:], standings[1:], strict=True)
-            if standing is not Standing.WITHIN
-        ),
-        _undecided(candidates, size),
+    sentence = f"{variant} ({_sized(size, rows)}{share}): {found[0].phrase}."
+    details = [f"{variant} is the smallest shown to stay within {limit}."]
+    details += [
+        f"{loss.phrase[0].upper()}{loss.phrase[1:]}: "
+        f"a loss below {loss.detectable} could go unnoticed."
+        for loss, standing in zip(found[1:], standings[1:], strict=True)
+        if standing is not Standing.WITHIN
     ]
-    why = " ".join(filter(None, details))
-    return Recommendation(need.name, row.variant, sentence, why)
+    why = " ".join(filter(None, [*details, _undecided(candidates, size)]))
+    return Recommendation(need.name, variant, sentence, why)
 
 
 def _candidates(rows: Sequence[VariantRow], need: Need) -> list[_Candidate]:
     quantized = [row for row in rows if variant_kind(row.variant) is not UNQUANTIZED]
-    measured = [(row, row.weights_bytes, losses(row)) for row in quantized]
-    usable = [(row, size, found) for row, size, found in measured if size and found]
+    measured = [(row.variant, row.weights_bytes, losses(row)) for row in quantized]
+    usable = [(name, size, found) for name, size, found in measured if size and found]
     # One need has one limit: variants without the most sensitive measure cannot be judged by it.
     if any(found[0].is_perplexity for _, _, found in usable):
         usable = [each for each in usable if each[2][0].is_perplexity]
@@ -131,10 +124,13 @@ def _candidates(rows: Sequence[VariantRow], need: Need) -> list[_Candidate]:
 
 
 def _undecided(candidates: Sequence[_Candidate], below_bytes: float) -> str:
-    smaller = [each for each in candidates if each.open and each.size_bytes < below_bytes]
-    if not smaller:
+    named = [
+        f"{each.variant} ({each.losses[0].phrase})"
+        for each in candidates
+        if each.standing is Standing.OPEN and each.size_bytes < below_bytes
+    ]
+    if not named:
         return ""
-    named = [f"{each.row.variant} ({each.losses[0].phrase})" for each in smaller]
     more = len(named) - _NAMED
     rest = f" and {more} more" if more > 0 else ""
     return f"Undecided: {', '.join(named[:_NAMED])}{rest}."
@@ -162,7 +158,7 @@ def _smallest(rows: Sequence[VariantRow]) -> Recommendation | None:
 
 def _fastest(rows: Sequence[VariantRow]) -> Recommendation | None:
     """The fastest at decoding; not decided where a rival's clock or error leaves it open."""
-    timed = [(m, row) for row in rows if (m := _decode(row))]
+    timed = [(m, row) for row in rows if (m := row.metric("throughput", "decode_tokens_per_s"))]
     timed.sort(key=lambda pair: -pair[0].value)
     if len(timed) < 2:
         return None
@@ -172,31 +168,22 @@ def _fastest(rows: Sequence[VariantRow]) -> Recommendation | None:
         names = _listed([each.variant for each in doubted])
         text = f"speed of {names} unreliable: noisy or throttled clock."
         return Recommendation(need, None, text, f"{doubted[0].clock_doubt}.", decided=False)
-    speed = f"{row.variant} ({best.text(decimals_for(best.value))} tokens/s)"
-    if tied := _not_slower(best, others):
+    speed = f"{row.variant} ({Estimate.of(best).text(decimals_for(best.value))} tokens/s)"
+    alpha = ALPHA / len(others)
+    if tied := [other.variant for rival, other in others if not _is_faster(best, rival, alpha)]:
         text = f"{speed} is not clearly faster than {_listed(tied)}."
         return Recommendation(need, None, text, decided=False)
     text = f"{speed}: {best.value / others[0][0].value:.2f} times {others[0][1].variant}."
     return Recommendation(need, row.variant, text)
 
 
-def _decode(row: VariantRow) -> Estimate | None:
-    """Decode speed at batch size 1; its error has the rounds' degrees of freedom."""
-    metric = row.metric("throughput", "decode_tokens_per_s")
-    return None if metric is None else Estimate(metric.value, metric.stderr, max(1, metric.n - 1))
-
-
-def _not_slower(best: Estimate, others: Sequence[tuple[Estimate, VariantRow]]) -> list[str]:
-    """Rivals that ``best`` is not shown to be faster than."""
+def _is_faster(best: Metric, rival: Metric, alpha: float) -> bool:
+    """Whether that is shown, with the rounds' degrees of freedom."""
     from ewq.stats import noninferiority
 
-    def shown_faster(rival: Estimate) -> bool:
-        stderr = math.hypot(best.stderr or 0.0, rival.stderr or 0.0)
-        freedom = min(best.freedom or 1, rival.freedom or 1)
-        p_value = noninferiority(best.value - rival.value, stderr, 0.0, freedom)
-        return p_value < ALPHA / len(others)
-
-    return [row.variant for rival, row in others if not shown_faster(rival)]
+    stderr = math.hypot(best.stderr or 0.0, rival.stderr or 0.0)
+    freedom = max(1, min(best.n, rival.n) - 1)
+    return noninferiority(best.value - rival.value, stderr, 0.0, freedom) < alpha
 
 
 def _plan_or_uniform(rows: Sequence[VariantRow]) -> Recommendation | None:

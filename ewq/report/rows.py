@@ -1,8 +1,9 @@
-"""A stored run as reports see it: a row for each variant, and the runs before it."""
+"""A stored run as reports see it: figures with their errors, a row for each variant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,9 +13,73 @@ from ewq.gating.change import at_chance, doubt_about
 from ewq.gating.gates import overall
 from ewq.measurement import Metric
 from ewq.record import Record, Verdict
-from ewq.report.estimate import Estimate, decimals_for
 from ewq.storage.runs import Run
 from ewq.variants import REFERENCE, table_place
+
+MISSING = "–"
+"""What stands for a figure that was not measured."""
+MMLU_TASKS = {"mmlu": "MMLU", "mmlu_cloze": "MMLU (cloze)"}
+_LEAST_GB = 0.05
+"""Models of less are given in MB, since GB would be a row of zeros."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value in the unit it is shown in, and how sure it is."""
+
+    value: float
+    stderr: float | None = None
+    freedom: int | None = None
+    """Degrees of freedom of ``stderr``; ``None`` for the normal distribution."""
+
+    @classmethod
+    def of(cls, metric: Metric, scale: float = 1.0) -> Estimate:
+        """A metric times ``scale``."""
+        stderr = None if metric.stderr is None else scale * metric.stderr
+        return cls(scale * metric.value, stderr, metric.freedom)
+
+    @classmethod
+    def percent_change(cls, log_ratio: Metric) -> Estimate:
+        """The logarithm of a ratio as a change in percent."""
+        ratio = math.exp(log_ratio.value)
+        stderr = None if log_ratio.stderr is None else 100 * ratio * log_ratio.stderr
+        return cls(100 * math.expm1(log_ratio.value), stderr, log_ratio.freedom)
+
+    @property
+    def half_width(self) -> float:
+        """Half of the 95 % interval; zero where no error is known."""
+        from ewq.stats import half_width
+
+        return half_width(self.stderr, self.freedom) if self.stderr else 0.0
+
+    @property
+    def differs_from_zero(self) -> bool:
+        """Whether the 95 % interval excludes zero; never where no error is known."""
+        return self.stderr is not None and abs(self.value) > self.half_width
+
+    def text(self, digits: int, *, signed: bool = False, error: bool = True) -> str:
+        """``12.34 ±0.05``; the error is left out where it is unknown or not wanted."""
+        value = round(self.value, digits) + 0.0  # no "-0.00"
+        text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+        return f"{text} ±{self.stderr:.{digits}f}" if error and self.stderr is not None else text
+
+    def rounded(self) -> str:
+        """As many digits as the error leaves certain: two of its own, of at most five decimals."""
+        scale = self.stderr or abs(self.value)
+        first = math.floor(math.log10(scale)) if scale else 0
+        return self.text(min(5, max(0, (1 if self.stderr else 2) - first)))
+
+
+def figure_text(
+    estimate: Estimate | None, digits: int, *, signed: bool = False, error: bool = True
+) -> str:
+    """:meth:`Estimate.text`, or a dash where nothing was measured."""
+    return MISSING if estimate is None else estimate.text(digits, signed=signed, error=error)
+
+
+def decimals_for(value: float) -> int:
+    """Decimal places that leave three digits."""
+    return max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
 
 
 @dataclass(frozen=True)
@@ -107,11 +172,8 @@ class SizeUnit(NamedTuple):
         return f"{value:.{decimals_for(value)}f}"
 
 
-_LEAST_GB = 0.05
-
-
 def size_unit(rows: Sequence[VariantRow]) -> SizeUnit:
-    """GB, or MB for models so small that GB would be a row of zeros."""
+    """GB, or MB for small models."""
     largest = max((row.memory_bytes or 0 for row in rows), default=0)
     return SizeUnit("MB", 1e6) if 0 < largest < _LEAST_GB * 1e9 else SizeUnit("GB", 1e9)
 
@@ -128,11 +190,6 @@ class ReportedRun:
     def rows(self) -> list[VariantRow]:
         """The run's variants."""
         return variant_rows(self.run.records.values())
-
-    @property
-    def reference(self) -> VariantRow | None:
-        """The row that paired figures refer to, where the run measured it openly."""
-        return reference_row(self.rows)
 
     @cached_property
     def first(self) -> Record:
@@ -151,27 +208,12 @@ class ReportedRun:
 
 
 def reported_run(runs: Sequence[Run]) -> ReportedRun:
-    """Runs as a report takes them, in any order.
-
-    Raises:
-        InputError: the newest run holds nothing that ewq measured.
-    """
+    """Runs, given in any order; an InputError where the newest holds nothing that ewq measured."""
     ordered = tuple(sorted(runs, key=lambda run: (run.datetime, run.path.name)))
     newest = ordered[-1]
     if not newest.records:
         raise InputError(f"run {newest.path} holds no ewq record: nothing to report")
     return ReportedRun(newest, ordered)
-
-
-def group_by_text(
-    records: Sequence[Record], texts: Callable[[Record], Sequence[str]]
-) -> list[tuple[str, str, str]]:
-    """``(task, variants, text)``: each text of a task once, with all variants it is about."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for record in records:
-        for text in texts(record):
-            found.setdefault((record.task, text), []).append(record.variant)
-    return [(task, ", ".join(names), text) for (task, text), names in found.items()]
 
 
 def run_data(run: Run) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ewq.record import Verdict
 from ewq.report.document import VERDICT, Table
 from ewq.report.escaping import terminal_line
-from ewq.report.estimate import MISSING, decimals_for, figure_text
-from ewq.report.rows import VariantRow, size_unit
+from ewq.report.rows import MISSING, VariantRow, decimals_for, figure_text, size_unit
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -48,37 +47,31 @@ def variants_table(rows: Sequence[VariantRow], *, brief: bool = False) -> Table:
     unit, mmlu = size_unit(rows), mmlu_task(rows)
     on_gpu = any(row.metric("memory", "vram_peak_bytes") for row in rows)
 
-    def memory(row: VariantRow) -> str:
-        return MISSING if row.memory_bytes is None else unit.text(row.memory_bytes)
+    def cells(row: VariantRow) -> dict[str, str]:
+        size, accuracy = row.memory_bytes, figure_text(row.estimate(mmlu, "accuracy", 100), 1)
+        change = row.estimate(mmlu, "accuracy_delta", 100)
+        return {
+            "Variant": row.variant,
+            f"VRAM {unit.name}" if on_gpu else unit.name: (
+                MISSING if size is None else unit.text(size)
+            ),
+            "Bits/w": figure_text(row.estimate("memory", "bits_per_weight"), 2, error=False),
+            "Tok/s": tokens_per_s(row),
+            "MMLU %" if mmlu == "mmlu" else "MMLU cloze %": (
+                accuracy + "*" * (row.at_chance(mmlu) and accuracy != MISSING)
+            ),
+            "Δ points": figure_text(change, 1, signed=True),
+            "PPL": figure_text(row.estimate("perplexity", "perplexity"), 2),
+            "Δ PPL %": figure_text(row.perplexity_change(), 2, signed=True),
+            "KLD": kld(row),
+            VERDICT: verdict_marks(row, brief=brief),
+        }
 
-    def bits(row: VariantRow) -> str:
-        found = row.estimate("memory", "bits_per_weight")
-        return MISSING if found is None else found.text(2, error=False)
-
-    def accuracy(row: VariantRow) -> str:
-        text = figure_text(row.estimate(mmlu, "accuracy", 100), 1)
-        return text + "*" * (row.at_chance(mmlu) and text != MISSING)
-
-    def points(row: VariantRow) -> str:
-        return figure_text(row.estimate(mmlu, "accuracy_delta", 100), 1, signed=True)
-
-    columns: dict[str, Callable[[VariantRow], str]] = {
-        "Variant": lambda row: row.variant,
-        f"VRAM {unit.name}" if on_gpu else unit.name: memory,
-        "Bits/w": bits,
-        "Tok/s": tokens_per_s,
-        "MMLU %" if mmlu == "mmlu" else "MMLU cloze %": accuracy,
-        "Δ points": points,
-        "PPL": lambda row: figure_text(row.estimate("perplexity", "perplexity"), 2),
-        "Δ PPL %": lambda row: figure_text(row.perplexity_change(), 2, signed=True),
-        "KLD": kld,
-        VERDICT: lambda row: verdict_marks(row, brief=brief),
-    }
-    made = {heading: [cell(row) for row in rows] for heading, cell in columns.items()}
-    cells = {heading: own for heading, own in made.items() if not {MISSING, ""}.issuperset(own)}
-    verdicts = tuple(row.verdict for row in rows)
-    body = tuple(zip(*cells.values(), strict=True))
-    return Table(tuple(cells), body, frozenset({VERDICT}), verdicts=verdicts)
+    made = [cells(row) for row in rows]
+    headings = made[0] if made else ()
+    known = [key for key in headings if any(row[key] not in (MISSING, "") for row in made)]
+    shown = [{heading: row[heading] for heading in known} for row in made]
+    return Table.of(shown, VERDICT, verdicts=tuple(row.verdict for row in rows))
 
 
 def mmlu_task(rows: Sequence[VariantRow]) -> str:
@@ -139,8 +132,8 @@ def terminal_table(rows: Sequence[VariantRow], width: int) -> RichTable:
     words = ("Variant", VERDICT)
     for heading in shown:
         table.add_column(heading, justify="left" if heading in words else "right", no_wrap=True)
-    styles = [VERDICT_MARKS.get(verdict, ("", ""))[1] for verdict in made.verdicts]
-    for place, style in enumerate(styles):
+    for place, verdict in enumerate(made.verdicts):
+        style = VERDICT_MARKS.get(verdict, ("", ""))[1]
         # Text, since names are data: a file may be called "[/]".
         cells = {heading: terminal_line(columns[heading][place]) for heading in shown}
         table.add_row(*(Text(text, style if h in words else "") for h, text in cells.items()))

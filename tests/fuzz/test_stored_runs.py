@@ -14,7 +14,7 @@ from ewq.gating.compare import compare_runs
 from ewq.measurement import Items
 from ewq.report.comparison import FORMATS as COMPARISON_FORMATS
 from ewq.report.formats import FORMATS
-from ewq.report.page import make_page
+from ewq.report.sections import make_page
 from ewq.storage.runs import read_run
 from tests.fuzz.json_values import as_text, fuzzed, mutated
 from tests.make_runs import metric, mmlu, record, stored_run

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from ewq.report.formats import FORMATS
-from ewq.report.page import make_page
+from ewq.report.sections import make_page
 from ewq.storage.runs import read_run
 from tests.report.browser import CHROMIUM, open_page
 from tests.report.cases import CASES

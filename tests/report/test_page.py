@@ -13,7 +13,7 @@ from ewq.errors import InputError
 from ewq.report.document import Bullets, Page, Paragraph, Plot, Point, Section, Table
 from ewq.report.escaping import csv_text
 from ewq.report.formats import FORMATS, to_html, to_markdown
-from ewq.report.page import make_page
+from ewq.report.sections import make_page
 from ewq.storage.runs import read_run
 from tests.make_runs import stored_run
 from tests.report.cases import CASES, HOSTILE

@@ -11,11 +11,9 @@ from ewq.record import Reason, Verdict
 from ewq.report.document import Bullets, Excerpts, Paragraph, Plot, Table
 from ewq.report.rows import ReportedRun, reported_run
 from ewq.report.sections.against_size import speed
-from ewq.report.sections.domains import domains
-from ewq.report.sections.outputs import NO_REFERENCE, flips, samples
-from ewq.report.sections.overview import overview
+from ewq.report.sections.breakdown import NO_REFERENCE, domains, flips, samples
 from ewq.report.sections.plans import blocks
-from ewq.report.sections.run import protocol, verdicts
+from ewq.report.sections.run import overview, protocol, verdicts
 from ewq.storage.runs import Run, read_run
 from tests.make_runs import CHANCE, NOISY, letters, record
 from tests.report.example_runs import write_example

@@ -5,8 +5,7 @@ from rich.console import Console
 
 from ewq.measurement import Metric
 from ewq.record import Verdict
-from ewq.report.estimate import Estimate
-from ewq.report.rows import variant_rows
+from ewq.report.rows import Estimate, variant_rows
 from ewq.report.table import footnotes, terminal_table, variants_table, verdict_marks
 from ewq.storage.runs import read_run
 from ewq.variants import default_names, table_place

@@ -1,1 +1,73 @@
-"""The parts of a report, each a function ``ReportedRun -> Section | None``."""
+"""From stored runs to a page: its sections, functions ``ReportedRun -> Section | None``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ewq.record import Record
+from ewq.report.document import Page, Section
+from ewq.report.recommendations import recommendations
+from ewq.report.rows import ReportedRun, reported_run, run_data
+from ewq.report.sections.against_size import pareto_fronts, quality, speed
+from ewq.report.sections.breakdown import domains, flips, samples
+from ewq.report.sections.history import history
+from ewq.report.sections.plans import blocks, controls
+from ewq.report.sections.run import overview, protocol, verdicts
+from ewq.storage.runs import Run
+
+SECTIONS: tuple[Callable[[ReportedRun], Section | None], ...] = (
+    overview, verdicts, quality, speed, domains, controls, blocks, flips, samples, history,
+    protocol,
+)  # fmt: skip
+"""In the order people read them; a section is ``None`` where the run holds nothing for it."""
+
+
+def make_page(runs: Sequence[Run]) -> Page:
+    """The report of the newest of ``runs``, with the others as its history.
+
+    Raises:
+        InputError: the newest run holds nothing that ewq measured.
+    """
+    shown = reported_run(runs)
+    run, first, count = shown.run, shown.first, len(shown.rows)
+    device = run.machine.get("gpu") or run.machine.get("cpu") or "an unknown device"
+    subtitle = (
+        f"{count} variant{'s' * (count != 1)}, tier {first.tier}, on {device}; "
+        f"run {run.name} of {run.datetime:%Y-%m-%d}"
+    )
+    sections = [section for make in SECTIONS if (section := make(shown)) is not None]
+    title = f"{first.model}: quantized variants compared"
+    return Page(title, subtitle, tuple(sections), _data(shown))
+
+
+def _data(shown: ReportedRun) -> dict[str, Any]:
+    """Everything a script may want, without per-item records."""
+    return {
+        "schema": 1,
+        "model": shown.first.model,
+        "fingerprint": shown.first.fingerprint,
+        "tier": shown.first.tier,
+        "runs": [run_data(run) for run in shown.history],
+        "answers": [asdict(each) for each in recommendations(shown.rows)],
+        "pareto_fronts": pareto_fronts(shown),
+        "variants": [
+            {
+                "variant": row.variant,
+                "verdict": row.verdict.value,
+                "tasks": {task: _record(record) for task, record in row.records.items()},
+            }
+            for row in shown.rows
+        ],
+        "environment": dict(shown.run.machine),
+    }
+
+
+def _record(record: Record) -> dict[str, Any]:
+    """A stored record without items and other bulk, but with the plan."""
+    stored = record.to_json()
+    side = stored.pop("side")
+    for bulky in ("items", "schema", "model", "fingerprint", "variant", "task", "tier"):
+        del stored[bulky]
+    return stored | ({"plan_blocks": side["plan"]} if "plan" in side else {})

@@ -7,10 +7,14 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ewq.report.document import Paragraph, Part, Plot, Section, Table
-from ewq.report.estimate import Estimate, figure_text
-from ewq.report.evidence import MMLU_TASKS
 from ewq.report.plotting import SizedPoint, pareto_front, size_plot, variant_kind
-from ewq.report.rows import ReportedRun, VariantRow
+from ewq.report.rows import (
+    MMLU_TASKS,
+    Estimate,
+    ReportedRun,
+    VariantRow,
+    figure_text,
+)
 from ewq.report.table import mmlu_task, tokens_per_s
 from ewq.variants import REFERENCE
 
@@ -46,6 +50,30 @@ def pareto_fronts(shown: ReportedRun) -> dict[str, list[str]]:
     return {
         measure.name: [point.variant for point in front] for measure, _, front in _drawable(shown)
     }
+
+
+def _plots(shown: ReportedRun) -> Iterator[Plot]:
+    unit = shown.unit.name
+    for measure, points, front in _drawable(shown):
+        rows = [
+            {
+                "Variant": point.variant,
+                unit: f"{point.size:.4g}",
+                f"{measure.title}: {measure.axis}": point.text,
+                "On the front": "yes" if point in front else "no",
+                "Kind": variant_kind(point.variant).label,
+            }
+            for point in sorted(points, key=lambda point: point.size)
+        ]
+        plot = Plot(
+            f"quality-{measure.name}",
+            f"{measure.title} against size",
+            f"{measure.caption} Bars: 95 % intervals. Dotted: the Pareto front, variants that no "
+            "other beats in both size and quality; where bars overlap, the order is uncertain. "
+            "Open marks: uniform controls.",
+            Table.of(rows, "Kind"),
+        )
+        yield size_plot(plot, points, (f"weights, {unit}", measure.axis), front)
 
 
 def _drawable(
@@ -119,31 +147,6 @@ def _accuracy(rows: Sequence[VariantRow], task: str) -> Measure:
     return Measure(name, title, "accuracy, %", accuracy, 1, caption, higher_is_better=True)
 
 
-def _plots(shown: ReportedRun) -> Iterator[Plot]:
-    unit = shown.unit.name
-    for measure, points, front in _drawable(shown):
-        rows = tuple(
-            (
-                point.variant,
-                f"{point.size:.4g}",
-                point.text,
-                "yes" if point in front else "no",
-                variant_kind(point.variant).label,
-            )
-            for point in sorted(points, key=lambda point: point.size)
-        )
-        headings = ("Variant", unit, f"{measure.title}: {measure.axis}", "On the front", "Kind")
-        plot = Plot(
-            f"quality-{measure.name}",
-            f"{measure.title} against size",
-            f"{measure.caption} Bars: 95 % intervals. Dotted: the Pareto front, variants that no "
-            "other beats in both size and quality; where bars overlap, the order is uncertain. "
-            "Open marks: uniform controls.",
-            Table(headings, rows, frozenset({"Kind"})),
-        )
-        yield size_plot(plot, points, (f"weights, {unit}", measure.axis), front)
-
-
 def speed(shown: ReportedRun) -> Section | None:
     """Decode speed with its spread over rounds; noise and throttling are said first."""
     rows = [row for row in shown.rows if row.metric("throughput", DECODE)]
@@ -184,18 +187,16 @@ def _speed_table(rows: Sequence[VariantRow]) -> Table:
     def cell(row: VariantRow, name: str, scale: float = 1.0, digits: int = 1) -> str:
         return figure_text(row.estimate("throughput", name, scale), digits)
 
-    cells = tuple(
-        (
-            row.variant,
-            tokens_per_s(row),
-            " – ".join(f"{value:.4g}" for value in _spread(row)[1:]),
-            cell(row, "decode_ratio", digits=2),
-            cell(row, "prefill_tokens_per_s"),
-            cell(row, "ttft_s", 1000),
-        )
-        for row in rows
+    return Table.of(
+        [
+            {
+                "Variant": row.variant,
+                "Decode tok/s": tokens_per_s(row),
+                "10th – 90th": " – ".join(f"{value:.4g}" for value in _spread(row)[1:]),
+                "Against FP16": cell(row, "decode_ratio", digits=2),
+                "Prefill tok/s": cell(row, "prefill_tokens_per_s"),
+                "TTFT ms": cell(row, "ttft_s", 1000),
+            }
+            for row in rows
+        ]
     )
-    headings = (
-        "Variant", "Decode tok/s", "10th – 90th", "Against FP16", "Prefill tok/s", "TTFT ms",
-    )  # fmt: skip
-    return Table(headings, cells)

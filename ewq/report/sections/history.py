@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from ewq.report.document import Bullets, Paragraph, Part, Plot, Point, Section, Table
 from ewq.report.escaping import plot_text
-from ewq.report.estimate import Estimate, figure_text
 from ewq.report.plotting import MARKS, SERIES, layout
-from ewq.report.rows import ReportedRun
+from ewq.report.rows import Estimate, ReportedRun, figure_text
 from ewq.storage.environment import comparable, differences
 from ewq.tasks.table import Kind, figure_of
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ewq.report.controls import compare_with_controls, rank_among_random
 from ewq.report.document import Paragraph, Part, Plot, Section, Table
-from ewq.report.estimate import MISSING
+from ewq.report.evidence import compare_with_controls, rank_among_random
 from ewq.report.plotting import GREEN, GREY, ORANGE, PURPLE, SKY, MapCell, heatmap, layout
-from ewq.report.rows import ReportedRun, VariantRow
+from ewq.report.rows import MISSING, ReportedRun
 from ewq.report.table import kld
 
 RANDOM_CONTROLS = (
     "Mean KLD from FP16, nats per token. A scorer is worth something only where its plan diverges "
     "less than random plans of the same size; p is that of a permutation test."
 )
-UNIFORM_HEADINGS = ("Plan", "Control", "Size", "Perplexity %", "Outcome")
-RANDOM_HEADINGS = ("Plan", "KLD", "Random plans", "Median", "Range", "Beaten", "p", "Outcome")
 RULE = (
     "A block whose {} is at or above the mean stays raw; below the mean, but above "
     "mean − factor × standard deviation, it gets 8 bits; further below, 4 bits."
@@ -35,35 +32,34 @@ _LETTERED = 48
 def controls(shown: ReportedRun) -> Section | None:
     """Plans against uniform controls, and scored plans among random plans of their size."""
     parts: list[Part] = []
-    uniform = tuple(
-        (
-            found.plan,
-            found.control,
-            f"{found.size_percent:+.0f} %",
-            found.perplexity.text(2, signed=True),
-            found.outcome,
-        )
+    uniform = [
+        {
+            "Plan": found.plan,
+            "Control": found.control,
+            "Size": f"{found.size_percent:+.0f} %",
+            "Perplexity %": found.perplexity.text(2, signed=True),
+            "Outcome": found.outcome,
+        }
         for found in compare_with_controls(shown.rows)
-    )
+    ]
     if uniform:
         title = "Plans against uniform controls of the same engine, on the same texts"
-        parts.append(Table(UNIFORM_HEADINGS, uniform, frozenset({"Control", "Outcome"}), title))
-    random = tuple(
-        (
-            found.plan,
-            f"{found.kld_nats:.3g}",
-            str(len(found.random_klds_nats)),
-            f"{found.median_kld_nats:.3g}",
-            f"{found.random_klds_nats[0]:.3g} to {found.random_klds_nats[-1]:.3g}",
-            f"{found.beaten} of {len(found.random_klds_nats)}",
-            f"{min(found.p_better, found.p_worse):.2f}",
-            found.outcome,
-        )
+        parts.append(Table.of(uniform, "Control", "Outcome", title=title))
+    random = [
+        {
+            "Plan": found.plan,
+            "KLD": f"{found.kld_nats:.3g}",
+            "Random plans": str(len(found.random_klds_nats)),
+            "Median": f"{found.median_kld_nats:.3g}",
+            "Range": f"{found.random_klds_nats[0]:.3g} to {found.random_klds_nats[-1]:.3g}",
+            "Beaten": f"{found.beaten} of {len(found.random_klds_nats)}",
+            "p": f"{min(found.p_better, found.p_worse):.2f}",
+            "Outcome": found.outcome,
+        }
         for found in rank_among_random(shown.rows)
-    )
+    ]
     if random:
-        table = Table(RANDOM_HEADINGS, random, frozenset({"Outcome"}))
-        parts += [Paragraph(RANDOM_CONTROLS), table]
+        parts += [Paragraph(RANDOM_CONTROLS), Table.of(random, "Outcome")]
     return Section("controls", "Plans against controls", tuple(parts)) if parts else None
 
 
@@ -94,7 +90,6 @@ class _Plan(NamedTuple):
 
     @property
     def measure(self) -> str:
-        """What the blocks' scores are."""
         return "Entropy" if self.scorer in _ENTROPIES else "Score"
 
     @property
@@ -109,8 +104,7 @@ class _Plan(NamedTuple):
 
 
 def blocks(shown: ReportedRun) -> Section | None:
-    """One plot for each series of scores (a run has one, unless scorers differ), and the types
-    of plans that choose one for every tensor."""
+    """A plot for each series of scores (several where scorers differ), and types of tensors."""
     plans = [
         _Plan(row.variant, row.plan) for row in shown.rows if row.plan and row.plan.get("blocks")
     ]
@@ -121,25 +115,22 @@ def blocks(shown: ReportedRun) -> Section | None:
     if any(plan.factor is not None for plan in plans):
         measures = sorted({plan.measure.lower() for plan in plans})
         parts.insert(0, Paragraph(RULE.format(" or ".join(measures))))
-    parts += _types(shown.rows)
-    return Section("blocks", "Where the plans spend their bits", tuple(parts)) if parts else None
-
-
-def _types(rows: Sequence[VariantRow]) -> list[Table]:
-    """Tensors by storage type, and the divergence that was expected beside the one measured."""
-    body = tuple(
-        (
-            row.variant,
-            ", ".join(f"{count} {name}" for name, count in row.plan["types"].items()),
-            f"{row.plan['expected_kld']:.3g}" if row.plan.get("expected_kld") else MISSING,
-            kld(row),
-        )
-        for row in rows
+    # Plans that choose a type for every tensor: the divergence expected beside the one measured.
+    typed = [
+        {
+            "Plan": row.variant,
+            "Tensors by type": ", ".join(f"{n} {name}" for name, n in row.plan["types"].items()),
+            "Expected KLD": f"{row.plan['expected_kld']:.3g}"
+            if row.plan.get("expected_kld")
+            else MISSING,
+            "Measured KLD": kld(row),
+        }
+        for row in shown.rows
         if row.plan and row.plan.get("types")
-    )
-    headings = ("Plan", "Tensors by type", "Expected KLD", "Measured KLD")
+    ]
     title = "Plans that choose a type for every tensor; KLD in nats per token"
-    return [Table(headings, body, frozenset({headings[1]}), title)] if body else []
+    parts += [Table.of(typed, "Tensors by type", title=title)] * bool(typed)
+    return Section("blocks", "Where the plans spend their bits", tuple(parts)) if parts else None
 
 
 def _plot(number: int, plans: list[_Plan]) -> Plot:
@@ -170,7 +161,7 @@ def _plot(number: int, plans: list[_Plan]) -> Plot:
 
 
 def _thresholds(plans: list[_Plan]) -> dict[float, str]:
-    """Where each plan's 4 bits begin -> its factor or name, each value once, the highest first."""
+    """Where 4 bits begin -> the first such plan's factor or name, the highest first."""
     found: dict[float, str] = {}
     for plan in plans:
         begins = (plan.stored.get("thresholds") or {}).get("8bit")

@@ -1,9 +1,9 @@
-"""The run itself: what its gates said, what is missing, where and how it was measured."""
+"""The run as a whole: which variant to take, what its gates said, where and how it was measured."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ewq.gating.change import doubt_about
@@ -11,8 +11,20 @@ from ewq.gating.gates import PRECEDENCE
 from ewq.measurement import DoubtKind
 from ewq.record import Record, Verdict
 from ewq.report.document import Bullets, Paragraph, Part, Point, Section, Table
-from ewq.report.rows import ReportedRun, group_by_text
+from ewq.report.evidence import losses
+from ewq.report.recommendations import recommendations
+from ewq.report.rows import MISSING, ReportedRun
+from ewq.report.sections.against_size import main_plot
+from ewq.report.table import footnotes, variants_table
 
+UNSUPPORTED = (
+    "No recommendation: that takes at least two variants with their weights measured, and "
+    "perplexity or MMLU paired with fp16."
+)
+METHOD = (
+    "A variant is recommended only where one-sided tests at 5 %, shared among all variants, "
+    "support it. Changes from fp16 are paired on the same items."
+)
 _LONGEST = 160
 """Characters of a setting that are shown; longer ones are lists of prompts."""
 _CAUSES = {
@@ -25,6 +37,73 @@ _CAUSES = {
 }
 _TOO_FEW = "too few items to decide"
 _WORDS = {Verdict.NO_BASELINE: "not gated"}
+
+
+def overview(shown: ReportedRun) -> Section:
+    """What most readers come for: the picture, which variant to take, and the table of all."""
+    parts: list[Part] = [Paragraph(text, warning=True) for text in _warnings(shown)]
+    if (plot := main_plot(shown)) is not None:
+        parts.append(plot)
+    parts += [*_recommended(shown), variants_table(shown.rows)]
+    parts += [Paragraph(note) for note in footnotes(shown.rows)]
+    weighed = [record for record in shown.records if record.task == "memory"]
+    if remarks := _by_text(weighed, lambda record: record.remarks):
+        # Such as types of tensors other than the variants' names say.
+        parts.append(Bullets(tuple(Point(text, variants) for _, variants, text in remarks)))
+    # Each change from FP16 with its interval and what this run could have detected.
+    changes = [
+        {
+            "Variant": row.variant,
+            "Change": loss.phrase,
+            "95 % interval": loss.interval or MISSING,
+            "Detectable": loss.detectable,
+        }
+        for row in shown.rows
+        for loss in losses(row)
+    ]
+    title = "Changes from fp16 on the same items; detectable: found with 80 % power at 5 %"
+    parts += [Table.of(changes, "Change", title=title, folded=True)] * bool(changes)
+    return Section("overview", "Which variant to take", tuple(parts))
+
+
+def _warnings(shown: ReportedRun) -> list[str]:
+    """What a reader must know before believing anything below."""
+    run, warnings = shown.run, []
+    if not run.complete:
+        counts = f": {len(run.lost)} of {len(run.selected)} selected benchmarks have no result"
+        listed = "; see Verdicts for what is missing"
+        warnings.append(f"This run is partial{counts * bool(run.lost)}{listed}.")
+    if run.foreign:
+        warnings.append("Stored without ewq's plugin: whether the run finished is unknown.")
+    if run.dirty:
+        warnings.append("Measured with uncommitted changes to the code.")
+    return warnings
+
+
+def _recommended(shown: ReportedRun) -> list[Part]:
+    """A point for each need, statistics folded behind them."""
+    points, details = [], []
+    for found in recommendations(shown.rows):
+        # Where the sentence begins with the variant to take, that is what readers look for.
+        name = found.variant if found.variant and found.sentence.startswith(found.variant) else ""
+        text = found.sentence.removeprefix(name)
+        points.append(Point(text, found.need, name, open_question=not found.decided))
+        details += [Point(found.details, found.need)] * bool(found.details)
+    if not points:
+        return [Paragraph(UNSUPPORTED)]
+    folded = Bullets((*details, Point(METHOD)), "Why, and what is undecided", folded=True)
+    return [Bullets(tuple(points)), folded]
+
+
+def _by_text(
+    records: Sequence[Record], texts: Callable[[Record], Sequence[str]]
+) -> list[tuple[str, str, str]]:
+    """``(task, variants, text)``: each text of a task once, with all variants it is about."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for text in texts(record):
+            found.setdefault((record.task, text), []).append(record.variant)
+    return [(task, ", ".join(names), text) for (task, text), names in found.items()]
 
 
 def verdicts(shown: ReportedRun) -> Section:
@@ -41,9 +120,10 @@ def verdicts(shown: ReportedRun) -> Section:
     judged = _having(records, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.IMPROVED)
     parts: list[Part] = [Paragraph(f"{len(records)} measurements: {verdict_counts(records)}.")]
     parts += [Bullets(tuple(points))] * bool(points)
+    reasons = _by_text(judged, lambda record: [str(reason) for reason in record.reasons])
     for title, heading, rows in (
-        ("Reasons with their statistics", "Reason", group_by_text(judged, _reasons)),
-        ("Remarks on the measurements", "Remark", group_by_text(records, lambda r: r.remarks)),
+        ("Reasons with their statistics", "Reason", reasons),
+        ("Remarks on the measurements", "Remark", _by_text(records, lambda r: r.remarks)),
     ):
         headings = ("Task", "Variants", heading)
         parts += [Table(headings, tuple(rows), frozenset(headings), title, True)] * bool(rows)
@@ -67,7 +147,7 @@ def verdict_points(records: Sequence[Record]) -> list[Point]:
         reasons = "; ".join(reason.text for reason in record.reasons) or "no reason stored"
         text = f"{record.variant}, {record.task}: {reasons}"
         points.append(Point(text, record.verdict.value, bad=record.verdict is Verdict.FAIL))
-    open_ones = group_by_text(_having(records, Verdict.INCONCLUSIVE), _causes)
+    open_ones = _by_text(_having(records, Verdict.INCONCLUSIVE), _causes)
     return points + [
         Point(f"{task}: {cause}: {variants}", Verdict.INCONCLUSIVE.value, open_question=True)
         for task, variants, cause in open_ones
@@ -76,10 +156,6 @@ def verdict_points(records: Sequence[Record]) -> list[Point]:
 
 def _having(records: Sequence[Record], *verdicts: Verdict) -> list[Record]:
     return [r for verdict in verdicts for r in records if r.verdict is verdict]
-
-
-def _reasons(record: Record) -> list[str]:
-    return [str(reason) for reason in record.reasons]
 
 
 def _causes(record: Record) -> list[str]:
@@ -107,8 +183,8 @@ def protocol(shown: ReportedRun) -> Section:
 
 
 def _pairs(title: str, facts: Mapping[str, Any]) -> Table:
-    rows = tuple((str(key), _setting_text(key, value)) for key, value in facts.items())
-    return Table(("Setting", "Value"), rows, frozenset({"Value"}), title)
+    rows = [{"Setting": key, "Value": _setting_text(key, facts[key])} for key in facts]
+    return Table.of(rows, "Value", title=title)
 
 
 def _settings(records: Sequence[Record]) -> Table:
@@ -122,14 +198,8 @@ def _settings(records: Sequence[Record]) -> Table:
         tasks = dict.fromkeys(record.task for record in own)
         variants = dict.fromkeys(record.variant for record in own)
         everyone = len(own) == sum(record.task in tasks for record in records)
-        everywhere = len(own) == len(records)
-        rows.append(
-            (
-                *setting,
-                "all" if everywhere else ", ".join(tasks),
-                "all" if everyone else ", ".join(variants),
-            )
-        )
+        all_tasks = "all" if len(own) == len(records) else ", ".join(tasks)
+        rows.append((*setting, all_tasks, "all" if everyone else ", ".join(variants)))
     headings = ("Setting", "Value", "Tasks", "Variants")
     return Table(headings, tuple(rows), frozenset(headings), "Settings of the tasks")
 

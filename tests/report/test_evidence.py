@@ -5,9 +5,8 @@ import math
 import pytest
 
 from ewq.measurement import Items
-from ewq.report.controls import ControlComparison, compare_with_controls, rank_among_random, scorer
-from ewq.report.estimate import Estimate
-from ewq.report.rows import reported_run, variant_rows
+from ewq.report.evidence import ControlComparison, compare_with_controls, rank_among_random, scorer
+from ewq.report.rows import Estimate, reported_run, variant_rows
 from ewq.report.sections import plans
 from ewq.storage.runs import read_run
 from tests.make_runs import metric, record, stored_run

@@ -1,0 +1,212 @@
+"""Where a variant loses more than elsewhere: by domain of text, group, subject and prompt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import islice, takewhile
+from typing import cast
+
+from ewq.record import Record
+from ewq.report.document import Excerpt, Excerpts, Paragraph, Plot, Section, Table
+from ewq.report.plotting import BETTER_OR_WORSE, NEUTRAL, WORSE, MapCell, map_plot
+from ewq.report.rows import (
+    MISSING,
+    MMLU_TASKS,
+    Estimate,
+    ReportedRun,
+    VariantRow,
+    figure_text,
+    reference_row,
+)
+
+NO_REFERENCE = (
+    "This run holds no FP16 answers to the same questions: select fp16 together with the other "
+    "variants to count flips by subject."
+)
+_Answers = Mapping[str, Counter[tuple[bool, bool]]]
+"""Subject -> questions by whether the reference's answer was right and whether this one is."""
+
+
+def domains(shown: ReportedRun) -> Section | None:
+    """Domains of text as a map, groups of MMLU's subjects as tables."""
+    made = [_domain_map(shown.rows), *(_group_table(task, shown.rows) for task in MMLU_TASKS)]
+    parts = tuple(part for part in made if part is not None)
+    return Section("domains", "By domain", parts) if parts else None
+
+
+def _names(rows: Sequence[VariantRow], task: str, prefix: str) -> list[str]:
+    """What follows ``prefix`` in the metrics of a task."""
+    records = (row.records.get(task) for row in rows)
+    keys = (key for record in records if record for key in record.metrics)
+    return list(dict.fromkeys(key[len(prefix) :] for key in keys if key.startswith(prefix)))
+
+
+def _domain_map(rows: Sequence[VariantRow]) -> Plot | None:
+    """Changes where FP16 was paired, else perplexities."""
+    paired = bool(_names(rows, "perplexity", "ln_ppl_ratio/"))
+    prefix = "ln_ppl_ratio/" if paired else "perplexity/"
+    found = _names(rows, "perplexity", prefix)
+    if not found:
+        return None
+    estimates = {
+        row.variant: [
+            row.perplexity_change(f"/{name}")
+            if paired
+            else row.estimate("perplexity", prefix + name)
+            for name in found
+        ]
+        for row in rows
+        if _names([row], "perplexity", prefix)
+    }
+    known = [abs(cell.value) for line in estimates.values() for cell in line if cell]
+    caption = (
+        "Change of perplexity from FP16 in %, paired on the same tokens. ~: not distinguishable "
+        "from no change at 95 %, or of unknown error."
+        if paired
+        else "Perplexity; nothing in this run was paired with FP16."
+    )
+    return map_plot(
+        Plot("domains", "Perplexity by domain", caption, Table(("Variant", *found), ())),
+        {name: [_domain_cell(each, paired) for each in line] for name, line in estimates.items()},
+        colorscale=BETTER_OR_WORSE if paired else NEUTRAL,
+        zmin=-max(known) if paired else min(known),
+        zmax=max(known) or 1.0,
+    )
+
+
+def _domain_cell(estimate: Estimate | None, paired: bool) -> MapCell:
+    if estimate is None:
+        return MapCell(None, MISSING, MISSING)
+    doubt = "~" * (paired and not estimate.differs_from_zero)
+    short = estimate.text(1, signed=paired, error=False)
+    return MapCell(estimate.value, doubt + short, estimate.text(2, signed=paired))
+
+
+def _group_table(task: str, rows: Sequence[VariantRow]) -> Table | None:
+    """Accuracy by groups of subjects, where any variant did better than guessing."""
+    measured = [row for row in rows if _names([row], task, "accuracy/")]
+    guessed = {row.variant for row in measured if row.at_chance(task)}
+    if len(guessed) == len(measured):
+        return None
+    groups = _names(measured, task, "accuracy/")
+    body = tuple(
+        (
+            row.variant + "*" * (row.variant in guessed),
+            *(figure_text(row.estimate(task, f"accuracy/{name}", 100), 1) for name in groups),
+        )
+        for row in measured
+    )
+    headings = ("Variant", *(name.replace("_", " ") for name in groups))
+    title = f"{MMLU_TASKS[task]} by group of subjects, % ± standard error"
+    return Table(headings, body, title=title + "; * guessing" * bool(guessed), folded=True)
+
+
+def flips(shown: ReportedRun) -> Section | None:
+    """MMLU's answers that changed against FP16: subjects by variants, most flips first."""
+    reference = reference_row(shown.rows)
+    others = [r for r in shown.rows if "mmlu" in r.records and r is not reference]
+    if not others:
+        return None
+    base = reference.records.get("mmlu") if reference else None
+    found = [(row.variant, _by_subject(row.records["mmlu"], base)) for row in others if base]
+    counted = {variant: subjects for variant, subjects in found if subjects}
+    parts = _flips_drawn(counted) if counted else (Paragraph(NO_REFERENCE),)
+    return Section("flips", "Answers that flipped", parts)
+
+
+def _by_subject(record: Record, base: Record) -> _Answers:
+    """Empty where the two were not asked the same questions."""
+    same = all(record.settings.get(key) == base.settings.get(key) for key in ("data", "subjects"))
+    if not same or not len(record.items) or not len(base.items):
+        return {}
+    pairs = zip(base.items.column("answer"), record.items.column("answer"), strict=True)
+    subjects = cast("Sequence[tuple[str, int]]", record.settings.get("subjects") or ())
+    # Letters of right answers are capitals.
+    return {
+        name: Counter((old.isupper(), new.isupper()) for old, new in islice(pairs, size))
+        for name, size in subjects
+    }
+
+
+def _flips_drawn(counted: Mapping[str, _Answers]) -> tuple[Paragraph | Plot, ...]:
+    subjects = {name: own.total() for name, own in next(iter(counted.values())).items()}
+    flipped = {
+        name: sum(own[name][True, False] + own[name][False, True] for own in counted.values())
+        for name in subjects
+    }
+    moved = sorted(filter(flipped.get, subjects), key=lambda name: -flipped[name])
+    steady = len(subjects) - len(moved)
+    intro = Paragraph(
+        "A flip is an answer that became wrong or became right. Equal numbers of both leave the "
+        "accuracy as it was, yet the model changed."
+        + f" {steady} of {len(subjects)} subjects did not flip in any variant."
+        * bool(steady)
+    )
+    if not moved:
+        return (intro,)
+    cells = {
+        f"{name.replace('_', ' ')} ({subjects[name]})": [
+            _flips_cell(own[name]) for own in counted.values()
+        ]
+        for name in moved
+    }
+    caption = (
+        "− became wrong, + became right; colour: their share of the subject's questions, whose "
+        "number stands behind its name."
+    )
+    plot = Plot("flips", "Flips by subject", caption, Table(("Subject", *counted), ()))
+    return (intro, map_plot(plot, cells, colorscale=WORSE, zmin=0.0))
+
+
+def _flips_cell(answers: Counter[tuple[bool, bool]]) -> MapCell:
+    wrong, right = answers[True, False], answers[False, True]
+    if not wrong and not right:
+        return MapCell(0.0, "", "0")
+    text = f"−{wrong} +{right}"
+    return MapCell((wrong + right) / answers.total(), text, text)
+
+
+def samples(shown: ReportedRun) -> Section | None:
+    """The same prompts continued by every variant; what differs from FP16's text is marked."""
+    texts = {row.variant: found for row in shown.rows if (found := _texts(row))}
+    if not texts:
+        return None
+    prompts = {name: sample["prompt"] for own in texts.values() for name, sample in own.items()}
+    reference = reference_row(shown.rows)
+    base = texts.get(reference.variant, {}) if reference else {}
+    marked = " Text is marked from its first difference from FP16's on." * bool(base)
+    intro = Paragraph(f"Greedy decoding.{marked} A difference is not a fault: judge by reading.")
+    groups = tuple(
+        Excerpts(
+            name,
+            prompt,
+            tuple(
+                _excerpt(variant, own[name]["text"], None if own is base else base.get(name))
+                for variant, own in texts.items()
+                if name in own
+            ),
+        )
+        for name, prompt in prompts.items()
+    )
+    return Section("samples", "Samples", (intro, *groups))
+
+
+def _texts(row: VariantRow) -> Mapping[str, Mapping[str, str]]:
+    """Name of a prompt -> ``prompt`` and ``text``."""
+    record = row.records.get("samples")
+    stored = record.side.get("samples") if record else None
+    return {
+        str(sample.get("name")): {key: str(sample.get(key, "")) for key in ("prompt", "text")}
+        for sample in (stored if isinstance(stored, list) else [])
+        if isinstance(sample, Mapping)
+    }
+
+
+def _excerpt(variant: str, text: str, reference: Mapping[str, str] | None) -> Excerpt:
+    if reference is None:
+        return Excerpt(variant, text, "")
+    pairs = zip(reference["text"], text, strict=False)
+    same = "".join(new for _, new in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    note = "same as FP16" if text == reference["text"] else ""
+    return Excerpt(variant, same, text[len(same) :], note)
