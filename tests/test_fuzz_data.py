@@ -7,7 +7,7 @@ import codecs
 import os
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from ewq.data.mmlu import load_mmlu
@@ -47,6 +47,7 @@ def mutated(draw, original):
 
 
 def require_one_line(error: EwqError, file: Path, *, named: bool = True) -> None:
+    event("refused")
     message = str(error)
     assert str(file) in message or not named
     assert "\n" not in message

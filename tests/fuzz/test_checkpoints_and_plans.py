@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from ewq.checkpoint.layout import check_original
-from ewq.checkpoint.opening import open_checkpoint
+from ewq.checkpoint.opening import Checkpoint, open_checkpoint
+from ewq.cli.terminal import plan_lines
 from ewq.errors import InputError
 from ewq.planning.analysis import analyze
 from ewq.planning.diff import diff_plans
@@ -39,10 +40,14 @@ def shards(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def plan(folder: Path) -> QuantizationPlan:
-    return analyze(folder, cache=False).plan(target_bpw=14)
+    # With room for both formats: a plan that is not changed must pass every check below.
+    made = analyze(folder, cache=False).plan(target_bpw=14.5, target="gguf")
+    use(made, made, open_checkpoint(folder))
+    return made
 
 
 def require_one_line(error: InputError) -> None:
+    event("refused")
     assert "\n" not in str(error)
 
 
@@ -56,6 +61,14 @@ def planned(folder: Path) -> QuantizationPlan | None:
         return None
     assert json.loads(json.dumps(made.to_json(), allow_nan=False))
     return made
+
+
+def use(plan: QuantizationPlan, other: QuantizationPlan, checkpoint: Checkpoint) -> None:
+    """What commands do with a plan that they have read."""
+    check_plan(plan, checkpoint)
+    check_budget(plan, checkpoint, "nf4")
+    diff_plans({"one": other, "other": plan}).to_json()
+    list(plan_lines(plan, 1000))
 
 
 @fuzzed
@@ -100,10 +113,7 @@ def test_a_mutated_plan_is_read_whole_or_refused(
         found = read_plan(path)
         write_plan(found, place / "again.json")
         assert read_plan(place / "again.json") == found
-        checkpoint = open_checkpoint(folder)
-        check_plan(found, checkpoint)
-        check_budget(found, checkpoint, "gguf")
-        diff_plans({"one": plan, "other": found}).to_json()
+        use(found, plan, open_checkpoint(folder))
     except InputError as error:
         require_one_line(error)
     assert {entry.name for entry in place.iterdir()} <= {"plan.json", "again.json"}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from ewq.errors import EwqError
@@ -82,4 +82,5 @@ def test_a_changed_run_is_read_or_refused_in_one_line(folder, schema, data):
         told = ""
     except EwqError as error:
         told = str(error)
+        event("refused")
     assert "\n" not in told
