@@ -1,8 +1,4 @@
-"""Entropy-weighted quantization of language models: plan, apply, benchmark.
-
-Importing this package is cheap: the public names below are resolved on first
-use, so ``import ewq`` never imports torch.
-"""
+"""Entropy-weighted quantization of language models; public names are imported on first use."""
 
 from __future__ import annotations
 
@@ -38,7 +34,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import the module that defines a public name when it is first asked for (PEP 562)."""
     if name not in _HOME_OF:
         raise AttributeError(f"module 'ewq' has no attribute {name!r}")
     return getattr(import_module(_HOME_OF[name]), name)

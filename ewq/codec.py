@@ -39,11 +39,10 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: type[T], data: Any, where: str = "") -> T:
-    """A dataclass from parsed JSON.
+    """A dataclass from parsed JSON; ``where`` names it in errors.
 
     Annotations may be ``str``, ``bool``, ``int``, ``float``, enums, dataclasses, ``X | None``,
-    ``Mapping[str, X]``, ``tuple[X, ...]`` and tuples of fixed length; others pass unchecked.
-    Fields with defaults may be missing. ``where`` names the object in errors.
+    ``Mapping[str, X]`` and tuples; others pass unchecked. Fields with defaults may be missing.
 
     Raises:
         CodecError: a missing or unknown key, or a value of another kind.

@@ -1,7 +1,6 @@
 """Loading with transformers, and what its errors come from, in one line.
 
-transformers catches whatever a conversion raises, goes on with the next tensor, and in the end
-raises a RuntimeError that does not say what happened: running out of memory, for one.
+transformers goes on after a conversion failed, and in the end raises a RuntimeError of no cause.
 """
 
 from __future__ import annotations
@@ -34,18 +33,15 @@ def load_pretrained(kind: Any, folder: Path, label: str, **options: Any) -> Any:
     """``kind.from_pretrained(folder, **options)``, with all its weights and no code of its own.
 
     Raises:
-        CheckpointError: files or config make no sense to transformers, or weights are absent, which
-            it would fill with random values. What a conversion raised is raised itself.
+        CheckpointError: files or config make no sense to transformers, or weights are absent.
     """
     with refusals(label):
         model, report = kind.from_pretrained(
             folder, output_loading_info=True, trust_remote_code=False, **options
         )
     if absent := sorted(report.get("missing_keys") or ()):
-        raise CheckpointError(
-            f"{label} lacks {len(absent)} of the model's weights, such as {absent[0]}: it is "
-            "incomplete, or no causal language model"
-        )
+        lacks = f"{label} lacks {len(absent)} of the model's weights, such as {absent[0]}"
+        raise CheckpointError(f"{lacks}: it is incomplete, or no causal language model")
     return model
 
 
@@ -67,9 +63,8 @@ def refusals(label: str) -> Iterator[None]:
             raise _errors[0] from None
         if MISMATCHED not in str(error):
             raise
-        raise CheckpointError(
-            f"cannot load {label}: its weights have other shapes than its config.json says"
-        ) from error
+        reason = "its weights have other shapes than its config.json says"
+        raise CheckpointError(f"cannot load {label}: {reason}") from error
     finally:
         _errors.clear()
 

@@ -1,9 +1,4 @@
-"""What can go wrong, and how loudly.
-
-Every error a user can cause or meet is an :class:`EwqError` whose message is
-one line that says what to do. The command line turns the class into an exit
-code; pytest turns it into a usage error or a failed test.
-"""
+"""What can go wrong: every error that a user can meet is one line that says what to do."""
 
 from __future__ import annotations
 

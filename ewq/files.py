@@ -62,11 +62,7 @@ def write_cached(kind: str, key: str, value: object) -> None:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Replace ``path`` by ``text`` (UTF-8) in one step, creating its folder.
-
-    Raises:
-        EwqError: the folder cannot be written or the disk is full; ``path`` is untouched.
-    """
+    """Replace ``path`` by ``text`` (UTF-8) in one step; an EwqError leaves ``path`` untouched."""
     with _said_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=SCRATCH)
@@ -87,9 +83,7 @@ def whole_folder(target: Path, *, shared: bool = False) -> Iterator[Path]:
     """A folder to work in, which becomes ``target`` when the block ends without an error.
 
     Where several processes make the same ``shared`` folder, the work of the first to finish stays.
-
-    Raises:
-        EwqError: the folder cannot be written (full disk, no permission, or taken meanwhile).
+    An EwqError where it cannot be written: full disk, no permission, or taken meanwhile.
     """
     with _said_of(target), scratch_beside(target) as work:
         yield work
@@ -106,9 +100,6 @@ def scratch_beside(out: Path) -> Iterator[Path]:
     """A hidden folder on the disk of ``out`` that is removed whatever happens.
 
     One that a killed process left behind is removed by the next that works in the same place.
-
-    Raises:
-        EwqError: the folder of ``out`` cannot be written.
     """
     with _said_of(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +126,7 @@ def _remove_abandoned(folder: Path) -> None:
 def _locked(folder: Path) -> int | None:
     """A descriptor that holds the folder until closed; ``None`` where another process has it.
 
-    Windows has no such locks: there nothing is held, and nothing taken for abandoned.
+    Windows has no such locks.
     """
     if sys.platform == "win32":
         return None
@@ -151,12 +142,9 @@ def _locked(folder: Path) -> int | None:
 
 
 def check_output(path: Path, *, folder: bool = False, needed_bytes: int = 0) -> None:
-    """Refuse an output that could not be written, before any work for it; nothing is made.
+    """Raise an InputError for an output that could not be written, before any work for it.
 
     ``path`` is a file to write or replace, or a ``folder`` that must not exist or be empty.
-
-    Raises:
-        InputError: a name too long, something in the way, no permission, or no room.
     """
     try:
         with suppress(FileNotFoundError):
@@ -173,8 +161,7 @@ def check_output(path: Path, *, folder: bool = False, needed_bytes: int = 0) -> 
         raise InputError(f"cannot write {path}: {above} is not a folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise InputError(f"cannot write {path}: no permission to write to {above}")
-    free = shutil.disk_usage(above).free
-    if free < needed_bytes:
+    if (free := shutil.disk_usage(above).free) < needed_bytes:
         needs = f"{path} needs at least {needed_bytes / 1e9:.2f} GB"
         raise InputError(f"{needs}, and the disk of {above} has {free / 1e9:.2f} GB free")
 

@@ -1,8 +1,4 @@
-"""The interface between tasks and engines.
-
-Tasks see token ids only, those of the checkpoint's own tokenizer for every engine, so that
-differences between engines are never differences of tokenization.
-"""
+"""The interface between tasks and engines: token ids, of one tokenizer for all engines."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ TokenIds = Sequence[int]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Facts about a loaded model that never change while it is loaded."""
+    """Facts about a loaded model."""
 
     engine: str
     """``transformers`` or ``llama.cpp``."""
@@ -62,9 +58,8 @@ class Generation:
 class LanguageModel(Protocol):
     """A causal language model that has been loaded and must be closed.
 
-    All log-probabilities are natural logarithms, from a float32 log-softmax over the full
-    vocabulary. A sequence longer than ``info.context_length`` raises
-    :class:`ewq.errors.MeasurementError`: nothing is ever truncated.
+    Log-probabilities are natural, from a float32 log-softmax over the full vocabulary. A sequence
+    longer than ``info.context_length`` raises a MeasurementError: nothing is ever truncated.
     """
 
     info: ModelInfo

@@ -85,13 +85,9 @@ class Step:
 
 
 class TerminalProgress:
-    """Draws to the right of the cursor and leaves it where it was.
+    """Draws to the right of the cursor and leaves it where it was, so that nothing is erased.
 
-    So whatever is written next stands where it would have stood, and nothing before it is erased.
-
-    Args:
-        write: writes to the terminal at once.
-        room: the cells that are free to the right of the cursor.
+    ``write`` must write at once; ``room`` tells the free cells to the right of the cursor.
     """
 
     def __init__(self, write: Callable[[str], None], room: Callable[[], int]) -> None:

@@ -1,8 +1,7 @@
 """Paired and clustered statistics, built on scipy.
 
-Two measurements of the same items are compared item by item: what both share cancels. Items of
-one document or subject are not independent, so errors are computed over *clusters*: totals of
-whole documents or subjects.
+Measurements of the same items are compared item by item: what both share cancels. Items of one
+document or subject are not independent, so errors are computed over *clusters*, their totals.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ BOOTSTRAP_SEED = 20250307
 FEWEST_CLUSTERS = 4
 """With fewer documents or subjects there is no error to be had from them; their items stand in."""
 _FEWEST_TO_BOOTSTRAP = 20
-# Resampled indices held at once by the bootstrap: 16 MB of int64.
 _BOOTSTRAP_BATCH_ELEMENTS = 2_000_000
+"""Resampled indices held at once: 16 MB of int64."""
 
 
 class Interval(NamedTuple):
@@ -86,8 +85,7 @@ class Quantile(NamedTuple):
 def mcnemar_exact(n01: int, n10: int) -> float:
     """Two-sided exact McNemar p-value of ``n01`` against ``n10`` discordant pairs.
 
-    Under equality each discordant pair falls either way with probability one
-    half: ``min(1, 2 P(Bin(n01 + n10, 1/2) <= min(n01, n10)))`` (McNemar 1947).
+    ``min(1, 2 P(Bin(n01 + n10, 1/2) <= min(n01, n10)))`` (McNemar 1947).
     """
     from scipy.stats import binomtest
 
@@ -105,11 +103,8 @@ def paired_accuracy(
 ) -> PairedAccuracy:
     """Compare right (1) and wrong (0) answers to the same questions, each ``[n]``.
 
-    ``clusters`` are the questions' subjects; with fewer than :data:`FEWEST_CLUSTERS` of them
-    questions count as independent.
-
-    Raises:
-        MeasurementError: the lengths differ or there is no question.
+    ``clusters`` are the questions' subjects, see :func:`clusters_of`. A MeasurementError where
+    lengths differ or there is no question.
     """
     base, new = _pair(base_correct, new_correct)
     difference, ones = new - base, np.ones(len(new))
@@ -141,14 +136,10 @@ def clusters_of(labels: Sequence[Hashable]) -> Sequence[Hashable] | None:
 def clustered_ratio(
     totals: ArrayLike, sizes: ArrayLike, clusters: Clusters = None
 ) -> RatioEstimate:
-    """``sum(totals) / sum(sizes)`` with a standard error over clusters.
+    """``sum(totals) / sum(sizes)``, each ``[n]``, with a standard error over clusters.
 
-    The linearised (ratio estimator's) error, for ``G`` clusters ``g``:
-    ``sqrt(G/(G-1) * sum_g (T_g - ratio * S_g)^2) / sum(sizes)``. With unit
-    sizes and every item its own cluster that is ``sd(ddof=1) / sqrt(n)``.
-
-    ``totals`` and ``sizes``, each ``[n]``, are what items add to numerator (nats, right answers)
-    and denominator (tokens, bytes, questions). Without ``clusters`` every item is its own.
+    The linearised (ratio estimator's) error, for ``G`` clusters ``g``, by default one an item:
+    ``sqrt(G/(G-1) * sum_g (T_g - ratio * S_g)^2) / sum(sizes)``.
 
     Raises:
         MeasurementError: no item, lengths that differ, or a cluster without size.
@@ -174,8 +165,7 @@ def bootstrap_clustered(
 ) -> Interval:
     """95 % percentile-bootstrap interval of ``sum(totals) / sum(sizes)``, drawing whole clusters.
 
-    Too narrow with fewer than about twenty clusters; of no width with one. Other arguments and
-    errors are those of :func:`clustered_ratio`.
+    Too narrow with fewer than about twenty clusters; of no width with one.
     """
     from scipy.stats import bootstrap
 
@@ -203,8 +193,7 @@ def paired_interval(
     """95 % bounds of ``sum(totals) / sum(sizes)`` that hold for few clusters too.
 
     By the clustered bootstrap from twenty clusters on; with fewer, or where no item differs, by
-    Student's t over the standard error, which is taken to be ``least_stderr`` at least. Other
-    arguments and errors are those of :func:`clustered_ratio`.
+    Student's t over the standard error, which is taken to be ``least_stderr`` at least.
     """
     estimate = clustered_ratio(totals, sizes, clusters)
     if estimate.clusters >= _FEWEST_TO_BOOTSTRAP and estimate.stderr:
@@ -229,8 +218,7 @@ def two_sided_p(value: float, stderr: float, df: float | None = None) -> float:
 def noninferiority(delta: float, stderr: float, margin: float, df: float | None = None) -> float:
     """One-sided p-value of ``true difference > -margin``: of data this good were it ``-margin``.
 
-    Higher must be better: negate a difference where lower is better. ``df``
-    are the degrees of freedom of ``stderr`` (clusters - 1), ``None`` for the normal.
+    Higher must be better. ``df`` are the degrees of freedom of ``stderr``, ``None`` for the normal.
 
     Raises:
         MeasurementError: an argument is not finite, or ``stderr`` negative.
@@ -245,8 +233,7 @@ def noninferiority(delta: float, stderr: float, margin: float, df: float | None 
 def smallest_detectable_difference(stderr: float, df: float | None = None) -> float:
     """True difference that a two-sided test at ``ALPHA`` finds with probability ``POWER``.
 
-    ``(q(1 - ALPHA/2) + q(POWER)) * stderr`` with the normal's quantiles, or
-    Student's for ``df`` degrees of freedom.
+    ``(q(1 - ALPHA/2) + q(POWER)) * stderr``, normal quantiles or Student's for ``df``.
     """
     return (_quantile(1 - ALPHA / 2, df) + _quantile(POWER, df)) * stderr
 
@@ -254,20 +241,16 @@ def smallest_detectable_difference(stderr: float, df: float | None = None) -> fl
 def share_stderr(count: int, n: int) -> float:
     """Standard error of ``count`` of ``n``: ``sqrt(p (1 - p) / (n - 1))``, and never nothing.
 
-    Where all or none are counted that would be zero, though the next one may well differ. There
-    ``n`` and ``p`` are taken with two more of either kind (Agresti and Coull 1998):
-    ``sqrt(p' (1 - p') / n')`` with ``n' = n + 4`` and ``p' = (count + 2) / n'``.
-
-    Raises:
-        MeasurementError: nothing was counted.
+    Where that would be zero, though the next one may well differ, two more of either kind count
+    (Agresti and Coull 1998): ``n' = n + 4`` and ``p' = (count + 2) / n'`` in ``p' (1 - p') / n'``.
+    A MeasurementError where nothing was counted.
     """
     if n < 1:
         raise MeasurementError("nothing was counted, so a share of it has no error")
     if 0 < count < n:
         return math.sqrt(count / n * (1 - count / n) / (n - 1))
-    widened = n + 4
-    share = (count + 2) / widened
-    return math.sqrt(share * (1 - share) / widened)
+    share = (count + 2) / (n + 4)
+    return math.sqrt(share * (1 - share) / (n + 4))
 
 
 def pooled_stderr(stderrs: Sequence[float], sizes: Sequence[int]) -> float:
@@ -283,9 +266,9 @@ def pooled_stderr(stderrs: Sequence[float], sizes: Sequence[int]) -> float:
 def quantile(values: ArrayLike, share: float) -> Quantile:
     """The ``share`` quantile (linear interpolation) and its Maritz-Jarrett standard error.
 
-    The error is the spread of the order statistics under the beta distribution of a quantile's
-    position, with Harrell and Davis's parameters ``(n + 1) share`` and ``(n + 1)(1 - share)``, so
-    that two values are enough. Values are taken as independent.
+    The error is the spread of the order statistics, as of independent values, under the beta
+    distribution of a quantile's position with Harrell and Davis's parameters ``(n + 1) share`` and
+    ``(n + 1)(1 - share)``.
 
     Raises:
         MeasurementError: fewer than two values, or a share outside ``(0, 1)``.
@@ -295,9 +278,7 @@ def quantile(values: ArrayLike, share: float) -> Quantile:
     ordered = np.sort(np.asarray(values, dtype=np.float64).ravel())
     n = len(ordered)
     if n < 2 or not 0 < share < 1:
-        raise MeasurementError(
-            f"no error for the {share} quantile of {n} values: at least 2 are needed"
-        )
+        raise MeasurementError(f"no error for the {share} quantile of {n} values: 2 are needed")
     ranks = np.arange(n + 1) / n
     weights = np.diff(betainc((n + 1) * share, (n + 1) * (1 - share), ranks))
     value = float(np.quantile(ordered, share))

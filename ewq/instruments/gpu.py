@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from ewq.errors import BackendUnavailable, MeasurementError
-from ewq.instruments.memory import PeakWatch, SampledPeak
+from ewq.instruments.memory import SampledPeak
 
 ALL = "cuda:all"
 """A model spread over every GPU of the machine, block by block."""
@@ -26,7 +25,6 @@ SLOWDOWNS = {
 }
 """NVML's clock event reasons that say the card is slower than it should be. The power cap (0x4)
 is the normal state of a card under load and not among them."""
-MILLIWATTS = 1000
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,7 @@ class ClockState:
 
 
 class Gpus:
-    """The GPUs that hold one model, read as one.
-
-    Args:
-        uuids: ``GPU-...`` as ``nvidia-smi -L`` prints them, at least one.
-        nvml: the ``pynvml`` module, or what stands in for it.
+    """The GPUs that hold one model, read as one; at least one ``GPU-...`` of ``nvidia-smi -L``.
 
     Raises:
         BackendUnavailable: there is no NVIDIA driver.
@@ -58,19 +52,14 @@ class Gpus:
     name = "nvml-device"
 
     def __init__(self, uuids: Sequence[str], nvml: Any = None) -> None:
-        if nvml is None:
-            try:
-                nvml = import_module("pynvml")
-            except ImportError as error:
-                raise BackendUnavailable(
-                    "GPU memory needs nvidia-ml-py: pip install nvidia-ml-py"
-                ) from error
+        import pynvml
+
+        self._nvml = nvml or pynvml
         try:
-            nvml.nvmlInit()
-        except nvml.NVMLError as error:
+            self._nvml.nvmlInit()
+        except self._nvml.NVMLError as error:
             reason = f"no NVIDIA driver to read GPU memory from: {error}"
             raise BackendUnavailable(reason) from error
-        self._nvml = nvml
         self._uuids = ", ".join(uuids)
         self._handles = [self._find(uuid) for uuid in uuids]
 
@@ -89,15 +78,14 @@ class Gpus:
             used = (self._nvml.nvmlDeviceGetMemoryInfo(handle).used for handle in self._handles)
             return sum(map(int, used))
 
-    def watch(self) -> PeakWatch:
+    def watch(self) -> SampledPeak:
         """Peak of the sum by sampling: the driver keeps none."""
         return SampledPeak(self.used_bytes)
 
     def shared_with(self) -> int:
         """Compute processes besides this one on the GPU that has most of them.
 
-        Process ids are the host's, which differ from a container's, so they are
-        counted, not compared.
+        Counted, not compared: their ids are the host's, not the container's.
         """
         try:
             processes = map(self._nvml.nvmlDeviceGetComputeRunningProcesses, self._handles)
@@ -112,18 +100,17 @@ class Gpus:
             reasons = [int(nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu)) for gpu in gpus]
             clocks = [int(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM)) for gpu in gpus]
             heat = [nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU) for gpu in gpus]
-            power = [nvml.nvmlDeviceGetPowerUsage(gpu) / MILLIWATTS for gpu in gpus]
+            power_w = [nvml.nvmlDeviceGetPowerUsage(gpu) / 1000 for gpu in gpus]
         slowdowns = (name for bit, name in SLOWDOWNS.items() if any(of & bit for of in reasons))
-        return ClockState(min(clocks), int(max(heat)), sum(power), tuple(slowdowns))
+        return ClockState(min(clocks), int(max(heat)), sum(power_w), tuple(slowdowns))
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
         try:
             yield
         except self._nvml.NVMLError as error:
-            raise MeasurementError(
-                f"cannot read the {what} of GPU {self._uuids}: {error}"
-            ) from error
+            message = f"cannot read the {what} of GPU {self._uuids}: {error}"
+            raise MeasurementError(message) from error
 
 
 def gpus_of(device: str) -> list[str]:
@@ -138,8 +125,7 @@ def gpus_of(device: str) -> list[str]:
 def open_gpus(device: str) -> Gpus | None:
     """The GPUs that a device name means, CUDA contexts created; ``None`` for a CPU.
 
-    Raises:
-        BackendUnavailable: torch sees no such device, or there is no driver.
+    A BackendUnavailable where torch sees no such device, or there is no driver.
     """
     uuids = [_start(name) for name in gpus_of(device)]
     return Gpus(uuids) if uuids else None
@@ -158,11 +144,7 @@ def uuid_of(properties: Any) -> str:
 
 
 def _start(device: str) -> str:
-    """The UUID of a GPU whose CUDA context and cuBLAS now exist.
-
-    They cost hundreds of megabytes; without this, whichever variant starts first would be
-    charged for them.
-    """
+    """The UUID of a GPU whose CUDA context and cuBLAS, hundreds of megabytes, now exist."""
     import torch
 
     try:

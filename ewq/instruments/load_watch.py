@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ewq.errors import MeasurementError
-from ewq.instruments.gpu import gpus_of, open_gpus
-from ewq.instruments.memory import MemoryInstrument, ProcessMemory, release_free_memory
+from ewq.instruments.gpu import Gpus, gpus_of, open_gpus
+from ewq.instruments.memory import ProcessMemory, release_free_memory
 
 T = TypeVar("T")
+MemoryInstrument = Gpus | ProcessMemory
 
 # Imported before the clock starts: else the first model loaded would pay for them. What
 # ``transformers`` imports at first use (some 150 MB) is named by its modules.
@@ -56,27 +57,19 @@ def watch_loading(
     with memory.watch() as watch:
         started_s = time.perf_counter()
         loaded = load()
-        _synchronize(device)
+        for gpu in gpus_of(device):
+            import torch
+
+            torch.cuda.synchronize(gpu)
         load_s = time.perf_counter() - started_s
     peak = max(0, watch.peak_bytes - ram_baseline)
     return loaded, LoadReading(load_s, peak, ram_baseline, device_baseline)
 
 
 def instrument_for(device: str) -> MemoryInstrument:
-    """The one instrument of a kind of device, the same for every engine.
-
-    Raises:
-        MeasurementError: a device without an instrument.
-    """
+    """The one instrument of a kind of device; a MeasurementError where it has none."""
     if device == "cpu":
         return ProcessMemory()
     if gpus := open_gpus(device):
         return gpus
     raise MeasurementError(f"no instrument reads the memory of device {device!r}; use cpu or cuda")
-
-
-def _synchronize(device: str) -> None:
-    for gpu in gpus_of(device):
-        import torch
-
-        torch.cuda.synchronize(gpu)

@@ -9,38 +9,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 PROC = Path("/proc/self")
-
-
-class PeakWatch(Protocol):
-    """A context manager that knows the peak of what it watched after its end."""
-
-    peak_bytes: int
-
-    def __enter__(self) -> PeakWatch: ...
-
-    def __exit__(self, *raised: object) -> None: ...
-
-
-class MemoryInstrument(Protocol):
-    """Reads the memory of one place: a GPU or this process."""
-
-    name: str
-    """How it measures, as stored in the settings: ``nvml-device`` or ``process-rss``."""
-
-    def used_bytes(self) -> int:
-        """Bytes in use now."""
-
-    def watch(self) -> PeakWatch:
-        """A watch on the peak of :meth:`used_bytes`."""
-
-    def shared_with(self) -> int:
-        """Other processes whose memory the readings include."""
 
 
 class SampledPeak:
@@ -75,6 +49,7 @@ class ProcessMemory:
     """Resident set size, with the kernel's own peak where it can be reset (Linux)."""
 
     name = "process-rss"
+    """How it measures, as stored in the settings."""
 
     def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
@@ -85,7 +60,7 @@ class ProcessMemory:
 
         return int(psutil.Process().memory_info().rss)
 
-    def watch(self) -> PeakWatch:
+    def watch(self) -> KernelPeak | SampledPeak:
         """The kernel's high-water mark; by sampling where it cannot be reset."""
         try:
             with KernelPeak(self._proc):
@@ -114,11 +89,7 @@ class KernelPeak:
 
 
 def high_water_mark_bytes(proc: Path = PROC) -> int:
-    """``VmHWM`` of ``proc/status`` in bytes.
-
-    Raises:
-        OSError: there is no such file, or it has no such line.
-    """
+    """``VmHWM`` of ``proc/status`` in bytes; an OSError without such a file or line."""
     for line in (proc / "status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -150,10 +121,9 @@ def trim_heap() -> None:
 def weights_bytes(model: torch.nn.Module, checkpoint_dtype: torch.dtype | None = None) -> int:
     """Bytes of every distinct stored tensor of a loaded model; tied tensors count once.
 
-    Counted are parameters, persistent buffers and the scales, code tables and nested statistics
-    that bitsandbytes keeps beside its packed weights. Where the model computes in a wider type than
-    its checkpoint has, raw parameters count with the checkpoint's width: what a variant weighs is a
-    property of its artefact.
+    Counted are parameters, persistent buffers and all that bitsandbytes keeps beside its packed
+    weights. Raw parameters count with the checkpoint's width where the model computes in a wider
+    type: what a variant weighs is a property of its artefact.
     """
     raw = {id(p) for p in model.parameters() if p.is_floating_point()}
     sizes = {}

@@ -21,8 +21,7 @@ def wait_without_spinning() -> None:
 class ProcessorWait:
     """A context manager that reads how long this process's threads waited for a core.
 
-    The kernel counts, for every thread, the time it ran and the time it could have run but had
-    to wait (``schedstat``). On an idle machine the second is next to nothing, whatever the model.
+    The kernel counts for every thread the time it ran and the time it had to wait (``schedstat``).
     """
 
     def __enter__(self) -> ProcessorWait:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from ewq.errors import MeasurementError
 from ewq.instruments.gpu import gpus_of
-from ewq.instruments.load_watch import LoadReading, instrument_for
-from ewq.instruments.memory import MemoryInstrument, release_free_memory
+from ewq.instruments.load_watch import LoadReading, MemoryInstrument, instrument_for
+from ewq.instruments.memory import release_free_memory
 from ewq.measurement import Json, Metric, TaskResult
 from ewq.tasks.encoding import require_context
 from ewq.tasks.throughput import SEED, random_prompts
