@@ -15,6 +15,7 @@ import typer
 
 from ewq.cli.export import export
 from ewq.cli.fit import fit, imatrix
+from ewq.cli.history import history
 from ewq.cli.plan import diff, plan
 from ewq.cli.quantize import quantize
 from ewq.cli.report import compare, report
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (plan, fit, imatrix, diff, quantize, export, compare, report):
+for command in (plan, fit, imatrix, diff, quantize, export, compare, report, history):
     app.command(command.__name__)(command)
 
 

@@ -33,7 +33,7 @@ def report(
         ),
     ] = None,
     format_: Annotated[
-        Literal["html", "md", "json", "csv"] | None,
+        Literal["html", "md", "json", "csv", "github-smaller", "github-bigger", "bencher"] | None,
         typer.Option("--format", help="By default as the output's name ends, or html."),
     ] = None,
     output: Annotated[
@@ -48,7 +48,7 @@ def report(
     storage: Storage = ".benchmarks",
 ) -> None:
     """Show one or more stored runs as a self-contained page, Markdown, JSON or CSV."""
-    from ewq.report.formats import FORMATS, format_of
+    from ewq.report.formats import EXPORTS, FORMATS, format_of
     from ewq.report.sections import make_page
     from ewq.storage.runs import newest_run, resolve_run, storage_path
 
@@ -57,7 +57,8 @@ def report(
     write = writer(target)
     folder = storage_path(storage)
     found = [resolve_run(text, folder) for text in runs or ()] or [newest_run(folder)]
-    text = FORMATS[chosen](make_page(list({run.path.resolve(): run for run in found}.values())))
+    page = make_page(list({run.path.resolve(): run for run in found}.values()))
+    text = {**FORMATS, **EXPORTS}[chosen](page)
     write(text)
     if target != STDOUT:
         print(f"wrote {target} ({len(text.encode()) / 1e6:.1f} MB)", file=sys.stderr)

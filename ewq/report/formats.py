@@ -12,7 +12,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from markupsafe import Markup
 from ewq.errors import InputError
 from ewq.report.document import Page, Plot
 from ewq.report.escaping import csv_text, markdown_block, markdown_text, printable
+from ewq.report.rows import Estimate
+from ewq.tasks.table import figure_of
 
 _SUFFIXES = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".csv": "csv"}
 _FIGURES = ("value", "stderr", "n", "unit", "higher_is_better")
@@ -90,16 +93,65 @@ def to_json(page: Page) -> str:
 
 def to_csv(page: Page) -> str:
     """One line for each metric of each variant; what is unknown is empty."""
+    return csv_of(
+        ("variant", "task", "metric", *_FIGURES, "verdict"),
+        (
+            (*names, *(metric[key] for key in _FIGURES), record["verdict"])
+            for names, metric, record in _metrics(page)
+        ),
+    )
+
+
+def csv_of(headings: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table for spreadsheets, without formulas in its texts."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("variant", "task", "metric", *_FIGURES, "verdict"))
+    writer.writerow(headings)
+    for row in rows:
+        writer.writerow(csv_text(cell) if isinstance(cell, str) else cell for cell in row)
+    return buffer.getvalue()
+
+
+def _metrics(page: Page) -> Iterator[tuple[tuple[str, str, str], dict[str, Any], dict[str, Any]]]:
+    """Variant, task and name of each metric of a report; the metric; its record."""
     for row in page.data["variants"]:
         for task, record in row["tasks"].items():
             for name, metric in record["metrics"].items():
-                words = (csv_text(text) for text in (row["variant"], task, name))
-                figures = (metric[key] for key in _FIGURES)
-                writer.writerow((*words, *figures, record["verdict"]))
-    return buffer.getvalue()
+                yield (row["variant"], task, name), metric, record
+
+
+def _gated(page: Page) -> Iterator[tuple[tuple[str, str, str], dict[str, Any], float]]:
+    """What a baseline gates, with half of its 95 % interval: the rest would drown it in charts."""
+    for (variant, task, name), metric, _ in _metrics(page):
+        if (figure := figure_of(task, name)) and figure.tolerance:
+            half = Estimate(metric["value"], metric["stderr"], metric["freedom"]).half_width
+            yield (variant, task, name), metric, half
+
+
+def to_github(page: Page, *, bigger: bool) -> str:
+    """What github-action-benchmark reads; a file of its holds one direction only."""
+    entries = [
+        {
+            "name": " ".join(names),
+            "unit": metric["unit"],
+            "value": metric["value"],
+            "extra": f"n {metric['n']}",
+        }
+        | ({"range": f"± {half:.4g}"} if half else {})
+        for names, metric, half in _gated(page)
+        if metric["higher_is_better"] is bigger
+    ]
+    return json.dumps(entries, indent=1, allow_nan=False) + "\n"
+
+
+def to_bencher(page: Page) -> str:
+    """The Bencher Metric Format: benchmark -> measure -> value with its 95 % bounds."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for (variant, task, name), metric, half in _gated(page):
+        value = metric["value"]
+        bounds = {"lower_value": value - half, "upper_value": value + half} if half else {}
+        found.setdefault(f"{variant} {task}", {})[name] = {"value": value, **bounds}
+    return json.dumps(found, indent=1, allow_nan=False) + "\n"
 
 
 FORMATS: dict[str, Callable[[Page], str]] = {
@@ -108,6 +160,12 @@ FORMATS: dict[str, Callable[[Page], str]] = {
     "json": to_json,
     "csv": to_csv,
 }
+EXPORTS: dict[str, Callable[[Page], str]] = {
+    "github-smaller": partial(to_github, bigger=False),
+    "github-bigger": partial(to_github, bigger=True),
+    "bencher": to_bencher,
+}
+"""What other services read of a report: customSmallerIsBetter, customBiggerIsBetter, BMF."""
 
 
 def format_of(output: Path | None, known: Collection[str], default: str) -> str:

@@ -172,14 +172,13 @@ def test_partial_run_says_so_and_names_what_is_missing(pages):
 
 def test_history_joins_comparable_runs_and_says_which_are_left_out(pages, tmp_path):
     text = FORMATS["md"](pages["history"])
-    assert "Perplexity over runs" in text
-    assert "Decode, tokens/s over runs" in text
+    assert "perplexity over runs" in text
+    assert "throughput decode\\_tokens\\_per\\_s over runs" in text
     other = write_example(tmp_path, ("fp16",), number=1, machine={"device": "cpu", "cpu": "Z"})
     newest = write_example(tmp_path, ("fp16",), number=2, day=2)
     text = FORMATS["md"](make_page([read_run(newest), read_run(other)]))
-    assert "measured on cpu and on cuda; its speed is not drawn" in text
-    assert "Perplexity over runs" in text
-    assert "Decode, tokens/s over runs" not in text
+    assert "0001 (aaaaaaaaaa): measured on cpu and on cuda" in text
+    assert "| 0001 (aaaaaaaaaa) | 2026-01-01 |" not in text
 
 
 def test_letters_at_chance_are_marked_and_the_cloze_form_stands_in(pages):

@@ -1,130 +1,199 @@
-"""The same measurements over several stored runs."""
+"""The same measurements over several stored runs, as a section of a report or a page of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
 
-from ewq.report.document import Bullets, Paragraph, Part, Plot, Point, Section, Table
+from ewq.gating.trend import History, Trend, history_of
+from ewq.report.document import VERDICT, Bullets, Page, Paragraph, Part, Plot, Point, Section, Table
 from ewq.report.escaping import plot_text
+from ewq.report.formats import FORMATS as PAGES
+from ewq.report.formats import csv_of
 from ewq.report.plotting import MARKS, SERIES, layout
-from ewq.report.rows import Estimate, ReportedRun, figure_text
-from ewq.storage.environment import comparable, differences
-from ewq.tasks.table import Kind, figure_of
-
-
-class Tracked(NamedTuple):
-    """A metric that is followed over runs."""
-
-    task: str
-    metric: str
-    title: str
-    scale: float
-    digits: int
-
+from ewq.report.rows import MISSING, ReportedRun, run_data
+from ewq.storage.environment import differences
 
 TRACKED = (
-    Tracked("perplexity", "perplexity", "Perplexity", 1.0, 3),
-    Tracked("divergence", "kld_mean", "KLD, nats per token", 1.0, 5),
-    Tracked("mmlu", "accuracy", "MMLU, %", 100.0, 1),
-    Tracked("throughput", "decode_tokens_per_s", "Decode, tokens/s", 1.0, 1),
-    Tracked("memory", "weights_bytes", "Weights, GB", 1e-9, 4),
-)
-_Line = Mapping[int, Estimate]
-"""Place of a run in the history -> its figure."""
+    "perplexity/perplexity", "divergence/kld_mean", "mmlu/accuracy",
+    "throughput/decode_tokens_per_s", "memory/weights_bytes",
+)  # fmt: skip
+"""Metrics that are followed where nobody names others."""
 
 
 def history(shown: ReportedRun) -> Section | None:
-    """A plot for each tracked metric that at least two comparable runs have."""
+    """The section of a report on several runs."""
     if len(shown.history) < 2:
         return None
-    changed = differences(shown.history[0].machine, shown.run.machine)
+    return history_section(history_of(shown.history, TRACKED, strict=False))
+
+
+def history_page(found: History) -> Page:
+    """The history alone; its data is every value followed."""
+    newest = found.runs[-1]
+    model = next(iter(newest.records.values())).model
+    subtitle = f"{len(found.runs)} runs up to {newest.name} of {newest.datetime:%Y-%m-%d}"
+    section = replace(history_section(found), title="")
+    return Page(f"{model}: {headline(found)}", subtitle, (section,), _data(found))
+
+
+def headline(found: History) -> str:
+    """What the newest run is against those before it, in a few words."""
+    worse = [trend for trend in found.trends if trend.verdict.value == "fail"]
+    if worse:
+        names = ", ".join(f"{trend.record.variant} {trend.metric}" for trend in worse)
+        return f"{len(worse)} of {len(found.trends)} figures worse than expected: {names}"
+    return "as expected" if found.exit_code == 0 else "too few runs to expect anything"
+
+
+def history_section(found: History) -> Section:
+    """The newest run against what is expected of it, changes of level, and a plot a metric."""
+    changed = differences(found.runs[0].machine, found.runs[-1].machine)
     versions = f" Between the first and the last: {'; '.join(changed)}." if changed else ""
     intro = Paragraph(
-        f"{len(shown.history)} runs, oldest first. Lines join measurements with the same model, "
-        "settings and, for speed, device. Bars: 95 % intervals of each measurement; ewq compare "
-        f"tests the differences.{versions}"
+        f"{len(found.runs)} runs of the same model, settings and device, oldest first. Expected: "
+        "where the newest values lie, all of them in 95 % of runs, if nothing changed since the "
+        "runs before. Change of level: also found in 1 % of the lines that have none."
+        f"{versions}"
     )
-    parts: list[Part] = [plot for tracked in TRACKED if (plot := _plot(shown, tracked)) is not None]
-    if left_out := _left_out(shown):
-        parts.append(Bullets(tuple(left_out)))
-    if not parts:
-        parts.append(Paragraph("These runs share nothing that may be compared."))
-    return Section("history", "History", (intro, *parts))
+    parts: list[Part] = [intro]
+    if found.trends:
+        parts.append(_table(found.trends))
+    parts += [_plot(found, list(own)) for _, own in groupby(found.trends, key=_title)]
+    if found.left_out:
+        points = tuple(Point(text, open_question=True) for text in found.left_out)
+        parts.append(Bullets(points, "Runs that are not comparable", folded=len(points) > 3))
+    return Section("history", "History", tuple(parts))
 
 
-def _left_out(shown: ReportedRun) -> list[Point]:
-    """Runs that cannot be drawn beside the newest, with the reason."""
-    sentences = []
-    for run in shown.history[:-1]:
-        if not run.records:
-            sentences.append(f"{run.name}: holds no ewq record")
-        elif next(iter(run.records.values())).fingerprint != shown.first.fingerprint:
-            sentences.append(f"{run.name}: another model; nothing of it is drawn")
-        elif reasons := comparable(run.machine, shown.run.machine):
-            sentences.append(f"{run.name}: {'; '.join(reasons)}; its speed is not drawn")
-    return [Point(text, open_question=True) for text in sentences]
+def _title(trend: Trend) -> str:
+    name, task = trend.metric, trend.record.task
+    return name if name.startswith(task) else f"{task} {name}"
 
 
-def _plot(shown: ReportedRun, tracked: Tracked) -> Plot | None:
-    lines = {row.variant: _line(shown, tracked, row.variant) for row in shown.rows}
-    lines = {variant: line for variant, line in lines.items() if len(line) > 1}
-    if not lines:
-        return None
-    names = [plot_text(run.name) for run in shown.history]
-    axis = {"type": "category", "categoryorder": "array", "categoryarray": names}
-    traces = [
-        _trace(variant, names, line, tracked.digits, place)
-        for place, (variant, line) in enumerate(lines.items())
-    ]
+def _number(value: float) -> str:
+    return f"{value:.5g}" if abs(value) < 1e5 else f"{value:,.0f}"
+
+
+def _table(trends: Sequence[Trend]) -> Table:
+    headings = ("Variant", "Metric", VERDICT, "Newest", "Expected", "Runs", "Change of level")
     rows = tuple(
         (
-            run.name,
-            f"{run.datetime:%Y-%m-%d}",
-            *(figure_text(line.get(place), tracked.digits) for line in lines.values()),
+            trend.record.variant,
+            _title(trend),
+            "too few runs" if trend.expected is None else trend.verdict.value,
+            _number(trend.metrics[-1].value),
+            " to ".join(map(_number, trend.expected)) if trend.expected else MISSING,
+            str(len(trend.runs)),
+            "; ".join(
+                f"{trend.runs[each.place].name}: {_number(each.before)} → {_number(each.after)}"
+                for each in trend.shifts
+            ),
         )
-        for place, run in enumerate(shown.history)
+        for trend in trends
     )
+    words = frozenset({"Metric", VERDICT, "Change of level"})
+    return Table(headings, rows, words, verdicts=tuple(trend.verdict for trend in trends))
+
+
+def _plot(found: History, trends: Sequence[Trend]) -> Plot:
+    """Lines by variant, a larger mark where a level begins, a bar where the newest is expected."""
+    names = [plot_text(run.name) for run in found.runs]
+    axis = {"type": "category", "categoryorder": "array", "categoryarray": names}
+    traces = [trace for place, trend in enumerate(trends) for trace in _traces(trend, place)]
+    cells = [{run.path: _cell(t, n) for n, run in enumerate(t.runs)} for t in trends]
+    rows = tuple(
+        (run.name, f"{run.datetime:%Y-%m-%d}", *(line.get(run.path, MISSING) for line in cells))
+        for run in found.runs
+    )
+    title, unit = _title(trends[0]), trends[0].metrics[-1].unit
     return Plot(
-        name=f"history-{tracked.task}",
-        title=f"{tracked.title} over runs",
-        caption="Oldest first.",
-        figure={"data": traces, "layout": layout("", tracked.title, xaxis=axis)},
-        table=Table(("Run", "Date", *lines), rows, frozenset({"Date"})),
+        name=f"history-{trends[0].record.task}-{trends[0].metric}",
+        title=f"{title} over runs",
+        caption="Large marks: a new level. Bars at the newest run: what is expected of it.",
+        figure={"data": traces, "layout": layout("", f"{title}, {unit}", xaxis=axis)},
+        table=Table(
+            ("Run", "Date", *(t.record.variant for t in trends)), rows, frozenset({"Date"})
+        ),
         height_px=380,
     )
 
 
-def _line(shown: ReportedRun, tracked: Tracked, variant: str) -> _Line:
-    """Figures of one variant in the runs whose settings and, for speed, device are the newest's."""
-    key, line = (variant, tracked.task), dict[int, Estimate]()
-    figure, newest = figure_of(tracked.task, tracked.metric), shown.run.records.get(key)
-    clocked = figure is not None and figure.kind is Kind.CLOCK
-    for place, run in enumerate(shown.history):
-        record = run.records.get(key)
-        if newest is None or record is None or tracked.metric not in record.metrics:
-            continue
-        same = (record.fingerprint, record.settings) == (newest.fingerprint, newest.settings)
-        if same and not (clocked and comparable(run.machine, shown.run.machine)):
-            line[place] = Estimate.of(record.metrics[tracked.metric], tracked.scale)
-    return line
+def _cell(trend: Trend, place: int) -> str:
+    metric = trend.metrics[place]
+    error = "" if metric.stderr is None else f" ±{metric.stderr:.2g}"
+    return _number(metric.value) + error
 
 
-def _trace(
-    variant: str, names: Sequence[str], line: _Line, digits: int, place: int
-) -> dict[str, Any]:
-    return {
+def _traces(trend: Trend, place: int) -> list[dict[str, Any]]:
+    name, color = plot_text(trend.record.variant), SERIES[place % len(SERIES)]
+    starts = {shift.place for shift in trend.shifts}
+    line = {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": plot_text(variant),
-        "x": [names[run] for run in line],
-        "y": [estimate.value for estimate in line.values()],
-        "error_y": {
-            "type": "data",
-            "array": [estimate.half_width for estimate in line.values()],
-            "thickness": 1,
+        "name": name,
+        "x": [plot_text(run.name) for run in trend.runs],
+        "y": [metric.value for metric in trend.metrics],
+        "line": {"color": color, "width": 1.5},
+        "marker": {
+            "symbol": MARKS[place % len(MARKS)],
+            "size": [14 if run in starts else 7 for run in range(len(trend.runs))],
         },
-        "line": {"color": SERIES[place % len(SERIES)], "width": 1.5},
-        "marker": {"symbol": MARKS[place % len(MARKS)], "size": 8},
-        "hovertemplate": f"%{{x}}<br>%{{y:.{digits}f}}<extra>{plot_text(variant)}</extra>",
+        "hovertemplate": f"%{{x}}<br>%{{y:.5g}}<extra>{name}</extra>",
     }
+    bar = {
+        **{"type": "scatter", "mode": "lines", "opacity": 0.3, "hoverinfo": "skip"},
+        **{"x": [line["x"][-1]] * 2, "y": list(trend.expected or ()), "showlegend": False},
+        "line": {"color": color, "width": 10},
+    }
+    return [line, bar] if trend.expected else [line]
+
+
+def _data(found: History) -> dict[str, Any]:
+    """Everything that is shown; JSON types."""
+    return {
+        "schema": 1,
+        "exit_code": found.exit_code,
+        "runs": [run_data(run) for run in found.runs],
+        "left_out": list(found.left_out),
+        "lines": [
+            {
+                "variant": trend.record.variant,
+                "task": trend.record.task,
+                "metric": trend.metric,
+                "verdict": trend.verdict.value,
+                "expected": list(trend.expected) if trend.expected else None,
+                "shifts": [
+                    {**each._asdict(), "run": trend.runs[each.place].name} for each in trend.shifts
+                ],
+                "values": [
+                    {
+                        "run": run.name,
+                        "commit": run.commit,
+                        "datetime": run.datetime.isoformat(),
+                        **{key: getattr(metric, key) for key in ("value", "stderr", "n", "unit")},
+                    }
+                    for run, metric in zip(trend.runs, trend.metrics, strict=True)
+                ],
+            }
+            for trend in found.trends
+        ],
+    }
+
+
+def _csv(page: Page) -> str:
+    values = ("run", "commit", "datetime", "value", "stderr", "n", "unit")
+    names = ("variant", "task", "metric")
+    return csv_of(
+        (*names, *values),
+        (
+            (*(line[name] for name in names), *(value[key] for key in values))
+            for line in page.data["lines"]
+            for value in line["values"]
+        ),
+    )
+
+
+FORMATS = {**PAGES, "csv": _csv}

@@ -1,0 +1,218 @@
+"""One metric over comparable stored runs: what is expected of the next, and where it shifted."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from ewq.errors import InputError
+from ewq.gating.change import doubt_about, incomparable
+from ewq.measurement import Metric
+from ewq.record import Record, Verdict
+from ewq.stats import Interval
+from ewq.storage.runs import Run
+from ewq.tasks.table import figure_of
+from ewq.variants import table_place
+
+WINDOW = 10
+"""Earlier runs that say what is expected of the newest."""
+FEWEST = 3
+"""Earlier runs below which nothing is expected."""
+ALPHA = 0.05
+"""Probability that any line of an unchanged run lies outside what is expected of it."""
+SHIFT_ALPHA = 0.01
+"""Probability that any shift is found in a line that has none."""
+_PERMUTATIONS, _SEED = 1999, 20250307
+_FEWEST_ON_A_SIDE = 2
+_EQUAL = 1e-6
+"""Relative scatter that is arithmetic, not a change."""
+
+
+class Shift(NamedTuple):
+    """A change of level: the first run of the new one, and the mean on either side."""
+
+    place: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Trend:
+    """One metric of one variant in the runs that have it, oldest first; the newest run is last."""
+
+    runs: tuple[Run, ...]
+    records: tuple[Record, ...]
+    metric: str
+    window: int = WINDOW
+    lines: int = 1
+    """How many lines share :data:`ALPHA`."""
+
+    @property
+    def record(self) -> Record:
+        """The newest."""
+        return self.records[-1]
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """The figure in each run."""
+        return [record.metrics[self.metric] for record in self.records]
+
+    @cached_property
+    def expected(self) -> Interval | None:
+        """Where the newest value is expected; ``None`` after fewer than :data:`FEWEST` runs."""
+        figure = figure_of(self.record.task, self.metric)
+        earlier = self.metrics[:-1][-self.window :]
+        if len(earlier) < FEWEST:
+            return None
+        found = prediction(earlier, ALPHA / self.lines)
+        if figure and figure.tolerance and all(metric.stderr is None for metric in earlier):
+            # Exact counts repeat to the byte: what a baseline tolerates is expected here too.
+            middle = (found.low + found.high) / 2
+            half = max(found.high - middle, figure.tolerance.allowed(middle))
+            return Interval(middle - half, middle + half)
+        return found
+
+    @cached_property
+    def shifts(self) -> tuple[Shift, ...]:
+        """Changes of level; see :func:`shifts`."""
+        return shifts([metric.value for metric in self.metrics])
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the newest value against what is expected; doubtful clocks do not fail."""
+        if self.expected is None:
+            return Verdict.NO_BASELINE
+        newest, (low, high) = self.metrics[-1], self.expected
+        if low <= newest.value <= high or newest.higher_is_better is None:
+            return Verdict.PASS
+        if newest.higher_is_better == (newest.value > high):
+            return Verdict.IMPROVED
+        doubt = doubt_about(self.metric, self.record, Verdict.FAIL)
+        return Verdict.INCONCLUSIVE if doubt else Verdict.FAIL
+
+
+@dataclass(frozen=True)
+class History:
+    """What the stored runs say about the newest of them."""
+
+    runs: tuple[Run, ...]
+    """Those that may be compared with the newest, oldest first; it is the last."""
+    left_out: tuple[str, ...]
+    """A sentence on each other run."""
+    trends: tuple[Trend, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a line is worse than expected, 2 where none has enough runs to tell, else 0."""
+        verdicts = {trend.verdict for trend in self.trends}
+        if Verdict.FAIL in verdicts:
+            return 1
+        return 0 if verdicts - {Verdict.NO_BASELINE} else 2
+
+
+def history_of(
+    runs: Iterable[Run], metrics: Sequence[str], window: int = WINDOW, *, strict: bool = True
+) -> History:
+    """Follow ``metrics`` (``METRIC`` or ``TASK/METRIC``) of the newest run through all of them.
+
+    Runs are compared as baselines are: by :class:`ewq.storage.environment.RunIdentity` and, of
+    each benchmark, by its model and settings.
+
+    Raises:
+        InputError: there is no run with records, or, if ``strict``, it lacks a metric.
+    """
+    ordered = sorted(runs, key=lambda run: (run.datetime, run.path.name))
+    kept, left_out = [], []
+    newest = next((run for run in reversed(ordered) if run.records), None)
+    if newest is None:
+        raise InputError("no stored run of ewq: run `pytest benchmarks/` first")
+    for run in ordered:
+        reasons = ["holds no ewq record"]
+        if run.records and not (reasons := run.identity.differences(newest.identity)):
+            kept.append(run)
+        else:
+            left_out.append(f"{run.name}: {'; '.join(reasons)}")
+    wanted = [name for text in metrics for name in _named(text, newest, strict)]
+    keys = sorted(newest.records, key=lambda key: table_place(key[0]))
+    found = [_trend(kept, key, metric) for task, metric in wanted for key in keys if key[1] == task]
+    series = [(runs, records, metric) for runs, records, metric in found if records]
+    trends = tuple(Trend(*each, window, len(series)) for each in series)
+    return History(tuple(kept), tuple(left_out), trends)
+
+
+def _named(text: str, run: Run, strict: bool) -> list[tuple[str, str]]:
+    """The tasks and metrics of a run that ``text`` means."""
+    known = dict.fromkeys((r.task, metric) for r in run.records.values() for metric in r.metrics)
+    found = [pair for pair in known if text in (pair[1], "/".join(pair))]
+    if strict and not found:
+        names = ", ".join(dict.fromkeys(metric for _, metric in known if "/" not in metric))
+        raise InputError(f"the newest run, {run.name}, has no metric {text!r}; it has {names}")
+    return found
+
+
+def _trend(
+    runs: Sequence[Run], key: tuple[str, str], metric: str
+) -> tuple[tuple[Run, ...], tuple[Record, ...], str]:
+    newest = runs[-1].records[key]
+    having = [
+        (run, record)
+        for run in runs
+        if (record := run.records.get(key)) and metric in record.metrics
+        if metric in newest.metrics and not incomparable(record, newest)
+    ]
+    return tuple(run for run, _ in having), tuple(record for _, record in having), metric
+
+
+def prediction(earlier: Sequence[Metric], alpha: float) -> Interval:
+    """Where one more value lies with probability ``1 - alpha``, were nothing changed.
+
+    ``mean ± t(1 - alpha / 2, n - 1) * s * sqrt(1 + 1 / n)`` of ``n`` values: Student's interval for
+    one future value. ``s`` is their scatter, or their mean standard error where that is larger:
+    figures that repeat to the last digit are not known to the last digit.
+    """
+    from scipy.stats import t
+
+    values = [metric.value for metric in earlier]
+    n, mean = len(values), statistics.fmean(values)
+    errors = statistics.fmean(metric.stderr or 0.0 for metric in earlier)
+    scatter = max(statistics.stdev(values), errors)
+    half = float(t.ppf(1 - alpha / 2, n - 1)) * scatter * math.sqrt(1 + 1 / n)
+    return Interval(mean - half, mean + half)
+
+
+def shifts(values: Sequence[float], alpha: float = SHIFT_ALPHA) -> tuple[Shift, ...]:
+    """Where the level of a series changed, by binary segmentation (Scott and Knott 1974).
+
+    The best split is that of the largest likelihood ratio for two means (Hawkins 1977). It counts
+    if at most a share ``alpha`` of random orders of the values has a split as good, so that in a
+    series without a change any shift at all is found with probability ``alpha`` at most. What lies
+    on either side of a shift is then tested as a series of its own.
+    """
+    places = [0, *_places(np.asarray(values, np.float64), alpha), len(values)]
+    means = [statistics.fmean(values[a:b]) for a, b in pairwise(places)]
+    return tuple(map(Shift, places[1:-1], means, means[1:]))
+
+
+def _places(values: np.ndarray[tuple[int], np.dtype[np.float64]], alpha: float) -> list[int]:
+    n, least = len(values), _FEWEST_ON_A_SIDE
+    if n < 2 * least or np.ptp(values) <= _EQUAL * np.abs(values).max():
+        return []
+    own = values - values.mean()
+    rng = np.random.default_rng(_SEED)
+    orders = rng.permuted(np.tile(own, (_PERMUTATIONS, 1)), axis=1)
+    sizes = np.arange(least, n - least + 1)
+    sums = np.vstack([own, orders]).cumsum(axis=1)[:, sizes - 1]
+    gains = sums**2 / (sizes * (n - sizes))
+    best = gains.max(axis=1)
+    if np.mean(best >= best[0] * (1 - 1e-9)) > alpha:
+        return []
+    place = int(sizes[gains[0].argmax()])
+    later = [place + each for each in _places(values[place:], alpha)]
+    return [*_places(values[:place], alpha), place, *later]
