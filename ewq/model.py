@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ewq.errors import MeasurementError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -35,6 +37,14 @@ class ModelInfo:
     """Exact bytes of all stored weights, buffers of quantization state (scales) included."""
     bits_per_weight: float
     """``8 * weights_bytes / parameters`` over the whole model."""
+
+    def require_context(self, tokens: int, what: str) -> None:
+        """Raise a MeasurementError where the context does not hold so many tokens."""
+        if tokens > self.context_length:
+            raise MeasurementError(
+                f"{what}: {tokens} tokens exceed the model's context of {self.context_length}, and "
+                "nothing is truncated; ask for less"
+            )
 
 
 @dataclass(frozen=True)

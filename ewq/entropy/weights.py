@@ -1,4 +1,8 @@
-"""All weights of a checkpoint, measured on all processors while the next ones are read."""
+"""All weights of a checkpoint, measured on all processors while the next ones are read.
+
+Values come a window of rows at a time, mapped (or dequantised), measured and let go while the
+system reads the next one ahead: memory is bounded by the number of workers, not by the tensors.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,24 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from threading import Event
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ewq.checkpoint.layout import Layout, Weight, scale_of
 from ewq.checkpoint.opening import Checkpoint
+from ewq.checkpoint.tensors import (
+    TensorInfo,
+    as_torch,
+    dequantized,
+    map_bytes,
+    read_ahead,
+    torch_dtype,
+)
 from ewq.entropy.measure import (
     NotFiniteError,
     Values,
@@ -21,16 +36,20 @@ from ewq.entropy.measure import (
     nf4_square_error,
 )
 from ewq.entropy.statistics import UnmeasurableError, WeightStatistics
-from ewq.entropy.windows import Scaling, windows
 from ewq.errors import BackendUnavailable, CheckpointError, InputError
-from ewq.progress import NO_PROGRESS, Progress
+from ewq.progress import NO_PROGRESS, Progress, step
 
 T = TypeVar("T")
 
 FP8_TILE = (128, 128)
 KEPT_BYTES = 64 * 2**20
 """Smaller weights are dequantised once for both passes instead of once for each."""
-SIXTEEN_BITS = ("BF16", "F16")
+WINDOW_BYTES = 16 * 2**20
+ROW_STEP = 64
+"""Windows start at multiples of this, so that NF4's blocks of 64 never straddle two."""
+SEEN_AS = {"F64": np.float64, "F32": np.float32, "F16": np.uint16, "BF16": np.uint16}
+"""16-bit floats are looked at as bit patterns."""
+FP8 = ("F8_E4M3", "F8_E5M2")
 
 
 def measure_weights(
@@ -62,11 +81,10 @@ def measure_weights(
         try:
             return _statistics(reader, weight, device)
         except NotFiniteError:
-            raise CheckpointError(reader.name_not_finite(weight)) from None
+            found, what = reader.not_finite(weight), "holds NaN or infinity"
         except UnmeasurableError as error:
-            raise CheckpointError(
-                f"{weight.name} of {checkpoint.model} {error}; no plan can be made"
-            ) from None
+            found, what = weight.name, str(error)
+        raise CheckpointError(f"{found} of {checkpoint.model} {what}; no plan can be made")
 
     return _on_all_processors(measure, "analyse", reader, layout, progress, workers)
 
@@ -120,26 +138,22 @@ def _on_all_processors(
         progress.advance(reader.nbytes(weight))
         return found
 
-    weights = list(layout.details.values())
-    progress.start(label, sum(reader.nbytes(weight) for weight in weights), "bytes")
-    executor = ThreadPoolExecutor(workers or _processors())
-    try:
-        return dict(zip(layout.weights, executor.map(run, weights), strict=True))
-    finally:
-        # Reached by Ctrl-C and errors too: what runs stops at its next part.
-        reader.stop.set()
-        executor.shutdown(cancel_futures=True)
-        progress.finish()
-
-
-def _processors() -> int:
-    """Processors this process may use; not every system can tell them from those there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    weights = layout.details.values()
+    # Not every system can tell the processors of this process from those there are.
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    executor = ThreadPoolExecutor(workers or allowed or 1)
+    with step(progress, label, sum(map(reader.nbytes, weights)), "bytes"):
+        try:
+            return dict(zip(layout.weights, executor.map(run, weights), strict=True))
+        finally:
+            # Reached by Ctrl-C and errors too: what runs stops at its next part.
+            reader.stop.set()
+            executor.shutdown(cancel_futures=True)
 
 
 def _statistics(reader: _Reader, weight: Weight, device: str | None) -> WeightStatistics:
     dtype = reader.dtype(weight)
-    if dtype in SIXTEEN_BITS:
+    if SEEN_AS.get(dtype) is np.uint16:
         return measure_patterns(reader.parts(weight), dtype, device)
     if 4 * weight.numel <= KEPT_BYTES:
         kept = list(reader.parts(weight))
@@ -158,24 +172,32 @@ class _Reader:
         self._checkpoint = checkpoint
         self.stop = Event()
 
+    def _stored(self, weight: Weight) -> list[TensorInfo]:
+        return [self._checkpoint.tensors[source] for source in weight.sources]
+
     def nbytes(self, weight: Weight) -> int:
         """Stored bytes of a weight."""
-        return sum(self._checkpoint.tensors[source].nbytes for source in weight.sources)
+        return sum(info.nbytes for info in self._stored(weight))
 
     def dtype(self, weight: Weight) -> str:
-        """The one dtype of a weight that has values."""
-        dtypes = sorted({self._checkpoint.tensors[source].dtype for source in weight.sources})
+        """The one floating-point dtype of a weight that has values."""
+        dtypes = sorted({info.dtype for info in self._stored(weight)})
         if len(dtypes) > 1:
             raise CheckpointError(f"{weight.name} mixes {' and '.join(dtypes)}")
         if not weight.numel:
             raise CheckpointError(f"{weight.name} of {self._checkpoint.model} has no values at all")
-        return dtypes[0]
+        info = self._stored(weight)[0]
+        if not info.packed and info.dtype not in (*SEEN_AS, *FP8):
+            raise CheckpointError(
+                f"{info.name} is stored as {info.dtype}, not as floating point; "
+                "give the model it was quantized from"
+            )
+        return info.dtype
 
     def parts(self, weight: Weight) -> Iterator[Values]:
         """The stored tensors of a weight, a window at a time, output rows outermost."""
-        for source in weight.sources:
-            info = self._checkpoint.tensors[source]
-            parts = windows(info, self._scaling(source))
+        for info in self._stored(weight):
+            parts = self._windows(info)
             if weight.transposed:
                 whole = np.concatenate(list(parts)).reshape(info.shape)
                 parts = iter([np.ascontiguousarray(whole.T).reshape(-1)])
@@ -184,22 +206,82 @@ class _Reader:
                     raise StoppedError
                 yield values
 
-    def _scaling(self, source: str) -> Scaling | None:
-        factors = scale_of(self._checkpoint, source)
-        if factors is None:
+    def _windows(self, info: TensorInfo) -> Iterator[Values]:
+        """In stored order: uint16 patterns of 16-bit floats, else float32 or float64."""
+        scales = self._scales(info)
+        columns = info.shape[-1]
+        rows = info.numel // columns
+        row_bytes = info.nbytes // rows
+        held_bytes = 4 * columns if info.packed or info.dtype in FP8 else row_bytes
+        step_rows = max(1, WINDOW_BYTES // held_bytes // ROW_STEP) * ROW_STEP
+        for first in range(0, rows, step_rows):
+            count = min(step_rows, rows - first)
+            read_ahead(info, (first + count) * row_bytes, count * row_bytes)
+            data = map_bytes(info, first * row_bytes, count * row_bytes)
+            if info.packed:
+                yield dequantized(data, info.dtype)
+            elif info.dtype in SEEN_AS:
+                yield data.view(SEEN_AS[info.dtype])
+            else:
+                values = _fp8_values(info.dtype)[data]
+                yield values if scales is None else scales.applied(values, columns, first)
+
+    def _scales(self, info: TensorInfo) -> _Scales | None:
+        stored = scale_of(self._checkpoint, info.name)
+        if stored is None:
             return None
         quantization = self._checkpoint.config.get("quantization_config") or {}
-        rows, columns = quantization.get("weight_block_size") or FP8_TILE
-        return Scaling(factors, (int(rows), int(columns)))
+        tile = quantization.get("weight_block_size") or FP8_TILE
+        return _Scales.of(info, stored, (int(tile[0]), int(tile[1])))
 
-    def name_not_finite(self, weight: Weight) -> str:
-        """The tensor behind a :class:`NotFiniteError`, in a sentence."""
-        guilty = [source for source in weight.sources if not self._finite(source)]
-        name = guilty[0] if guilty else weight.name
-        return f"{name} of {self._checkpoint.model} holds NaN or infinity; no plan can be made"
+    def not_finite(self, weight: Weight) -> str:
+        """The tensor behind a :class:`NotFiniteError`."""
+        return next((each for each in weight.sources if not self._finite(each)), weight.name)
 
     def _finite(self, source: str) -> bool:
         import torch
 
-        tensor = self._checkpoint.load(source)
-        return bool(torch.isfinite(tensor.float()).all())
+        return bool(torch.isfinite(self._checkpoint.load(source).float()).all())
+
+
+@cache
+def _fp8_values(dtype: str) -> NDArray[np.float32]:
+    """Value of each of the 256 patterns, ``[256]`` float32."""
+    import torch
+
+    patterns = torch.from_numpy(np.arange(256, dtype=np.uint8))
+    table: NDArray[np.float32] = patterns.view(torch_dtype(dtype)).float().numpy()
+    return table
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Of an FP8 weight, ``[tiles down, tiles across]``, and the rows and columns of a tile."""
+
+    table: NDArray[np.float32]
+    tile: tuple[int, int]
+
+    @classmethod
+    def of(cls, info: TensorInfo, stored: TensorInfo, tile: tuple[int, int]) -> _Scales:
+        """Read from ``stored``; ``tile`` is the config's, where there is more than one scale."""
+        table = as_torch(stored).float().numpy()
+        table = table.reshape(-1, table.shape[-1] if table.ndim > 1 else 1)
+        sizes = info.numel // info.shape[-1], info.shape[-1]
+        # Along a side all values share a scale, or each has one, or those of a tile share it.
+        sides = [
+            {1: size, size: 1}.get(count, side)
+            for size, count, side in zip(sizes, table.shape, tile, strict=True)
+        ]
+        if tuple(-(-size // side) for size, side in zip(sizes, sides, strict=True)) != table.shape:
+            raise CheckpointError(
+                f"{stored.name} has shape {stored.shape}, which does not fit "
+                f"{info.name} {info.shape} in tiles of {tile}"
+            )
+        return cls(table, (sides[0], sides[1]))
+
+    def applied(self, values: NDArray[np.float32], columns: int, first_row: int) -> Values:
+        """Flat values of whole rows from ``first_row`` on, scaled."""
+        rows = values.reshape(-1, columns)
+        down = (first_row + np.arange(len(rows))) // self.tile[0]
+        across = np.arange(columns) // self.tile[1]
+        return (rows * self.table[down][:, across]).reshape(-1)

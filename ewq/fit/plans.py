@@ -20,7 +20,7 @@ from ewq.planning.plan import (
     QuantizationPlan,
     precisions_of,
 )
-from ewq.planning.rules import spread
+from ewq.planning.scorers import spread
 from ewq.precision import Precision
 from ewq.sensitivity.measure import Sensitivity
 from ewq.version import __version__

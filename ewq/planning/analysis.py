@@ -15,8 +15,18 @@ from ewq.errors import CheckpointError, PlanError
 from ewq.files import content_key, read_cached, write_cached
 from ewq.measurement import Json
 from ewq.planning.plan import PlanBlock, QuantizationPlan
-from ewq.planning.rules import Spread, by_thresholds, factor_thresholds, spread, within_budget
-from ewq.planning.scorers import DEFAULT_SCORER, NEED_NF4_ERRORS, Unit, check_scorer, score_units
+from ewq.planning.scorers import (
+    DEFAULT_SCORER,
+    NEED_NF4_ERRORS,
+    Spread,
+    Unit,
+    by_thresholds,
+    check_scorer,
+    factor_thresholds,
+    score_units,
+    spread,
+    within_budget,
+)
 from ewq.planning.sizes import DEFAULT_FORMAT, Footprint, Format, footprint_of, format_of
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress

@@ -2,8 +2,8 @@
 
 Per scored token, with ``p`` the reference's and ``q`` the model's distribution:
 ``KLD = sum_v p_v (ln p_v - ln q_v)``, top-1 agreement (same most likely token), and
-``delta_p = q(correct) - p(correct)``. The definitions are llama-perplexity's; unlike it, nothing
-is rounded and no tail is cut off, and errors are clustered by document.
+``delta_p = q(correct) - p(correct)``: llama-perplexity's definitions, but nothing is rounded, no
+tail is cut off, and errors are clustered by document.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def record_reference(
 
     Raises:
         InputError: the disk has no room for ``4 * tokens * vocabulary`` bytes.
-        MeasurementError: texts too short for a window, or the disk filled up meanwhile.
+        MeasurementError: the disk filled up meanwhile.
     """
     settings, windows = fitted_windows(model, texts, definition, max_tokens_per_domain)
     tokens = sum(window.scored for window in windows)
@@ -91,9 +91,7 @@ def run(
 ) -> TaskResult:
     """Compare ``model`` with a reference recorded on the same texts and definition.
 
-    Metrics: ``kld_mean`` (nats), ``kld_p50 .. kld_p99``, ``top1_agreement``,
-    ``rms_delta_p``, ``ln_ppl_ratio``. Items are one row per window: its ``domain``, scored
-    ``tokens`` and ``document``, and sums over the tokens.
+    Items are windows, with sums over their tokens.
 
     Raises:
         MeasurementError: other texts, definition or vocabulary than the reference's, or a
@@ -108,8 +106,7 @@ def run(
         )
     per_window = list(_compare_all(model, windows, reference, progress))
     whole = np.concatenate(per_window)
-    kld, _, delta_p, _ = whole.T
-    percentiles = np.percentile(delta_p, _DELTA_P_PERCENTILES).tolist()
+    percentiles = np.percentile(whole[:, 2], _DELTA_P_PERCENTILES).tolist()
     named = zip(_DELTA_P_PERCENTILES, percentiles, strict=True)
     return TaskResult(
         task=TASK,
@@ -119,7 +116,7 @@ def run(
         notes=window_notes(texts, model.tokenizer, definition, model.info.context_length),
         side={
             "delta_p_percentiles": {f"p{percent:g}": value for percent, value in named},
-            "kld_max": float(kld.max()),
+            "kld_max": float(whole[:, 0].max()),
         },
     )
 
@@ -127,7 +124,7 @@ def run(
 def _compare_all(
     model: LanguageModel, windows: Sequence[Window], reference: Reference, progress: Progress
 ) -> Iterator[Array]:
-    """Figures of each window's scored tokens, as :meth:`_Comparison.next` gives them."""
+    """Figures of each window's scored tokens (see :meth:`_Comparison.next`)."""
     comparison = _Comparison(reference)
     with step(progress, "divergence", reference.tokens, "tokens") as advance:
         for window in windows:
@@ -143,8 +140,8 @@ def _compare_all(
 class _Comparison:
     """Compares a model's rows with the reference's, in order from the first.
 
-    Works in the same three buffers throughout: with fresh ones for every block the C allocator's
-    heap grew by 14 MB per block and gave none of it back.
+    In the same three buffers throughout: of fresh ones for every block the C allocator's heap kept
+    14 MB a block.
     """
 
     def __init__(self, reference: Reference) -> None:

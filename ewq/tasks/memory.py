@@ -1,8 +1,7 @@
 """What a model costs in bytes and in time to load.
 
-One instrument per kind of device serves every engine, so that engines compare: the driver's
-device-level reading on a GPU, the process's resident memory on a CPU, both above a baseline taken
-before loading.
+One instrument per kind of device serves every engine: the driver's device-level reading on a GPU,
+the process's resident memory on a CPU, both above a baseline taken before loading.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from ewq.instruments.gpu import gpus_of
 from ewq.instruments.load_watch import LoadReading, MemoryInstrument, instrument_for
 from ewq.instruments.memory import release_free_memory
 from ewq.measurement import Json, Metric, TaskResult
-from ewq.tasks.encoding import require_context
 from ewq.tasks.throughput import SEED, random_prompts
 
 if TYPE_CHECKING:
@@ -42,16 +40,14 @@ def run(
 ) -> TaskResult:
     """Measure one model that was loaded inside the ``LoadWatch`` that gave ``load``.
 
-    Metrics: ``weights_bytes`` and ``bits_per_weight`` (exact), ``vram_peak_bytes`` on a GPU or
-    ``ram_peak_bytes`` on a CPU (peak of one prefill and decode round above the baseline before
-    loading, by the device's own ``instrument``), ``load_peak_ram_bytes``, ``load_s``.
+    The peak is that of one prefill and decode round, by the device's own ``instrument``.
 
     Raises:
         MeasurementError: the round does not fit the context, or nothing was seen to be in use.
     """
     instrument = instrument or instrument_for(model.info.device)
     what = f"{prompt_tokens} prompt and {new_tokens} new tokens"
-    require_context(model, prompt_tokens + new_tokens, what)
+    model.info.require_context(prompt_tokens + new_tokens, what)
     prompts = random_prompts(model.info.vocab_size, 1, prompt_tokens, SEED)
     with _torch_peaks(model) as torch_peaks, instrument.watch() as watch:
         model.generate(prompts, new_tokens)

@@ -10,8 +10,13 @@ from ewq.errors import InputError
 from ewq.measurement import Json, TaskResult
 from ewq.model import LanguageModel
 from ewq.progress import NO_PROGRESS, Progress, step
-from ewq.tasks.encoding import common_prefix, encode_pairs, require_context
-from ewq.tasks.mmlu_scores import answers_result, require_finite, require_questions
+from ewq.tasks.mmlu_scores import (
+    answers_result,
+    common_prefix,
+    encode_pairs,
+    require_finite,
+    require_questions,
+)
 from ewq.tasks.mmlu_scores import pair as pair
 
 if TYPE_CHECKING:
@@ -67,7 +72,7 @@ def score_subject(
     if any(tail != letters[:1] for tail in first):
         raise InputError(f"{subject}: the letter A is not the same token after every question")
     for number, row in enumerate(ids, start=1):
-        require_context(model, len(row), f"{subject} question {number}")
+        model.info.require_context(len(row), f"{subject} question {number}")
     shared = common_prefix(ids)
     return model.last_logprobs(shared, [row[len(shared) :] for row in ids], letters)
 

@@ -12,8 +12,7 @@ from ewq.data.mmlu import MmluData, Question
 from ewq.measurement import Json, TaskResult
 from ewq.model import LanguageModel
 from ewq.progress import NO_PROGRESS, Progress, step
-from ewq.tasks.encoding import encode_pairs, require_context
-from ewq.tasks.mmlu_scores import answers_result, require_finite, require_questions
+from ewq.tasks.mmlu_scores import answers_result, encode_pairs, require_finite, require_questions
 from ewq.tasks.mmlu_scores import pair as pair
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def _score(model: LanguageModel, question: Question, number: int) -> NDArray[np.
     heads, tails = encode_pairs(model.tokenizer, contexts, [f" {c}" for c in question.choices])
     # The last token is only predicted, never fed.
     longest = len(heads[0]) + max(map(len, tails)) - 1
-    require_context(model, longest, f"{question.subject} (question {number} of the data)")
+    model.info.require_context(longest, f"{question.subject} (question {number} of the data)")
     sums = [part.sum() for part in model.token_logprobs(heads[0], tails)]
     return np.array(sums, dtype=np.float32)
 

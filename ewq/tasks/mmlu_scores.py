@@ -1,4 +1,4 @@
-"""What both MMLU tasks make of right and wrong answers: accuracies, errors, notes, pairing."""
+"""What both MMLU tasks share: questions as tokens, answers as accuracies, doubts and pairs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import base64
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, cast
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, Any, cast
 
 from ewq import stats
 from ewq.data.mmlu import GROUP_OF, LETTERS, MmluData
@@ -26,6 +26,45 @@ PROTOCOL_KEYS = ("data", "subjects", "shots", "prompt")
 """Settings that two results must share for their answers to be about the same questions."""
 
 
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids with BOS where the tokenizer adds one by itself and the text has none."""
+    bos: str = getattr(tokenizer, "bos_token", None) or ""
+    doubled = bool(bos and texts) and texts[0].startswith(bos)
+    # verbose: no remark on lengths, which are checked against the model later.
+    coded = tokenizer(list(texts), add_special_tokens=not doubled, verbose=False)
+    return [list(ids) for ids in coded["input_ids"]]
+
+
+def encode_pairs(
+    tokenizer: Any, contexts: Sequence[str], continuations: Sequence[str]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of contexts and of their continuations, encoded jointly.
+
+    A continuation alone would often be other tokens: ``" A"`` after text and ``"A"`` at the start
+    of one differ in most vocabularies. Trailing spaces of a context belong to its continuation,
+    where tokenizers put them.
+
+    Raises:
+        InputError: the tokenizer puts an end-of-text token after every text.
+    """
+    heads = encode(tokenizer, [context.rstrip() for context in contexts])
+    eos = getattr(tokenizer, "eos_token_id", None)
+    if eos is not None and heads and heads[0][-1:] == [eos]:
+        raise InputError(
+            "the tokenizer ends every text with its end-of-text token; "
+            "switch that off (add_eos_token) to score continuations"
+        )
+    whole = encode(tokenizer, [a + b for a, b in zip(contexts, continuations, strict=True)])
+    return heads, [ids[len(head) :] for ids, head in zip(whole, heads, strict=True)]
+
+
+def common_prefix(rows: Sequence[list[int]]) -> list[int]:
+    """The longest run of tokens that all rows begin with."""
+    # Whatever the smallest and the largest row share, all rows share.
+    pairs = zip(min(rows), max(rows), strict=False)
+    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+
+
 def answers_result(
     task: str,
     model: LanguageModel,
@@ -36,11 +75,11 @@ def answers_result(
 ) -> TaskResult:
     """The result of having chosen ``choices`` on grounds of ``logprobs`` ``[n, 4]``.
 
-    Metrics: ``accuracy`` (size-weighted, error pooled over subjects), ``accuracy_macro`` and
-    ``answered_A..D``. The ``answer`` of each item is the letter chosen, upper case where it is
-    right; ``side["logprobs"]`` holds the log-probabilities (see :func:`unpack_logprobs`).
+    Metrics are those of :func:`accuracy_metrics`, the ``answer`` of each item the letter chosen,
+    upper case where it is right; ``side["logprobs"]`` is for :func:`unpack_logprobs`.
     """
     items = pack_items(choices, data)
+    packed = base64.b64encode(logprobs.astype("<f4").tobytes()).decode("ascii")
     return TaskResult(
         task=task,
         settings={
@@ -53,17 +92,12 @@ def answers_result(
         metrics=accuracy_metrics(items, data.subjects),
         items=Items({"answer": items}),
         doubts=chance_doubts(items, data),
-        side={"logprobs": pack_logprobs(logprobs)},
+        side={"logprobs": packed},
     )
 
 
-def pack_logprobs(logprobs: NDArray[np.float32]) -> str:
-    """Log-probabilities as base64 of little-endian float32, row by row."""
-    return base64.b64encode(logprobs.astype("<f4").tobytes()).decode("ascii")
-
-
 def unpack_logprobs(packed: str) -> NDArray[np.float32]:
-    """The ``[questions, 4]`` array that :func:`pack_logprobs` packed."""
+    """The ``[questions, 4]`` array from base64 of little-endian float32, row by row."""
     import numpy as np
 
     return np.frombuffer(base64.b64decode(packed), dtype="<f4").reshape(-1, len(LETTERS))
@@ -78,9 +112,10 @@ def pack_items(predicted: Sequence[int], data: MmluData) -> str:
 
 
 def accuracy_metrics(items: str, subjects: Mapping[str, int]) -> dict[str, Metric]:
-    """Size-weighted accuracy, also by group, macro accuracy, and the shares of the letters chosen.
+    """``accuracy``, ``accuracy/GROUP`` and ``accuracy_macro``, and ``answered_A..D``.
 
-    The error of a size-weighted accuracy is pooled over subjects as lm-evaluation-harness does.
+    But for the macro accuracy they weigh questions, with errors pooled over subjects as
+    lm-evaluation-harness does.
     """
     tally = _tally(items, subjects)
     accuracies = [count / n for count, n in tally.values()]
@@ -156,11 +191,7 @@ def chance_doubts(items: str, data: MmluData) -> tuple[Doubt, ...]:
 
 
 def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
-    """Compare two results question by question; errors are clustered by subject.
-
-    Raises:
-        MeasurementError: the results are not about the same questions and prompts.
-    """
+    """Compare two results question by question; errors are clustered by subject."""
     require_same_settings(result.task, result.settings, reference.settings, PROTOCOL_KEYS)
     subjects = cast("Sequence[tuple[str, int]]", result.settings["subjects"])
     base, new = (map(str.isupper, each.items.column("answer")) for each in (reference, result))
@@ -177,11 +208,7 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
 
 
 def require_finite(logprobs: NDArray[np.float32], what: str) -> None:
-    """Refuse log-probabilities that are no numbers: the greatest of them would be answer A.
-
-    Raises:
-        MeasurementError: names the first question.
-    """
+    """Refuse log-probabilities that are no numbers: the greatest of them would be answer A."""
     import numpy as np
 
     broken = np.flatnonzero(~np.isfinite(logprobs).all(axis=1))

@@ -47,10 +47,8 @@ def run(
     first = run_mmlu(model, sample, progress=progress)
     again = run_mmlu(model, sample, progress=progress)
     base = unpack_logprobs(str(first.side["logprobs"]))
-    metrics = {
-        **_changes("repeat", base, unpack_logprobs(str(again.side["logprobs"]))),
-        **_changes("regrouped", base, _one_by_one(model, sample, progress)),
-    }
+    metrics = _changes("repeat", base, unpack_logprobs(str(again.side["logprobs"])))
+    metrics |= _changes("regrouped", base, _one_by_one(model, sample, progress))
     moved = metrics["logprob_change/repeat"].value
     notes = () if moved == 0 else (f"the same run twice differs by up to {moved:.2g} nats",)
     return TaskResult(TASK, first.settings, metrics, first.items, notes=notes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ewq.data.windows import Definition, Window, fitted_windows, window_notes
 from ewq.errors import MeasurementError
@@ -48,16 +48,21 @@ def run(
 ) -> TaskResult:
     """Score ``texts`` under one definition of perplexity.
 
-    Metrics: ``perplexity``, ``bits_per_byte`` and both per domain as
-    ``perplexity/DOMAIN``; standard errors are clustered by document (by window
-    where a scope has fewer than four documents). Items are one row per window: its
-    ``domain``, ``nll`` in nats, scored ``tokens`` and ``bytes``, and ``document``.
+    Both metrics also per domain, as ``perplexity/DOMAIN``; standard errors are clustered by
+    document (by window where a scope has fewer than four). Items are windows, ``nll`` in nats.
 
     Raises:
         MeasurementError: texts too short for a window, or a non-finite likelihood.
     """
     settings, windows = fitted_windows(model, texts, definition, max_tokens_per_domain)
-    items = _items(windows, list(_score(model, windows, progress)))
+    columns: dict[str, Sequence[Any]] = {
+        "domain": [window.domain for window in windows],
+        "nll": list(_score(model, windows, progress)),
+        "tokens": [window.scored for window in windows],
+        "bytes": [window.scored_bytes for window in windows],
+        "document": [window.document for window in windows],
+    }
+    items = Items(columns)
     return TaskResult(
         task=TASK,
         settings=settings,
@@ -68,11 +73,7 @@ def run(
 
 
 def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
-    """``ln_ppl_ratio``, overall and per domain, against the reference on the same windows.
-
-    Raises:
-        MeasurementError: the two were not measured under the same settings on the same windows.
-    """
+    """``ln_ppl_ratio``, overall and per domain, against the reference on the same windows."""
     require_same_settings(TASK, result.settings, reference.settings)
     new, base = result.items, reference.items
     if new.column("tokens") != base.column("tokens"):
@@ -91,30 +92,15 @@ def _score(model: LanguageModel, windows: Sequence[Window], progress: Progress) 
                 suffixes = [window.ids[window.start :] for window in batch]
                 scores = model.token_logprobs(prefix, suffixes)
                 for window, logprobs in zip(batch, scores, strict=True):
-                    yield _rounded(window, -float(logprobs.sum(dtype="float64")))
+                    nll = -float(logprobs.sum(dtype="float64"))
+                    if not math.isfinite(nll):
+                        raise MeasurementError(
+                            f"a token of document {window.document} ({window.domain}) has a "
+                            f"likelihood of exp({-nll}): the model's output is broken"
+                        )
+                    # Hundred-thousandths keep records small and figures exact to 1e-6.
+                    yield round(nll, 5)
                 advance(sum(map(len, suffixes)))
-
-
-def _rounded(window: Window, nll: float) -> float:
-    if not math.isfinite(nll):
-        raise MeasurementError(
-            f"a token of document {window.document} ({window.domain}) has a likelihood of "
-            f"exp({-nll}): the model's output is broken"
-        )
-    # Hundred-thousandths of a nat per window keep records small and figures exact to 1e-6.
-    return round(nll, 5)
-
-
-def _items(windows: Sequence[Window], nll: Sequence[float]) -> Items:
-    return Items(
-        {
-            "domain": [window.domain for window in windows],
-            "nll": nll,
-            "tokens": [window.scored for window in windows],
-            "bytes": [window.scored_bytes for window in windows],
-            "document": [window.document for window in windows],
-        }
-    )
 
 
 def _metrics(items: Items) -> dict[str, Metric]:
@@ -131,8 +117,9 @@ def _figures(items: Items) -> tuple[Metric, Metric]:
     clusters, scored = clusters_of(items.column("document")), sum(items.column("tokens"))
     nats = clustered_ratio(items.column("nll"), items.column("tokens"), clusters)
     per_byte = clustered_ratio(items.column("nll"), items.column("bytes"), clusters)
-    perplexity, bits = math.exp(nats.value), per_byte.value / math.log(2)
-    errors = _scaled(nats.stderr, perplexity), _scaled(per_byte.stderr, 1 / math.log(2))
+    perplexity, per_bit = math.exp(nats.value), 1 / math.log(2)
+    errors = _scaled(nats.stderr, perplexity), _scaled(per_byte.stderr, per_bit)
+    bits = per_byte.value / math.log(2)
     return (
         Metric(perplexity, "ratio", False, scored, errors[0], nats.freedom),
         Metric(bits, "bits", False, scored, errors[1], per_byte.freedom),

@@ -12,7 +12,6 @@ from ewq.data.windows import bos_token
 from ewq.measurement import Items, Metric, TaskResult, require_same_settings
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.stats import clustered_ratio
-from ewq.tasks.encoding import require_context
 
 if TYPE_CHECKING:
     from ewq.model import LanguageModel
@@ -54,11 +53,8 @@ def run(
 ) -> TaskResult:
     """Continue every prompt greedily by exactly ``new_tokens`` tokens.
 
-    There is no metric before a reference is given to :func:`pair`. Items: each ``prompt``'s name
-    and the new ``tokens``. ``side["samples"]``: name, prompt and continuation.
-
-    Raises:
-        MeasurementError: a prompt does not fit the context.
+    There is no metric before a reference is given to :func:`pair`. ``side["samples"]`` holds names,
+    prompts and continuations.
     """
     tokens: dict[str, list[int]] = {}
     with step(progress, "generation samples", len(prompts), "prompts") as advance:
@@ -89,9 +85,6 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
 
     ``samples_token_agreement`` is the share of positions with the reference's token,
     ``samples_common_tokens`` the mean number of tokens before the first that differs.
-
-    Raises:
-        MeasurementError: other prompts or another number of tokens.
     """
     require_same_settings(TASK, result.settings, reference.settings)
     new, base = result.items.column("tokens"), reference.items.column("tokens")
@@ -109,5 +102,7 @@ def _continue(model: LanguageModel, name: str, prompt: str, new_tokens: int) -> 
     ids = list(model.tokenizer.encode(prompt, add_special_tokens=False))
     bos = bos_token(model.tokenizer)
     ids = ids if bos is None else [bos, *ids]
-    require_context(model, len(ids) + new_tokens, f"prompt {name!r} and {new_tokens} new tokens")
+    model.info.require_context(
+        len(ids) + new_tokens, f"prompt {name!r} and {new_tokens} new tokens"
+    )
     return list(model.generate([ids], new_tokens).tokens[0])

@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -21,7 +22,6 @@ from ewq.errors import BackendUnavailable, MeasurementError
 from ewq.instruments.gpu import ClockState, read_clocks
 from ewq.measurement import Doubt, DoubtKind, Items, Metric, TaskResult, require_same_settings
 from ewq.stats import quantile
-from ewq.tasks.encoding import require_context
 from ewq.tasks.table import Work
 
 if TYPE_CHECKING:
@@ -56,15 +56,18 @@ class Protocol:
 class Rounds:
     """Rounds to be timed one by one; whoever calls :meth:`one` owns the stopwatch.
 
-    The first ``warmup_rounds`` calls count for nothing.
-
     Raises:
-        MeasurementError: the model's context is too short for prompt and new tokens, or the
-            protocol measures nothing.
+        MeasurementError: the model's context is too short, or the protocol measures nothing.
     """
 
     def __init__(self, model: LanguageModel, protocol: Protocol) -> None:
-        _check_protocol(model, protocol)
+        prompt, new = protocol.prompt_tokens, protocol.new_tokens
+        model.info.require_context(prompt + new, f"{prompt} prompt and {new} new tokens")
+        if prompt < 1 or new < 2 or not protocol.batch_sizes:
+            raise MeasurementError(
+                "throughput needs a prompt token, two new tokens and a batch size at least; got "
+                f"{prompt}, {new} and {protocol.batch_sizes}"
+            )
         self.protocol = protocol
         self._model = model
         self._prompts = {
@@ -139,31 +142,26 @@ class Rounds:
         return metrics
 
     def _noise(self) -> Iterator[Doubt]:
-        for size, first_s in self._first_s.items():
-            yield from self._noise_of(f"prefill at batch size {size}", first_s)
-            yield from self._noise_of(f"decode at batch size {size}", self._decode_s[size])
-
-    def _noise_of(self, work: str, times_s: Sequence[float]) -> Iterator[Doubt]:
         shortest_s = _SHORTEST_S["cpu" if self._model.info.device == "cpu" else "cuda"]
-        variation = statistics.stdev(times_s) / statistics.fmean(times_s)
-        median_s = statistics.median(times_s)
-        if variation > _NOISY:
-            text = f"noisy: times of {work} vary by {variation:.0%} (more than {_NOISY:.0%})"
-            yield Doubt(DoubtKind.NOISE, text, {"variation": variation})
-        if median_s < shortest_s:
-            took = f"a round's {work} takes {1000 * median_s:.2g} ms"
-            text = f"too noisy to gate: {took} (less than {1000 * shortest_s:.0f} ms)"
-            yield Doubt(DoubtKind.NOISE, text, {"median_s": median_s})
+        timed = {"prefill": self._first_s, "decode": self._decode_s}
+        for size, phase in product(self.protocol.batch_sizes, timed):
+            work, times_s = f"{phase} at batch size {size}", timed[phase][size]
+            variation = statistics.stdev(times_s) / statistics.fmean(times_s)
+            median_s = statistics.median(times_s)
+            if variation > _NOISY:
+                text = f"noisy: times of {work} vary by {variation:.0%} (more than {_NOISY:.0%})"
+                yield Doubt(DoubtKind.NOISE, text, {"variation": variation})
+            if median_s < shortest_s:
+                took = f"a round's {work} takes {1000 * median_s:.2g} ms"
+                text = f"too noisy to gate: {took} (less than {1000 * shortest_s:.0f} ms)"
+                yield Doubt(DoubtKind.NOISE, text, {"median_s": median_s})
 
-    def _throttling(self, after: ClockState | None) -> list[Doubt]:
-        doubts = []
+    def _throttling(self, after: ClockState | None) -> Iterator[Doubt]:
         for when, state in (("before", self._before), ("after", after)):
             if state is not None and state.slowdowns:
                 why = f"{', '.join(state.slowdowns)} at {state.temperature_c} °C"
-                text = f"throttled {when} measuring: {why}"
                 figures = {"temperature_c": state.temperature_c}
-                doubts.append(Doubt(DoubtKind.THROTTLING, text, figures))
-        return doubts
+                yield Doubt(DoubtKind.THROTTLING, f"throttled {when} measuring: {why}", figures)
 
 
 def prepare(inputs: Inputs) -> Work:
@@ -179,28 +177,14 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     """``decode_ratio`` and ``prefill_ratio`` to the reference (over 1: faster), per batch size.
 
     Medians of rounds, of one session on one machine; the error is the delta method's.
-
-    Raises:
-        MeasurementError: the two ran under different protocols.
     """
     require_same_settings(TASK, result.settings, reference.settings)
+    sizes = cast("list[int]", result.settings["batch_sizes"])
     ratios = {}
-    for size in cast("list[int]", result.settings["batch_sizes"]):
-        for phase in ("decode", "prefill"):
-            key = f"{phase}_tokens_per_s{_suffix(size)}"
-            ratio = _ratio(result.metrics[key], reference.metrics[key])
-            ratios[f"{phase}_ratio{_suffix(size)}"] = ratio
+    for suffix, phase in product(map(_suffix, sizes), ("decode", "prefill")):
+        key = f"{phase}_tokens_per_s{suffix}"
+        ratios[f"{phase}_ratio{suffix}"] = _ratio(result.metrics[key], reference.metrics[key])
     return ratios
-
-
-def _check_protocol(model: LanguageModel, protocol: Protocol) -> None:
-    prompt, new = protocol.prompt_tokens, protocol.new_tokens
-    require_context(model, prompt + new, f"{prompt} prompt and {new} new tokens")
-    if prompt < 1 or new < 2 or not protocol.batch_sizes:
-        raise MeasurementError(
-            "throughput needs a prompt token, two new tokens and a batch size at least; got "
-            f"{prompt}, {new} and {protocol.batch_sizes}"
-        )
 
 
 def random_prompts(vocab_size: int, count: int, length: int, seed: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ewq.errors import PlanError
-from ewq.planning.rules import within_budget
+from ewq.planning.scorers import within_budget
 from ewq.precision import Precision
 
 RISING = (Precision.FOUR_BIT, Precision.EIGHT_BIT, Precision.RAW)

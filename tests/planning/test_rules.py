@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ewq.errors import PlanError
-from ewq.planning.rules import by_thresholds, factor_thresholds, spread
+from ewq.planning.scorers import by_thresholds, factor_thresholds, spread
 from ewq.precision import Precision
 
 SCORES = st.lists(st.floats(-20, 20), min_size=1, max_size=40)

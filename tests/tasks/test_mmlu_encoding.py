@@ -2,7 +2,7 @@ import pytest
 from tokenizers import processors
 
 from ewq.errors import InputError
-from ewq.tasks.encoding import common_prefix, encode, encode_pairs
+from ewq.tasks.mmlu_scores import common_prefix, encode, encode_pairs
 from tests.tasks.mmlu_fakes import BOS, byte_tokenizer
 
 
