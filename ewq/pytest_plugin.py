@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -79,14 +80,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Note what is going to be measured, after all deselection."""
+    state = state_of(session.config)
     keys = [key for item in session.items if (key := key_of(item))]
     try:
         for _, task in keys:
             find_task(task)
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
-    state = state_of(session.config)
     state.selected = keys
+    state.benchmarks = next((item.path.parent for item in session.items if key_of(item)), Path())
     if keys and session.config.getoption("benchmark_columns", "absent") is None:
         state.hide_timing_tables([item for item in session.items if not key_of(item)])
 
@@ -143,6 +145,7 @@ def ewq_session(
             ewq_subject,
             tuple(state.selected),
             rootdir=pytestconfig.rootpath,
+            benchmarks=state.benchmarks,
             storage=state.storage,
             baseline_request=state.baseline_request,
             loader=ewq_loader,

@@ -7,31 +7,96 @@ instant.
 from __future__ import annotations
 
 import io
+import re
 import signal
 import sys
-from typing import Annotated, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
+from ewq.cli.bench import bench, init
 from ewq.cli.export import export
 from ewq.cli.fit import fit, imatrix
 from ewq.cli.history import history
 from ewq.cli.plan import diff, plan
 from ewq.cli.quantize import quantize
 from ewq.cli.report import compare, report
-from ewq.errors import EwqError
+from ewq.errors import EwqError, InputError
 from ewq.instruments.processor_wait import wait_without_spinning
 from ewq.report.escaping import terminal_line
 from ewq.version import __version__
 
+EXAMPLES: Mapping[Callable[..., None], str] = {
+    plan: "ewq plan Qwen/Qwen3-8B --target-size 9GB -o plan.json",
+    fit: "ewq fit Qwen/Qwen3-8B --size 5GB --versus Q4_K_M -o qwen3-8b-5gb.gguf",
+    imatrix: "ewq imatrix Qwen/Qwen3-8B -o qwen3-8b.imatrix.gguf",
+    diff: "ewq diff plan-1.json plan-0.65.json",
+    quantize: "ewq quantize Qwen/Qwen3-8B --plan plan.json -o qwen3-8b-ewq",
+    export: "ewq export Qwen/Qwen3-8B --type Q4_K_M -o qwen3-8b.gguf",
+    bench: 'ewq bench Qwen/Qwen3-8B -k "fp16 or ewq" --ewq-tier smoke',
+    compare: "ewq compare ancestor -o comment.md",
+    report: "ewq report -o report.html",
+    history: "ewq history kld_mean decode_tokens_per_s --gate",
+    init: "ewq init my-project",
+}
+"""Every command, in the order of the help, with a call that shows what it is for."""
+PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+"""How options that are another program's are taken."""
+
+
+class Command(TyperCommand):
+    """A command whose help says what its options mean, and nothing of Python's types."""
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """``MODEL [OPTIONS]``."""
+        taken = [param for param in self.params if param.param_type_name == "argument"]
+        return [*(_named(param) for param in taken), "[OPTIONS]"]
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Arguments and options, one list."""
+        with formatter.section("Options"):
+            formatter.write_dl([_described(param) for param in self.get_params(ctx)])
+
+
+def _named(argument: Any) -> str:
+    """``MODEL``, or ``[RUNS]`` where it may be left out."""
+    if argument.metavar:
+        return str(argument.metavar)
+    name = argument.name.upper() + ("..." if argument.nargs != 1 else "")
+    return name if argument.required else f"[{name}]"
+
+
+def _described(param: Any) -> tuple[str, str]:
+    """``-o, --output FILE`` and what it does, with its default where that is a value."""
+    if param.param_type_name == "argument":
+        return _named(param), param.help or ""
+    names = ", ".join([*sorted(param.opts, key=len), *param.secondary_opts])
+    if param.is_flag:
+        return names, param.help or ""
+    choices = "|".join(map(str, param.type_descriptor.choices or ()))
+    value = param.metavar or choices or param.opts[-1].split("-")[-1].upper()
+    default = param.show_default and param.default not in (None, "")
+    said = f" (default: {param.default})" if default else ""
+    return f"{names} {value}", f"{param.help or ''}{said}"
+
+
 app = typer.Typer(
     name="ewq",
-    no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
+    subcommand_metavar="COMMAND",
 )
-for command in (plan, fit, imatrix, diff, quantize, export, compare, report, history):
-    app.command(command.__name__)(command)
+for command, example in EXAMPLES.items():
+    app.command(
+        command.__name__,
+        cls=Command,
+        short_help=re.split("[:;,]", command.__doc__ or "")[0],
+        epilog=f"Example: {example}",
+        context_settings=PASSED_ON if command is bench else None,
+    )(command)
 
 
 def _version(asked: bool) -> None:
@@ -68,7 +133,18 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     wait_without_spinning()
     try:
-        app()
+        sys.exit(_run(sys.argv[1:] or ["--help"]))
     except EwqError as error:
         print(terminal_line(f"ewq: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code; bad use is one line, as other bad input is."""
+    try:
+        return app(arguments, prog_name="ewq", standalone_mode=False) or 0
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        said = error.format_message().replace("Value error, ", "").rstrip(".")
+        where = context.command_path if context else "ewq"
+        raise InputError(f"{said[:1].lower()}{said[1:]}; see {where} --help") from error

@@ -49,7 +49,8 @@ def fit(
         float | None, typer.Option(help="Smallest file expected below so many nats per token.")
     ] = None,
     like: Annotated[
-        str | None, typer.Option(help="No larger than llama.cpp's recipe, such as Q4_K_M.")
+        str | None,
+        typer.Option(metavar="RECIPE", help="No larger than llama.cpp's recipe, such as Q4_K_M."),
     ] = None,
     engine: Annotated[str, typer.Option(help="gguf or bitsandbytes.")] = "gguf",
     granularity: Annotated[

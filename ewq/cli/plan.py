@@ -62,12 +62,14 @@ def plan(
         typer.Option(help="Smallest plan expected below so many nats per token (fisher)."),
     ] = None,
     like: Annotated[
-        str | None, typer.Option(help="No larger than llama.cpp's recipe, such as Q4_K_M.")
+        str | None,
+        typer.Option(metavar="RECIPE", help="No larger than llama.cpp's recipe, such as Q4_K_M."),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
             "--for",
+            metavar="FORMAT",
             help="Storage to count sizes for: nf4 (default), nf4-double, gguf; "
             "of fisher gguf (default) or bitsandbytes.",
         ),

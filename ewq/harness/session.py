@@ -218,6 +218,7 @@ def open_session(
     selected: tuple[RecordKey, ...],
     *,
     rootdir: Path,
+    benchmarks: Path,
     storage: Path,
     baseline_request: str,
     loader: LoadVariant,
@@ -225,6 +226,8 @@ def open_session(
     ungated: str = "",
 ) -> Session:
     """Refuse whatever can be refused before a model loads, then set up the run.
+
+    Thresholds that no option names are those of ``rootdir``, else those beside the ``benchmarks``.
 
     Raises:
         EwqError: anything that makes the run pointless; one line that says what to do.
@@ -237,11 +240,18 @@ def open_session(
     data = RunData(options, tier_sizes(options.tier, placement.device), progress)
     _check_plans(options, subject, data)
     identity = _identity(subject, placement, data, selected)
+    if not options.thresholds:
+        options = replace(options, thresholds=_own_thresholds(rootdir, benchmarks))
     gate = _gate(options, identity, selected, rootdir, storage, baseline_request, ungated)
     journal = _journal(options, identity, None if ungated else storage)
     return Session(
         options, subject, placement, data, identity, gate, journal, progress, loader, selected
     )
+
+
+def _own_thresholds(rootdir: Path, benchmarks: Path) -> Path | None:
+    files = (folder / "thresholds.toml" for folder in (rootdir / "benchmarks", benchmarks))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _check_plans(options: Options, subject: Subject, data: RunData) -> None:
@@ -290,10 +300,10 @@ def _gate(
     from ewq.gating.baseline import NEWEST, Choice, Wanted, find_baseline
     from ewq.gating.thresholds import BUILT_IN, load_thresholds
 
-    path = options.thresholds or rootdir / "benchmarks" / "thresholds.toml"
     thresholds = BUILT_IN
-    if options.thresholds or path.is_file():
-        thresholds = load_thresholds(path, [variant.name for variant in options.variants])
+    if options.thresholds:
+        names = [variant.name for variant in options.variants]
+        thresholds = load_thresholds(options.thresholds, names)
     choice = Choice(None)
     if request := baseline_request or (NEWEST if options.require_baseline else ""):
         choice = find_baseline(request, storage, Wanted(identity, selected), rootdir)

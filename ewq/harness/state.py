@@ -29,6 +29,8 @@ class PluginState:
     config: pytest.Config
     options: Options
     selected: list[RecordKey] = field(default_factory=list)
+    benchmarks: Path = Path()
+    """The folder of the first benchmark."""
     session: Session | None = None
     tests_failed: int = 0
     started_s: float = field(default_factory=time.time)

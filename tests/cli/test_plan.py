@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ewq.cli import main
 from ewq.cli.plan import parse_size
 from ewq.errors import InputError
 from ewq.planning.plan import read_plan
@@ -30,30 +29,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("llama")
     build("llama", torch.bfloat16).save_pretrained(folder)
     return str(folder)
-
-
-class Said:
-    """What a command printed and how it ended."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def ewq(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Runs ``ewq ARGUMENTS`` in this process."""
-
-    def run(*arguments: str) -> Said:
-        monkeypatch.setattr(sys, "argv", ["ewq", *arguments])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return Said(code, *capsys.readouterr())
-
-    return run
 
 
 def test_a_plan_is_shown_as_a_strip_with_its_size(ewq, model: str):

@@ -114,6 +114,14 @@ def test_limits_of_the_thresholds_file_fail_without_any_baseline(bench, project,
     assert "is beyond max 0.001" in record["reasons"][0]["text"]
 
 
+def test_limits_beside_benchmarks_that_lie_elsewhere_count(project):
+    (project.path / "benchmarks").rename(project.path / "carried")
+    (project.path / "carried" / "thresholds.toml").write_text("[default.divergence]\n")
+    plugin = ("-p", "ewq.pytest_plugin", "carried", "--ewq-tier", "smoke", "--ewq-no-save")
+    result = project.runpytest(*plugin, "-p", "no:cacheprovider", "-k", "fp16 and memory")
+    result.stdout.fnmatch_lines(["gates: * by *carried?thresholds.toml"])
+
+
 def test_a_gated_metric_that_is_not_measured_fails(bench, project):
     (project.path / "benchmarks" / "thresholds.toml").write_text(
         '[default.perplexity]\n"perplexity/none-such" = {max = 1.0}\n'

@@ -1,0 +1,1 @@
+"""The benchmarks, a test for each task; in a wheel they are ``ewq.benchmarks``."""

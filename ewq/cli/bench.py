@@ -1,0 +1,89 @@
+"""``ewq bench`` and ``ewq init``: the benchmarks from anywhere, and a project of one's own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ewq.errors import InputError
+from ewq.files import check_output, write_text
+
+PLUGIN, CARRIED = "ewq.pytest_plugin", "ewq.benchmarks"
+OWN = Path("benchmarks")
+THRESHOLDS = OWN / "thresholds.toml"
+CONFTEST = Path("conftest.py")
+TEMPLATES = {
+    CONFTEST: "conftest.py.txt",
+    OWN / "test_quality.py": "test_quality.py.txt",
+    THRESHOLDS: "thresholds.toml.txt",
+    Path(".github/workflows/ewq.yml"): "workflow.yml.txt",
+}
+"""What ``ewq init`` writes, and what it is written from."""
+CONFIGS = ("pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
+"""Where a project may have its configuration of pytest."""
+
+
+def bench(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [PYTEST OPTIONS]...",
+            help="A model first (default: the embedded one), then pytest's options and ewq's; "
+            "`ewq bench -h` lists them.",
+        ),
+    ] = None,
+) -> None:
+    """Run the benchmarks through pytest: this folder's own, else those that ewq carries."""
+    sys.stdout.flush()
+    # In place of this process: exit codes and signals are pytest's own.
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *pytest_arguments(arguments or [])])
+
+
+def pytest_arguments(arguments: list[str]) -> list[str]:
+    """Those of pytest: what to run, where, and ``arguments`` with a model first as an option."""
+    model = [f"--ewq-model={each}" for each in arguments[:1] if not each.startswith("-")]
+    return [
+        "-p",
+        PLUGIN,
+        f"--rootdir={Path.cwd()}",
+        *_benchmarks(),
+        *model,
+        *arguments[len(model) :],
+    ]
+
+
+def _benchmarks() -> list[str]:
+    if THRESHOLDS.is_file():
+        return [f"{OWN}/"]
+    if find_spec(CARRIED):
+        return ["--pyargs", CARRIED]
+    return [str(Path(__file__).parents[2] / OWN)]
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="The project (default: this folder).")] = Path(),
+) -> None:
+    """Set up benchmarks in a project of your own: conftest, tests, limits, GitHub workflow."""
+    templates = {folder / path: name for path, name in TEMPLATES.items()}
+    taken = [path for path in templates if path.exists()]
+    if folder / CONFTEST in taken:
+        if PLUGIN not in (folder / CONFTEST).read_text(encoding="utf-8"):
+            line = f'pytest_plugins = ["{PLUGIN}"]'
+            raise InputError(f"{folder / CONFTEST} exists: add {line} to it and run this again")
+        del templates[folder / CONFTEST]
+        taken.remove(folder / CONFTEST)
+    if taken:
+        raise InputError(f"{taken[0]} exists, and nothing is overwritten: remove it or rename it")
+    for path in templates:
+        check_output(path)
+    for path, name in templates.items():
+        text = Path(__file__).with_name("project") / name
+        print(write_text(path, text.read_text(encoding="utf-8")))
+    if not any((folder / name).exists() for name in CONFIGS):
+        print(write_text(folder / "pytest.ini", "[pytest]\n"))
+    print("next: add .benchmarks/ to .gitignore, then run `pytest benchmarks/ -k ewq`")
