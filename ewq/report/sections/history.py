@@ -130,7 +130,7 @@ def _cell(trend: Trend, place: int) -> str:
 def _traces(trend: Trend, place: int) -> list[dict[str, Any]]:
     name, color = plot_text(trend.record.variant), SERIES[place % len(SERIES)]
     starts = {shift.place for shift in trend.shifts}
-    line = {
+    line: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines+markers",
         "name": name,
