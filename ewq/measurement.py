@@ -17,11 +17,7 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One measured figure.
-
-    Raises:
-        MeasurementError: a number in it is NaN or infinite: a failed measurement is never stored.
-    """
+    """One measured figure; a MeasurementError if a number in it is NaN or infinite."""
 
     value: float
     unit: str
@@ -47,11 +43,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Items:
-    """Per-item results: rows with named fields, held column by column.
-
-    Raises:
-        MeasurementError: columns of different lengths.
-    """
+    """Per-item results: rows with named fields, held column by column of the same length."""
 
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Field -> one JSON value per row; a string is a column of single characters."""
@@ -153,11 +145,7 @@ class TaskResult:
 def require_same_settings(
     task: str, ours: Mapping[str, Json], theirs: Mapping[str, Json], keys: Iterable[str] = ()
 ) -> None:
-    """Refuse to pair results that were measured differently; ``keys``: only these settings count.
-
-    Raises:
-        MeasurementError: names the first setting that differs.
-    """
+    """Raise a MeasurementError for the first setting, of ``keys`` if given, that differs."""
     for key in keys or sorted({*ours, *theirs}):
         here, there = (reprlib.repr(settings.get(key)) for settings in (ours, theirs))
         if ours.get(key) != theirs.get(key):

@@ -1,7 +1,6 @@
 """The pytest plugin; opt in with ``pytest_plugins = ["ewq.pytest_plugin"]``.
 
-Hooks and fixtures only: each hands over to :mod:`ewq.harness`. Heavy libraries
-are imported when the first benchmark runs, so collecting costs nothing.
+Hooks and fixtures only; heavy libraries are imported when the first benchmark runs.
 """
 
 from __future__ import annotations
@@ -252,9 +251,7 @@ def pytest_benchmark_compare_machine_info(
 ) -> None:
     """Keep pytest-benchmark from calling every machine different, and from damaged rows.
 
-    It compares before our environment is known, and breaks on a storage outside the working
-    folder. Whether two devices may be compared is decided when the baseline is chosen, in
-    :mod:`ewq.gating.baseline`.
+    Whether two devices may be compared is decided by :mod:`ewq.gating.baseline`.
     """
     from ewq.storage.runs import whole_benchmarks
 

@@ -10,7 +10,7 @@ from typing import Any
 from ewq.codec import decode, encode
 from ewq.errors import InputError, MeasurementError
 from ewq.measurement import NO_ITEMS, Doubt, DoubtKind, Items, Json, Metric
-from ewq.variants import engine_of
+from ewq.variants import LLAMA_CPP, engine_of
 
 SCHEMA = 2
 _PERPLEXITY_FIELDS = ["domain", "nll", "tokens", "bytes", "document"]
@@ -25,8 +25,6 @@ _DOUBT_WORDS = (
     ("chance", DoubtKind.CHANCE),
 )
 """Words by which schema 1 told that a note was a doubt."""
-_WORSE = ("against the baseline, ", ": worse")
-"""How a reason began, and what it held, where a metric was worse than tolerated."""
 RecordKey = tuple[str, str]
 """``(variant, task)``: what identifies a record within a run."""
 
@@ -115,39 +113,26 @@ class Record:
 
 def _upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored record in the shape of schema 2; a KeyError, TypeError or ValueError if damaged."""
-    notes = stored.get("notes", ())
-    doubts = {note: kind for note in notes if (kind := _doubt_kind(note))}
+    notes, items = stored.get("notes", ()), stored["items"]
+    words = {note: [of for word, of in _DOUBT_WORDS if word in note.lower()] for note in notes}
+    named = _SCHEMA1_ITEMS.get(stored["task"]) if items else None
+    # What it wrote on llama.cpp's records although it was transformers' own.
+    foreign = ("batch_tokens", "dtype") if engine_of(stored["variant"]) == LLAMA_CPP else ()
     return {
         **stored,
-        "settings": _settings(stored["variant"], stored["settings"]),
-        "items": _named_items(stored["task"], stored["items"]),
+        "settings": {k: value for k, value in stored["settings"].items() if k not in foreign},
+        "items": named(items) if named else {"fields": [], "rows": []},
         "reasons": [_reason(text, stored["verdict"]) for text in stored["reasons"]],
-        "doubts": [{"kind": kind.value, "text": note} for note, kind in doubts.items()],
-        "notes": [note for note in notes if note not in doubts],
+        "doubts": [{"kind": of[0].value, "text": note} for note, of in words.items() if of],
+        "notes": [note for note in notes if not words[note]],
     }
-
-
-def _settings(variant: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what schema 1 wrote on llama.cpp's records although it was transformers' own."""
-    foreign = ("batch_tokens", "dtype") if engine_of(variant) == "llama.cpp" else ()
-    return {key: value for key, value in settings.items() if key not in foreign}
-
-
-def _doubt_kind(note: str) -> DoubtKind | None:
-    return next((kind for word, kind in _DOUBT_WORDS if word in note.lower()), None)
 
 
 def _reason(text: str, verdict: str) -> dict[str, Any]:
     """Which metric a reason was about, and its own verdict, schema 1 did not say."""
-    start, inside = _WORSE
     sentence, _, statistic = text.removesuffix("]").partition(" [")
-    worse = text.startswith(start) and inside in text
+    worse = text.startswith("against the baseline, ") and ": worse" in text
     return {"verdict": verdict, "text": sentence, "statistic": statistic, "worse": worse}
-
-
-def _named_items(task: str, items: Any) -> dict[str, Any]:
-    named = _SCHEMA1_ITEMS.get(task) if items else None
-    return named(items) if named else {"fields": [], "rows": []}
 
 
 def _times(batches: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,10 +119,9 @@ def parse_factor(text: str) -> str:
 
 
 def find_variant(name: str) -> Variant:
-    """The variant called ``name``, or the GGUF or plan file at that path.
+    """The variant called ``name``, or the GGUF or plan file at that path; else an InputError.
 
-    ``plans/6bpw.json`` is the variant ``ewq-6bpw``; ``gguf:plans/6bpw.json`` is the same plan as
-    a GGUF, ``gguf-ewq-6bpw``. An InputError lists the known ones where there is no such variant.
+    ``plans/6bpw.json`` is the variant ``ewq-6bpw``, ``gguf:plans/6bpw.json`` ``gguf-ewq-6bpw``.
     """
     if name in FIXED:
         return Variant(name, FIXED[name])
@@ -184,11 +183,7 @@ _TABLE = (REFERENCE, "ewq", *(name for name in FIXED if name != REFERENCE), "ggu
 
 
 def table_place(name: str) -> tuple[int, float]:
-    """A sort key for tables, whatever order variants were measured in.
-
-    The reference, EWQ from the largest factor to the smallest and from plan files, its controls,
-    GGUF; then files and names that this version does not know.
-    """
+    """A sort key: the reference, EWQ from the largest factor down, controls, GGUF, others."""
     if match := _FACTOR_VARIANT.fullmatch(name) or _PLAN_VARIANT.fullmatch(name):
         factor = match[2] if match.re is _FACTOR_VARIANT else 0
         return (_TABLE.index(f"{match[1] or ''}ewq"), -float(factor))

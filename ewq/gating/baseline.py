@@ -11,7 +11,7 @@ from ewq.errors import InputError
 from ewq.gating.gates import lost_in_doubt
 from ewq.record import Record, RecordKey
 from ewq.storage.environment import RunIdentity, changed_settings, git_lines
-from ewq.storage.runs import Run, read_run, read_storage, resolve_run
+from ewq.storage.runs import Run, read_storage, resolve_run
 
 NEWEST = "newest"
 ANCESTOR = "ancestor"
@@ -41,19 +41,13 @@ class Choice:
 def find_baseline(
     request: str, storage: Path, wanted: Wanted, repository: Path, exclude: Path | None = None
 ) -> Choice:
-    """Choose the baseline that ``request`` asks for.
+    """Choose the baseline that ``request`` asks for; ``exclude`` is the run itself, where stored.
 
-    ``request`` is ``newest`` (newest such run), ``ancestor`` (nearest ancestor commit with such a
-    run), or a pinned run: a file, a number in the storage, a commit. ``repository`` holds the code
-    under test; ``exclude`` is a stored run that is not to be compared with itself.
-
-    Raises:
-        InputError: a pinned run does not exist or is damaged.
+    ``request`` is ``newest``, ``ancestor`` (of the nearest ancestor commit with such a run in the
+    ``repository``), or a pinned run: an InputError where that does not exist or is damaged.
     """
     if request not in (NEWEST, ANCESTOR):
-        pinned = Path(request)
-        run = read_run(pinned) if pinned.is_file() else resolve_run(request, storage, repository)
-        return choose([run], wanted)
+        return choose([resolve_run(request, storage, repository)], wanted)
     runs, damaged = read_storage(storage)
     runs = [run for run in runs if exclude is None or run.path.resolve() != exclude.resolve()]
     if request == ANCESTOR:
@@ -62,11 +56,7 @@ def find_baseline(
 
 
 def baseline_of(run: Run, request: str, storage: Path, repository: Path) -> Run:
-    """The baseline of a run that is already stored.
-
-    Raises:
-        InputError: the run measured nothing, or no other run qualifies (with the reasons).
-    """
+    """The baseline of a stored run; an InputError with the reasons where none qualifies."""
     if not run.records:
         raise InputError(f"run {run.path} has no measurements to compare")
     wanted = Wanted(run.identity, tuple(run.records), run.records)
@@ -82,10 +72,7 @@ def choose(
     damaged: Sequence[str] = (),
     nearness: Callable[[Run], int] = lambda run: 0,
 ) -> Choice:
-    """The run that qualifies, by what it covers, then by nearness, then the newest.
-
-    ``damaged`` are sentences on unreadable files, passed on.
-    """
+    """The run that qualifies, by what it covers, then by nearness, then the newest."""
     refusals = {run.path: unsuitable(run, wanted) for run in runs}
     fit = [run for run in runs if not refusals[run.path]]
     if not fit:
@@ -104,10 +91,9 @@ def choose(
 def choose_ancestor(
     runs: Sequence[Run], wanted: Wanted, commits: Sequence[str], damaged: Sequence[str] = ()
 ) -> Choice:
-    """The qualifying run of the nearest ancestor commit, measured from unchanged files.
+    """The qualifying run of the nearest of ancestor ``commits``, measured from unchanged files.
 
-    One that covers everything wanted goes before a nearer one that does not. ``commits`` are the
-    ancestors, nearest first.
+    One that covers everything wanted goes before a nearer one that does not.
     """
     distances = {commit: distance for distance, commit in enumerate(commits)}
     related = [run for run in runs if not run.dirty and run.commit in distances]
@@ -135,20 +121,15 @@ def unsuitable(run: Run, wanted: Wanted) -> list[str]:
 
 
 def ancestors(repository: Path, limit: int = 1000) -> list[str]:
-    """Commits before the present state of the files, nearest first.
+    """Commits before the present state of the files, nearest first; an InputError without git.
 
     The commit checked out is itself an ancestor of files that differ from it.
-
-    Raises:
-        InputError: not a git repository, or one without commits.
     """
     dirty = git_lines(repository, "status", "--porcelain", "--untracked-files=no")
     commits = git_lines(repository, "rev-list", f"--max-count={limit}", "HEAD")
     if dirty is None or commits is None:
-        raise InputError(
-            f"cannot look for an ancestor's run: {repository.resolve()} is not a git repository "
-            "with commits; name a run instead"
-        )
+        reason = f"{repository.resolve()} is not a git repository with commits"
+        raise InputError(f"cannot look for an ancestor's run: {reason}; name a run instead")
     return commits if dirty else commits[1:]
 
 

@@ -1,6 +1,6 @@
 """How one metric changed between a stored run and another, and whether that matters.
 
-Where both runs carry their items, the change is worked out item by item: what both share cancels.
+Worked out item by item where both runs carry their items: what both share cancels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from ewq.measurement import Doubt, DoubtKind, Items, Metric
+from ewq.measurement import Doubt, DoubtKind, Metric
 from ewq.record import Record, Verdict
 from ewq.stats import (
     clustered_ratio,
@@ -20,7 +20,7 @@ from ewq.stats import (
     two_sided_p,
 )
 from ewq.storage.environment import changed_settings
-from ewq.tasks.table import TASKS, Figure, ItemMean, Kind, Task, Tolerance, figure_of
+from ewq.tasks.table import TASKS, Figure, ItemMean, Kind, Tolerance, figure_of
 
 _OF_THE_REFERENCE = (DoubtKind.OTHER_SESSION, DoubtKind.DECODE_MODE)
 
@@ -84,13 +84,11 @@ class Certainty:
 
 
 def paired_changes(before: Record, after: Record) -> dict[str, Certainty]:
-    """Metric -> how sure its change is, for the metrics whose items both records carry.
-
-    Empty where the task keeps no items, the items are not about the same questions or texts, or
-    they are too few.
-    """
-    task = TASKS.get(after.task)
-    if task is None or not _same_items(task, before.items, after.items):
+    """Metric -> how sure its change is, where both records carry enough items, and the same."""
+    task, old, new = TASKS.get(after.task), before.items, after.items
+    if task is None or not len(old) == len(new) > 0:
+        return {}
+    if any(list(old.column(name)) != list(new.column(name)) for name in task.item_names):
         return {}
     found = {
         figure.key: _answers(before, after) if mean.size is None else _means(before, after, mean)
@@ -98,12 +96,6 @@ def paired_changes(before: Record, after: Record) -> dict[str, Certainty]:
         if (mean := figure.mean)
     }
     return {metric: certainty for metric, certainty in found.items() if certainty}
-
-
-def _same_items(task: Task, old: Items, new: Items) -> bool:
-    return len(old) == len(new) > 0 and all(
-        list(old.column(name)) == list(new.column(name)) for name in task.item_names
-    )
 
 
 def _answers(before: Record, after: Record) -> Certainty:
@@ -142,10 +134,7 @@ def incomparable(before: Record, after: Record) -> list[str]:
 def changes(
     before: Record, after: Record, tolerances: Mapping[str, Tolerance]
 ) -> tuple[Change, ...]:
-    """Every metric of either record, in the new record's order.
-
-    Call :func:`incomparable` first. A metric without a tolerance is shown, not gated.
-    """
+    """Every metric of two comparable records; one without a tolerance is shown, not gated."""
     paired = paired_changes(before, after)
     found = []
     for name in dict.fromkeys([*after.metrics, *before.metrics]):
@@ -243,10 +232,7 @@ def _sentence(name: str, old: Metric, new: Metric, why: str) -> str:
 
 
 def doubt_about(metric: str, record: Record, verdict: Verdict | None = None) -> Doubt | None:
-    """The first doubt of a record about one of its metrics.
-
-    With ``verdict``: the first that makes this verdict on the metric inconclusive.
-    """
+    """The first doubt about a metric; of those that make its ``verdict`` inconclusive, if given."""
     figure = figure_of(record.task, metric)
     if figure is None or verdict is Verdict.INCONCLUSIVE:
         return None

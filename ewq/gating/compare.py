@@ -11,8 +11,6 @@ from ewq.record import Verdict
 from ewq.storage.environment import comparable, differences
 from ewq.storage.runs import Run
 
-EXIT_SAME, EXIT_REGRESSION, EXIT_NOT_COMPARABLE = 0, 1, 2
-
 
 @dataclass(frozen=True)
 class Row:
@@ -58,17 +56,17 @@ class Comparison:
     @property
     def exit_code(self) -> int:
         """0 no regression, 1 regression, 2 something both measured was not comparable."""
-        if self.foreign:
-            return EXIT_NOT_COMPARABLE
-        if self.regressions or self.losses:
-            return EXIT_REGRESSION
+        if not self.foreign and (self.regressions or self.losses):
+            return 1
         gated = any(row.change.verdict is not None for row in self.rows)
-        return EXIT_NOT_COMPARABLE if self.refusals or not gated else EXIT_SAME
+        return 2 if self.foreign or self.refusals or not gated else 0
 
 
 def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> Comparison:
     """Compare every benchmark that a run and its baseline ``before`` both hold."""
     shared = [key for key in after.records if key in before.records]
+    old_only = [key for key in before.records if key not in after.records and key not in after.lost]
+    new_only = [key for key in after.records if key not in before.records]
     hardware = comparable(before.machine, after.machine)
     refusals, rows = [*hardware, *_other_tokenizer(before, after)], []
     whole, device = bool(refusals), str(after.machine.get("device"))
@@ -90,7 +88,10 @@ def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> 
             for key in after.lost
             if key in before.records
         ),
-        uncovered=tuple(_uncovered(before, after)),
+        uncovered=(
+            *(f"{'/'.join(key)}: only in the baseline" for key in old_only),
+            *(f"{'/'.join(key)}: not in the baseline" for key in new_only),
+        ),
         differences=tuple(differences(before.machine, after.machine)),
         foreign=bool(hardware),
     )
@@ -100,11 +101,3 @@ def _other_tokenizer(before: Run, after: Run) -> list[str]:
     """The checkpoint's fingerprint says nothing of its tokenizer; older runs do not know theirs."""
     digests = [run.settings.get("tokenizer") for run in (before, after)]
     return ["measured with another tokenizer"] if all(digests) and digests[0] != digests[1] else []
-
-
-def _uncovered(before: Run, after: Run) -> list[str]:
-    old = [key for key in before.records if key not in after.records and key not in after.lost]
-    new = [key for key in after.records if key not in before.records]
-    return [f"{'/'.join(key)}: only in the baseline" for key in old] + [
-        f"{'/'.join(key)}: not in the baseline" for key in new
-    ]

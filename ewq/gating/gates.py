@@ -47,15 +47,21 @@ def judge(
     *,
     missing_baseline: Sequence[str] = (),
 ) -> Judgement:
-    """Gate one record by limits and by tolerances against the same benchmark of a baseline.
+    """Gate one record by limits, and by tolerances against the same benchmark of a baseline.
 
-    ``missing_baseline`` says why there is no baseline although one was asked for.
+    ``missing_baseline`` says why there is none although one was asked for.
     """
     findings = [_limit_finding(record, metric, limit) for metric, limit in limits.items()]
     refused = list(missing_baseline)
     if baseline is not None:
         refused += incomparable(baseline, record)
-        findings += [] if refused else _baseline_findings(record, baseline, tolerances or {})
+        found = () if refused else changes(baseline, record, tolerances or {})
+        findings += [
+            Reason(c.verdict, f"against the baseline, {c.text}", c.statistic, c.metric, c.worse)
+            for c in found
+            # A metric that is merely new is not a missing baseline of the whole benchmark.
+            if c.verdict is not None and c.verdict is not Verdict.NO_BASELINE
+        ]
     if not refused and not findings:
         asked = "no metric of the baseline is gated" if baseline else "no baseline was asked for"
         refused.append(f"no limit applies and {asked}, so nothing was gated")
@@ -75,40 +81,20 @@ def overall(verdicts: Iterable[Verdict]) -> Verdict:
     return min(verdicts, key=PRECEDENCE.index, default=Verdict.NO_BASELINE)
 
 
-def _baseline_findings(
-    record: Record, baseline: Record, tolerances: Mapping[str, Tolerance]
-) -> list[Reason]:
-    found = changes(baseline, record, tolerances)
-    return [
-        Reason(c.verdict, f"against the baseline, {c.text}", c.statistic, c.metric, c.worse)
-        for c in found
-        # A metric that is merely new is not a missing baseline of the whole benchmark.
-        if c.verdict is not None and c.verdict is not Verdict.NO_BASELINE
-    ]
-
-
 def _limit_finding(record: Record, name: str, limit: Limit) -> Reason:
-    metric = record.metrics.get(name)
+    metric, figure = record.metrics.get(name), figure_of(record.task, name)
+    if metric is None and figure and figure.alternative in record.metrics:
+        text = f"{name} does not apply: this device reports {figure.alternative}"
+        return Reason(Verdict.PASS, text, metric=name)
     if metric is None:
-        return _missing(record, name, limit)
+        known = ", ".join(record.metrics) or "none"
+        text = f"{name}: missing metric, gated by {limit}; present: {known}"
+        return Reason(Verdict.FAIL, text, metric=name)
     verdict, statistic = _TESTS[limit.test](record, name, limit)
     if doubt := doubt_about(name, record, verdict):
         verdict, statistic = Verdict.INCONCLUSIVE, f"{statistic}; {doubt.text}"
-    text = (
-        f"{name} {_figure(metric, limit)} {metric.unit} {_RELATION[verdict]} {limit}"
-        f"{_two_values(record, name, metric)}"
-    )
-    return Reason(verdict, text, statistic, name)
-
-
-def _missing(record: Record, name: str, limit: Limit) -> Reason:
-    figure = figure_of(record.task, name)
-    if figure and figure.alternative in record.metrics:
-        text = f"{name} does not apply: this device reports {figure.alternative}"
-        return Reason(Verdict.PASS, text, metric=name)
-    known = ", ".join(record.metrics) or "none"
-    text = f"{name}: missing metric, gated by {limit}; present: {known}"
-    return Reason(Verdict.FAIL, text, metric=name)
+    text = f"{name} {_figure(metric, limit)} {metric.unit} {_RELATION[verdict]} {limit}"
+    return Reason(verdict, text + _two_values(record, name, metric), statistic, name)
 
 
 def _plain_bound(record: Record, name: str, limit: Limit) -> tuple[Verdict, str]:
@@ -186,15 +172,12 @@ def _precision(metric: Metric) -> str:
 
 
 def _figure(metric: Metric, limit: Limit) -> str:
-    """The value as far as its error leaves it certain: two digits of the error.
-
-    Six digits where fewer would lie on the other side of the limit.
-    """
+    """The value to two digits of its error, to six where fewer lie beyond the limit."""
     if metric.stderr is None:
         return f"{metric.value:.6g}"
-    decimals = (
-        max(0, 1 - math.floor(math.log10(metric.stderr))) if metric.stderr else _MOST_DECIMALS
-    )
+    decimals = _MOST_DECIMALS
+    if metric.stderr:
+        decimals = max(0, 1 - math.floor(math.log10(metric.stderr)))
     value = round(metric.value, decimals) + 0.0  # no "-0.00"
     bounds = [bound for bound in (limit.min, limit.max) if bound is not None]
     crossed = any((value > b, value < b) != (metric.value > b, metric.value < b) for b in bounds)
@@ -206,10 +189,8 @@ def _figure(metric: Metric, limit: Limit) -> str:
 def _two_values(record: Record, name: str, metric: Metric) -> str:
     """The reference's value and this variant's, behind a paired metric."""
     figure = figure_of(record.task, name)
-    if figure is None or figure.reference is None:
-        return ""
-    base, invert = figure.reference
+    base, invert = (figure and figure.reference) or ("", None)
     now = record.metrics.get(base)
-    if now is None:
+    if now is None or invert is None:
         return ""
     return f" ({base}: reference {invert(now.value, metric.value):.4g}, now {now.value:.4g})"

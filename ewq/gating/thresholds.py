@@ -1,8 +1,7 @@
 """The thresholds file: what a variant may lose, and how much a run may differ from its baseline.
 
 ``[default.TASK]`` and ``[variant."ID".TASK]`` hold limits on one run's own metrics,
-``[tolerance.TASK]`` and ``[cpu.tolerance.TASK]`` how much worse than a
-stored baseline they may get.
+``[tolerance.TASK]`` and ``[cpu.tolerance.TASK]`` how much worse than the baseline they may get.
 """
 
 from __future__ import annotations
@@ -103,8 +102,7 @@ def load_thresholds(path: Path, variants: Collection[str]) -> Thresholds:
     """Read a thresholds file; ``variants`` are ids that count as known beside the variant table's.
 
     Raises:
-        InputError: not readable, not TOML, or an unknown table, variant, task, metric or key, a
-            limit without bounds, or a value out of range; the message names the place.
+        InputError: not readable, or anything unknown or out of range; the message names the place.
     """
     reader = _Reader(path)
     document = reader.table(_parse(path), "", ("default", "variant", "tolerance", "cpu"))

@@ -1,7 +1,4 @@
-"""One variant's model over the life of its tests: loaded on first use, freed for certain.
-
-Too little memory is an ordinary failure of one variant, with the figures that explain it.
-"""
+"""One variant's model over the life of its tests: loaded on first use, freed for certain."""
 
 from __future__ import annotations
 
@@ -33,12 +30,7 @@ LoadVariant = Callable[[Variant, Subject, Placement], Loaded]
 
 
 class VariantHandle:
-    """What a test gets instead of a model.
-
-    pytest keeps fixture values alive beyond their teardown and a failed test's
-    traceback keeps its frames, so a bare model would still be in memory while
-    the next one loads. Tests hold the handle; ``close`` empties it.
-    """
+    """What a test gets instead of a model, which pytest would keep alive beyond its teardown."""
 
     def __init__(
         self,
@@ -49,6 +41,7 @@ class VariantHandle:
         progress: Progress = NO_PROGRESS,
     ) -> None:
         self.variant = variant
+        self.name = variant.name
         self._subject = subject
         self._placement = placement
         self._load = load
@@ -57,22 +50,13 @@ class VariantHandle:
         self._failure: EwqError | None = None
 
     @property
-    def name(self) -> str:
-        """The variant's name."""
-        return self.variant.name
-
-    @property
     def model(self) -> LanguageModel:
-        """The loaded model. Do not keep it in a variable of a test.
-
-        Raises:
-            EwqError: loading failed; it is tried once, later uses repeat the reason.
-        """
+        """The loaded model; where loading failed, each use raises the reason again."""
         return self._load_once()[0].model
 
     @property
     def plan(self) -> QuantizationPlan | None:
-        """The plan the model was made by; ``None`` where the recipe has none."""
+        """The plan the model was made by, if any."""
         return self._load_once()[0].plan
 
     @property
@@ -88,13 +72,15 @@ class VariantHandle:
 
     def close(self) -> None:
         """Free the model, even where a traceback still refers to it."""
-        # A failure's traceback holds what had been loaded before it.
         loaded, self._loaded = self._loaded, None
         self._failure = EwqError(f"variant {self.name} was used after it was closed")
         if loaded is not None:
             loaded[0].model.close()
         del loaded
-        forget_last_exception()
+        # The interpreter's memory of the last failure has frames, which keep models alive.
+        for name in ("last_exc", "last_value", "last_type", "last_traceback"):
+            if hasattr(sys, name):
+                delattr(sys, name)
         collect_garbage()
 
     def _load_once(self) -> tuple[Loaded, LoadReading]:
@@ -124,18 +110,10 @@ class VariantHandle:
             return watch_loading(device, load)
 
 
-def forget_last_exception() -> None:
-    """Drop the interpreter's memory of the last failure, whose frames keep models alive."""
-    for name in ("last_exc", "last_value", "last_type", "last_traceback"):
-        if hasattr(sys, name):
-            delattr(sys, name)
-
-
 def set_libraries_aside() -> None:
     """Keep what is imported out of later collections: a million objects that live to the end.
 
     Only the first call does: what a model leaves behind must stay collectable.
-    ``gc.unfreeze`` undoes it.
     """
     if not gc.get_freeze_count():
         gc.collect()
@@ -146,17 +124,9 @@ def set_libraries_aside() -> None:
 def report_out_of_memory(
     what: str, device: str, needed_bytes: Callable[[], int] | None = None
 ) -> Iterator[None]:
-    """Turn running out of memory into one line that names needed and available bytes.
+    """Turn running out of memory into a MeasurementError that names needed and available bytes.
 
-    The frames of the original error are cleared: they would keep its tensors alive.
-
-    Args:
-        what: the variant and what it was doing.
-        device: ``cpu``, ``cuda:0`` or ``cuda:all``.
-        needed_bytes: asked, on failure only, what the weights take.
-
-    Raises:
-        MeasurementError: memory ran out inside the block.
+    ``what`` is the variant and what it was doing; ``needed_bytes`` tells what its weights take.
     """
     try:
         yield
@@ -165,8 +135,7 @@ def report_out_of_memory(
         if not _ran_out(error):
             raise
         reason = str(error)
-        # The interpreter chains this error to the one below, and with it all its frames; a retry
-        # with less memory may have failed before.
+        # The error below is chained to this one, whose frames keep tensors alive.
         each: BaseException | None = error
         while each is not None:
             traceback.clear_frames(each.__traceback__)

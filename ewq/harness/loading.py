@@ -45,30 +45,39 @@ class Loaded:
 
 
 def load_variant(variant: Variant, subject: Subject, placement: Placement) -> Loaded:
-    """Load a variant's weights.
-
-    Raises:
-        EwqError: a missing library, a plan that does not fit, too little memory.
-    """
+    """Load a variant's weights; an EwqError where a library is missing or a plan does not fit."""
     plan, file = plan_of(variant, subject), _file_of(variant, subject)
     if file is None:
-        return Loaded(_in_transformers(plan, subject, placement), plan)
+        from ewq.backends.transformers import load_transformers
+
+        model = load_transformers(
+            subject.checkpoint.path,
+            quantization_config=_quantizer().EwqConfig(plan=plan) if plan else None,
+            device=placement.device,
+            dtype=placement.dtype,
+            batch_tokens=placement.batch_tokens,
+            tokenizer=subject.tokenizer,
+            decode_mode=placement.decode,
+        )
+        return Loaded(model, plan)
     from ewq.backends.llama_cpp import load_llama_cpp
+    from ewq.checkpoint.layout import find_layout
     from ewq.gguf.cache import export_notes
+    from ewq.gguf.probe import require_same_model, shape_of_config
 
     given = isinstance(variant.recipe, GgufFile)
     if given:
-        _require_same_model(file, subject)
-    model = load_llama_cpp(file, subject.tokenizer, device=placement.device)
-    return Loaded(model, plan, () if given else export_notes(file))
+        blocks = len(find_layout(subject.checkpoint).blocks)
+        shape = shape_of_config(subject.checkpoint.config, blocks)
+        require_same_model(file, shape, subject.tokenizer, subject.label)
+    running = load_llama_cpp(file, subject.tokenizer, device=placement.device)
+    return Loaded(running, plan, () if given else export_notes(file))
 
 
 def get_ready(variant: Variant, subject: Subject, placement: Placement) -> None:
-    """Do what comes before loading and is no part of it, so that it is not measured as such.
+    """Do what comes before loading, once: else whichever variant comes first would be charged.
 
-    The tokenizer, the analysis, the export to GGUF and its trial in a child, importing libraries,
-    and what these load into a GPU are done once or cached, and would otherwise be charged to
-    whichever variant comes first.
+    Tokenizer, analysis, export to GGUF and its trial in a child, libraries and their GPU kernels.
     """
     _ = subject.tokenizer
     if engine_of(variant.name) == TRANSFORMERS and not isinstance(variant.recipe, Raw):
@@ -135,22 +144,6 @@ def _quantizer() -> ModuleType:
     return import_module("ewq.quantizer")
 
 
-def _in_transformers(
-    plan: QuantizationPlan | None, subject: Subject, placement: Placement
-) -> LanguageModel:
-    from ewq.backends.transformers import load_transformers
-
-    return load_transformers(
-        subject.checkpoint.path,
-        quantization_config=_quantizer().EwqConfig(plan=plan) if plan else None,
-        device=placement.device,
-        dtype=placement.dtype,
-        batch_tokens=placement.batch_tokens,
-        tokenizer=subject.tokenizer,
-        decode_mode=placement.decode,
-    )
-
-
 def _file_of(variant: Variant, subject: Subject) -> Path | None:
     """The file of a variant that llama.cpp runs, exported on first use."""
     recipe = variant.recipe
@@ -168,12 +161,3 @@ def _file_of(variant: Variant, subject: Subject) -> Path | None:
     made = make_recipe(name, plan_of(variant, subject), imatrix=imatrix)
     folder = cache_dir("gguf")
     return cached_gguf(subject.checkpoint.path, made, folder, progress=subject.progress)
-
-
-def _require_same_model(path: Path, subject: Subject) -> None:
-    from ewq.checkpoint.layout import find_layout
-    from ewq.gguf.probe import require_same_model, shape_of_config
-
-    blocks = len(find_layout(subject.checkpoint).blocks)
-    shape = shape_of_config(subject.checkpoint.config, blocks)
-    require_same_model(path, shape, subject.tokenizer, subject.label)

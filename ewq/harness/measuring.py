@@ -36,11 +36,7 @@ def measure(
 ) -> Record:
     """Measure ``task`` on a variant, or take it from the journal, and judge it.
 
-    The record is on disk before this returns, whatever its verdict.
-
-    Raises:
-        JournalLost: the record cannot be kept.
-        EwqError: the measurement could not be made.
+    The record is then on disk, whatever its verdict. Raises a JournalLost where it cannot be kept.
     """
     key = (handle.name, task)
     benchmark.group = task
@@ -61,8 +57,7 @@ def measure(
 def prepare_references(session: Session) -> None:
     """Recall or measure the reference for tasks that pair with it but do not select it.
 
-    A reference that cannot be measured (FP16 may not fit where a plan does) takes the paired
-    figures away, not the others; records say so.
+    One that cannot be measured (FP16 may not fit where a plan does) takes paired figures away only.
     """
     own = {task for variant, task in session.selected if variant == REFERENCE}
     paired = {
@@ -101,8 +96,7 @@ def _restore_reference(
 ) -> None:
     """After resuming: pair later variants with what was measured before the interruption.
 
-    The reference's distributions are large and deterministic, so the journal does not keep them:
-    they are recorded again if a variant still needs them.
+    The journal does not keep the reference's distributions, which are large and deterministic.
     """
     task = record.task
     own = {name: record.settings[name] for name in settings}
@@ -177,8 +171,9 @@ def _timed(
 
 
 def _record(session: Session, handle: VariantHandle, result: TaskResult) -> Record:
-    task = result.task
+    task, recipe = result.task, handle.variant.recipe
     reference = None if handle.name == REFERENCE else session.references.get(task)
+    origin = (note,) if (note := session.references.origin.get(task)) else ()
     metrics = {**result.metrics, **TASKS[task].pair(result, reference)}
     TASKS[task].check(metrics)
     return Record(
@@ -191,21 +186,16 @@ def _record(session: Session, handle: VariantHandle, result: TaskResult) -> Reco
             "device": session.placement.device,
             **result.settings,
             **handle.model.settings,
-            **_file_settings(handle),
+            # A GGUF given by path is known by its content: its name says nothing.
+            **({"gguf_sha256": file_digest(recipe.path)} if isinstance(recipe, GgufFile) else {}),
         },
         metrics=metrics,
         items=result.items,
         plan=handle.plan.digest if handle.plan else None,
         doubts=(*result.doubts, *session.references.doubts(task, result)),
-        notes=(*result.notes, *handle.notes, *session.references.notes(task)),
+        notes=(*result.notes, *handle.notes, *origin),
         side={**result.side, **_plan_for_reports(task, handle.plan)},
     )
-
-
-def _file_settings(handle: VariantHandle) -> dict[str, str]:
-    """A GGUF given by path is known by its content: its name says nothing."""
-    recipe = handle.variant.recipe
-    return {"gguf_sha256": file_digest(recipe.path)} if isinstance(recipe, GgufFile) else {}
 
 
 def _plan_for_reports(task: str, plan: QuantizationPlan | None) -> dict[str, Any]:

@@ -64,11 +64,7 @@ class Options:
 
     @classmethod
     def from_pytest(cls, config: pytest.Config) -> Options:
-        """Read and check every option.
-
-        Raises:
-            InputError: a value that means nothing; the message names the option.
-        """
+        """Read and check every option; an InputError names one whose value means nothing."""
         read = partial(_read, config)
         factors = [parse_factor(text) for text in read("factors").split(",") if text.strip()]
         named = [name.strip() for name in read("variants").split(",") if name.strip()]

@@ -1,8 +1,7 @@
 """The reference's results, which paired figures need before the other variants load.
 
-Where the reference is part of the run it is measured first and remembered. Where it is not
-(``-k ewq``), its stored result is used if one exists for the same identity, and else it is
-measured once, before any other model is in memory, and marked so.
+Where the run does not select it (``-k ewq``), a stored result of the same identity is used, or it
+is measured once, before any other model is in memory, and marked so.
 """
 
 from __future__ import annotations
@@ -48,10 +47,6 @@ class References:
     def get(self, task: str) -> TaskResult | None:
         """The reference's result; ``None`` where the task pairs in another way or failed."""
         return self._results.get(task)
-
-    def notes(self, task: str) -> tuple[str, ...]:
-        """Where the reference's result came from, unless this run measured it."""
-        return (self.origin[task],) if task in self.origin else ()
 
     def doubts(self, task: str, result: TaskResult) -> tuple[Doubt, ...]:
         """Why figures of ``result`` paired with the reference are not to be trusted."""

@@ -183,10 +183,9 @@ class Session:
         )
 
     def distributions(self, handle: VariantHandle) -> Reference:
-        """The reference's log-probabilities; recorded now if ``handle`` is the reference.
+        """The reference's log-probabilities, recorded now if ``handle`` is the reference.
 
-        Raises:
-            EwqError: they were not recorded, because the reference failed.
+        An EwqError where they were not recorded, because the reference failed.
         """
         from ewq.tasks import divergence
 
@@ -225,13 +224,12 @@ def open_session(
     progress: Progress,
     ungated: str = "",
 ) -> Session:
-    """Refuse whatever can be refused before a model loads, then set up the run.
+    """Set up the run; an EwqError, before a model loads, for whatever makes it pointless.
 
     Thresholds that no option names are those of ``rootdir``, else those beside the ``benchmarks``.
-
-    Raises:
-        EwqError: anything that makes the run pointless; one line that says what to do.
     """
+    from ewq.storage.journal import JOURNAL, Journal
+
     if ungated and (options.require_baseline or baseline_request):
         raise InputError(f"cannot gate against a baseline: {ungated}")
     if ungated and options.resume:
@@ -243,7 +241,12 @@ def open_session(
     if not options.thresholds:
         options = replace(options, thresholds=_own_thresholds(rootdir, benchmarks))
     gate = _gate(options, identity, selected, rootdir, storage, baseline_request, ungated)
-    journal = _journal(options, identity, None if ungated else storage)
+    if ungated:
+        journal = Journal.unkept(identity)
+    else:
+        # An interrupted run's measurements stay until the next run, whatever is asked for now.
+        open_journal = Journal.resume if options.resume else Journal.create
+        journal = open_journal(storage / JOURNAL, identity)
     return Session(
         options, subject, placement, data, identity, gate, journal, progress, loader, selected
     )
@@ -268,7 +271,7 @@ def _check_plans(options: Options, subject: Subject, data: RunData) -> None:
 def _identity(
     subject: Subject, placement: Placement, data: RunData, selected: tuple[RecordKey, ...]
 ) -> RunIdentity:
-    """Reads the data of every task that will be measured, so that broken data ends the run here."""
+    """Reads the data of every task, so that broken data ends the run here."""
     from ewq.data.windows import require_tokens
     from ewq.storage.environment import DATA, RunIdentity, describe
 
@@ -310,13 +313,3 @@ def _gate(
     if options.require_baseline and choice.run is None:
         raise InputError(f"no baseline to gate against: {'; '.join(choice.reasons)}")
     return Gate(thresholds, choice.run, choice.reasons, options.require_baseline, ungated)
-
-
-def _journal(options: Options, identity: RunIdentity, storage: Path | None) -> Journal:
-    from ewq.storage.journal import JOURNAL, Journal
-
-    if storage is None:
-        return Journal.unkept(identity)
-    # An interrupted run's measurements stay until the next run, whatever is asked for now.
-    open_journal = Journal.resume if options.resume else Journal.create
-    return open_journal(storage / JOURNAL, identity)

@@ -33,7 +33,7 @@ BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint with its name for people; analysis and tokenizer are made on first use."""
+    """A checkpoint with its name for people; the rest is made on first use."""
 
     label: str
     source: str
@@ -47,7 +47,7 @@ class Subject:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The opened checkpoint (headers only)."""
+        """Its headers."""
         from ewq.checkpoint.opening import open_checkpoint
 
         return open_checkpoint(self.source, self.progress)
@@ -68,10 +68,9 @@ class Subject:
     def tokenizer(self) -> Any:
         """The one tokenizer all variants share."""
         if self.checkpoint.is_gguf:
-            raise CheckpointError(
-                f"{self.label}: --ewq-model takes the Hugging Face folder, whose tokenizer all "
-                "variants share; name the .gguf file in --ewq-variants"
-            )
+            advice = "name the .gguf file in --ewq-variants"
+            takes = "--ewq-model takes the Hugging Face folder, whose tokenizer all variants share"
+            raise CheckpointError(f"{self.label}: {takes}; {advice}")
         return load_tokenizer(self.checkpoint.path, self.label)
 
     @cached_property
@@ -80,11 +79,7 @@ class Subject:
         return tokenizer_digest(self.checkpoint.path)
 
     def plan(self, source: float | Path) -> QuantizationPlan:
-        """The plan of the factor rule, or the one in a file.
-
-        Raises:
-            PlanError: the file cannot be read, or its plan is another checkpoint's.
-        """
+        """The plan of the factor rule, or the one in a file; a PlanError if that is of no use."""
         if not isinstance(source, Path):
             return self.analysis.plan(factor=source)
         plan = read_plan(source)
@@ -92,12 +87,7 @@ class Subject:
         return plan
 
     def fitted_plan(self, recipe: Fitted, engine: str) -> QuantizationPlan:
-        """The plan of least expected divergence of a size.
-
-        Raises:
-            PlanError: the size cannot be reached.
-            BackendUnavailable: random weights, which nothing can be fitted to.
-        """
+        """The plan of least expected divergence of a size; a PlanError if it cannot be reached."""
         from ewq.fit.run import Aim, make_plan
         from ewq.fit.targets import GGUF
 
@@ -134,7 +124,6 @@ def find_subject(
 
     Raises:
         CheckpointError: it cannot be found or read, is incomplete, or quantized already.
-        BackendUnavailable: the embedded model's package is missing.
     """
     first, is_dummy, smoke = next(iter(gpus_of(device)), device), False, tier == "smoke"
     label = source = model
@@ -169,11 +158,7 @@ class Placement:
 def find_placement(device: str, dtype: str, decode: str, checkpoint: Checkpoint) -> Placement:
     """Resolve ``auto``: CUDA when there is one; the checkpoint's 16-bit type there.
 
-    On a CPU the compute type is float32: 16-bit matrix products are several
-    times slower there, and bitsandbytes computes in float32 anyway.
-
-    Raises:
-        BackendUnavailable: a CUDA device was asked for and there is none.
+    On a CPU float32: 16-bit products are slower there, and bitsandbytes computes in it anyway.
     """
     found = find_device(device)
     if dtype == "auto":

@@ -1,8 +1,4 @@
-"""What a run measures, with what and where: what must be equal wherever figures meet.
-
-Resuming, gating against a baseline and pairing with a stored reference ask the same question, and
-this is the only place that answers it.
-"""
+"""What a run measures, with what and where: what must be equal wherever figures meet."""
 
 from __future__ import annotations
 
@@ -49,10 +45,7 @@ class RunIdentity:
     """``machine_info["ewq"]``: see :func:`describe`."""
 
     def differences(self, later: RunIdentity) -> list[str]:
-        """Why figures of the two must not be compared; empty where they may be.
-
-        Settings count where both know them: runs stored by an older ewq know less.
-        """
+        """Why figures of the two must not be compared; empty where they may be."""
         reasons = comparable(self.environment, later.environment)
         if self.fingerprint != later.fingerprint:
             reasons.append("measured another model")
@@ -79,7 +72,7 @@ class RunIdentity:
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Differences in what both know."""
+    """Differences in what both know: runs stored by an older ewq know less."""
     changed = [key for key, value in now.items() if key in before and before[key] != value]
     if "tier" in changed:
         # Its sizes go with it.
@@ -88,10 +81,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
 
 
 def comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Why figures of two environments must not be compared; empty when they may be.
-
-    Only the hardware that did the work counts: the GPU for a run on one, else CPU and cores.
-    """
+    """Why figures of two environments must not be compared: other hardware did the work."""
     if _kind(a) != _kind(b):
         return [f"measured on {_kind(a)} and on {_kind(b)}"]
     keys = [key for key in _hardware(a) if key != "vram_bytes" and a.get(key) != b.get(key)]
@@ -112,10 +102,9 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def describe(device: str) -> dict[str, Json]:
-    """The environment of a run on ``device`` (``cpu``, ``cuda``, ``cuda:1``, ``cuda:all``).
+    """The environment of a run on ``device``, flat; what is absent is ``None``.
 
-    Flat, so that stored runs diff well; what is absent is ``None``. Imports torch only for a
-    CUDA device; a BackendUnavailable where torch does not see it.
+    Imports torch only for a CUDA device; a BackendUnavailable where torch does not see it.
     """
     return {
         "device": device,
@@ -125,7 +114,10 @@ def describe(device: str) -> dict[str, Json]:
         "ewq_commit": _commit(Path(__file__).parent.parent),
         "ewq_code": code_version(),
         "cpu": _cpu_name(),
-        "cores": _usable_cores(),
+        # A container's share, not the machine's.
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
@@ -200,11 +192,6 @@ def _cpu_name() -> str | None:
         if found := re.search(r"^model name\s*:\s*(.*\S)", known, re.MULTILINE):
             return found[1]
     return platform.processor() or platform.machine() or None
-
-
-def _usable_cores() -> int:
-    """Cores this process may use: a container's share, not the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _kind(environment: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ class JournalLost(EwqError):
 
 
 class Journal:
-    """The journal of one run; what writes raises :class:`JournalLost`."""
+    """The journal of one run; what writes raises :class:`JournalLost`, what opens an EwqError."""
 
     def __init__(self, path: Path, file: sqlite3.Connection) -> None:
         self.path = path
@@ -46,11 +46,7 @@ class Journal:
 
     @classmethod
     def create(cls, path: Path, identity: RunIdentity) -> Journal:
-        """Start a new journal; one left over from an earlier run is kept beside it.
-
-        Raises:
-            EwqError: the file cannot be written, or another run is writing it.
-        """
+        """Start a new journal; one left over from an earlier run is kept beside it."""
         journal = cls(path, _open(path))
         if journal._has_tables():
             _copy(journal._file, path.with_name(PREVIOUS_JOURNAL))
@@ -68,9 +64,7 @@ class Journal:
     def resume(cls, path: Path, identity: RunIdentity) -> Journal:
         """Go on with an interrupted run; one killed before it had an identity starts afresh.
 
-        Raises:
-            InputError: there is no journal, it is damaged, or it measured something else.
-            EwqError: another run is writing it.
+        An InputError where there is no journal, it is damaged, or it measured something else.
         """
         if not path.is_file():
             raise InputError(f"nothing to resume: {path} does not exist; run without --ewq-resume")

@@ -56,7 +56,7 @@ class Run:
 
     @property
     def identity(self) -> RunIdentity:
-        """What the run measured, with what and where."""
+        """What must be equal where its figures meet others."""
         record = next(iter(self.records.values()))
         return RunIdentity(record.fingerprint, {"tier": record.tier, **self.settings}, self.machine)
 
@@ -72,11 +72,7 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """Read one stored session.
-
-    Raises:
-        InputError: not there, not JSON (NaN included), not pytest-benchmark's, or a damaged record.
-    """
+    """Read one stored session; an InputError if absent, damaged, or not pytest-benchmark's."""
     try:
         text = path.read_text(encoding="utf-8")
         document = json.loads(text, parse_constant=_no_constant, parse_int=_whole_number)
@@ -111,8 +107,7 @@ def read_storage(storage: Path) -> tuple[list[Run], list[str]]:
 def resolve_run(text: str, storage: Path = STORAGE, repository: Path = Path()) -> Run:
     """The run that a person means by a file, a number (``0007``, ``7``), a commit, branch or tag.
 
-    Raises:
-        InputError: no such run; the message says where was looked.
+    An InputError says where was looked in vain.
     """
     if Path(text).is_file():
         return read_run(Path(text))
