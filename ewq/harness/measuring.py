@@ -175,7 +175,7 @@ def _record(session: Session, handle: VariantHandle, result: TaskResult) -> Reco
     reference = None if handle.name == REFERENCE else session.references.get(task)
     origin = (note,) if (note := session.references.origin.get(task)) else ()
     metrics = {**result.metrics, **TASKS[task].pair(result, reference)}
-    TASKS[task].check(metrics)
+    TASKS[task].check(metrics, result.items)
     return Record(
         model=session.subject.label,
         fingerprint=session.subject.fingerprint,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -269,7 +269,8 @@ def cache_key(checkpoint: Checkpoint) -> str:
     except OSError as error:
         raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
     files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in facts]
-    return content_key(CACHE_VERSION, checkpoint.fingerprint, files)
+    statistics = [field.name for field in fields(WeightStatistics)]
+    return content_key(CACHE_VERSION, statistics, checkpoint.fingerprint, files)
 
 
 def _cached_statistics(key: str, layout: Layout) -> dict[str, WeightStatistics] | None:

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ewq.errors import InputError, MeasurementError
-from ewq.measurement import Metric, TaskResult
+from ewq.measurement import Items, Metric, TaskResult
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -197,8 +197,13 @@ class Task:
         """What is known of a metric; ``None`` where the task does not report it."""
         return next((each for each in self.figures if re.fullmatch(each.key, metric)), None)
 
-    def check(self, metrics: Mapping[str, Metric]) -> None:
-        """Raise a MeasurementError of a metric that is not as the table says."""
+    def check(self, metrics: Mapping[str, Metric], items: Items) -> None:
+        """Raise a MeasurementError of a metric or column that is not as the table says."""
+        columns, promised = sorted(items.columns), sorted({*self.item_names, *self.item_values})
+        if columns != promised:
+            raise MeasurementError(
+                f"{self.name}'s items have the columns {columns}, its table entry {promised}"
+            )
         for name, metric in metrics.items():
             known = self.figure(name)
             if known is None:

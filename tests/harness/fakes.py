@@ -29,9 +29,10 @@ from ewq.errors import EwqError, MeasurementError
 from ewq.harness.loading import Loaded
 from ewq.model import Generation, ModelInfo
 from ewq.tasks.mmlu import question_text
+from ewq.tasks.table import TASKS as TABLE
 
 REPOSITORY = Path(__file__).parents[2]
-TASKS = 7
+TASKS = len(TABLE) - 1
 """Of every variant; the reference has the noise floor besides."""
 VOCABULARY = 260
 RECOGNIZED = 60

@@ -215,7 +215,7 @@ def _paired(task, variant, result: TaskResult, reference: TaskResult, doubts=())
     metrics = dict(result.metrics)
     if variant != "fp16":
         metrics |= task.pair(result, reference)
-    return TaskResult(result.task, result.settings, metrics, result.items, doubts)
+    return TaskResult(result.task, result.settings, metrics, result.items, doubts, side=result.side)
 
 
 def _rng(name: str) -> np.random.Generator:

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from ewq.errors import InputError, MeasurementError
-from ewq.measurement import Metric
+from ewq.measurement import Items, Metric
 from ewq.storage.runs import read_run
 from ewq.tasks.table import TASKS, Kind, Pairing, figure_of, find_task
 
+ANSWERS = Items({"answer": "Ab"})
 STORED = read_run(Path("fixtures/golden/run_schema1.json")).records
 
 
@@ -22,8 +23,7 @@ def test_the_code_has_what_the_table_promises(task):
 @pytest.mark.parametrize("key", STORED, ids="/".join)
 def test_stored_metrics_and_items_are_as_the_table_says(key):
     record, task = STORED[key], TASKS[key[1]]
-    task.check(record.metrics)
-    assert set(record.items.columns) == {*task.item_names, *task.item_values}
+    task.check(record.metrics, record.items)
     paired = {name for name in record.metrics if task.figure(name).paired}
     assert bool(paired) == (key[0] != "fp16" and task.pairing is not Pairing.NONE) or (
         # The reference's divergence from itself is measured, not paired.
@@ -80,7 +80,13 @@ def test_unknown_metrics_have_no_figure(task, metric):
 )
 def test_metrics_that_the_table_does_not_know_are_refused(metrics, message):
     with pytest.raises(MeasurementError, match=message):
-        TASKS["mmlu"].check(metrics)
+        TASKS["mmlu"].check(metrics, ANSWERS)
+
+
+def test_items_that_the_table_does_not_know_are_refused():
+    columns = {**ANSWERS.columns, "subject": [1, 2]}
+    with pytest.raises(MeasurementError, match=r"the columns \['answer', 'subject'\]"):
+        TASKS["mmlu"].check({}, Items(columns))
 
 
 def test_an_unknown_task_is_one_line_with_the_known_ones():
