@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,64 @@ def cache_dir(*parts: str) -> Path:
     else:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ewq"
     return root.joinpath(*parts)
+
+
+CACHES = {
+    "models": "the embedded model, unpacked from its package",
+    "converter": "llama.cpp's converter; the network is needed to fetch it again",
+    "gguf": "GGUF files of models and variants",
+    "analyses": "statistics of weights that plans rest on",
+    "sensitivity": "how much each weight matters, for fitted plans",
+    "costs": "what each type costs each tensor, for fitted plans",
+    "imatrix": "importance matrices of models",
+    "references": "results of the unquantized model, for paired figures",
+    "reference-logprobs": "its distributions, while a run lasts",
+    "dummy": "models with random weights",
+}
+"""Kinds of what is cached, each a folder -> what it holds."""
+WORTH_A_LINE = 10_000_000
+"""Bytes of a new cache that a user should hear of."""
+
+
+def cached_kinds() -> list[str]:
+    """The kinds of :data:`CACHES` that there are."""
+    return [kind for kind in CACHES if cache_dir(kind).is_dir()]
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder, links not followed; what vanishes meanwhile has none."""
+    total = 0
+    for above, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += Path(above, name).lstat().st_size
+    return total
+
+
+def caches_made(before: Collection[str]) -> str:
+    """A line on kinds that were not there ``before``; empty where they are small."""
+    made = [kind for kind in cached_kinds() if kind not in before]
+    size = sum(folder_bytes(cache_dir(kind)) for kind in made)
+    if size < WORTH_A_LINE:
+        return ""
+    return (
+        f"kept {size / 1e6:.0f} MB in {cache_dir()} ({', '.join(made)}): `ewq cache` lists it, "
+        "`ewq cache clean` removes it"
+    )
+
+
+def clean_cache(kind: str) -> None:
+    """Remove a kind of what is cached; whatever needs it makes it again.
+
+    Raises:
+        EwqError: no permission.
+    """
+    folder = cache_dir(kind)
+    with _said_of(folder):
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.is_dir():
+            shutil.rmtree(folder)
 
 
 def content_key(*parts: object) -> str:

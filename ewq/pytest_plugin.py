@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ewq.errors import BackendUnavailable, EwqError, InputError
+from ewq.files import caches_made
 from ewq.harness.options import Options, add_options
 from ewq.harness.state import TASK_MARK, PluginState, key_of, state_of, task_of
 from ewq.instruments.processor_wait import wait_without_spinning
@@ -281,12 +282,16 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
     """The table people know from EWQ, and what the gates said."""
     state = state_of(config)
+    for line in state.absent_variants:
+        terminalreporter.write_line(line, yellow=True)
     if state.options.dry_run:
         terminalreporter.write_line(state.plan_in_words)
     elif state.session is not None and state.session.records:
         from ewq.harness.terminal import write_summary
 
         write_summary(terminalreporter, state.session, state.stored_file)
+        if made := caches_made(state.cached):
+            terminalreporter.write_line(f"ewq: {made}")
         return
     # What xdist's workers know stays with them.
     reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]

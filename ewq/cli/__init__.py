@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from ewq.cli.bench import bench, init
+from ewq.cli.doctor import cache, doctor
 from ewq.cli.export import export
 from ewq.cli.fit import fit, imatrix
 from ewq.cli.history import history
@@ -24,6 +25,7 @@ from ewq.cli.plan import diff, plan
 from ewq.cli.quantize import quantize
 from ewq.cli.report import compare, report
 from ewq.errors import EwqError, InputError
+from ewq.files import cached_kinds, caches_made
 from ewq.instruments.processor_wait import wait_without_spinning
 from ewq.report.escaping import terminal_line
 from ewq.version import __version__
@@ -40,6 +42,8 @@ EXAMPLES: Mapping[Callable[..., None], str] = {
     report: "ewq report -o report.html",
     history: "ewq history kld_mean decode_tokens_per_s --gate",
     init: "ewq init my-project",
+    doctor: "ewq doctor",
+    cache: "ewq cache clean gguf",
 }
 """Every command, in the order of the help, with a call that shows what it is for."""
 PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -141,10 +145,14 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     """The exit code; bad use is one line, as other bad input is."""
+    kept = cached_kinds()
     try:
-        return app(arguments, prog_name="ewq", standalone_mode=False) or 0
+        status = app(arguments, prog_name="ewq", standalone_mode=False) or 0
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         said = error.format_message().replace("Value error, ", "").rstrip(".")
         where = context.command_path if context else "ewq"
         raise InputError(f"{said[:1].lower()}{said[1:]}; see {where} --help") from error
+    if said := caches_made(kept):
+        print(f"ewq: {said}", file=sys.stderr)
+    return int(status)

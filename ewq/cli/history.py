@@ -40,10 +40,7 @@ def history(
     ] = None,
     storage: Storage = ".benchmarks",
 ) -> None:
-    """Follow metrics over comparable stored runs: what is expected next, and where levels changed.
-
-    Example: ewq history decode_tokens_per_s --gate -o history.html
-    """
+    """Follow metrics over comparable stored runs: what is expected next, where levels changed."""
     from ewq.gating.trend import history_of
     from ewq.report.formats import format_of
     from ewq.report.sections.history import FORMATS, TRACKED, headline, history_page

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ewq.files import sync_file
+from ewq.errors import InputError
+from ewq.files import cached_kinds, sync_file
 from ewq.harness.options import Options
+from ewq.variants import find_variant
 
 if TYPE_CHECKING:
     from ewq.harness.session import Session
@@ -33,6 +37,8 @@ class PluginState:
     """The folder of the first benchmark."""
     session: Session | None = None
     tests_failed: int = 0
+    cached: list[str] = field(default_factory=cached_kinds)
+    """Kinds of caches there were before the run."""
     started_s: float = field(default_factory=time.time)
     _told_expectation: bool = False
 
@@ -117,6 +123,21 @@ class PluginState:
             f"ewq: {len(self.selected)} measurements: {len(tasks)} tasks on {len(variants)} "
             f"variants ({', '.join(variants)})"
         )
+
+    @property
+    def absent_variants(self) -> Iterator[str]:
+        """A line for each variant that ``-k`` names and this run does not have."""
+        here = [variant.name for variant in self.options.variants]
+        for word in re.findall(r"[\w.+-]+", self.config.getoption("keyword") or ""):
+            if any(word in name for name in here):
+                continue
+            with suppress(InputError):
+                name = find_variant(word).name
+                factor = not self.options.variants_named and name.startswith("ewq-")
+                option = (
+                    f"factors {name.removeprefix('ewq-')}" if factor else f"variants fp16,{name}"
+                )
+                yield f"ewq: -k {word} selects nothing: to measure it, add --ewq-{option}"
 
     def expectation(self, variant: str) -> str:
         """How long all variants will take, after the first; empty where that is soon or known."""

@@ -109,7 +109,7 @@ def describe(device: str) -> dict[str, Json]:
     return {
         "device": device,
         **(_gpu(device) if device.startswith("cuda") else dict.fromkeys(_GPU)),
-        **{library: _version(library) for library in LIBRARIES},
+        **{library: package_version(library) for library in LIBRARIES},
         "ewq": __version__,
         "ewq_commit": _commit(Path(__file__).parent.parent),
         "ewq_code": code_version(),
@@ -171,7 +171,8 @@ def _driver_facts(uuid: str) -> tuple[str | None, float | None]:
     return driver, power_limit_w
 
 
-def _version(library: str) -> str | None:
+def package_version(library: str) -> str | None:
+    """Of an installed distribution; ``None`` where it is not."""
     with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(library)
     return None

@@ -265,3 +265,20 @@ def test_a_speed_is_doubted_where_other_programs_took_the_processor(
     assert not found["memory"]
     assert [doubt["kind"] for doubt in found["throughput"]] == ["busy"] * doubted
     assert not doubted or "40% of the time was spent waiting" in found["throughput"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("-k", "ewq-0.7"), "-k ewq-0.7 selects nothing: to measure it, add --ewq-factors 0.7"),
+        (("-k", "fp16 or gguf-ewq-0.7"), "add --ewq-variants fp16,gguf-ewq-0.7"),
+        ((*TWO, "-k", "bnb-nf4 or ewq-0.7"), "add --ewq-variants fp16,ewq-0.7"),
+    ],
+)
+def test_a_variant_that_only_k_names_is_told_with_the_option_that_makes_it(bench, arguments, hint):
+    assert hint in bench("--ewq-dry-run", *arguments).stdout.str()
+
+
+@pytest.mark.parametrize("selection", ["ewq-0.6", "fp16 and not mmlu", "nothing-like-it"])
+def test_what_k_matches_or_cannot_be_a_variant_gets_no_hint(bench, selection):
+    assert "selects nothing" not in bench("--ewq-dry-run", "-k", selection).stdout.str()

