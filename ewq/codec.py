@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 NAMED = 3
-"""How many offending keys an error shows."""
 SHOWN_CHARACTERS = 60
 KINDS: Mapping[type, tuple[str, tuple[type, ...]]] = {
     str: ("text", (str,)),
@@ -50,14 +49,11 @@ def decode(kind: type[T], data: Any, where: str = "") -> T:
     if not isinstance(data, Mapping):
         raise _wrong(where, "a JSON object", data)
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    _no_keys(where, "lacks", (n for n in known.keys() - data.keys() if _needed(known[n])))
+    needed = {n for n, f in known.items() if f.default is f.default_factory is MISSING}
+    _no_keys(where, "lacks", needed - data.keys())
     _no_keys(where, "has unknown", data.keys() - known.keys())
     hints = get_type_hints(kind)
     return kind(**{name: _value(hints[name], data[name], _at(where, name)) for name in data})
-
-
-def _needed(field: Field[Any]) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _no_keys(where: str, what: str, found: Iterable[str]) -> None:

@@ -1,7 +1,4 @@
-"""Loading with transformers, and what its errors come from, in one line.
-
-transformers goes on after a conversion failed, and in the end raises a RuntimeError of no cause.
-"""
+"""Loading with transformers, whose own errors do not say what failed, in one line."""
 
 from __future__ import annotations
 

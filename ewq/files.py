@@ -1,7 +1,4 @@
-"""Files and folders that appear whole or not at all, and the cache of what ewq can make again.
-
-What is cached has a key of the content that it was made from: a changed source is another key.
-"""
+"""Files and folders that appear whole or not at all, and the cache, with keys of its content."""
 
 from __future__ import annotations
 
@@ -182,10 +179,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _locked(folder: Path) -> int | None:
-    """A descriptor that holds the folder until closed; ``None`` where another process has it.
-
-    Windows has no such locks.
-    """
+    """A descriptor that holds the folder; ``None`` where another process has it, or on Windows."""
     if sys.platform == "win32":
         return None
     import fcntl

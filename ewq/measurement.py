@@ -31,7 +31,6 @@ class Metric:
     freedom: int | None = None
     """Degrees of freedom of ``stderr`` where it rests on fewer parts than ``n``: clusters - 1."""
     interval: tuple[float, float] | None = None
-    """95 % bounds of the value, of paired differences."""
 
     def __post_init__(self) -> None:
         low, high = self.interval or (None, None)
@@ -94,11 +93,9 @@ class DoubtKind(StrEnum):
     THROTTLING = "throttling"
     """The GPU slowed itself down because of heat or power faults."""
     BUSY = "busy"
-    """Other processes used the processors meanwhile."""
     OTHER_SESSION = "other_session"
     """The reference's speed is from another session of the machine."""
     DECODE_MODE = "decode_mode"
-    """The reference decoded in another way."""
     CHANCE = "chance"
     """An accuracy that guessing has too."""
 
@@ -109,7 +106,6 @@ class Doubt:
 
     kind: DoubtKind
     text: str
-    """A sentence for people."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """What the doubt rests on, such as the coefficient of variation."""
 
@@ -127,7 +123,6 @@ class TaskResult:
     doubts: tuple[Doubt, ...] = ()
     """Reasons not to trust some of the metrics; they can make gates inconclusive."""
     notes: tuple[str, ...] = ()
-    """Sentences for people. Nothing is decided by them."""
     side: Mapping[str, Json] = field(default_factory=dict)
     """Bulky extras for reports (generation samples, answers by subject); never compared."""
 

@@ -24,11 +24,8 @@ class ModelInfo:
     """Facts about a loaded model."""
 
     engine: str
-    """``transformers`` or ``llama.cpp``."""
     device: str
-    """``cpu``, ``cuda:0``, ..."""
     dtype: str
-    """Compute dtype, such as ``float32``."""
     context_length: int
     """Longest sequence in tokens, prompt and generated tokens together."""
     vocab_size: int
@@ -74,7 +71,6 @@ class LanguageModel(Protocol):
 
     info: ModelInfo
     tokenizer: Any
-    """The checkpoint's ``transformers`` tokenizer."""
 
     @property
     def settings(self) -> Mapping[str, Json]:

@@ -6,11 +6,7 @@ from enum import StrEnum
 
 
 class Precision(StrEnum):
-    """Precision of one weight; each backend maps it to its own storage type.
-
-    ``RAW`` leaves the checkpoint's dtype, ``EIGHT_BIT`` is LLM.int8 in
-    bitsandbytes and Q8_0 in GGUF, ``FOUR_BIT`` is NF4 and Q4_K.
-    """
+    """Precision of a weight: ``EIGHT_BIT`` is LLM.int8 or Q8_0, ``FOUR_BIT`` NF4 or Q4_K."""
 
     RAW = "raw"
     EIGHT_BIT = "8bit"

@@ -85,10 +85,7 @@ class Step:
 
 
 class TerminalProgress:
-    """Draws to the right of the cursor and leaves it where it was, so that nothing is erased.
-
-    ``write`` must write at once; ``room`` tells the free cells to the right of the cursor.
-    """
+    """Draws in the ``room`` to the right of the cursor, leaving it there: nothing is erased."""
 
     def __init__(self, write: Callable[[str], None], room: Callable[[], int]) -> None:
         self._write = write

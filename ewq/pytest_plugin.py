@@ -250,10 +250,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 def pytest_benchmark_compare_machine_info(
     machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
 ) -> None:
-    """Keep pytest-benchmark from calling every machine different, and from damaged rows.
-
-    Whether two devices may be compared is decided by :mod:`ewq.gating.baseline`.
-    """
+    """Keep pytest-benchmark from damaged rows, and from calling every machine different."""
     from ewq.storage.runs import whole_benchmarks
 
     compared_benchmark["machine_info"] = machine_info

@@ -26,7 +26,6 @@ _DOUBT_WORDS = (
 )
 """Words by which schema 1 told that a note was a doubt."""
 RecordKey = tuple[str, str]
-"""``(variant, task)``: what identifies a record within a run."""
 
 
 class Verdict(StrEnum):
@@ -45,9 +44,7 @@ class Reason:
 
     verdict: Verdict
     text: str
-    """A sentence with the values and the tolerance."""
     statistic: str = ""
-    """The test behind the verdict."""
     metric: str = ""
     """Empty where the reason is about the whole record."""
     worse: bool = False
@@ -73,15 +70,12 @@ class Record:
     metrics: Mapping[str, Metric]
     items: Items = NO_ITEMS
     plan: str | None = None
-    """Digest of the plan applied, where there is one."""
     verdict: Verdict = Verdict.NO_BASELINE
     reasons: tuple[Reason, ...] = ()
     """Why the verdict is what it is; empty for a plain pass."""
     doubts: tuple[Doubt, ...] = ()
     notes: tuple[str, ...] = ()
-    """Sentences for people. Nothing is decided by them."""
     side: Mapping[str, Json] = field(default_factory=dict)
-    """Bulky extras for reports, never compared."""
 
     @property
     def key(self) -> RecordKey:

@@ -60,16 +60,12 @@ class PairedAccuracy:
     """Accuracy of a variant minus accuracy of its reference, on the same questions."""
 
     delta: float
-    """Negative when the variant is worse."""
     stderr: float
     """Clustered standard error of ``delta``; never under one answer's worth, ``1 / n``."""
     freedom: int
-    """Degrees of freedom of ``stderr``: clusters - 1."""
     flips: float
-    """Share of questions whose correctness changed either way."""
     mcnemar_p: float
     interval: Interval
-    """95 % bounds of ``delta``; see :func:`paired_interval`."""
     smallest_detectable: float
     """True difference that this comparison would have found with 80 % power at 5 %."""
     n: int

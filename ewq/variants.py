@@ -51,7 +51,6 @@ class Fitted:
 
     size_bytes: int | None = None
     like: str | None = None
-    """llama.cpp's recipe whose bytes are not exceeded, in place of a size."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,6 @@ class GgufType:
 
     type_name: str
     imatrix: bool = False
-    """With the importance matrix that fitted variants have."""
 
 
 @dataclass(frozen=True)

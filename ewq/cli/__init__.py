@@ -1,8 +1,4 @@
-"""The ``ewq`` command: the only place that prints.
-
-Each command is a function of a module; it imports heavy libraries itself, so ``ewq --help`` is
-instant.
-"""
+"""The ``ewq`` command: the only place that prints; each command imports heavy libraries itself."""
 
 from __future__ import annotations
 

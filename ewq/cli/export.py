@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ewq.sensitivity.calibration import Calibration
 
 SHOWN = 3
-"""How many fallbacks are named before they are only counted."""
 
 
 class Rounding(StrEnum):

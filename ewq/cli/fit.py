@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ewq.cli.export import ROUNDING_HELP, Rounding
-from ewq.cli.terminal import AsJson, quiet_transformers, show, size_text, terminal_progress
+from ewq.cli.terminal import (
+    AsJson,
+    quiet_transformers,
+    show,
+    size_text,
+    terminal_progress,
+    types_text,
+)
 from ewq.codec import encode
 from ewq.errors import InputError
 from ewq.files import check_output
@@ -20,7 +26,6 @@ from ewq.variants import parse_size
 
 if TYPE_CHECKING:
     from ewq.fit.run import Fitted, Measured
-    from ewq.sensitivity.calibration import Calibrating
 
 Model = Annotated[str, typer.Argument(help="Hub id or model folder.")]
 Text = Annotated[
@@ -76,6 +81,7 @@ def fit(
     from ewq.data.texts import load_texts
     from ewq.fit.run import Aim
     from ewq.fit.run import fit as run_fit
+    from ewq.sensitivity.calibration import Calibrating
 
     check_output(out, folder=engine == BITSANDBYTES)
     quiet_transformers()
@@ -87,7 +93,7 @@ def fit(
         out,
         aim,
         engine=engine,
-        how=_how(calibration, sequences, sequence_tokens, seed, device, cache),
+        how=Calibrating(calibration, sequences, sequence_tokens, seed, device, cache),
         granularity=granularity,
         versus=[name.strip() for name in versus.split(",") if name.strip()],
         texts=load_texts(texts) if texts else None,
@@ -111,12 +117,13 @@ def imatrix(
     """Write an importance matrix for llama.cpp's quantizer: mean squared inputs by column."""
     from ewq.checkpoint.opening import open_checkpoint
     from ewq.fit.prepare import calibrate, converted, write_importance
+    from ewq.sensitivity.calibration import Calibrating
     from ewq.sensitivity.measure import measure_sensitivity
 
     check_output(out)
     quiet_transformers()
     progress = terminal_progress()
-    how = _how(calibration, sequences, sequence_tokens, seed, device, cache)
+    how = Calibrating(calibration, sequences, sequence_tokens, seed, device, cache)
     checkpoint = open_checkpoint(model, progress)
     text = calibrate(checkpoint, how)
     sensitivity = measure_sensitivity(
@@ -128,19 +135,9 @@ def imatrix(
         print(f"note: {note}")
 
 
-def _how(
-    source: Path | None, sequences: int, tokens: int, seed: int, device: str, cache: bool
-) -> Calibrating:
-    from ewq.sensitivity.calibration import Calibrating
-
-    return Calibrating(source, sequences, tokens, seed, device, cache)
-
-
 def _lines(made: Fitted) -> Iterator[str]:
     plan = made.plan
-    counts = Counter(plan.types.values())
-    used = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    yield f"{made.path}: {plan.bits_per_weight:.3f} bits per weight; {used}"
+    yield f"{made.path}: {plan.bits_per_weight:.3f} bits per weight; {types_text(plan)}"
     yield f"  {'':<44} {'size':>11} {'KLD, nats':>17} {'same top':>9} {'perplexity':>11}"
     for one in (made.own, *made.rivals):
         yield "  " + _row(one)

@@ -116,11 +116,7 @@ def compare(
 
 
 def writer(target: Path) -> Callable[[str], object]:
-    """What writes a document as UTF-8: to standard output, into a device or pipe, or as a file.
-
-    Raises:
-        InputError: a file that could not be written, before any work for it.
-    """
+    """What writes a document as UTF-8; an InputError for a file that could not be written."""
     if target == STDOUT:
         return lambda text: typer.echo(text.encode(), nl=False)
     with suppress(OSError, ValueError):

@@ -89,6 +89,12 @@ def rule_text(plan: QuantizationPlan) -> str:
     return " ".join(words.values())
 
 
+def types_text(plan: QuantizationPlan) -> str:
+    """How many tensors have each type: ``210 Q4_K, 1 Q6_K``."""
+    counts = Counter(plan.types.values())
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
+
+
 def plan_lines(plan: QuantizationPlan, numel: int) -> Iterator[str]:
     """What ``ewq plan`` prints about one plan, of a model of ``numel`` parameters."""
     yield (
@@ -116,8 +122,7 @@ def _precision_lines(plan: QuantizationPlan) -> Iterator[str]:
 
 def _type_lines(plan: QuantizationPlan) -> Iterator[str]:
     """How many tensors have each type, the blocks' bits, and what is expected."""
-    counts = Counter(plan.types.values())
-    yield "  " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    yield f"  {types_text(plan)}"
     bits = [8 * block.size_bytes / block.numel for block in plan.blocks if block.numel]
     yield "  bits per weight of blocks: " + " ".join(f"{each:.1f}" for each in bits)
     if plan.expected_kld is not None:

@@ -24,7 +24,6 @@ class Wanted:
 
     identity: RunIdentity
     selected: tuple[RecordKey, ...]
-    """``(variant, task)`` of everything about to be measured."""
     records: Mapping[RecordKey, Record] = field(default_factory=dict)
     """What has been measured already, where the run is over: compared setting by setting."""
 
@@ -91,10 +90,7 @@ def choose(
 def choose_ancestor(
     runs: Sequence[Run], wanted: Wanted, commits: Sequence[str], damaged: Sequence[str] = ()
 ) -> Choice:
-    """The qualifying run of the nearest of ancestor ``commits``, measured from unchanged files.
-
-    One that covers everything wanted goes before a nearer one that does not.
-    """
+    """The qualifying run, of clean files, of the nearest of ``commits``; coverage goes first."""
     distances = {commit: distance for distance, commit in enumerate(commits)}
     related = [run for run in runs if not run.dirty and run.commit in distances]
     if not related:

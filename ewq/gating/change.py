@@ -1,7 +1,4 @@
-"""How one metric changed between a stored run and another, and whether that matters.
-
-Worked out item by item where both runs carry their items: what both share cancels.
-"""
+"""How one metric changed between two stored runs, item by item where both carry their items."""
 
 from __future__ import annotations
 
@@ -40,7 +37,6 @@ class Change:
     verdict: Verdict | None
     """``None`` where the metric is shown but not gated."""
     text: str
-    """A sentence with both values and the tolerance."""
     statistic: str = ""
     """How certain the change is, and by which test."""
     worse: bool = False
@@ -75,7 +71,6 @@ class Certainty:
     detectable: float
     """Difference that would have been found with 80 % power, in the metric's unit."""
     paired: bool = True
-    """Whether it was worked out item by item."""
 
     def __str__(self) -> str:
         kind = "paired" if self.paired else "unpaired"

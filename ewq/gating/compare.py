@@ -35,7 +35,6 @@ class Comparison:
     uncovered: tuple[str, ...]
     """What only one of the runs measured, because the other was not asked to."""
     differences: tuple[str, ...]
-    """Driver, library and code versions that differ."""
     foreign: bool = False
     """Whether the runs come from different hardware: nothing is a regression then."""
 

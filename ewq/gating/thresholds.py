@@ -29,7 +29,6 @@ class Test(StrEnum):
     __test__ = False  # not a test class, whatever pytest's name patterns say
 
     BOUND = "bound"
-    """The value itself against the limit."""
     NONINFERIORITY = "noninferiority"
     """One-sided: is the value shown to be on the right side of the limit, error included?"""
     MCNEMAR = "mcnemar"
@@ -44,7 +43,6 @@ class Limit:
     max: float | None = None
     test: Test = Test.BOUND
     alpha: float = 0.05
-    """Probability of a false alarm that the test accepts."""
 
     def __str__(self) -> str:
         parts = (("min", self.min), ("max", self.max))
@@ -75,10 +73,7 @@ class Thresholds:
     """What counts on a CPU before :attr:`tolerances`."""
 
     def for_(self, variant: str, task: str) -> dict[str, Limit]:
-        """Metric -> limit of one benchmark; the variant's own entry replaces the default one.
-
-        The reference variant has no paired metrics, and so no limits on them.
-        """
+        """Metric -> limit, the variant's own before the default; none on what pairs a reference."""
         own = self.variants.get(variant, {}).get(task, {})
         return {
             metric: limit

@@ -111,10 +111,7 @@ class VariantHandle:
 
 
 def set_libraries_aside() -> None:
-    """Keep what is imported out of later collections: a million objects that live to the end.
-
-    Only the first call does: what a model leaves behind must stay collectable.
-    """
+    """Keep what is imported, a million objects, out of later collections, at the first call."""
     if not gc.get_freeze_count():
         gc.collect()
         gc.freeze()

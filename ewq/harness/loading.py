@@ -75,10 +75,7 @@ def load_variant(variant: Variant, subject: Subject, placement: Placement) -> Lo
 
 
 def get_ready(variant: Variant, subject: Subject, placement: Placement) -> None:
-    """Do what comes before loading, once: else whichever variant comes first would be charged.
-
-    Tokenizer, analysis, export to GGUF and its trial in a child, libraries and their GPU kernels.
-    """
+    """Do what the first variant to load would else be charged for: analysis, export, kernels."""
     _ = subject.tokenizer
     if engine_of(variant.name) == TRANSFORMERS and not isinstance(variant.recipe, Raw):
         _quantizer()

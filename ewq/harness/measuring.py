@@ -34,10 +34,7 @@ CRASHES_TOLERATED = 2
 def measure(
     session: Session, handle: VariantHandle, task: str, benchmark: BenchmarkFixture
 ) -> Record:
-    """Measure ``task`` on a variant, or take it from the journal, and judge it.
-
-    The record is then on disk, whatever its verdict. Raises a JournalLost where it cannot be kept.
-    """
+    """Measure ``task``, or take it from the journal; judged, and kept or a JournalLost."""
     key = (handle.name, task)
     benchmark.group = task
     if stored := session.journal.completed.get(key):

@@ -1,8 +1,4 @@
-"""The reference's results, which paired figures need before the other variants load.
-
-Where the run does not select it (``-k ewq``), a stored result of the same identity is used, or it
-is measured once, before any other model is in memory, and marked so.
-"""
+"""The reference's results, which paired figures need: of this run, stored, or measured for them."""
 
 from __future__ import annotations
 

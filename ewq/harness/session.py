@@ -93,7 +93,6 @@ class Gate:
     """Why there is no baseline, where one was asked for; else what it lacks, and damaged runs."""
     require_baseline: bool = False
     ungated: str = ""
-    """Why nothing is judged, where that is so."""
 
     def judge(self, record: Record, device: str) -> Record:
         """The record with its verdict; ``device`` decides how much a speed may vary."""
@@ -139,7 +138,6 @@ class Session:
     """Not measured: an optional library is missing, or the task would say nothing."""
     failures: dict[RecordKey, str] = field(default_factory=dict)
     loads: Counter[str] = field(default_factory=Counter)
-    """How often each variant was loaded."""
 
     def __post_init__(self) -> None:
         self.references = References(self.identity)
@@ -183,10 +181,7 @@ class Session:
         )
 
     def distributions(self, handle: VariantHandle) -> Reference:
-        """The reference's log-probabilities, recorded now if ``handle`` is the reference.
-
-        An EwqError where they were not recorded, because the reference failed.
-        """
+        """The reference's log-probabilities, recorded now if ``handle`` is its."""
         from ewq.tasks import divergence
 
         if self._distributions is None and handle.name == REFERENCE:

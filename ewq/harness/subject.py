@@ -42,7 +42,6 @@ class Subject:
     is_dummy: bool = False
     """Random weights: only speed and memory mean anything."""
     calibrating: Calibrating = Calibrating()  # noqa: RUF009 (frozen)
-    """How the sensitivity that fitted plans rest on is measured."""
     _fittings: dict[str, Fitting] = field(default_factory=dict, init=False, compare=False)
 
     @cached_property
@@ -149,17 +148,13 @@ class Placement:
     """Device, compute dtype and batching: the same for every variant of a run."""
 
     device: str
-    """``cpu``, ``cuda:0`` or, spread over all GPUs, ``cuda:all``."""
     dtype: str
     decode: str = "auto"
     batch_tokens: int = BATCH_TOKENS
 
 
 def find_placement(device: str, dtype: str, decode: str, checkpoint: Checkpoint) -> Placement:
-    """Resolve ``auto``: CUDA when there is one; the checkpoint's 16-bit type there.
-
-    On a CPU float32: 16-bit products are slower there, and bitsandbytes computes in it anyway.
-    """
+    """Resolve ``auto``: the checkpoint's 16-bit type on a GPU; float32, faster there, on a CPU."""
     found = find_device(device)
     if dtype == "auto":
         dtype = "float32" if found == "cpu" else checkpoint.storage_dtype

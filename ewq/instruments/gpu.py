@@ -29,16 +29,12 @@ is the normal state of a card under load and not among them."""
 
 @dataclass(frozen=True)
 class ClockState:
-    """One reading of the clocks: whether a measured speed is the card's or the heat's.
-
-    Of GPUs that wait for one another: the slowest, the hottest, the power of all.
-    """
+    """One reading of the clocks; of several GPUs: the slowest, the hottest, the power of all."""
 
     sm_clock_mhz: int
     temperature_c: int
     power_w: float
     slowdowns: tuple[str, ...]
-    """Reasons for which a card is slowed down now; empty in good order."""
 
 
 class Gpus:
@@ -83,10 +79,7 @@ class Gpus:
         return SampledPeak(self.used_bytes)
 
     def shared_with(self) -> int:
-        """Compute processes besides this one on the GPU that has most of them.
-
-        Counted, not compared: their ids are the host's, not the container's.
-        """
+        """Compute processes besides this one, whatever their ids, on the GPU with most."""
         try:
             processes = map(self._nvml.nvmlDeviceGetComputeRunningProcesses, self._handles)
             return max(0, *(len(found) - 1 for found in processes))
@@ -123,10 +116,7 @@ def gpus_of(device: str) -> list[str]:
 
 
 def open_gpus(device: str) -> Gpus | None:
-    """The GPUs that a device name means, CUDA contexts created; ``None`` for a CPU.
-
-    A BackendUnavailable where torch sees no such device, or there is no driver.
-    """
+    """The GPUs that a device name means, CUDA contexts created; ``None`` for a CPU."""
     uuids = [_start(name) for name in gpus_of(device)]
     return Gpus(uuids) if uuids else None
 

@@ -34,7 +34,6 @@ class LoadReading:
 
     load_s: float
     load_peak_ram_bytes: int
-    """Peak resident memory while loading, above the baseline."""
     ram_baseline_bytes: int
     """Resident memory before loading, freed memory given back."""
     device_baseline_bytes: int
@@ -44,10 +43,7 @@ class LoadReading:
 def watch_loading(
     device: str, load: Callable[[], T], libraries: tuple[str, ...] = _LIBRARIES
 ) -> tuple[T, LoadReading]:
-    """What ``load`` makes, and what that cost.
-
-    A CUDA context is created before the baseline is read, and ``libraries`` are imported.
-    """
+    """What ``load`` makes, and what that cost; ``libraries`` and a CUDA context come before."""
     for library in libraries:
         importlib.import_module(library)
     memory = ProcessMemory()

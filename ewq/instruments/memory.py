@@ -49,7 +49,6 @@ class ProcessMemory:
     """Resident set size, with the kernel's own peak where it can be reset (Linux)."""
 
     name = "process-rss"
-    """How it measures, as stored in the settings."""
 
     def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc

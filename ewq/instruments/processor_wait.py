@@ -19,10 +19,7 @@ def wait_without_spinning() -> None:
 
 
 class ProcessorWait:
-    """A context manager that reads how long this process's threads waited for a core.
-
-    The kernel counts for every thread the time it ran and the time it had to wait (``schedstat``).
-    """
+    """Reads from the kernel (``schedstat``) how long this process's threads waited for a core."""
 
     def __enter__(self) -> ProcessorWait:
         self._before = self._after = _run_and_wait_ns()

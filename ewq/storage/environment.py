@@ -38,7 +38,6 @@ class RunIdentity:
     """Known as a whole before anything is measured."""
 
     fingerprint: str
-    """``sha256:...`` of the checkpoint."""
     settings: Mapping[str, Any]
     """Tier, sizes, tokenizer, placement, and the digest of each task's data; plain JSON."""
     environment: Mapping[str, Any]
@@ -102,10 +101,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def describe(device: str) -> dict[str, Json]:
-    """The environment of a run on ``device``, flat; what is absent is ``None``.
-
-    Imports torch only for a CUDA device; a BackendUnavailable where torch does not see it.
-    """
+    """The environment of a run, flat; what is absent is ``None``, a CUDA device an error."""
     return {
         "device": device,
         **(_gpu(device) if device.startswith("cuda") else dict.fromkeys(_GPU)),

@@ -29,7 +29,6 @@ class Run:
     commit: str | None
     """Full hash; ``None`` outside version control."""
     dirty: bool
-    """Whether files differed from the commit."""
     branch: str | None
     datetime: datetime
     machine: Mapping[str, Any]
@@ -43,9 +42,7 @@ class Run:
     exit_status: int | None = None
     """pytest's own; ``None`` where it was not stored."""
     foreign: bool = False
-    """Stored without ewq's plugin."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Of the whole run: tier, placement, data."""
 
     @property
     def name(self) -> str:
@@ -105,10 +102,7 @@ def read_storage(storage: Path) -> tuple[list[Run], list[str]]:
 
 
 def resolve_run(text: str, storage: Path = STORAGE, repository: Path = Path()) -> Run:
-    """The run that a person means by a file, a number (``0007``, ``7``), a commit, branch or tag.
-
-    An InputError says where was looked in vain.
-    """
+    """The run that a file, a number, a commit, branch or tag means; else an InputError."""
     if Path(text).is_file():
         return read_run(Path(text))
     if text.isdigit() and len(text) <= 6:
