@@ -23,7 +23,7 @@ from ewq.data.texts import load_texts
 from ewq.gguf.gptq import FLOOR, round_matrix
 from ewq.gguf.rounding import divides, rounded, unpack
 from ewq.sensitivity.calibration import calibration_texts, make_calibration
-from ewq.sensitivity.moments import SecondMoments
+from ewq.sensitivity.gradients import SecondMoments
 
 SMALLER = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """What llama.cpp takes for rows that 256 does not divide."""

@@ -78,6 +78,7 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Make the best file of a size: measure, plan, export, read back and compare."""
+    from ewq.checkpoint.embedded import fixture_path
     from ewq.data.texts import load_texts
     from ewq.fit.run import Aim
     from ewq.fit.run import fit as run_fit
@@ -96,7 +97,7 @@ def fit(
         how=Calibrating(calibration, sequences, sequence_tokens, seed, device, cache),
         granularity=granularity,
         versus=[name.strip() for name in versus.split(",") if name.strip()],
-        texts=load_texts(texts) if texts else None,
+        texts=load_texts(texts or fixture_path("texts")),
         tokens_per_domain=text_tokens,
         gptq=rounding is Rounding.GPTQ,
         progress=terminal_progress(),
@@ -126,10 +127,8 @@ def imatrix(
     how = Calibrating(calibration, sequences, sequence_tokens, seed, device, cache)
     checkpoint = open_checkpoint(model, progress)
     text = calibrate(checkpoint, how)
-    sensitivity = measure_sensitivity(
-        checkpoint, text, device=device, seed=seed, cache=cache, progress=progress
-    )
-    write_importance(checkpoint, sensitivity, converted(checkpoint, progress), out)
+    sensitivity = measure_sensitivity(checkpoint, text, how, progress)
+    write_importance(sensitivity, converted(checkpoint, progress), out)
     print(f"{out}: {len(text.sequences)} sequences, {text.tokens:,} tokens")
     for note in sensitivity.notes():
         print(f"note: {note}")

@@ -106,13 +106,16 @@ def plan(
     progress, data_free = terminal_progress(), scorer == "higgs"
     how = Calibrating(calibration, device=device or "cpu", cache=cache, data_free=data_free)
     if scorer in TYPE_SCORERS:
-        from ewq.fit.run import Aim, plan_types
+        from ewq.fit.prepare import open_fitting
+        from ewq.fit.run import Aim, check_recipes, make_plan
 
         paths = _paths(out, [(None, None)])
         quiet_transformers()
         aim = Aim(size_bytes, target_bpw, target_kld, like)
-        made, numel = plan_types(model, aim, target, how, granularity or "tensor", progress)
-        _deliver(numel, [made], paths, as_json)
+        check_recipes([like])
+        fitting = open_fitting(model, target or "gguf", how, progress)
+        plans = [make_plan(fitting, aim, granularity or "tensor")]
+        _deliver(fitting.target.parameters, plans, paths, as_json)
         return
     granularity, target = granularity or "block", target or DEFAULT_FORMAT
     check_choices(scorer, granularity, target)
@@ -142,8 +145,8 @@ def plan(
     if target_kld is None:
         plans = [draft(*each, size_bytes) for each in drafts]
     else:
+        from ewq.fit.plans import smallest_below
         from ewq.fit.prepare import open_fitting
-        from ewq.fit.run import smallest_below
 
         quiet_transformers()
         fitting = open_fitting(analysis.checkpoint, target, how, progress)

@@ -7,7 +7,6 @@ system reads the next one ahead: memory is bounded by the number of workers, not
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from ewq.entropy.measure import (
 )
 from ewq.entropy.statistics import UnmeasurableError, WeightStatistics
 from ewq.errors import BackendUnavailable, CheckpointError, InputError
+from ewq.instruments.processor_wait import usable_cores
 from ewq.progress import NO_PROGRESS, Progress, step
 
 T = TypeVar("T")
@@ -139,9 +139,7 @@ def _on_all_processors(
         return found
 
     weights = layout.details.values()
-    # Not every system can tell the processors of this process from those there are.
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    executor = ThreadPoolExecutor(workers or allowed or 1)
+    executor = ThreadPoolExecutor(workers or usable_cores())
     with step(progress, label, sum(map(reader.nbytes, weights)), "bytes"):
         try:
             return dict(zip(layout.weights, executor.map(run, weights), strict=True))

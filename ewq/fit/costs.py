@@ -9,7 +9,7 @@ they round.
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,18 +17,104 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ewq.fit.stored import StoredMatrix
-from ewq.progress import NO_PROGRESS, Progress
+from ewq.checkpoint.layout import Layout
+from ewq.checkpoint.opening import Checkpoint
+from ewq.errors import CheckpointError
+from ewq.instruments.processor_wait import usable_cores
+from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.sensitivity.measure import Sensitivity
 
 Values = NDArray[np.float32]
 Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
 Rounding = Callable[[Values, str, Values | None], Values]
 """``rounded(values, type, importance)``: rows as they come back from a type."""
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 ROWS_DRAWN = 256
 """Of each tensor; all of smaller ones."""
 ROWS_AT_A_TIME = 64
 SEED = 20240
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """A matrix of the loaded model, or a stack of experts', as the checkpoint stores it."""
+
+    checkpoint: Checkpoint
+    name: str
+    """In the loaded model's state dict."""
+    parts: tuple[tuple[str, ...], ...]
+    """Tensors of the checkpoint by expert; an expert's parts follow one another in its rows."""
+    experts: int
+    rows: int
+    """Of one expert."""
+    columns: int
+    transposed: bool = False
+    """Stored ``[in, out]``."""
+
+    @property
+    def numel(self) -> int:
+        """Values of all experts."""
+        return self.experts * self.rows * self.columns
+
+    def read(self, expert: int, rows: Indices) -> Values:
+        """Some rows of one expert, ``[rows, columns]``."""
+        import torch
+
+        stack = len(self.parts) == 1 and self.experts > 1
+        names = self.parts[0] if stack else self.parts[expert]
+        height = self.rows // len(names)
+        out = np.empty((len(rows), self.columns), dtype=np.float32)
+        for part, name in enumerate(names):
+            inside = np.flatnonzero(rows // height == part)
+            tensor = self.checkpoint.load(name)
+            tensor = tensor[expert] if tensor.ndim == 3 else tensor
+            tensor = tensor.T if self.transposed else tensor
+            wanted = torch.from_numpy(rows[inside] - part * height)
+            out[inside] = tensor[wanted].float().numpy()
+        return out
+
+
+def stored_matrix(checkpoint: Checkpoint, layout: Layout, name: str) -> StoredMatrix | None:
+    """Where a matrix of the loaded model lies; ``None`` where the checkpoint has nothing like it.
+
+    Raises:
+        CheckpointError: it is stored as something else than floating-point numbers.
+    """
+    weight = layout.details.get(name)
+    sources = weight.sources if weight else _named_alike(checkpoint, layout, name)
+    if not sources:
+        return None
+    first = checkpoint.tensors[sources[0]]
+    if first.dtype not in FLOATS:
+        raise CheckpointError(
+            f"{checkpoint.model} stores {first.name} as {first.dtype}: it is quantized already; "
+            "plan its 16-bit original"
+        )
+    transposed = bool(weight and weight.transposed)
+    parts = _by_expert(sources) if weight and weight.expert else (sources,)
+    experts = first.shape[0] if len(first.shape) == 3 else len(parts)
+    rows, columns = first.shape[-2:][::-1] if transposed else first.shape[-2:]
+    return StoredMatrix(checkpoint, name, parts, experts, rows * len(parts[0]), columns, transposed)
+
+
+def _by_expert(sources: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Sources grouped by the expert's number; gate before up, as they are stacked."""
+    grouped: dict[int, list[str]] = {}
+    for source in sorted(sources, key=lambda name: name.endswith(("up_proj.weight", "w3.weight"))):
+        number = re.search(r"experts\.(\d+)\.", source)
+        grouped.setdefault(int(number[1]) if number else 0, []).append(source)
+    return tuple(tuple(grouped[expert]) for expert in sorted(grouped))
+
+
+def _named_alike(checkpoint: Checkpoint, layout: Layout, name: str) -> tuple[str, ...]:
+    """The tensor outside the blocks whose name ends as this one does, whatever stands before."""
+    if name in checkpoint.tensors:
+        return (name,)
+    ending = "." + ".".join(name.split(".")[-2:])
+    inside = {source for weight in layout.details.values() for source in weight.sources}
+    found = [n for n in checkpoint.tensors if f".{n}".endswith(ending) and n not in inside]
+    return (found[0],) if len(found) == 1 else ()
 
 
 @dataclass(frozen=True)
@@ -54,11 +140,19 @@ class _Piece:
 
     tensor: PlannedTensor
     expert: int
-    rows: NDArray[np.int64]
+    rows: Indices
     weights: Floats
     """Of the rows: their share in the cost of a unit of error."""
     columns: Floats
     importance: Values | None
+
+    def costs(self, rounded: Rounding) -> dict[str, float]:
+        values = self.tensor.matrix.read(self.expert, self.rows)
+        found = {}
+        for type_name in self.tensor.types:
+            error = (rounded(values, type_name, self.importance) - values).astype(np.float64)
+            found[type_name] = float(self.weights @ (np.square(error) @ self.columns))
+        return found
 
 
 def measure_costs(
@@ -83,18 +177,16 @@ def measure_costs(
     draw = np.random.default_rng(SEED)
     pieces = [p for t in tensors for p in _pieces(t, sensitivity, rows_drawn, draw)]
     costs = {tensor.name: dict.fromkeys(tensor.types, 0.0) for tensor in tensors}
-    progress.start("measuring rounding errors", len(pieces), "pieces")
-    pool = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)))
-    try:
-        for piece, found in zip(
-            pieces, pool.map(lambda p: _costs(p, rounded), pieces), strict=True
-        ):
-            for type_name, cost in found.items():
-                costs[piece.tensor.name][type_name] += cost
-            progress.advance(1)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        progress.finish()
+    pool = ThreadPoolExecutor(workers or usable_cores())
+    with step(progress, "measuring rounding errors", len(pieces), "pieces") as advance:
+        try:
+            found = pool.map(lambda piece: piece.costs(rounded), pieces)
+            for piece, by_type in zip(pieces, found, strict=True):
+                for type_name, cost in by_type.items():
+                    costs[piece.tensor.name][type_name] += cost
+                advance(1)
+        finally:
+            pool.shutdown(cancel_futures=True)
     return costs
 
 
@@ -112,15 +204,13 @@ def _pieces(
     experts, rows = np.divmod(places, weights.shape[1])
     for expert in np.unique(experts):
         of_expert = np.flatnonzero(experts == expert)
+        used = None if importance is None else importance[expert]
         for first in range(0, len(of_expert), ROWS_AT_A_TIME):
             some = of_expert[first : first + ROWS_AT_A_TIME]
-            used = None if importance is None else importance[expert]
             yield _Piece(tensor, int(expert), rows[some], shares[some], columns[expert], used)
 
 
-def _drawn(
-    weights: Floats, most: int, draw: np.random.Generator
-) -> tuple[NDArray[np.int64], Floats]:
+def _drawn(weights: Floats, most: int, draw: np.random.Generator) -> tuple[Indices, Floats]:
     """Places and weights: all that count, or a systematic sample in proportion to the weights."""
     counting = np.flatnonzero(weights)
     if len(counting) <= most:
@@ -129,12 +219,3 @@ def _drawn(
     marks = (draw.random() + np.arange(most)) * ends[-1] / most
     hit, times = np.unique(np.searchsorted(ends, marks, side="right"), return_counts=True)
     return counting[np.minimum(hit, len(counting) - 1)], times * ends[-1] / most
-
-
-def _costs(piece: _Piece, rounded: Rounding) -> dict[str, float]:
-    values = piece.tensor.matrix.read(piece.expert, piece.rows)
-    found = {}
-    for type_name in piece.tensor.types:
-        error = (rounded(values, type_name, piece.importance) - values).astype(np.float64)
-        found[type_name] = float(piece.weights @ (np.square(error) @ piece.columns))
-    return found

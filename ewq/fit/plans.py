@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from ewq.checkpoint.layout import Layout
+from ewq.checkpoint.layout import Block, Layout
 from ewq.checkpoint.opening import Checkpoint
 from ewq.errors import PlanError
 from ewq.fit.costs import PlannedTensor
-from ewq.fit.targets import Target, kind_of
+from ewq.fit.targets import Target
 from ewq.measurement import Json
 from ewq.planning.knapsack import Choice, choose
 from ewq.planning.plan import (
@@ -52,11 +53,10 @@ class Fitting:
             PlanError: even the smallest plan is larger, or an unknown granularity.
         """
         units = self._units(granularity)
-        groups = [[option.choice for option in options] for options in units]
-        found = choose(groups, budget_bytes - self.target.fixed_stored_bytes)
+        found = choose(units, budget_bytes - self.target.fixed_stored_bytes)
         if found is None:
             raise PlanError(self._out_of_reach(budget_bytes, units))
-        return self._plan(_taken(units, found), rule, granularity)
+        return self.of_types(_taken(units, found), rule, granularity)
 
     def below(self, kld: float, rule: Rule, granularity: str = "tensor") -> QuantizationPlan:
         """The smallest plan whose expected divergence is at most ``kld`` nats per token.
@@ -68,18 +68,11 @@ class Fitting:
         if not math.isfinite(kld) or kld <= 0:
             raise PlanError(f"invalid target of {kld} nats: expected a number such as 0.02")
         units = self._units(granularity)
-        turned = [[Choice(o.choice.weight, o.choice.cost) for o in options] for options in units]
-        found = choose(turned, kld)
+        found = choose([[Choice(o.weight, o.cost) for o in unit] for unit in units], kld)
         if found is None:
-            least = sum(min(choice.weight for choice in group) for group in turned)
+            least = sum(min(option.cost for option in unit) for unit in units)
             raise PlanError(f"no plan of this model is below {least:.3g} nats per token")
-        return self._plan(_taken(units, found), rule, granularity)
-
-    def range_bytes(self) -> tuple[int, int]:
-        """The least and the most that all tensors can take."""
-        sizes = [tensor.sizes.values() for tensor in self.target.tensors]
-        fixed = self.target.fixed_bytes
-        return fixed + sum(map(min, sizes)), fixed + sum(map(max, sizes))
+        return self.of_types(_taken(units, found), rule, granularity)
 
     def expected_of(self, plan: QuantizationPlan) -> ExpectedKld:
         """What a plan of precisions is expected to diverge by, as this target stores it."""
@@ -91,52 +84,13 @@ class Fitting:
             types[tensor.name] = _nearest(tensor, wanted, bits)
         return self._expected(types)
 
-    def of_types(self, types: Mapping[str, str], rule: Rule) -> QuantizationPlan:
-        """The plan that gives tensors these types: a rival, costed like the others."""
-        return self._plan([self._option([t], types) for t in self.target.tensors], rule, "tensor")
-
-    def _units(self, granularity: str) -> list[list[_Option]]:
-        """For every group of tensors that change together, what they can be stored as."""
-        if granularity not in GRANULARITIES:
-            known = ", ".join(GRANULARITIES)
-            raise PlanError(f"unknown granularity {granularity!r}; known: {known}")
-        grouped: dict[str, list[PlannedTensor]] = {}
-        for tensor in self.target.tensors:
-            grouped.setdefault(_unit_name(tensor, granularity), []).append(tensor)
-        return [self._options(tensors) for tensors in grouped.values()]
-
-    def _options(self, tensors: Sequence[PlannedTensor]) -> list[_Option]:
-        """One for each type of any; who cannot take it takes its own next larger one."""
-        bits = _bits(tensors)
-        return [
-            self._option(
-                tensors, {tensor.name: _nearest(tensor, wanted, bits) for tensor in tensors}
-            )
-            for wanted in bits
-        ]
-
-    def _option(self, tensors: Sequence[PlannedTensor], types: Mapping[str, str]) -> _Option:
-        chosen = {tensor.name: types[tensor.name] for tensor in tensors}
-        cost = sum(self.costs[name][type_name] for name, type_name in chosen.items())
-        stored = sum(self.target.stored(t.sizes[chosen[t.name]]) for t in tensors)
-        return _Option(chosen, Choice(cost, stored))
-
-    def _out_of_reach(self, budget_bytes: int, units: Sequence[Sequence[_Option]]) -> str:
-        sizes = [[option.choice.weight for option in options] for options in units]
-        fixed = self.target.fixed_stored_bytes
-        low, high = (fixed + int(sum(map(end, sizes))) for end in (min, max))
-        bits = [8 * size / self.target.parameters for size in (budget_bytes, low, high)]
-        return (
-            f"a target of {budget_bytes} bytes ({bits[0]:.3f} bits per weight) is out of reach: "
-            f"this model takes {low} to {high} bytes ({bits[1]:.3f} to {bits[2]:.3f} bits per "
-            "weight)"
-        )
-
-    def _plan(self, options: Sequence[_Option], rule: Rule, granularity: str) -> QuantizationPlan:
-        types = {name: found for option in options for name, found in option.types.items()}
-        planned = self.target.tensors
-        size_bytes = self.target.fixed_bytes + sum(t.sizes[types[t.name]] for t in planned)
-        blocks = self._blocks(types)
+    def of_types(
+        self, types: Mapping[str, str], rule: Rule, granularity: str = "tensor"
+    ) -> QuantizationPlan:
+        """The plan that gives tensors these types."""
+        tensors = self.target.tensors
+        size_bytes = self.target.fixed_bytes + sum(t.sizes[types[t.name]] for t in tensors)
+        blocks = tuple(self._block(block, types) for block in self.layout.blocks)
         scores = spread([block.entropy for block in blocks])
         return QuantizationPlan(
             model=self.checkpoint.model,
@@ -149,7 +103,7 @@ class Fitting:
             std=scores.std,
             thresholds={},
             blocks=blocks,
-            weights=self._precisions(types),
+            weights=precisions_of(types) if self.target.name == BITSANDBYTES else {},
             bits_per_weight=8 * size_bytes / self.target.parameters,
             size_bytes=size_bytes,
             ewq_version=__version__,
@@ -159,8 +113,36 @@ class Fitting:
             calibration=self.sensitivity.calibration,
         )
 
-    def _precisions(self, types: Mapping[str, str]) -> dict[str, Precision]:
-        return precisions_of(types) if self.target.name == BITSANDBYTES else {}
+    def _units(self, granularity: str) -> list[list[_Option]]:
+        """For every group of tensors that change together, what they can be stored as."""
+        if granularity not in GRANULARITIES:
+            known = ", ".join(GRANULARITIES)
+            raise PlanError(f"unknown granularity {granularity!r}; known: {known}")
+        grouped: dict[str, list[PlannedTensor]] = {}
+        for tensor in self.target.tensors:
+            grouped.setdefault(_unit_name(tensor, granularity), []).append(tensor)
+        return [self.options(tensors) for tensors in grouped.values()]
+
+    def options(self, tensors: Sequence[PlannedTensor]) -> list[_Option]:
+        """One for each type of any; who cannot take it takes its own next larger one."""
+        options, bits = [], _bits(tensors)
+        for wanted in bits:
+            types = {tensor.name: _nearest(tensor, wanted, bits) for tensor in tensors}
+            cost = sum(self.costs[name][kind] for name, kind in types.items())
+            stored = sum(self.target.stored(t.sizes[types[t.name]]) for t in tensors)
+            options.append(_Option(cost, stored, types))
+        return options
+
+    def _out_of_reach(self, budget_bytes: int, units: Sequence[Sequence[_Option]]) -> str:
+        sizes = [[option.weight for option in unit] for unit in units]
+        fixed = self.target.fixed_stored_bytes
+        low, high = (fixed + int(sum(map(end, sizes))) for end in (min, max))
+        bits = [8 * size / self.target.parameters for size in (budget_bytes, low, high)]
+        return (
+            f"a target of {budget_bytes} bytes ({bits[0]:.3f} bits per weight) is out of reach: "
+            f"this model takes {low} to {high} bytes ({bits[1]:.3f} to {bits[2]:.3f} bits per "
+            "weight)"
+        )
 
     def _expected(self, types: Mapping[str, str]) -> ExpectedKld:
         by_matrix: dict[str, float] = {}
@@ -169,35 +151,58 @@ class Fitting:
             by_matrix[tensor.matrix.name] = by_matrix.get(tensor.matrix.name, 0.0) + cost
         return ExpectedKld(sum(by_matrix.values()), self.sensitivity.stderr(by_matrix))
 
-    def _blocks(self, types: Mapping[str, str]) -> tuple[PlanBlock, ...]:
-        inside: dict[int, list[PlannedTensor]] = {}
-        for tensor in self.target.tensors:
-            if tensor.block is not None:
-                inside.setdefault(tensor.block, []).append(tensor)
-        return tuple(
-            PlanBlock(
-                block.index,
-                block.name,
-                self.layout.numel(block),
-                sum(self.costs[t.name][types[t.name]] for t in inside.get(block.index, ())),
-                None,
-                sum(t.sizes[types[t.name]] for t in inside.get(block.index, ())),
-            )
-            for block in self.layout.blocks
+    def _block(self, block: Block, types: Mapping[str, str]) -> PlanBlock:
+        inside = [tensor for tensor in self.target.tensors if tensor.block == block.index]
+        return PlanBlock(
+            block.index,
+            block.name,
+            self.layout.numel(block),
+            entropy=sum(self.costs[t.name][types[t.name]] for t in inside),
+            precision=None,
+            size_bytes=sum(t.sizes[types[t.name]] for t in inside),
         )
 
 
+def smallest_below(
+    fitting: Fitting, kld: float, plan_within: Callable[[int], QuantizationPlan]
+) -> QuantizationPlan:
+    """The smallest of a scorer's own plans whose expected divergence is at most ``kld`` nats.
+
+    Found by halving the range of sizes, to a thousandth of it, as if more bytes never cost more;
+    ``plan_within`` is the scorer's plan of a size in bytes.
+
+    Raises:
+        PlanError: no plan of this scorer is below.
+    """
+    sizes = [tensor.sizes.values() for tensor in fitting.target.tensors]
+    low, high = (fitting.target.fixed_bytes + sum(map(end, sizes)) for end in (min, max))
+    best = plan_within(high)
+    if fitting.expected_of(best).value > kld:
+        raise PlanError(f"no plan of scorer {best.scorer} is below {kld:g} nats per token")
+    step = max(1, (high - low) // 1000)
+    while high - low > step:
+        middle = (low + high) // 2
+        try:
+            found = plan_within(middle)
+        except PlanError:
+            found = None
+        if found and fitting.expected_of(found).value <= kld:
+            best, high = found, middle
+        else:
+            low = middle
+    return replace(best, rule={"kind": "target_kld", "target_kld": kld})
+
+
 @dataclass(frozen=True)
-class _Option:
-    """One way to store a group of tensors."""
+class _Option(Choice):
+    """One way to store a group of tensors: nats per token, bytes in the file."""
 
     types: Mapping[str, str]
-    choice: Choice
-    """Nats per token and bytes in the file."""
 
 
-def _taken(units: Sequence[Sequence[_Option]], found: Sequence[int]) -> list[_Option]:
-    return [options[place] for options, place in zip(units, found, strict=True)]
+def _taken(units: Sequence[Sequence[_Option]], found: Sequence[int]) -> dict[str, str]:
+    chosen = (unit[place] for unit, place in zip(units, found, strict=True))
+    return {name: kind for option in chosen for name, kind in option.types.items()}
 
 
 def _bits(tensors: Sequence[PlannedTensor]) -> dict[str, float]:
@@ -215,7 +220,7 @@ def _nearest(tensor: PlannedTensor, wanted: str, bits: Mapping[str, float]) -> s
 
 def _unit_name(tensor: PlannedTensor, granularity: str) -> str:
     if granularity == "kind":
-        return kind_of(tensor.name)
+        return re.sub(r"\.\d+\.", ".*.", tensor.name)
     if granularity == "block" and tensor.block is not None:
         return f"block {tensor.block}"
     return tensor.name

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.gguf_header import read_header
 from ewq.checkpoint.opening import Checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.errors import InputError, PlanError
-from ewq.files import cache_dir
+from ewq.files import cache_dir, scratch_beside
 from ewq.fit.plans import Fitting, Rule
-from ewq.fit.prepare import calibrate, converted, open_fitting, write_importance
+from ewq.fit.prepare import calibrate, converted, importance_of, open_fitting
 from ewq.fit.targets import GGUF, padded
 from ewq.gguf.cache import cached_gguf
 from ewq.gguf.export import export_gguf
@@ -24,16 +24,18 @@ from ewq.gguf.recipe import make_recipe
 from ewq.gguf.rounding import stored_bytes
 from ewq.planning.plan import BITSANDBYTES, QuantizationPlan
 from ewq.progress import NO_PROGRESS, Progress
-from ewq.sensitivity.calibration import Calibrating, calibration_texts, refuse_evaluation_text
+from ewq.sensitivity.calibration import (
+    Calibrating,
+    Calibration,
+    calibration_texts,
+    refuse_evaluation_text,
+)
 
 if TYPE_CHECKING:
     from ewq.data.texts import TextSet
     from ewq.measurement import Metric
     from ewq.model import LanguageModel
-    from ewq.sensitivity.calibration import Calibration
 
-TOKENS_PER_DOMAIN = 512
-"""Of the evaluation texts, unless more are asked for."""
 HEADER_SLACK = 256
 """Bytes that llama.cpp's quantizer may add to a file's header."""
 
@@ -73,37 +75,48 @@ class Fitted:
     plan: QuantizationPlan
     own: Measured
     rivals: tuple[Measured, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What is to be measured, and what it is measured against."""
+
+    original: Path
+    quantized: Mapping[str, tuple[Path, int]]
+    """File or folder, and bytes, by label."""
+    load: Callable[..., LanguageModel]
 
 
 def make_plan(
     fitting: Fitting, aim: Aim, granularity: str = "tensor", *, file_bytes: bool = False
 ) -> QuantizationPlan:
-    """The plan that reaches an aim.
+    """The plan that reaches an aim, by ``tensor``, ``kind`` or ``block``.
 
-    Args:
-        fitting: the model, costed.
-        aim: what to reach.
-        granularity: ``tensor``, ``kind`` or ``block``.
-        file_bytes: a size is that of the whole file, header included.
+    ``file_bytes``: a size is that of the whole file, header included.
 
     Raises:
         PlanError: it cannot be reached, or a recipe's bytes for bitsandbytes.
     """
+    rule: Rule
     if aim.kld is not None:
         return fitting.below(aim.kld, {"kind": "target_kld", "target_kld": aim.kld}, granularity)
     if aim.like is not None:
         if fitting.target.name != GGUF:
             raise PlanError(f"like {aim.like} is a size of GGUF files; give a size in bytes")
-        budget = recipe_bytes(fitting.checkpoint, aim.like)
-        return fitting.within(budget, {"kind": "like", "like": aim.like}, granularity)
-    if aim.bpw is not None:
+        budget, rule = (
+            recipe_bytes(fitting.checkpoint, aim.like),
+            {"kind": "like", "like": aim.like},
+        )
+    elif aim.bpw is not None:
         budget = int(aim.bpw * fitting.target.parameters / 8)
-        return fitting.within(budget, {"kind": "target_bpw", "target_bpw": aim.bpw}, granularity)
-    assert aim.size_bytes is not None
-    header = fitting.target.header_bytes + HEADER_SLACK if file_bytes else 0
-    rule: Rule = {"kind": "target_size", "target_size_bytes": aim.size_bytes}
-    return fitting.within(aim.size_bytes - header, rule, granularity)
+        rule = {"kind": "target_bpw", "target_bpw": aim.bpw}
+    else:
+        assert aim.size_bytes is not None
+        header = fitting.target.header_bytes + HEADER_SLACK if file_bytes else 0
+        budget = aim.size_bytes - header
+        rule = {"kind": "target_size", "target_size_bytes": aim.size_bytes}
+    return fitting.within(budget, rule, granularity)
 
 
 def check_recipes(names: Sequence[str | None]) -> None:
@@ -122,7 +135,7 @@ def recipe_bytes(checkpoint: Checkpoint, name: str) -> int:
     Raises:
         InputError: llama.cpp has no such recipe.
     """
-    make_recipe(name)
+    check_recipes([name])
     base = converted(checkpoint)
     chosen = recipe_types(base, name.upper())
     return sum(
@@ -131,65 +144,17 @@ def recipe_bytes(checkpoint: Checkpoint, name: str) -> int:
     )
 
 
-def plan_types(
-    model: str,
-    aim: Aim,
-    target: str | None,
-    how: Calibrating,
-    granularity: str,
-    progress: Progress,
-) -> tuple[QuantizationPlan, int]:
-    """The plan of types that reaches an aim, and the model's number of parameters."""
-    check_recipes([aim.like])
-    fitting = open_fitting(model, target or GGUF, how, progress)
-    return make_plan(fitting, aim, granularity), fitting.target.parameters
-
-
-def smallest_below(
-    fitting: Fitting, kld: float, plan_within: Callable[[int], QuantizationPlan]
-) -> QuantizationPlan:
-    """The smallest of a scorer's own plans whose expected divergence is at most ``kld``.
-
-    Found by halving the range of sizes, to a thousandth of it, as if more bytes never cost more.
-
-    Args:
-        fitting: the model, costed.
-        kld: nats per token.
-        plan_within: the scorer's plan of a size in bytes.
-
-    Raises:
-        PlanError: no plan of this scorer is below.
-    """
-    low, high = fitting.range_bytes()
-    best = plan_within(high)
-    if fitting.expected_of(best).value > kld:
-        raise PlanError(f"no plan of scorer {best.scorer} is below {kld:g} nats per token")
-    step = max(1, (high - low) // 1000)
-    while high - low > step:
-        middle = (low + high) // 2
-        try:
-            found = plan_within(middle)
-        except PlanError:
-            low = middle
-            continue
-        if fitting.expected_of(found).value <= kld:
-            best, high = found, middle
-        else:
-            low = middle
-    return replace(best, rule={"kind": "target_kld", "target_kld": kld})
-
-
 def fit(
     model: str | Path,
     out: Path,
     aim: Aim,
     *,
-    engine: str = GGUF,
-    how: Calibrating = Calibrating(),  # noqa: B008 (frozen)
-    granularity: str = "tensor",
-    versus: Sequence[str] = (),
-    texts: TextSet | None = None,
-    tokens_per_domain: int = TOKENS_PER_DOMAIN,
+    engine: str,
+    how: Calibrating,
+    granularity: str,
+    versus: Sequence[str],
+    texts: TextSet,
+    tokens_per_domain: int,
     gptq: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> Fitted:
@@ -203,136 +168,86 @@ def fit(
         how: calibration text, seed and device.
         granularity: ``tensor``, ``kind`` or ``block``.
         versus: recipes of llama.cpp to measure beside, with the same importance matrix.
-        texts: to measure on; those that ewq carries unless given.
+        texts: to measure on.
         tokens_per_domain: most tokens measured of each domain.
         gptq: round so that errors cancel on the calibration text (GGUF only); divergence is
             expected as if not.
         progress: where to report.
 
     Raises:
-        InputError: calibration and evaluation text are the same, or too little memory.
+        InputError: calibration and evaluation text are the same.
         EwqError: the size cannot be reached, or something failed on the way.
     """
-    from ewq.checkpoint.embedded import fixture_path
-    from ewq.data.texts import load_texts
-
-    evaluation = texts or load_texts(fixture_path("texts"))
-    refuse_evaluation_text(calibration_texts(how.source), evaluation)
+    refuse_evaluation_text(calibration_texts(how.source), texts)
     check_recipes([*versus, aim.like])
     if engine == BITSANDBYTES and (versus or aim.like):
         raise InputError("--versus and --like name recipes of llama.cpp, not of bitsandbytes")
     fitting = open_fitting(model, engine, how, progress)
-    tokenizer = load_tokenizer(fitting.checkpoint.path, fitting.checkpoint.model)
     plan = make_plan(fitting, aim, granularity, file_bytes=engine == GGUF)
-    measuring = _Measuring(evaluation, tokenizer, tokens_per_domain, how.device, progress)
     if engine == BITSANDBYTES:
-        own, rivals = _bitsandbytes(fitting, plan, Path(out), measuring)
+        made = _folder(fitting, plan, out, how.device, progress)
     else:
         text = calibrate(fitting.checkpoint, how) if gptq else None
-        own, rivals = _gguf(fitting, plan, Path(out), versus, measuring, text)
-    return Fitted(Path(out), plan, own, rivals, fitting.sensitivity.notes())
+        made = _files(fitting, plan, out, versus, text, progress)
+    tokenizer = load_tokenizer(fitting.checkpoint.path, fitting.checkpoint.model)
+    load = partial(made.load, tokenizer=tokenizer, device=how.device)
+    options = {"max_tokens_per_domain": tokens_per_domain, "progress": progress}
+    own, *rivals = _measure(made, load, texts, options)
+    return Fitted(out, plan, own, tuple(rivals), fitting.sensitivity.notes())
 
 
-def _gguf(
+def _files(
     fitting: Fitting,
     plan: QuantizationPlan,
     out: Path,
     versus: Sequence[str],
-    on: _Measuring,
     calibration: Calibration | None,
-) -> tuple[Measured, tuple[Measured, ...]]:
+    progress: Progress,
+) -> _Made:
     from ewq.backends.llama_cpp import load_llama_cpp
 
-    checkpoint, base = fitting.checkpoint, converted(fitting.checkpoint)
-    imatrix = importance_of(fitting, base)
+    folder, base = fitting.checkpoint.path, converted(fitting.checkpoint)
+    imatrix = importance_of(fitting.sensitivity, base)
     recipe = make_recipe(plan=plan, imatrix=imatrix)
-    export_gguf(checkpoint.path, out, recipe, calibration=calibration, progress=on.progress)
-    files = {out.name: out} | {
-        f"{name.upper()} with the same importance matrix": cached_gguf(
-            checkpoint.path,
-            make_recipe(name, imatrix=imatrix),
-            cache_dir("gguf"),
-            progress=on.progress,
-        )
-        for name in versus
-    }
-
-    def load(path: Path) -> LanguageModel:
-        return load_llama_cpp(path, on.tokenizer, device=on.device)
-
-    with on.against(lambda: load(base)) as compare:
-        found = [
-            Measured(label, path.stat().st_size, compare(load(path)))
-            for label, path in files.items()
-        ]
-    return found[0], tuple(found[1:])
+    export_gguf(folder, out, recipe, base=base, calibration=calibration, progress=progress)
+    files = {out.name: out}
+    for name in versus:
+        rival = make_recipe(name, imatrix=imatrix)
+        label = f"{name.upper()} with the same importance matrix"
+        files[label] = cached_gguf(folder, rival, cache_dir("gguf"), progress=progress)
+    sizes = {label: (path, path.stat().st_size) for label, path in files.items()}
+    return _Made(base, sizes, load_llama_cpp)
 
 
-def importance_of(fitting: Fitting, base: Path) -> Path:
-    """The importance matrix of a model's sensitivity, kept by content."""
-    from ewq.files import content_key
-
-    sensitivity = fitting.sensitivity
-    key = content_key(sensitivity.fingerprint, sensitivity.calibration, base.name)
-    path = cache_dir("imatrix", f"{key[:32]}.gguf")
-    if not path.is_file():
-        write_importance(fitting.checkpoint, sensitivity, base, path)
-    return path
-
-
-def _bitsandbytes(
-    fitting: Fitting, plan: QuantizationPlan, out: Path, on: _Measuring
-) -> tuple[Measured, tuple[Measured, ...]]:
+def _folder(
+    fitting: Fitting, plan: QuantizationPlan, out: Path, device: str, progress: Progress
+) -> _Made:
     from ewq.backends.transformers import load_transformers
     from ewq.quantizer import EwqConfig
     from ewq.quantizer.folder import quantize_to_folder
 
-    path = fitting.checkpoint.path
-    made = quantize_to_folder(path, EwqConfig(plan), out, device=on.device, progress=on.progress)
-    dtype = "float32" if on.device == "cpu" else "bfloat16"
-    options: dict[str, Any] = {"tokenizer": on.tokenizer, "device": on.device, "dtype": dtype}
-    with on.against(lambda: load_transformers(path, **options)) as compare:
-        metrics = compare(load_transformers(out, **options))
-    return Measured(out.name, made.weights_bytes, metrics), ()
+    folder = fitting.checkpoint.path
+    made = quantize_to_folder(folder, EwqConfig(plan), out, device=device, progress=progress)
+    load = partial(load_transformers, dtype="float32" if device == "cpu" else "bfloat16")
+    return _Made(folder, {out.name: (out, made.weights_bytes)}, load)
 
 
-@dataclass(frozen=True)
-class _Measuring:
-    """On which texts, and with what, quantized models are compared with the unquantized one."""
+def _measure(
+    made: _Made,
+    load: Callable[[Path], LanguageModel],
+    texts: TextSet,
+    options: Mapping[str, Any],
+) -> list[Measured]:
+    """Each quantized model against the distributions of the original, one in memory at a time."""
+    from ewq.tasks.divergence import record_reference, run
 
-    texts: TextSet
-    tokenizer: Any
-    tokens_per_domain: int
-    device: str
-    progress: Progress
-
-    @contextmanager
-    def against(
-        self, load: Callable[[], LanguageModel]
-    ) -> Iterator[Callable[[LanguageModel], Mapping[str, Metric]]]:
-        """Record the unquantized model's distributions; yields what compares another with them."""
-        from ewq.tasks.divergence import record_reference, run
-
-        options: dict[str, Any] = {
-            "max_tokens_per_domain": self.tokens_per_domain,
-            "progress": self.progress,
-        }
-        folder = cache_dir("references")
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder) as scratch:
-            model = load()
-            try:
-                reference = record_reference(model, self.texts, Path(scratch), **options)
-            finally:
-                model.close()
-
-            def compare(other: LanguageModel) -> Mapping[str, Metric]:
-                try:
-                    return run(other, self.texts, reference, **options).metrics
-                finally:
-                    other.close()
-
-            try:
-                yield compare
-            finally:
-                reference.close()
+    measured = []
+    with scratch_beside(cache_dir("references", "fit")) as scratch:
+        with closing(load(made.original)) as model:
+            reference = record_reference(model, texts, scratch, **options)
+        with closing(reference):
+            for label, (path, nbytes) in made.quantized.items():
+                with closing(load(path)) as model:
+                    metrics = run(model, texts, reference, **options).metrics
+                measured.append(Measured(label, nbytes, metrics))
+    return measured

@@ -63,6 +63,7 @@ def export_gguf(
     *,
     converter: Path | None = None,
     calibration: Calibration | None = None,
+    base: Path | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> ExportReport:
     """Export a model as one GGUF file.
@@ -73,6 +74,7 @@ def export_gguf(
         recipe: by :func:`ewq.gguf.recipe.make_recipe`.
         converter: llama.cpp's own ``convert_hf_to_gguf.py`` instead of the pinned one.
         calibration: round so that errors cancel on this text (:mod:`ewq.gguf.gptq`).
+        base: the model's conversion, where there is one.
         progress: where to report.
 
     Raises:
@@ -92,8 +94,8 @@ def export_gguf(
             raise InputError(f"{plain} rounds nothing: leave --rounding out, or name another type")
         rounding = partial(recode, checkpoint, calibration, progress)
     with scratch_beside(out) as work:
-        base = make_base(checkpoint, recipe, work, converter, progress)
-        return build(base, recipe, out, work, progress, rounding)
+        made = Base(base) if base else make_base(checkpoint, recipe, work, converter, progress)
+        return build(made, recipe, out, work, progress, rounding)
 
 
 def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoint:

@@ -74,7 +74,7 @@ def _moments(
     model: Any, calibration: Calibration, columns: Mapping[str, int], progress: Progress
 ) -> Iterator[tuple[str, Any]]:
     """Every matrix with the second moments of its inputs, as many at a time as fit."""
-    from ewq.sensitivity.moments import SecondMoments
+    from ewq.sensitivity.gradients import SecondMoments
 
     for group in _groups(columns):
         moments = SecondMoments(model, group)

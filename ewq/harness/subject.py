@@ -97,11 +97,11 @@ class Subject:
     @property
     def imatrix(self) -> Path:
         """The importance matrix of the calibration text."""
-        from ewq.fit.prepare import converted
-        from ewq.fit.run import importance_of
+        from ewq.fit.prepare import converted, importance_of
         from ewq.fit.targets import GGUF
 
-        return importance_of(self._fitting(GGUF), converted(self.checkpoint, self.progress))
+        sensitivity = self._fitting(GGUF).sensitivity
+        return importance_of(sensitivity, converted(self.checkpoint, self.progress))
 
     def _fitting(self, target: str) -> Fitting:
         from ewq.fit.prepare import open_fitting

@@ -1,4 +1,4 @@
-"""Waiting for the processor: what other programs took of it, and threads that do not spin."""
+"""The processor: cores, what other programs took of them, and threads that do not spin."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def wait_without_spinning() -> None:
     llama.cpp is loaded; child processes inherit it.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def usable_cores() -> int:
+    """Cores this process may use: a container's share, where the system tells it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ProcessorWait:

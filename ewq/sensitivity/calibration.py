@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ewq.checkpoint.embedded import fixture_path
-from ewq.data.texts import TextSet, load_texts
+from ewq.data.texts import Document, TextSet, load_texts
 from ewq.errors import InputError
 
 SEQUENCES = 32
@@ -72,7 +72,6 @@ def make_calibration(
     *,
     sequences: int = SEQUENCES,
     tokens: int = SEQUENCE_TOKENS,
-    context_length: int | None = None,
     seed: int = 0,
 ) -> Calibration:
     """Cut texts into sequences and draw some of them, as evenly over domains as they allow.
@@ -84,7 +83,6 @@ def make_calibration(
         tokenizer: the checkpoint's own.
         sequences: how many; fewer where the texts hold no more.
         tokens: most of each; the last one of a domain may be shorter.
-        context_length: the model's, which no sequence exceeds.
         seed: of the drawing.
 
     Raises:
@@ -92,34 +90,29 @@ def make_calibration(
     """
     from ewq.data.windows import bos_token
 
-    length = min(tokens, context_length or tokens)
     bos = bos_token(tokenizer)
     prefix = () if bos is None else (bos,)
-    by_domain = [
-        _windows(_domain_ids(texts, domain, tokenizer), prefix, length) for domain in texts.domains
-    ]
-    shuffle = random.Random(seed)
-    for windows in by_domain:
-        shuffle.shuffle(windows)
-    drawn = list(_in_turn(by_domain))[:sequences]
+    shuffle, by_domain = random.Random(seed), []
+    for domain in texts.domains:
+        text = "\n\n".join(document.text for document in texts.of(domain))
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        by_domain.append(_windows(list(ids), prefix, tokens))
+        shuffle.shuffle(by_domain[-1])
+    turns = zip_longest(*by_domain)
+    drawn = [window for turn in turns for window in turn if window is not None][:sequences]
     if len(drawn) < min(LEAST_SEQUENCES, sequences):
         raise InputError(
-            f"the calibration text holds {len(drawn)} sequences of {length} tokens; "
-            f"give at least {LEAST_SEQUENCES * length} tokens, better {SEQUENCES * length}"
+            f"the calibration text holds {len(drawn)} sequences of {tokens} tokens; "
+            f"give at least {LEAST_SEQUENCES * tokens} tokens, better {SEQUENCES * tokens}"
         )
     return Calibration(tuple(drawn))
 
 
-def random_calibration(vocabulary: int, how: Calibrating) -> Calibration:
+def random_calibration(vocabulary: int, sequences: int, tokens: int, seed: int) -> Calibration:
     """Sequences of tokens drawn evenly, for people without a text."""
-    draw = random.Random(how.seed)
-    rows = [[draw.randrange(vocabulary) for _ in range(how.tokens)] for _ in range(how.sequences)]
-    return Calibration(tuple(tuple(row) for row in rows))
-
-
-def _domain_ids(texts: TextSet, domain: str, tokenizer: Any) -> list[int]:
-    text = "\n\n".join(document.text for document in texts.of(domain))
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    draw = random.Random(seed)
+    rows = [[draw.randrange(vocabulary) for _ in range(tokens)] for _ in range(sequences)]
+    return Calibration(tuple(map(tuple, rows)))
 
 
 def _windows(ids: list[int], prefix: tuple[int, ...], length: int) -> list[tuple[int, ...]]:
@@ -130,22 +123,15 @@ def _windows(ids: list[int], prefix: tuple[int, ...], length: int) -> list[tuple
     return [window for window in cut if len(window) >= least]
 
 
-def _in_turn(by_domain: Sequence[list[tuple[int, ...]]]) -> Iterator[tuple[int, ...]]:
-    for turn in range(max(map(len, by_domain), default=0)):
-        for windows in by_domain:
-            if turn < len(windows):
-                yield windows[turn]
-
-
 def refuse_evaluation_text(calibration: TextSet, evaluation: TextSet) -> None:
     """A plan must not be judged on the text that it was made from.
 
     Raises:
         InputError: the two share more than a tenth of a document's long lines.
     """
-    known = set(_long_lines([document.text for document in calibration.documents]))
+    known = {line for document in calibration.documents for line in _long_lines(document)}
     for document in evaluation.documents:
-        lines = list(_long_lines([document.text]))
+        lines = _long_lines(document)
         shared = sum(line in known for line in lines)
         if lines and shared > MOST_SHARED * len(lines):
             raise InputError(
@@ -154,6 +140,6 @@ def refuse_evaluation_text(calibration: TextSet, evaluation: TextSet) -> None:
             )
 
 
-def _long_lines(texts: Sequence[str]) -> Iterator[str]:
-    for text in texts:
-        yield from (line.strip() for line in text.splitlines() if len(line.strip()) >= LONG_LINE)
+def _long_lines(document: Document) -> list[str]:
+    lines = map(str.strip, document.text.splitlines())
+    return [line for line in lines if len(line) >= LONG_LINE]

@@ -1,4 +1,4 @@
-"""Sums over one sequence: squared gradients by row, squared inputs by column, of every matrix.
+"""Sums over sequences: squared gradients and inputs of every matrix, and moments of inputs.
 
 A matrix's gradient exists for a moment only: autograd hands it over as soon as all its uses are
 accounted for, it is reduced to its sums and let go. Decoder blocks are checkpointed, so that the
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
 
 from ewq.errors import MeasurementError
 
@@ -25,23 +25,8 @@ INT8_OUTLIER = 6.0
 """bitsandbytes' threshold."""
 
 Floats = NDArray[np.float64]
-
-
-@dataclass
-class Sums:
-    """What is summed up for one matrix, or for a stack of experts' matrices."""
-
-    rows: Floats
-    """``[experts, rows]``: squared sequence gradients, summed over columns and sequences."""
-    columns: Floats
-    """``[experts, columns]``: the same summed over rows."""
-    inputs: Floats
-    """``[experts, columns]``: squared inputs, summed over tokens; 0 where it is only looked up."""
-    tokens: Floats
-    """``[experts]``: tokens that reached it."""
-    input_rounding: Floats
-    """``[1]``: squared gradients with respect to inputs times the variance that rounding these to
-    8 bits has, as LLM.int8 does."""
+Sums = dict[str, Floats]
+"""The fields of :class:`ewq.sensitivity.measure.Matrix`, as they grow."""
 
 
 class GradientSums:
@@ -55,20 +40,27 @@ class GradientSums:
 
     def __init__(self, model: torch.nn.Module, blocks: Sequence[str]) -> None:
         self._model = model
-        self._names = _matrices(model)
-        self._flipped = _stored_in_by_out(model)
-        self.sums = {
-            name: _no_sums(_shape(parameter, name in self._flipped))
-            for name, parameter in self._names.items()
+        # Floating-point matrices and stacks of them; a tied matrix counts once.
+        self._names = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.ndim in (2, 3) and parameter.is_floating_point()
         }
+        self._flipped = {
+            f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)
+        }
+        """Weights that are stored ``[in, out]``."""
+        self.sums = {n: _no_sums(p, n in self._flipped) for n, p in self._names.items()}
         self._squares: dict[str, float] = {}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in self._names)
-            if name in self._names:
-                hook: Any = partial(self._reduce, name)
-                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-        for block in blocks:
-            _checkpoint(model.get_submodule(block))
+        for name, parameter in self._names.items():
+            hook: Any = partial(self._reduce, name)
+            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        for name in blocks:
+            # A block's input is kept, the rest computed again when its gradients are due.
+            block = model.get_submodule(name)
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         self._inputs = InputWatch(self._names, self._sum_inputs)
 
     def add(self, ids: Sequence[int], seed: int) -> Mapping[str, float]:
@@ -97,8 +89,8 @@ class GradientSums:
 
     def _sum_inputs(self, name: str, expert: int, inputs: torch.Tensor) -> torch.Tensor:
         sums, flat = self.sums[name], inputs.detach().reshape(-1, inputs.shape[-1])
-        sums.inputs[expert] += _square_norms(flat[None], 1)[0]
-        sums.tokens[expert] += len(flat)
+        sums["inputs"][expert] += _square_norms(flat[None], 1)[0]
+        sums["tokens"][expert] += len(flat)
         if not inputs.requires_grad:
             return inputs
         # A view of its own, whose gradient is that of this product alone.
@@ -115,10 +107,9 @@ class GradientSums:
         stacked = gradient if gradient.ndim == 3 else gradient[None]
         if name in self._flipped:
             stacked = stacked.transpose(1, 2)
-        sums = self.sums[name]
         rows = _square_norms(stacked, 2)
-        sums.rows += rows
-        sums.columns += _square_norms(stacked, 1)
+        self.sums[name]["rows"] += rows
+        self.sums[name]["columns"] += _square_norms(stacked, 1)
         self._squares[name] = float(rows.sum())
 
 
@@ -136,7 +127,7 @@ def _sum_rounding(
     sums: Sums, variance: torch.Tensor, kept: torch.Tensor, gradient: torch.Tensor
 ) -> None:
     rounded = gradient.reshape(len(variance), -1).masked_fill(kept, 0).float()
-    sums.input_rounding += float(rounded.square().sum(1) @ variance)
+    sums["input_rounding"] += float(rounded.square().sum(1) @ variance)
 
 
 def _square_norms(values: torch.Tensor, axis: int) -> Floats:
@@ -155,44 +146,17 @@ def _sampled(logits: torch.Tensor, seed: int) -> torch.Tensor:
     return labels.to(logits.device)
 
 
-def _matrices(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Floating-point matrices and stacks of them; a tied matrix counts once."""
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.ndim in (2, 3) and parameter.is_floating_point()
-    }
-
-
-def _stored_in_by_out(model: torch.nn.Module) -> frozenset[str]:
-    """Weights of GPT-2's Conv1D, which are stored ``[in, out]``."""
-    from transformers.pytorch_utils import Conv1D
-
-    modules = model.named_modules()
-    return frozenset(f"{name}.weight" for name, module in modules if isinstance(module, Conv1D))
-
-
-def _shape(parameter: torch.Tensor, flipped: bool) -> tuple[int, int, int]:
-    """``(experts, rows, columns)``."""
+def _no_sums(parameter: torch.Tensor, flipped: bool) -> Sums:
     *stack, rows, columns = parameter.shape
     experts = stack[0] if stack else 1
-    return (experts, columns, rows) if flipped else (experts, rows, columns)
-
-
-def _no_sums(shape: tuple[int, int, int]) -> Sums:
-    experts, rows, columns = shape
-    return Sums(
-        np.zeros((experts, rows)),
-        np.zeros((experts, columns)),
-        np.zeros((experts, columns)),
-        np.zeros(experts),
-        np.zeros(1),
-    )
-
-
-def _checkpoint(block: torch.nn.Module) -> None:
-    """Keep a block's input and compute the rest again when its gradients are due."""
-    block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    rows, columns = (columns, rows) if flipped else (rows, columns)
+    return {
+        "rows": np.zeros((experts, rows)),
+        "columns": np.zeros((experts, columns)),
+        "inputs": np.zeros((experts, columns)),
+        "tokens": np.zeros(experts),
+        "input_rounding": np.zeros(1),
+    }
 
 
 class InputWatch(TorchFunctionMode):
@@ -248,3 +212,53 @@ _PRODUCTS: Mapping[Any, tuple[int, int]] = {
     **dict.fromkeys(_MATMUL, (1, 0)),
 }
 """Functions of torch, and which of their arguments are the weight and its inputs."""
+
+
+class SecondMoments:
+    """Sums of ``x x^T`` over the tokens that reached each of some matrices.
+
+    Matrices that read the same input, such as query, key and value, share one sum.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        names: parameters to watch, none of them a stack of experts.
+    """
+
+    def __init__(self, model: torch.nn.Module, names: Sequence[str]) -> None:
+        self._model = model
+        self._watch = InputWatch({name: model.get_parameter(name) for name in names}, self._add)
+        self._sums: dict[str, torch.Tensor] = {}
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._tokens = 0
+
+    def add(self, ids: Sequence[int]) -> None:
+        """Run one sequence."""
+        device = next(self._model.parameters()).device
+        self._last = None
+        with torch.no_grad(), self._watch:
+            self._model(input_ids=torch.tensor([ids], device=device), use_cache=False)
+        self._tokens += len(ids)
+
+    def means(self) -> Mapping[str, NDArray[np.float32]]:
+        """``[columns, columns]`` by matrix, divided by the number of tokens."""
+        shared = {id(total): total for total in self._sums.values()}
+        means = {key: (total / self._tokens).cpu().numpy() for key, total in shared.items()}
+        return {name: means[id(total)] for name, total in self._sums.items()}
+
+    def _add(self, name: str, _: int, whole: torch.Tensor) -> torch.Tensor:
+        # The last input is kept, so its address cannot have become another's.
+        inputs = whole.detach().reshape(-1, whole.shape[-1])
+        if self._last and _same(self._last[0], inputs):
+            self._sums.setdefault(name, self._last[1])
+            return whole
+        if name not in self._sums:
+            columns = inputs.shape[1]
+            self._sums[name] = torch.zeros(columns, columns, device=inputs.device)
+        flat = inputs.float()
+        self._sums[name].addmm_(flat.T, flat)
+        self._last = inputs, self._sums[name]
+        return whole
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape

@@ -12,7 +12,8 @@ import math
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,13 @@ from numpy.typing import NDArray
 
 from ewq.checkpoint.layout import find_layout
 from ewq.conversion_errors import load_pretrained
-from ewq.errors import CheckpointError, EwqError, InputError
+from ewq.errors import BackendUnavailable, CheckpointError, EwqError, InputError
 from ewq.files import cache_dir, content_key, scratch_beside
-from ewq.progress import NO_PROGRESS, Progress
+from ewq.progress import NO_PROGRESS, Progress, step
 
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint
-    from ewq.sensitivity.calibration import Calibration
+    from ewq.sensitivity.calibration import Calibrating, Calibration
 
 Floats = NDArray[np.float64]
 VERSION = 2
@@ -37,7 +38,6 @@ FLOOR = 1e-4
 not free."""
 KEPT_EVERY = 4
 """Sequences between two savings of an unfinished pass."""
-FIELDS = ("rows", "columns", "inputs", "tokens", "input_rounding")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Matrix:
     tokens: Floats
     """Tokens that reached each expert."""
     input_rounding: Floats
-    """``[1]``: see :class:`ewq.sensitivity.gradients.Sums`."""
+    """``[1]``: squared gradients with respect to inputs times the variance that rounding these to
+    8 bits has, as LLM.int8 does."""
 
     @property
     def is_lookup(self) -> bool:
@@ -125,12 +126,12 @@ class Sensitivity:
         et al. 2024, arXiv:2411.17525).
         """
         flat = {
-            name: Matrix(
-                np.full_like(of.rows, of.rows.sum() / of.rows.size),
-                np.ones_like(of.columns),
-                np.zeros_like(of.inputs),
-                np.zeros_like(of.tokens),
-                of.input_rounding,
+            name: replace(
+                of,
+                rows=np.full_like(of.rows, of.rows.mean()),
+                columns=np.ones_like(of.columns),
+                inputs=np.zeros_like(of.inputs),
+                tokens=np.zeros_like(of.tokens),
             )
             for name, of in self.matrices.items()
         }
@@ -138,57 +139,48 @@ class Sensitivity:
 
     def notes(self) -> tuple[str, ...]:
         """Sentences on what the text did not reach."""
-        unseen = {
-            name: int((matrix.tokens == 0).sum())
+        unseen = [
+            name
             for name, matrix in self.matrices.items()
-            if len(matrix.tokens) > 1 and not matrix.is_lookup
-        }
-        count = sum(unseen.values())
-        if not count:
+            for tokens in matrix.tokens
+            if len(matrix.tokens) > 1 and not matrix.is_lookup and not tokens
+        ]
+        if not unseen:
             return ()
-        first = next(name for name, number in unseen.items() if number)
         return (
-            f"{count} experts saw no token of the calibration text (the first in {first}) and "
-            "count for nothing in the plan; give a longer text with --calibration",
+            f"{len(unseen)} experts saw no token of the calibration text (the first in {unseen[0]}) "
+            "and count for nothing in the plan; give a longer text with --calibration",
         )
 
 
 def measure_sensitivity(
     checkpoint: Checkpoint,
     calibration: Calibration,
-    *,
-    device: str = "cpu",
-    seed: int = 0,
-    cache: bool = True,
+    how: Calibrating,
     progress: Progress = NO_PROGRESS,
 ) -> Sensitivity:
-    """Run the calibration sequences forwards and backwards.
+    """Run the calibration sequences forwards and backwards: float32 on a CPU, bfloat16 on CUDA.
 
     A pass found in the cache is not run again; one that was interrupted goes on where it was kept.
-
-    Args:
-        checkpoint: a Hugging Face folder.
-        calibration: the sequences.
-        device: ``cpu`` (float32) or ``cuda`` (bfloat16, sums in float32).
-        seed: of the sampled labels.
-        cache: use and keep results under the user's cache folder.
-        progress: told of tokens.
+    Of ``how`` it takes seed, device and cache.
 
     Raises:
         CheckpointError: no Hugging Face folder, or not loadable.
+        BackendUnavailable: more memory than there is.
         MeasurementError: gradients or logits that are not finite.
     """
     if checkpoint.is_gguf:
         raise CheckpointError(
             f"{checkpoint.model}: sensitivity needs the Hugging Face folder, not a GGUF file"
         )
-    dtype = "float32" if device == "cpu" else "bfloat16"
-    key = content_key(VERSION, checkpoint.fingerprint, calibration.digest, seed, dtype)
-    path = cache_dir("sensitivity", f"{key[:32]}.npz")
-    kept = _read(path, checkpoint, calibration) if cache else None
+    dtype = "float32" if how.device == "cpu" else "bfloat16"
+    key = content_key(VERSION, checkpoint.fingerprint, calibration.digest, how.seed, dtype)
+    path = cache_dir("sensitivity", f"{key[:32]}.npz") if how.cache else None
+    kept = _read(path, checkpoint, calibration) if path else None
     if kept is None or kept.sequences < len(calibration.sequences):
-        run = _Pass(checkpoint, calibration, device, dtype, seed, path if cache else None, kept)
-        kept = run.finish(progress)
+        _require_memory(checkpoint, how.device)
+        model = load_model(checkpoint, how.device, dtype)
+        kept = _finish(checkpoint, model, calibration, how.seed, path, kept, progress)
     return kept
 
 
@@ -215,65 +207,66 @@ def load_model(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
     return model.eval()
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """A pass under way."""
+def _require_memory(checkpoint: Checkpoint, device: str) -> None:
+    """Say what the pass needs before it starts."""
+    parameters = sum(tensor.numel for tensor in checkpoint.tensors.values())
+    if device == "cpu":
+        import psutil
 
-    checkpoint: Checkpoint
-    calibration: Calibration
-    device: str
-    dtype: str
-    seed: int
-    path: Path | None
-    kept: Sensitivity | None
+        needed, there = 6 * parameters, int(psutil.virtual_memory().available)
+    else:
+        import torch
 
-    def finish(self, progress: Progress) -> Sensitivity:
-        from ewq.sensitivity.gradients import GradientSums
-
-        blocks = [block.name for block in find_layout(self.checkpoint).blocks]
-        sums = GradientSums(load_model(self.checkpoint, self.device, self.dtype), blocks)
-        squares: dict[str, list[float]] = {name: [] for name in sums.sums}
-        if self.kept is not None:
-            _restore(sums.sums, squares, self.kept)
-        done = self.kept.sequences if self.kept else 0
-        progress.start("measuring sensitivity", self.calibration.tokens, "tokens")
-        progress.advance(sum(map(len, self.calibration.sequences[:done])))
-        try:
-            for index in range(done, len(self.calibration.sequences)):
-                ids = self.calibration.sequences[index]
-                for name, square in sums.add(ids, _seed(self.seed, index)).items():
-                    squares[name].append(square)
-                progress.advance(len(ids))
-                last = index + 1 == len(self.calibration.sequences)
-                if self.path and (last or (index + 1) % KEPT_EVERY == 0):
-                    _write(self.path, self._result(sums.sums, squares))
-        finally:
-            progress.finish()
-        return self._result(sums.sums, squares)
-
-    def _result(self, sums: Mapping[str, Any], squares: Mapping[str, list[float]]) -> Sensitivity:
-        done = len(next(iter(squares.values())))
-        return Sensitivity(
-            self.checkpoint.fingerprint,
-            self.calibration.digest,
-            sum(map(len, self.calibration.sequences[:done])),
-            {
-                name: Matrix(**{field: getattr(of, field) for field in FIELDS})
-                for name, of in sums.items()
-            },
-            {name: np.array(values) for name, values in squares.items()},
+        needed, there = 4 * parameters, int(torch.cuda.mem_get_info(device)[0])
+    if needed > there:
+        raise BackendUnavailable(
+            f"measuring {checkpoint.model} takes about {needed / 1e9:.1f} GB of memory on {device} "
+            f"({parameters / 1e9:.2f} billion parameters), and {there / 1e9:.1f} GB are free; "
+            "use a machine with more, or --device cuda"
         )
 
 
-def _seed(seed: int, index: int) -> int:
-    return seed * 1_000_003 + index
+def _finish(
+    checkpoint: Checkpoint,
+    model: Any,
+    calibration: Calibration,
+    seed: int,
+    path: Path | None,
+    kept: Sensitivity | None,
+    progress: Progress,
+) -> Sensitivity:
+    """The pass over the sequences that ``kept`` lacks, saved to ``path`` now and then."""
+    from ewq.sensitivity.gradients import GradientSums
 
-
-def _restore(sums: Mapping[str, Any], squares: dict[str, list[float]], kept: Sensitivity) -> None:
-    for name, of in sums.items():
-        for field in FIELDS:
-            getattr(of, field)[...] = getattr(kept.matrices[name], field)
-        squares[name].extend(kept.squares[name])
+    gradients = GradientSums(model, [block.name for block in find_layout(checkpoint).blocks])
+    sums, sequences = gradients.sums, calibration.sequences
+    squares: dict[str, list[float]] = {name: [] for name in sums}
+    done = 0
+    if kept is not None:
+        done = kept.sequences
+        for name, matrix in kept.matrices.items():
+            squares[name] += kept.squares[name].tolist()
+            for field, values in vars(matrix).items():
+                sums[name][field][...] = values
+    found = kept
+    with step(progress, "measuring sensitivity", calibration.tokens, "tokens") as advance:
+        advance(sum(map(len, sequences[:done])))
+        for index, ids in enumerate(sequences[done:], done):
+            for name, square in gradients.add(ids, seed * 1_000_003 + index).items():
+                squares[name].append(square)
+            advance(len(ids))
+            if (index + 1) % KEPT_EVERY == 0 or index + 1 == len(sequences):
+                found = Sensitivity(
+                    checkpoint.fingerprint,
+                    calibration.digest,
+                    sum(map(len, sequences[: index + 1])),
+                    {name: Matrix(**of) for name, of in sums.items()},
+                    {name: np.array(values) for name, values in squares.items()},
+                )
+                if path:
+                    _write(path, found)
+    assert found is not None  # there is at least one sequence
+    return found
 
 
 def _write(path: Path, of: Sensitivity) -> None:
@@ -282,14 +275,11 @@ def _write(path: Path, of: Sensitivity) -> None:
     arrays = {"names": np.array(names), "tokens": np.array(of.tokens)}
     arrays["squares"] = np.array([of.squares[name] for name in names])
     for number, name in enumerate(names):
-        for field in FIELDS:
-            arrays[f"{field}/{number}"] = getattr(of.matrices[name], field)
-    try:
-        with scratch_beside(path) as work:
-            np.savez(work / "sums.npz", allow_pickle=False, **arrays)
-            (work / "sums.npz").replace(path)
-    except (EwqError, OSError):
-        return
+        for field, values in vars(of.matrices[name]).items():
+            arrays[f"{field}/{number}"] = values
+    with suppress(EwqError, OSError), scratch_beside(path) as work:
+        np.savez(work / "sums.npz", allow_pickle=False, **arrays)
+        (work / "sums.npz").replace(path)
 
 
 def _read(path: Path, checkpoint: Checkpoint, calibration: Calibration) -> Sensitivity | None:
@@ -298,7 +288,9 @@ def _read(path: Path, checkpoint: Checkpoint, calibration: Calibration) -> Sensi
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             names = [str(name) for name in kept["names"]]
             matrices = {
-                name: Matrix(**{field: kept[f"{field}/{number}"] for field in FIELDS})
+                name: Matrix(
+                    **{field.name: kept[f"{field.name}/{number}"] for field in fields(Matrix)}
+                )
                 for number, name in enumerate(names)
             }
             squares = dict(zip(names, kept["squares"], strict=True))

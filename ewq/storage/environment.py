@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 from ewq.errors import BackendUnavailable
 from ewq.files import content_key
 from ewq.instruments.gpu import gpus_of, uuid_of
+from ewq.instruments.processor_wait import usable_cores
 from ewq.measurement import Json
 from ewq.version import __version__
 
@@ -110,10 +110,7 @@ def describe(device: str) -> dict[str, Json]:
         "ewq_commit": _commit(Path(__file__).parent.parent),
         "ewq_code": code_version(),
         "cpu": _cpu_name(),
-        # A container's share, not the machine's.
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": usable_cores(),
         "python": platform.python_version(),
         "platform": platform.platform(),
     }

@@ -1,7 +1,7 @@
 import pytest
 
 from ewq.checkpoint.opening import open_checkpoint
-from ewq.fit.prepare import calibrate, converted, prepare
+from ewq.fit.prepare import converted, open_fitting
 from ewq.sensitivity.calibration import Calibrating
 from tests.gguf.models import require_converter, save_deep
 from tests.session import made_once
@@ -16,22 +16,17 @@ def checkpoint():
 
 
 @pytest.fixture(scope="session")
-def calibration(checkpoint):
-    return calibrate(checkpoint, HOW)
-
-
-@pytest.fixture(scope="session")
 def base(checkpoint):
     """The model as an unquantized GGUF file."""
     return converted(checkpoint)
 
 
 @pytest.fixture(scope="session")
-def fitting(checkpoint, calibration):
+def fitting(checkpoint):
     """The twelve-block model, costed for GGUF."""
-    return prepare(checkpoint, calibration, HOW, rows_drawn=32)
+    return open_fitting(checkpoint, "gguf", HOW, rows_drawn=32)
 
 
 @pytest.fixture(scope="session")
-def for_bitsandbytes(checkpoint, calibration):
-    return prepare(checkpoint, calibration, HOW, target="bitsandbytes", rows_drawn=32)
+def for_bitsandbytes(checkpoint):
+    return open_fitting(checkpoint, "bitsandbytes", HOW, rows_drawn=32)

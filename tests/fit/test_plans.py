@@ -31,11 +31,9 @@ def plan(fitting):
 @pytest.fixture(scope="module")
 def exported(plan, fitting, checkpoint, base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    imatrix = write_importance(checkpoint, fitting.sensitivity, base, folder / "imatrix.gguf")
-    report = export_gguf(
-        checkpoint.path, folder / "fit.gguf", make_recipe(plan=plan, imatrix=imatrix)
-    )
-    return report, imatrix
+    imatrix = write_importance(fitting.sensitivity, base, folder / "imatrix.gguf")
+    recipe = make_recipe(plan=plan, imatrix=imatrix)
+    return export_gguf(checkpoint.path, folder / "fit.gguf", recipe, base=base), imatrix
 
 
 def test_the_file_has_the_types_and_the_bytes_of_the_plan(plan, exported, fitting):
@@ -162,14 +160,13 @@ def test_each_engine_refuses_the_other_ones_plan(plan, for_bitsandbytes, checkpo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_that_names_another_tensor_is_refused(plan, exported, checkpoint, tmp_path):
+def test_a_plan_that_names_another_tensor_is_refused(plan, exported, checkpoint, base, tmp_path):
     data = plan.to_json()
     data["weights"]["blk.99.ffn_up.weight"] = data["weights"].pop("blk.1.ffn_up.weight")
     foreign = QuantizationPlan.from_json(data)
+    recipe = make_recipe(plan=foreign, imatrix=exported[1])
     with pytest.raises(PlanError, match=r"blk\.1\.ffn_up\.weight is in one of them only"):
-        export_gguf(
-            checkpoint.path, tmp_path / "x.gguf", make_recipe(plan=foreign, imatrix=exported[1])
-        )
+        export_gguf(checkpoint.path, tmp_path / "x.gguf", recipe, base=base)
 
 
 def test_the_importance_matrix_holds_mean_squares_and_goes_into_the_file(exported, fitting):
@@ -183,7 +180,8 @@ def test_the_importance_matrix_holds_mean_squares_and_goes_into_the_file(exporte
 
 def test_a_dry_run_tells_the_types_of_a_recipe(base, checkpoint, tmp_path):
     told = recipe_types(base, "Q4_K_M")
-    report = export_gguf(checkpoint.path, tmp_path / "q.gguf", make_recipe("Q4_K_M"))
+    recipe = make_recipe("Q4_K_M")
+    report = export_gguf(checkpoint.path, tmp_path / "q.gguf", recipe, base=base)
     before = {tensor.name: tensor.type_name for tensor in read_header(base).tensors}
     changed = {t.name: t.stored for t in report.tensors if t.stored != before[t.name]}
     assert told == changed

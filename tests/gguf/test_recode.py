@@ -13,7 +13,7 @@ from ewq.gguf import recode
 from ewq.gguf.export import export_gguf
 from ewq.gguf.recipe import make_recipe
 from ewq.sensitivity.calibration import Calibration
-from ewq.sensitivity.moments import SecondMoments
+from ewq.sensitivity.gradients import SecondMoments
 from tests.gguf.models import require_converter
 
 RNG = np.random.default_rng(5)

@@ -43,11 +43,6 @@ def test_domains_take_turns(tokenizer, texts):
     assert found == list(texts.domains)
 
 
-def test_no_sequence_exceeds_the_context(tokenizer, texts):
-    made = make_calibration(texts, tokenizer, tokens=512, context_length=48)
-    assert max(map(len, made.sequences)) == 48
-
-
 def test_the_draw_and_the_digest_follow_the_seed(tokenizer, texts):
     def digest(seed):
         return make_calibration(texts, tokenizer, sequences=8, tokens=64, seed=seed).digest

@@ -10,7 +10,7 @@ from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import CheckpointError, MeasurementError
 from ewq.sensitivity import measure
-from ewq.sensitivity.calibration import Calibration
+from ewq.sensitivity.calibration import Calibrating, Calibration
 from ewq.sensitivity.gradients import _int8_rounding
 from ewq.sensitivity.measure import measure_sensitivity
 from tests.architectures import ARCHITECTURES as ALL
@@ -34,7 +34,7 @@ def saved(tmp_path, name):
 
 
 def measured(folder, **options):
-    return measure_sensitivity(open_checkpoint(folder), CALIBRATION, **options)
+    return measure_sensitivity(open_checkpoint(folder), CALIBRATION, Calibrating(**options))
 
 
 def full_fisher(folder, names):
@@ -248,7 +248,9 @@ def test_every_planned_weight_of_every_family_is_measured(tmp_path, architecture
     torch.manual_seed(11)
     build(architecture).save_pretrained(tmp_path)
     checkpoint = open_checkpoint(tmp_path)
-    found = measure_sensitivity(checkpoint, Calibration(CALIBRATION.sequences[:2]), cache=False)
+    found = measure_sensitivity(
+        checkpoint, Calibration(CALIBRATION.sequences[:2]), Calibrating(cache=False)
+    )
     for name, weight in find_layout(checkpoint).details.items():
         rows, columns = found.weighting(name)
         assert rows.size * weight.in_features == weight.numel or weight.expert, name

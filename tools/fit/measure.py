@@ -24,8 +24,8 @@ from ewq.checkpoint.opening import open_checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.data.texts import load_texts
 from ewq.errors import PlanError
-from ewq.fit.prepare import calibrate, converted, prepare
-from ewq.fit.run import importance_of, recipe_bytes
+from ewq.fit.prepare import calibrate, converted, importance_of, open_fitting
+from ewq.fit.run import recipe_bytes
 from ewq.gguf.quantize import recipe_types
 from ewq.planning.analysis import analyze
 from ewq.sensitivity.calibration import Calibrating, Calibration, make_calibration
@@ -134,9 +134,9 @@ def best_uniform(fitting, budget):
     """Of the types that all tensors can take (or a next larger one), the one expected best."""
     stored = fitting.target.fixed_stored_bytes
     found = []
-    for option in fitting._options(list(fitting.target.tensors)):
-        if option.choice.weight + stored <= budget:
-            found.append((option.choice.cost, option.types))
+    for option in fitting.options(fitting.target.tensors):
+        if option.weight + stored <= budget:
+            found.append((option.cost, option.types))
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
@@ -198,7 +198,7 @@ def rows_of_size(bench, fitting, base, recipe, draws):
 
 def rows_of_bitsandbytes(checkpoint, calibration, how, evaluation, draws):
     """At the bytes of ewq-0.65: its own plan, its reverse, draws, and the fitted ones."""
-    fitting = prepare(checkpoint, calibration, how, target="bitsandbytes")
+    fitting = open_fitting(checkpoint, "bitsandbytes", how, calibration=calibration)
     bench = Bench(checkpoint, fitting, evaluation)
     analysis = analyze(checkpoint)
     own = analysis.plan(0.65)
@@ -230,8 +230,8 @@ def check_file(bench, fitting, base, recipe):
 
     plan = fitting.within(recipe_bytes(fitting.checkpoint, recipe), RULE)
     out = Path("fit-check.gguf")
-    made = make_recipe(plan=plan, imatrix=importance_of(fitting, base))
-    export_gguf(fitting.checkpoint.path, out, made)
+    made = make_recipe(plan=plan, imatrix=importance_of(fitting.sensitivity, base))
+    export_gguf(fitting.checkpoint.path, out, made, base=base)
     stored = {t.name: t for t in GGUFReader(out).tensors}
     same = 0
     for tensor in fitting.target.tensors:
@@ -290,7 +290,7 @@ def main():
         texts = load_texts(fixture_path("texts"))
         evaluation = make_calibration(texts, tokenizer, sequences=asked.windows).sequences
     began = time.process_time()
-    fitting = prepare(checkpoint, calibration, how)
+    fitting = open_fitting(checkpoint, "gguf", how, calibration=calibration)
     say(f"{checkpoint.model}: prepared in {time.process_time() - began:.0f} s of this process")
     base = converted(checkpoint)
     bench = Bench(checkpoint, fitting, evaluation)

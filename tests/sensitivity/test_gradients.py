@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ewq.sensitivity.moments import SecondMoments
+from ewq.sensitivity.gradients import SecondMoments
 from tests.architectures import build
 
 SEQUENCES = [[5, 9, 21, 33, 7, 2], [11, 4, 44, 60]]
