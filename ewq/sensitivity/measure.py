@@ -148,8 +148,9 @@ class Sensitivity:
         if not unseen:
             return ()
         return (
-            f"{len(unseen)} experts saw no token of the calibration text, the first in {unseen[0]}, "
-            "and count for nothing in the plan; give a longer text with --calibration",
+            f"{len(unseen)} experts saw no token of the calibration text, the first in "
+            f"{unseen[0]}, and count for nothing in the plan; give a longer text with "
+            "--calibration",
         )
 
 
