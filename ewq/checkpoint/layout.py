@@ -119,11 +119,7 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
 
 
 def check_original(checkpoint: Checkpoint) -> None:
-    """Make sure that a model is whole and not quantized, as far as names and config tell.
-
-    Raises:
-        CheckpointError: as :func:`find_layout`, or quantized already.
-    """
+    """Raise a CheckpointError of a model that is quantized already, or not whole by its names."""
     if quantized := checkpoint.config.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
         raise CheckpointError(
@@ -262,11 +258,8 @@ def _check_complete(model: str, placed: Sequence[_Placed]) -> None:
 def _copied_head(checkpoint: Checkpoint, in_blocks: Collection[str]) -> set[str]:
     """The head's tensor where loading replaces it by the equal embedding.
 
-    transformers ties the two where the config, or the architecture's default, says so; but
-    where both are stored with different values it keeps both.
-
-    Raises:
-        CheckpointError: embedding or head is missing and nothing says that it is the other.
+    transformers ties the two where config or architecture say so, unless both are stored with
+    different values. Where one is missing and they are not tied, the model is refused.
     """
     outside = [info for name, info in checkpoint.tensors.items() if name not in in_blocks]
     embedding, head = (

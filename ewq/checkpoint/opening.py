@@ -209,7 +209,12 @@ def _read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorIn
             )
         return _read_sharded(path) if path.suffix == ".json" else read_safetensors(path)
     if not index.is_file() and not single.is_file():
-        raise CheckpointError(_why_no_weights(folder))
+        if pickles := sorted(path.name for kind in PICKLES for path in folder.glob(kind)):
+            raise CheckpointError(
+                f"{folder} has its weights only in pickle files ({pickles[0]}), which can run code "
+                "when opened; convert it with save_pretrained to safetensors first"
+            )
+        raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}")
     named = set(_weight_map(index).values()) if index.is_file() else {SINGLE}
     stored = {path.name for path in folder.glob("model*.safetensors")}
     if foreign := sorted(stored - named):
@@ -218,16 +223,6 @@ def _read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorIn
             f"{min(named)}, and programs differ in which they read; remove one set"
         )
     return read_safetensors(single) if SINGLE in stored else _read_sharded(index)
-
-
-def _why_no_weights(folder: Path) -> str:
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    if pickles:
-        return (
-            f"{folder} has its weights only in pickle files ({pickles[0]}), which can run code "
-            "when opened; convert it with save_pretrained to safetensors first"
-        )
-    return f"{folder} has neither {SINGLE} nor {INDEX}"
 
 
 def _weight_map(path: Path) -> dict[str, str]:

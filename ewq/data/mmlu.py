@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ewq.data.texts import is_visible, read_text
+from ewq.data.texts import hub_rows, is_visible, read_text
 from ewq.errors import InputError
 
 LETTERS = "ABCD"
@@ -96,9 +96,6 @@ class MmluData:
         """A stratified sample of ``n`` questions: every subject by its share, order kept.
 
         Membership is decided by hashes of the seed: it is the same on every machine.
-
-        Raises:
-            InputError: ``n`` is not between 1 and the number of questions.
         """
         if not 1 <= n <= len(self.test):
             raise InputError(f"cannot take {n} of {len(self.test)} MMLU questions")
@@ -126,16 +123,16 @@ class MmluData:
 
 
 def load_mmlu(source: str | Path) -> MmluData:
-    """Read MMLU.
+    """Read MMLU: ``hub`` for ``cais/mmlu``, or a folder of CSV files.
 
-    ``source`` is ``hub`` for ``cais/mmlu`` through ``datasets``, or a folder with
-    ``dev/SUBJECT_dev.csv`` and ``test/SUBJECT_test.csv`` without header: question, four choices,
-    answer letter.
-
-    Raises:
-        InputError: a file or row is not as described, or the hub cannot be reached.
+    Those are ``dev/SUBJECT_dev.csv`` and ``test/SUBJECT_test.csv`` without header: question, four
+    choices, answer letter. What is not as described is an InputError, as is a hub out of reach.
     """
-    return _from_hub() if str(source) == HUB else _from_folder(Path(source))
+    if str(source) == HUB:
+        # One configuration holds all subjects; its dev rows keep each subject's order.
+        dev, test = (hub_rows(HUB_DATASET, "all", split=name) for name in ("dev", "test"))
+        return from_rows(dev, test, HUB_DATASET)
+    return _from_folder(Path(source))
 
 
 def _from_folder(folder: Path) -> MmluData:
@@ -174,18 +171,6 @@ def _question(subject: str, row: Sequence[str], where: str) -> Question:
     if not is_visible(text):
         raise InputError(f"{where}: the question is empty")
     return Question(subject, text, (a, b, c, d), LETTERS.index(letter))
-
-
-def _from_hub() -> MmluData:
-    from datasets import load_dataset
-
-    try:
-        # One configuration holds all subjects; its dev rows keep each subject's order.
-        splits = {name: load_dataset(HUB_DATASET, "all", split=name) for name in ("dev", "test")}
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot load {HUB_DATASET} from the hub: {reason}") from error
-    return from_rows(splits["dev"], splits["test"], HUB_DATASET)
 
 
 def from_rows(

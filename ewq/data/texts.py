@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ewq.errors import InputError
 
@@ -140,15 +141,19 @@ def is_visible(text: str) -> bool:
 
 def _wikitext_from_hub() -> Document:
     """WikiText-2's test part as the very text of ``wiki.test.raw``."""
+    # The hub stores the file's blank lines, " \n", as empty rows.
+    text = "".join(row or " \n" for row in hub_rows(*_HUB_DATASET, split="test")["text"])
+    return Document(_WIKITEXT_2, "wiki.test.raw", text, lines_are_rows=True)
+
+
+def hub_rows(name: str, configuration: str, split: str) -> Any:
+    """A part of a data set on the hub; an InputError where it cannot be had."""
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(*_HUB_DATASET, split="test")["text"]
+        return load_dataset(name, configuration, split=split)
     except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"cannot read {'/'.join(_HUB_DATASET)} from the hub ({type(error).__name__}); "
-            "give a local folder or wiki.test.raw instead"
+            f"cannot load {name} from the hub: {reason}; give a local folder or file"
         ) from error
-    # The hub stores the file's blank lines, " \n", as empty rows.
-    text = "".join(row or " \n" for row in rows)
-    return Document(_WIKITEXT_2, "wiki.test.raw", text, lines_are_rows=True)

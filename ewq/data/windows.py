@@ -101,11 +101,7 @@ class Window:
 def fitted_windows(
     model: LanguageModel, texts: TextSet, definition: Definition, max_tokens: int | None
 ) -> tuple[dict[str, Json], tuple[Window, ...]]:
-    """Settings that two results must share, and windows that fit the model's context.
-
-    Raises:
-        InputError: as :func:`make_windows`.
-    """
+    """Settings that two results must share, and windows that fit the model's context."""
     fitted = definition.fit(model.info.context_length)
     settings: dict[str, Json] = {
         "definition": fitted.name,

@@ -99,11 +99,7 @@ def _counted_on(device: str, parts: Iterable[Values]) -> NDArray[np.int64]:
 
 
 def count_patterns(bits: torch.Tensor) -> torch.Tensor:
-    """How often each 16-bit pattern occurs in ``bits``, ``[65536]`` int64 on its device.
-
-    Args:
-        bits: int16, flat, on any device.
-    """
+    """How often each pattern occurs in ``bits`` (int16, flat), ``[65536]`` int64 on its device."""
     import torch
 
     return torch.bincount(bits.int() & (kernels.PATTERNS - 1), minlength=kernels.PATTERNS)
@@ -160,30 +156,22 @@ def _chunks(parts: Iterable[Values], length: int) -> Iterator[Values]:
 
 
 def nf4_square_error(parts: Iterable[Values], dtype: str) -> float:
-    """``sum (w - NF4(w))**2`` with a scale for each 64 values of a part.
+    """``sum (w - NF4(w))**2`` of parts of a stored dtype, with a scale for each 64 values.
 
-    Args:
-        parts: whole blocks of 64 values, but for the last part.
-        dtype: of the stored values, such as ``BF16``.
+    All parts but the last hold whole blocks of 64.
     """
-    chunks = _chunks(parts, NF4_CHUNK)
-    return math.fsum(_nf4_square_error(_floats(chunk, dtype)) for chunk in chunks)
+    return math.fsum(_nf4_square_error(chunk, dtype) for chunk in _chunks(parts, NF4_CHUNK))
 
 
-def _floats(part: Values, dtype: str) -> torch.Tensor:
+def _nf4_square_error(chunk: Values, dtype: str) -> float:
     import torch
 
+    values = torch.from_numpy(chunk.view(np.int16) if dtype in ("BF16", "F16") else chunk)
     if dtype in ("BF16", "F16"):
-        bits = torch.from_numpy(part.view(np.int16))
-        return bits.view(torch.bfloat16 if dtype == "BF16" else torch.float16).float()
-    return torch.from_numpy(part).float()
-
-
-def _nf4_square_error(values: torch.Tensor) -> float:
-    import torch
-
+        values = values.view(torch.bfloat16 if dtype == "BF16" else torch.float16)
     levels = torch.tensor(NF4_LEVELS)
-    blocks = torch.nn.functional.pad(values, (0, -values.numel() % NF4_BLOCK)).view(-1, NF4_BLOCK)
+    padding = -values.numel() % NF4_BLOCK
+    blocks = torch.nn.functional.pad(values.float(), (0, padding)).view(-1, NF4_BLOCK)
     top = blocks.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     nearest = levels[torch.bucketize(blocks / top, (levels[1:] + levels[:-1]) / 2)]
     return float(((nearest * top - blocks).double() ** 2).sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,10 +37,6 @@ class WeightStatistics:
     def square_norm(self) -> float:
         """Sum of the squared values."""
         return self.numel * (self.variance + self.mean * self.mean)
-
-    def to_json(self) -> dict[str, float]:
-        """The statistics as a flat JSON object."""
-        return asdict(self)
 
 
 class UnmeasurableError(ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -254,8 +254,7 @@ def analyze(
 
         statistics = measure_weights(checkpoint, layout, progress, workers, device)
         if cache:
-            plain = {name: weight.to_json() for name, weight in statistics.items()}
-            write_cached(CACHE, key, plain)
+            write_cached(CACHE, key, {name: asdict(one) for name, one in statistics.items()})
     return Analysis(checkpoint, layout, footprint_of(checkpoint, layout), statistics)
 
 

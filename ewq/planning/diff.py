@@ -47,24 +47,21 @@ class PlanDiff:
     def to_json(self) -> dict[str, Json]:
         """The comparison as plain JSON types."""
         labelled = zip(self.plans.items(), self.size_deltas_bytes, strict=True)
-        return {
-            "plans": [_plan_json(label, plan, delta) for (label, plan), delta in labelled],
-            "moves": encode(self.moves),
-            "weight_moves": encode(self.weight_moves),
-        }
-
-
-def _plan_json(label: str, plan: QuantizationPlan, delta: int | None) -> dict[str, Json]:
-    return {
-        "label": label,
-        "model": plan.model,
-        "rule": dict(plan.rule),
-        "scorer": plan.scorer,
-        "target": plan.target,
-        "size_bytes": plan.size_bytes or None,
-        "size_delta_bytes": delta,
-        "plan": {str(block.index): block.precision or MIXED for block in plan.blocks},
-    }
+        plans: list[Json] = [
+            {
+                "label": label,
+                "model": plan.model,
+                "rule": dict(plan.rule),
+                "scorer": plan.scorer,
+                "target": plan.target,
+                "size_bytes": plan.size_bytes or None,
+                "size_delta_bytes": delta,
+                "plan": {str(block.index): block.precision or MIXED for block in plan.blocks},
+            }
+            for (label, plan), delta in labelled
+        ]
+        moves, weight_moves = encode(self.moves), encode(self.weight_moves)
+        return {"plans": plans, "moves": moves, "weight_moves": weight_moves}
 
 
 def diff_plans(plans: Mapping[str, QuantizationPlan]) -> PlanDiff:

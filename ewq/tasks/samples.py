@@ -56,17 +56,22 @@ def run(
     There is no metric before a reference is given to :func:`pair`. ``side["samples"]`` holds names,
     prompts and continuations.
     """
+    bos = bos_token(model.tokenizer)
+    first = [] if bos is None else [bos]
     tokens: dict[str, list[int]] = {}
     with step(progress, "generation samples", len(prompts), "prompts") as advance:
         for name, prompt in prompts.items():
-            tokens[name] = _continue(model, name, prompt, new_tokens)
+            ids = [*first, *model.tokenizer.encode(prompt, add_special_tokens=False)]
+            what = f"prompt {name!r} and {new_tokens} new tokens"
+            model.info.require_context(len(ids) + new_tokens, what)
+            tokens[name] = list(model.generate([ids], new_tokens).tokens[0])
             advance(1)
     decode = model.tokenizer.decode
     return TaskResult(
         task=TASK,
         settings={
             "new_tokens": new_tokens,
-            "bos_added": bos_token(model.tokenizer) is not None,
+            "bos_added": bos is not None,
             "prompts": dict(prompts),
         },
         metrics={},
@@ -96,13 +101,3 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
         "samples_token_agreement": Metric(equal.value, "fraction", True, count, equal.stderr),
         "samples_common_tokens": Metric(common.value, "count", True, count, common.stderr),
     }
-
-
-def _continue(model: LanguageModel, name: str, prompt: str, new_tokens: int) -> list[int]:
-    ids = list(model.tokenizer.encode(prompt, add_special_tokens=False))
-    bos = bos_token(model.tokenizer)
-    ids = ids if bos is None else [bos, *ids]
-    model.info.require_context(
-        len(ids) + new_tokens, f"prompt {name!r} and {new_tokens} new tokens"
-    )
-    return list(model.generate([ids], new_tokens).tokens[0])

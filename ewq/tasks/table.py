@@ -183,11 +183,7 @@ class Task:
         return Work(lambda: outcome.append(measure(inputs)), lambda: outcome[-1])
 
     def pair(self, result: TaskResult, reference: TaskResult | None) -> Mapping[str, Metric]:
-        """Metrics of a result against the reference's; none where the task does not pair results.
-
-        Raises:
-            MeasurementError: the two are not about the same items.
-        """
+        """Metrics of a result against the reference's, where the task pairs results."""
         if reference is None or self.pairing is not Pairing.RESULTS:
             return {}
         metrics: Mapping[str, Metric] = self.module.pair(result, reference)
