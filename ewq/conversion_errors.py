@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ewq.errors import CheckpointError
+from ewq.errors import CheckpointError, EwqError
 
 MISMATCHED = "ignore_mismatched_sizes"
 """In transformers' complaint of weights that do not fit the config."""
@@ -20,7 +20,7 @@ def remembering() -> Iterator[None]:
     """A conversion that fails in this block is what :func:`load_pretrained` raises."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, EwqError) as error:
         # A copy: the error itself would keep its frames, and their tensors, alive.
         _errors.append(type(error)(*error.args))
         raise

@@ -88,14 +88,15 @@ class Checkpoint:
         """The 16-bit type that weights are kept in where they are not quantized.
 
         ``float16`` or ``bfloat16``, whichever most values are stored in. Wider values become
-        float16, which has more digits, unless one of them is beyond its range.
+        float16, which has more digits, unless one of them, or of a few in bfloat16, is beyond its
+        range.
         """
         sizes = Counter[str]()
         for info in self.tensors.values():
             sizes[info.dtype] += info.numel
-        if sizes["BF16"] or sizes["F16"]:
-            return "bfloat16" if sizes["BF16"] > sizes["F16"] else "float16"
-        wide = [info for info in self.tensors.values() if info.dtype in ("F32", "F64")]
+        if sizes["BF16"] > sizes["F16"]:
+            return "bfloat16"
+        wide = [info for info in self.tensors.values() if info.dtype in ("BF16", "F32", "F64")]
         return "float16" if all(map(_fits_float16, wide)) else "bfloat16"
 
     @property

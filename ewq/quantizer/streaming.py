@@ -27,6 +27,7 @@ from transformers.integrations.bitsandbytes import (
 from transformers.pytorch_utils import Conv1D
 
 from ewq.conversion_errors import remembering
+from ewq.errors import InputError
 from ewq.instruments.memory import trim_heap
 from ewq.quantizer.modules import QUANTIZED, saved_in_shape
 
@@ -67,7 +68,7 @@ class EwqQuantize(ConversionOps):
                 continue
             module = module_of(model, name)
             if isinstance(module, Linear8bitLt):
-                result[name] = int8_parameter(module, _first(value))
+                result[name] = int8_parameter(module, _first(value), name)
             else:
                 operation: Any = Bnb4bitQuantize(self.hf_quantizer)  # type: ignore[no-untyped-call]
                 result.update(operation.convert({name: value}, model=model, **kwargs))
@@ -75,10 +76,19 @@ class EwqQuantize(ConversionOps):
         return result
 
 
-def int8_parameter(module: Any, weight: torch.Tensor) -> Int8Params:
-    """A weight quantized where it lies; transformers' own operation takes each through the CPU."""
+def int8_parameter(module: Any, weight: torch.Tensor, name: str) -> Int8Params:
+    """A weight quantized where it lies; transformers' own operation takes each through the CPU.
+
+    Raises:
+        InputError: a value beyond float16, through which bitsandbytes takes it.
+    """
     laid_out = weight.T if issubclass(module.source_cls, Conv1D) else weight
     values, scales, _ = int8_vectorwise_quant(laid_out.contiguous().to(torch.float16))
+    if not scales.isfinite().all():
+        raise InputError(
+            f"{name} holds {float(weight.abs().max()):,.0f}, which 8 bits cannot (at most 65,504); "
+            "plan it raw or in 4 bits"
+        )
     return Int8Params(values, requires_grad=False, CB=values, SCB=scales)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -189,3 +191,39 @@ def test_the_proof_of_concepts_plans_name_no_weights_and_cannot_be_applied(folde
 
     with pytest.raises(PlanError, match="make it again"):
         load(folder, quantization_config=EwqConfig(plan=path))
+
+
+LARGE = "model.layers.1.mlp.up_proj.weight"
+
+
+def _with_a_large_value(folder, dtype):
+    """A model of ``dtype`` but for one weight in bfloat16 that holds 99,840."""
+    save("llama", folder, dtype)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[LARGE] = tensors[LARGE].bfloat16()
+    tensors[LARGE].view(-1)[7] = 99_840
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_value_that_8_bits_cannot_hold_is_refused_by_name(tmp_path):
+    folder = _with_a_large_value(tmp_path / "model", torch.bfloat16)
+    config = EwqConfig(plan=plan_for(folder, (Precision.EIGHT_BIT,)))
+
+    with pytest.raises(InputError, match=rf"{re.escape(LARGE)} holds 99,840.*raw or in 4 bits"):
+        quantize_to_folder(folder, config, tmp_path / "quantized")
+
+    assert not (tmp_path / "quantized").exists()
+
+
+@pytest.mark.parametrize("precision", [Precision.RAW, Precision.FOUR_BIT])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_no_infinity_is_written_where_a_value_fits_bfloat16_only(tmp_path, precision, dtype):
+    folder = _with_a_large_value(tmp_path / "model", dtype)
+    plan = plan_for(folder, (precision,))
+
+    quantize_to_folder(folder, EwqConfig(plan=plan), tmp_path / "quantized")
+
+    written = load_file(tmp_path / "quantized" / "model.safetensors")
+    floats = {name: of for name, of in written.items() if of.is_floating_point()}
+    assert [name for name, of in floats.items() if not of.isfinite().all()] == []

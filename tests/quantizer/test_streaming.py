@@ -63,7 +63,7 @@ def test_int8_weights_are_transformers_own_and_stay_where_they_lie(source, monke
     holder.get_parameter_or_buffer = holder.get_parameter
     [theirs] = Bnb8bitQuantize(None).convert({"linear.weight": weight}, model=holder).values()
     monkeypatch.setattr(torch.Tensor, "cpu", None)
-    ours = streaming.int8_parameter(holder.linear, weight)
+    ours = streaming.int8_parameter(holder.linear, weight, "linear")
     for part in ("data", "CB", "SCB"):
         assert torch.equal(getattr(ours, part), getattr(theirs, part))
     assert (ours.has_fp16_weights, ours.requires_grad) == (False, False)
