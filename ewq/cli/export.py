@@ -1,4 +1,4 @@
-"""``ewq export``: one GGUF file, by type or by plan."""
+"""``ewq export`` and ``ewq quantize``: a GGUF file, or a folder that ``from_pretrained`` opens."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ewq.cli.terminal import AsJson, show, terminal_progress
+from ewq.cli.terminal import AsJson, Bpw, quiet_transformers, show, terminal_progress
 from ewq.errors import InputError
+from ewq.files import check_output
 
 if TYPE_CHECKING:
     from ewq.gguf.report import ExportReport
@@ -57,7 +58,6 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Convert and quantize with llama.cpp; the file appears once it is complete and checked."""
-    from ewq.files import check_output
     from ewq.gguf.export import export_command, export_gguf
     from ewq.gguf.recipe import make_recipe, parse_types
     from ewq.planning.plan import read_plan
@@ -106,3 +106,56 @@ def _lines(report: ExportReport) -> Iterator[str]:
     yield from (f"  {t.name}: {t.wanted} -> {t.stored}" for t in report.fallbacks[:SHOWN])
     if (hidden := len(report.fallbacks) - SHOWN) > 0:
         yield f"  ... and {hidden} more"
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="Hub id or model folder.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="A new folder.")],
+    plan: Annotated[Path | None, typer.Option(help="A plan file; or give a rule.")] = None,
+    factor: Annotated[
+        float | None, typer.Option(help="4-bit starts below mean - FACTOR * std.")
+    ] = None,
+    target_bpw: Bpw = None,
+    quant_type: Annotated[str, typer.Option(help="nf4 or fp4.")] = "nf4",
+    double_quant: Annotated[
+        bool | None, typer.Option(help="Quantize the 4-bit scales too (default: as planned).")
+    ] = None,
+    block_size: Annotated[int, typer.Option(help="4-bit values that share a scale.")] = 64,
+    compute_dtype: Annotated[
+        str, typer.Option(help="Of 4-bit products: auto, float32, bfloat16, float16.")
+    ] = "auto",
+    int8_threshold: Annotated[
+        float, typer.Option(help="Outliers from here on stay unquantized; 0: none, faster.")
+    ] = 6.0,
+    device: Annotated[str, typer.Option(help="Where weights are quantized.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Write a quantized copy of a model, weights streamed one by one."""
+    check_output(out, folder=True)
+    from ewq.quantizer.config import EwqConfig
+    from ewq.quantizer.folder import quantize_to_folder
+
+    config = EwqConfig(
+        plan,
+        factor=factor,
+        target_bpw=target_bpw,
+        quant_type=quant_type,
+        double_quant=double_quant,
+        block_size=block_size,
+        compute_dtype=compute_dtype,
+        int8_threshold=int8_threshold,
+    )
+    quiet_transformers()
+    made = quantize_to_folder(model, config, out, device=device, progress=terminal_progress())
+    document = {
+        "folder": str(made.folder),
+        "plan": made.plan.digest,
+        "weights_bytes": made.weights_bytes,
+        "planned_bytes": made.plan.size_bytes,
+        "notes": list(made.notes),
+    }
+    planned = f"(planned {made.plan.size_bytes:,})"
+    lines = [f"{made.folder}: {made.weights_bytes:,} bytes of weights {planned}"]
+    lines += [f"note: {note}" for note in made.notes]
+    lines += ["open it with: import ewq.quantizer; AutoModelForCausalLM.from_pretrained(FOLDER)"]
+    show(document, lines, as_json=as_json)

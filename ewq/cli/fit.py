@@ -12,6 +12,8 @@ import typer
 from ewq.cli.export import ROUNDING_HELP, Rounding
 from ewq.cli.terminal import (
     AsJson,
+    Bpw,
+    Like,
     quiet_transformers,
     show,
     size_text,
@@ -47,16 +49,11 @@ def fit(
     size: Annotated[
         str | None, typer.Option(help="Of the whole file, such as 5GB or 4.5GiB; never exceeded.")
     ] = None,
-    bpw: Annotated[
-        float | None, typer.Option(help="Bits per weight of the whole model, never exceeded.")
-    ] = None,
+    bpw: Bpw = None,
     kld: Annotated[
         float | None, typer.Option(help="Smallest file expected below so many nats per token.")
     ] = None,
-    like: Annotated[
-        str | None,
-        typer.Option(metavar="RECIPE", help="No larger than llama.cpp's recipe, such as Q4_K_M."),
-    ] = None,
+    like: Like = None,
     engine: Annotated[str, typer.Option(help="gguf or bitsandbytes.")] = "gguf",
     granularity: Annotated[
         str, typer.Option(help="What gets one type: tensor, kind (all ffn_down, ...) or block.")

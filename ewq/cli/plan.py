@@ -13,6 +13,8 @@ import typer
 
 from ewq.cli.terminal import (
     AsJson,
+    Bpw,
+    Like,
     legend,
     plan_lines,
     quiet_transformers,
@@ -51,9 +53,7 @@ def plan(
     granularity: Annotated[
         str | None, typer.Option(help="block or tensor; fisher also kind, and tensor by default.")
     ] = None,
-    target_bpw: Annotated[
-        float | None, typer.Option(help="Bits per weight of the whole model, never exceeded.")
-    ] = None,
+    target_bpw: Bpw = None,
     target_size: Annotated[
         str | None, typer.Option(help="Size of the whole model, such as 5GB or 4.5GiB.")
     ] = None,
@@ -61,10 +61,7 @@ def plan(
         float | None,
         typer.Option(help="Smallest plan expected below so many nats per token (fisher)."),
     ] = None,
-    like: Annotated[
-        str | None,
-        typer.Option(metavar="RECIPE", help="No larger than llama.cpp's recipe, such as Q4_K_M."),
-    ] = None,
+    like: Like = None,
     target: Annotated[
         str | None,
         typer.Option(

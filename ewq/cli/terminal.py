@@ -17,6 +17,13 @@ from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress, TerminalProgress
 from ewq.report.escaping import terminal_line
 
+Bpw = Annotated[
+    float | None, typer.Option(help="Bits per weight of the whole model, never exceeded.")
+]
+Like = Annotated[
+    str | None,
+    typer.Option(metavar="RECIPE", help="No larger than llama.cpp's recipe, such as Q4_K_M."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 _COLUMNS = 80
 _LEAST_GB = 0.05

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from ewq.checkpoint.embedded import fixture_path
-from ewq.cli.quantize import quantize
+from ewq.cli.export import quantize
 from ewq.errors import CheckpointError, InputError
 from ewq.planning.plan import read_plan
 from tests.quantizer.models import load, logits
