@@ -82,8 +82,7 @@ def read_header(path: str | Path) -> GgufHeader:
     """Read and validate the header of a GGUF file.
 
     Raises:
-        CheckpointError: no such file, not GGUF, truncated, or a header that contradicts itself
-            or the file's length.
+        CheckpointError: no such file, not GGUF, or a header that contradicts itself or the file.
         BackendUnavailable: the ``gguf`` extra, which knows ggml's types, is absent.
     """
     path = Path(path)

@@ -18,11 +18,7 @@ _NOTHING = "{}: no such folder or file, and not a hub id like owner/name"
 
 
 def resolve(model: str, progress: Progress = NO_PROGRESS) -> Path:
-    """Local folder or ``.gguf`` file of a model; a hub id is taken from the cache or downloaded.
-
-    Raises:
-        CheckpointError: nothing there; a hub id that is neither cached nor reachable; or no room.
-    """
+    """Local folder or ``.gguf`` file of a model; a hub id is taken from the cache or downloaded."""
     path = Path(model).expanduser()
     try:
         path.exists()

@@ -105,11 +105,7 @@ class Checkpoint:
         return tuple(sorted({info.file for info in self.tensors.values()}))
 
     def load(self, name: str) -> torch.Tensor:
-        """One tensor in its stored dtype, memory-mapped (GGUF: dequantised to float32).
-
-        Raises:
-            CheckpointError: no such tensor, or a dtype that torch does not have.
-        """
+        """One tensor in its stored dtype, memory-mapped (GGUF: dequantised to float32)."""
         if name not in self.tensors:
             raise CheckpointError(f"{self.model} has no tensor {name!r}")
         return as_torch(self.tensors[name])
@@ -132,9 +128,7 @@ def _fits_float16(info: TensorInfo) -> bool:
 
 
 def open_checkpoint(model: str | Path, progress: Progress = NO_PROGRESS) -> Checkpoint:
-    """Open a hub id, a local folder or a ``.gguf`` file; only headers are read.
-
-    A hub model that is not in the cache is downloaded first, which ``progress`` is told of.
+    """Open a hub id (downloaded where not cached), a local folder or a ``.gguf`` file.
 
     Raises:
         CheckpointError: not found (or offline and not cached), truncated, a shard missing,

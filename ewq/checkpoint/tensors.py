@@ -72,11 +72,7 @@ class TensorInfo:
 
 
 def map_bytes(info: TensorInfo, first: int = 0, count: int | None = None) -> NDArray[np.uint8]:
-    """Bytes ``[first : first + count]`` of a tensor, mapped copy-on-write while the array lives.
-
-    Raises:
-        CheckpointError: the file is gone, or shorter than its header says.
-    """
+    """Bytes ``[first : first + count]`` of a tensor, mapped copy-on-write while the array lives."""
     import numpy as np
 
     wanted = info.nbytes - first if count is None else count
@@ -112,11 +108,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def dequantized(data: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]:
-    """Values of whole rows of GGUF blocks, ``[values]`` float32.
-
-    Raises:
-        CheckpointError: the type has no dequantizer.
-    """
+    """Values of whole rows of GGUF blocks, ``[values]`` float32."""
     import numpy as np
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import dequantize
@@ -156,9 +148,6 @@ def read_safetensors(path: Path) -> dict[str, TensorInfo]:
     """Names, dtypes, shapes and byte ranges of a safetensors file, from its header.
 
     Eight bytes of length, then JSON: https://github.com/huggingface/safetensors#format.
-
-    Raises:
-        CheckpointError: truncated, damaged, or a dtype that is not known here.
     """
     if is_pointer(path):
         raise CheckpointError(f"{path} is a Git LFS pointer; download the file itself")

@@ -35,9 +35,7 @@ def tokenizer_digest(folder: Path) -> str:
 def load_tokenizer(folder: Path, label: str) -> Any:
     """The ``transformers`` tokenizer of a folder whose model people know as ``label``.
 
-    Raises:
-        CheckpointError: no tokenizer files, a damaged one, one of a kind that transformers does
-            not know, or one that only code of the model could read; the file is named.
+    A CheckpointError names what cannot be read without running code of the model.
     """
     from transformers import AutoConfig, AutoTokenizer
 

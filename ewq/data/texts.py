@@ -60,10 +60,7 @@ class TextSet:
 def load_texts(source: str | Path) -> TextSet:
     """Read texts: of ``hub`` (WikiText-2's raw test part), a text file, or a folder.
 
-    A folder holds ``DOMAIN/*.txt`` and/or ``DOMAIN.txt``.
-
-    Raises:
-        InputError: nothing is there, a domain folder is empty, or a text cannot be read.
+    A folder holds ``DOMAIN/*.txt`` and/or ``DOMAIN.txt``. What cannot be read is an InputError.
     """
     if source == HUB:
         return text_set([_wikitext_from_hub()])
@@ -114,11 +111,7 @@ def _read(file: Path, domain: str) -> Document:
 
 
 def read_text(file: Path) -> str:
-    """A text as it stands in its file, line ends included, without a byte order mark.
-
-    Raises:
-        InputError: the file cannot be read, or is not UTF-8; names the first byte that is not.
-    """
+    """A text as it stands in its file, line ends included, without a byte order mark."""
     try:
         data = file.read_bytes()
     except OSError as error:

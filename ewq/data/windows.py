@@ -154,10 +154,7 @@ def make_windows(
     """Cut ``texts`` into windows, in order.
 
     A domain ends after the window that reaches ``max_tokens`` scored tokens. A text that begins
-    with the BOS which the tokenizer adds is read without it.
-
-    Raises:
-        InputError: a domain too short for a single window of two scored tokens.
+    with the BOS which the tokenizer adds is read without it. Too short ones are an InputError.
     """
     return tuple(
         window

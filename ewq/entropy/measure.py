@@ -61,10 +61,8 @@ def measure_patterns(
 ) -> WeightStatistics:
     """Statistics of a 16-bit weight (``BF16`` or ``F16``), given as bit patterns, in one pass.
 
-    There are only 65,536 values: how often each occurs tells everything exactly.
-
-    Raises:
-        NotFiniteError: a value is NaN or infinite.
+    There are only 65,536 values: how often each occurs tells everything exactly. A NotFiniteError
+    of NaN or infinity.
     """
     counts = _counted(parts) if device is None else _counted_on(device, parts)
     values = values_of_patterns(dtype)

@@ -59,14 +59,7 @@ def measure_weights(
     workers: int | None = None,
     device: str | None = None,
 ) -> dict[str, WeightStatistics]:
-    """Statistics of every weight, by name in block order.
-
-    Args:
-        checkpoint: where the weights lie.
-        layout: which tensors they are.
-        progress: told about bytes read.
-        workers: threads; all available processors unless given.
-        device: ``cuda`` counts 16-bit patterns on the GPU; the processor unless given.
+    """Statistics of every weight by name, in block order; arguments as for ``analyze``.
 
     Raises:
         CheckpointError: a weight is empty, holds NaN or infinity, or is not floating point.

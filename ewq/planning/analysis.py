@@ -232,7 +232,7 @@ def analyze(
     workers: int | None = None,
     device: str | None = None,
 ) -> Analysis:
-    """Measure every quantizable weight of a checkpoint.
+    """Measure every quantizable weight of a checkpoint, or find its statistics in the cache.
 
     Args:
         model: hub id, folder, ``.gguf`` file, or a checkpoint already opened.

@@ -65,11 +65,7 @@ class PlanDiff:
 
 
 def diff_plans(plans: Mapping[str, QuantizationPlan]) -> PlanDiff:
-    """Compare plans, given by label.
-
-    Raises:
-        PlanError: fewer than two plans, or plans of different models.
-    """
+    """Compare plans, given by label; a PlanError of fewer than two or of different models."""
     if len(plans) < 2:
         raise PlanError(f"{len(plans)} plan given; a comparison needs at least two")
     (label, first), *others = plans.items()

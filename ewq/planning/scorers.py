@@ -108,11 +108,7 @@ def spread(scores: Sequence[float]) -> Spread:
 
 
 def factor_thresholds(scores: Spread, factor: float) -> dict[str, float]:
-    """Least score for ``raw`` and for ``8bit``: ``mean`` and ``mean - factor * std``.
-
-    Raises:
-        PlanError: the factor is negative or not a number.
-    """
+    """Least score for ``raw`` and for ``8bit``: ``mean`` and ``mean - factor * std``."""
     if not math.isfinite(factor) or factor < 0:
         raise PlanError(f"invalid factor {factor}: expected a number of 0 or more, such as 0.65")
     return {"raw": scores.mean, "8bit": scores.mean - factor * scores.std}
@@ -134,9 +130,7 @@ def within_budget(
     """A precision per unit whose total with ``fixed_bytes`` is at most ``target_bytes``.
 
     ``sizes`` are the bytes of each unit at each precision, ``numel`` all parameters of the model.
-
-    Raises:
-        PlanError: even the smallest plan is larger; the message has the feasible range.
+    Where even the smallest plan is larger, a PlanError names the feasible range.
     """
     order = sorted(range(len(scores)), key=lambda unit: (scores[unit], -unit))
     room = target_bytes - fixed_bytes

@@ -50,12 +50,7 @@ def record_reference(
     max_tokens_per_domain: int | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> Reference:
-    """Store the reference's log-probabilities of every scored token on the disk of ``folder``.
-
-    Raises:
-        InputError: the disk has no room for ``4 * tokens * vocabulary`` bytes.
-        MeasurementError: the disk filled up meanwhile.
-    """
+    """Store the reference's log-probabilities of every scored token on the disk of ``folder``."""
     settings, windows = fitted_windows(model, texts, definition, max_tokens_per_domain)
     tokens = sum(window.scored for window in windows)
     with (

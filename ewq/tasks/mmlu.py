@@ -39,12 +39,7 @@ def measure(inputs: Inputs) -> TaskResult:
 def run(
     model: LanguageModel, data: MmluData, *, shots: int = SHOTS, progress: Progress = NO_PROGRESS
 ) -> TaskResult:
-    """Ask every question after ``shots`` worked examples; the likeliest letter is the answer.
-
-    Raises:
-        InputError: no questions, too few dev rows, or a letter that is not one token.
-        MeasurementError: a prompt that exceeds the model's context.
-    """
+    """Ask every question after ``shots`` worked examples; the likeliest letter is the answer."""
     import numpy as np
 
     require_questions(data, shots)

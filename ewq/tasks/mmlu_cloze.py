@@ -33,10 +33,6 @@ def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRES
     """Score the four choices of every question as continuations; the likeliest is the answer.
 
     The log-probabilities kept are sums over a choice's tokens.
-
-    Raises:
-        InputError: no questions.
-        MeasurementError: a question that exceeds the model's context.
     """
     import numpy as np
 

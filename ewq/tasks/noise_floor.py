@@ -39,9 +39,8 @@ def run(
 ) -> TaskResult:
     """Ask a sample of questions three times: twice alike, once one question at a time.
 
-    Metrics for ``repeat`` (same batches) and ``regrouped`` (batches of one): ``flips/...``, the
-    share of questions whose answer changed, and ``logprob_change/...``, the largest change of a
-    letter's log-probability in nats. Items and errors are those of :func:`ewq.tasks.mmlu.run`.
+    For ``repeat`` (same batches) and ``regrouped`` (batches of one): ``flips/...``, the share of
+    answers that changed, and ``logprob_change/...``, a letter's largest change in nats.
     """
     sample = data.subset(min(questions, len(data.test)))
     first = run_mmlu(model, sample, progress=progress)

@@ -50,9 +50,6 @@ def run(
 
     Both metrics also per domain, as ``perplexity/DOMAIN``; standard errors are clustered by
     document (by window where a scope has fewer than four). Items are windows, ``nll`` in nats.
-
-    Raises:
-        MeasurementError: texts too short for a window, or a non-finite likelihood.
     """
     settings, windows = fitted_windows(model, texts, definition, max_tokens_per_domain)
     columns: dict[str, Sequence[Any]] = {
