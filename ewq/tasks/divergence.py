@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,68 +120,58 @@ def run(
 def _compare_all(
     model: LanguageModel, windows: Sequence[Window], reference: Reference, progress: Progress
 ) -> Iterator[Array]:
-    """Figures of each window's scored tokens (see :meth:`_Comparison.next`)."""
-    comparison = _Comparison(reference)
-    with step(progress, "divergence", reference.tokens, "tokens") as advance:
-        for window in windows:
-            parts: list[Array] = []
-            position = window.start
-            for block in model.logprobs(window.ids, window.start):
-                parts += comparison.next(block, window.ids[position : position + len(block)])
-                position += len(block)
-                advance(len(block))
-            yield np.concatenate(parts)
-
-
-class _Comparison:
-    """Compares a model's rows with the reference's, in order from the first.
+    """Figures of each window's scored tokens, ``[tokens, 4]`` (see :func:`_compare`).
 
     In the same three buffers throughout: of fresh ones for every block the C allocator's heap kept
     14 MB a block.
     """
+    import torch
 
-    def __init__(self, reference: Reference) -> None:
-        import torch
+    rows = max(1, _BLOCK_BYTES // (4 * reference.vocab_size))
+    base = np.empty((rows, reference.vocab_size), dtype=np.float32)
+    buffers = torch.empty(base.shape), torch.empty(base.shape, dtype=torch.bool)
+    row = 0
+    with step(progress, "divergence", reference.tokens, "tokens") as advance:
+        for window in windows:
+            parts: list[Array] = []
+            targets = iter(window.ids[window.start :])
+            for block in model.logprobs(window.ids, window.start):
+                buffers = buffers[0].to(block.device), buffers[1].to(block.device)
+                for q in block.split(rows):
+                    reference.read_into(base[: len(q)], row)
+                    row += len(q)
+                    correct = list(islice(targets, len(q)))
+                    parts.append(_compare(base[: len(q)], q, correct, *buffers))
+                advance(len(block))
+            yield np.concatenate(parts)
 
-        self._reference = reference
-        self._row = 0
-        self._rows = max(1, _BLOCK_BYTES // (4 * reference.vocab_size))
-        shape = (self._rows, reference.vocab_size)
-        self._base = np.empty(shape, dtype=np.float32)
-        self._probability = torch.empty(shape)
-        self._excluded = torch.empty(shape, dtype=torch.bool)
 
-    def next(self, block: torch.Tensor, targets: Sequence[int]) -> Iterator[Array]:
-        """Figures of the next tokens, of which ``targets`` followed, in blocks ``[n, 4]``.
+def _compare(
+    base: NDArray[np.float32],
+    q: torch.Tensor,
+    targets: Sequence[int],
+    probability: torch.Tensor,
+    excluded: torch.Tensor,
+) -> Array:
+    """KLD, equality of the most likely token, ``delta_p``, and ``ln p(correct) - ln q(correct)``.
 
-        KLD, equality of the most likely token, ``delta_p``, and ``ln p(correct) - ln q(correct)``,
-        which is positive where the model is worse.
-        """
-        self._probability = self._probability.to(block.device)
-        self._excluded = self._excluded.to(block.device)
-        for begin in range(0, len(block), self._rows):
-            end = min(begin + self._rows, len(block))
-            base = self._base[: end - begin]
-            self._reference.read_into(base, self._row)
-            self._row += len(base)
-            yield self._compare(base, block[begin:end], targets[begin:end])
+    The last is positive where the model is worse. ``base``, the reference's rows, is overwritten,
+    as are the buffers ``probability`` and ``excluded``.
+    """
+    import torch
 
-    def _compare(self, base: NDArray[np.float32], q: torch.Tensor, targets: Sequence[int]) -> Array:
-        """Figures of ``len(targets)`` tokens from both models' rows; ``base`` is overwritten."""
-        import torch
-
-        p = torch.from_numpy(base).to(q.device)
-        correct = torch.tensor(targets, device=q.device)[:, None]
-        p_correct = p.gather(1, correct)[:, 0].double()
-        q_correct = q.gather(1, correct)[:, 0].double()
-        same = (p.argmax(-1) == q.argmax(-1)).double()
-        probability = torch.exp(p, out=self._probability[: len(p)])
-        # What the reference excludes adds nothing, whatever the model says: 0 * inf is not 0.
-        excluded = torch.eq(probability, 0, out=self._excluded[: len(p)])
-        kld = p.sub_(q).mul_(probability).masked_fill_(excluded, 0.0).sum(-1, dtype=torch.float64)
-        figures = (kld, same, q_correct.exp() - p_correct.exp(), p_correct - q_correct)
-        array: Array = torch.stack(figures, dim=1).cpu().numpy()
-        return array
+    p = torch.from_numpy(base).to(q.device)
+    correct = torch.tensor(targets, device=q.device)[:, None]
+    p_correct = p.gather(1, correct)[:, 0].double()
+    q_correct = q.gather(1, correct)[:, 0].double()
+    same = (p.argmax(-1) == q.argmax(-1)).double()
+    probability = torch.exp(p, out=probability[: len(p)])
+    # What the reference excludes adds nothing, whatever the model says: 0 * inf is not 0.
+    excluded = torch.eq(probability, 0, out=excluded[: len(p)])
+    kld = p.sub_(q).mul_(probability).masked_fill_(excluded, 0.0).sum(-1, dtype=torch.float64)
+    figures = (kld, same, q_correct.exp() - p_correct.exp(), p_correct - q_correct)
+    array: Array = torch.stack(figures, dim=1).cpu().numpy()
+    return array
 
 
 def _token_clusters(windows: Sequence[Window]) -> list[Hashable]:
