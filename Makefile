@@ -1,4 +1,4 @@
-# make bench   benchmark the embedded model as FP16 and as EWQ at several factors
+# make bench   benchmark the embedded model as FP16, EWQ at two factors, bitsandbytes and GGUF
 # make test    lint, types, tests, and a smoke run of the benchmarks
 # Both create .venv on first use. ARGS is passed on: make bench ARGS="--ewq-model my/model"
 
@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # A worker of pytest-xdist for each core; WORKERS=0 runs the tests one after the other.
 WORKERS ?= auto
-VARIANTS ?= fp16 or ewq or bnb or gguf
+VARIANTS ?= fp16 or ewq-1.0 or ewq-0.65 or bnb or gguf
 ARGS ?=
 
 .PHONY: bench test lint types tests smoke style clean

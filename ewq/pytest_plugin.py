@@ -195,7 +195,7 @@ def measure(
         if ewq_session.subject.is_dummy and not TASKS[task].on_random_weights:
             pytest.skip(f"{task} says nothing about random weights")
         if ewq_session.at_chance(variant.name, task):
-            reason = f"{task} is answered at chance by {REFERENCE}; mmlu_cloze tells variants apart"
+            reason = f"{REFERENCE} answers MMLU's letters at chance, so {task} says nothing"
             ewq_session.skipped[variant.name, task] = reason
             pytest.skip(reason)
         try:

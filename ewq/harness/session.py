@@ -161,11 +161,11 @@ class Session:
         return next(twins, None)
 
     def at_chance(self, variant: str, task: str) -> bool:
-        """Whether the reference guesses at a task, which then says nothing of a variant."""
-        reference = self.references.get(task)
-        if variant == REFERENCE or reference is None or not TASKS[task].above_chance:
+        """Whether the reference guesses at what a task asks, which then says nothing."""
+        probe = self.references.get(TASKS[task].probe)
+        if probe is None or (variant, task) == (REFERENCE, probe.task):
             return False
-        return any(doubt.kind is DoubtKind.CHANCE for doubt in reference.doubts)
+        return any(doubt.kind is DoubtKind.CHANCE for doubt in probe.doubts)
 
     def inputs(self, handle: VariantHandle) -> Inputs:
         """What a task gets to measure the variant of ``handle``."""

@@ -161,8 +161,8 @@ class Task:
     """The reference must be measured in the same session: clocks drift between runs."""
     on_random_weights: bool = False
     """The values of the weights do not matter to it."""
-    above_chance: bool = False
-    """It tells variants apart only where the reference answers better than by chance."""
+    probe: str = ""
+    """The task at which the reference must do better than chance for this one to say something."""
     first: bool = False
     """It is measured before a variant's other tasks, which leave freed memory behind."""
 
@@ -303,7 +303,7 @@ TASKS: Mapping[str, Task] = {
     for task in (
         Task(
             "mmlu", _ANSWERS, Data.QUESTIONS, Pairing.RESULTS, item_values=("answer",),
-            above_chance=True,
+            probe="mmlu",
         ),
         Task("mmlu_cloze", _ANSWERS, Data.QUESTIONS, Pairing.RESULTS, item_values=("answer",)),
         Task(
@@ -321,7 +321,9 @@ TASKS: Mapping[str, Task] = {
             in_rounds=True, same_session=True, on_random_weights=True,
         ),
         Task("memory", _MEMORY, on_random_weights=True, first=True),
-        Task("noise_floor", _NOISE_FLOOR, Data.QUESTIONS, item_values=("answer",)),
+        Task(
+            "noise_floor", _NOISE_FLOOR, Data.QUESTIONS, item_values=("answer",), probe="mmlu",
+        ),
         Task(
             "samples", _SAMPLES, pairing=Pairing.RESULTS,
             item_names=("prompt",), item_values=("tokens",),
