@@ -137,7 +137,7 @@ def _compare_all(
             targets = iter(window.ids[window.start :])
             for block in model.logprobs(window.ids, window.start):
                 buffers = buffers[0].to(block.device), buffers[1].to(block.device)
-                for q in block.split(rows):
+                for q in torch.split(block, rows):
                     reference.read_into(base[: len(q)], row)
                     row += len(q)
                     correct = list(islice(targets, len(q)))
