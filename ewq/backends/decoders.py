@@ -1,4 +1,4 @@
-"""Ways of carrying out one decode step, from the one that always works to the fastest.
+"""Greedy decoding, timed, and ways of one step: from the one that always works to the fastest.
 
 A decode step of a small batch is bound by reading the weights once, or by launching its many small
 kernels. With a cache of fixed size every step is the same computation, which CUDA can record and
@@ -8,8 +8,9 @@ fewer after a minute or more.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,12 @@ from transformers.masking_utils import create_masks_for_generate
 
 from ewq.backends.batching import new_cache
 from ewq.backends.int8_step import DecoderUnsupported, StaticInt8
+from ewq.errors import InputError
+from ewq.model import Generation
+
+Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""``step(ids, positions)``: the next tokens."""
+logger = logging.getLogger(__name__)
 
 
 class EagerDecoder:
@@ -49,7 +56,7 @@ class EagerDecoder:
 
     def close(self) -> None:
         """Let go of the model and of everything allocated for it."""
-        self._model = None
+        vars(self).clear()
 
     def _best(
         self, ids: torch.Tensor, positions: torch.Tensor, cache: Any, masks: Any = None
@@ -86,11 +93,6 @@ class StaticDecoder(EagerDecoder):
         cache.reset()
         return cache
 
-    def close(self) -> None:
-        """Let go of the model and of the caches."""
-        super().close()
-        self._caches.clear()
-
 
 class _FixedDecoder(StaticDecoder):
     """Steps of fixed shape, LLM.int8 included."""
@@ -108,11 +110,6 @@ class _FixedDecoder(StaticDecoder):
         """Refuse results with more int8 outliers than a fixed step computes."""
         self._int8.check()
 
-    def close(self) -> None:
-        """Let go of the model, its int8 modules and the caches."""
-        self._int8.close()
-        super().close()
-
 
 class GraphDecoder(_FixedDecoder):
     """The static step recorded as a CUDA graph: the same kernels, launched all at once.
@@ -124,7 +121,7 @@ class GraphDecoder(_FixedDecoder):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self._recordings: dict[int, _Recording | None] = {}
+        self._recordings: dict[int, Step | None] = {}
         """By the identity of the cache; ``None`` after the first step."""
 
     def begin(self, rows: int, length: int) -> Any:
@@ -144,17 +141,9 @@ class GraphDecoder(_FixedDecoder):
             return self._apart(lambda: self._one(ids, positions, cache))
         recording = self._recordings[id(cache)]
         if recording is None:
-            recording = self._record(ids.clone(), positions.clone(), cache)
+            recording = self._recorded(ids.clone(), positions.clone(), cache)
             self._recordings[id(cache)] = recording
-        recording.ids.copy_(ids)
-        recording.positions.copy_(positions)
-        recording.replay()
-        return recording.best.clone()
-
-    def close(self) -> None:
-        """Let go of the model, the recordings and their memory."""
-        self._recordings.clear()
-        super().close()
+        return recording(ids, positions)
 
     def _require_one_gpu(self) -> None:
         devices = {parameter.device for parameter in self._model.parameters()}
@@ -166,14 +155,22 @@ class GraphDecoder(_FixedDecoder):
         with self._int8.in_force():
             return self._best(ids, positions, cache)
 
-    def _record(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> _Recording:
+    def _recorded(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> Step:
+        """A step that reads its inputs from the memory of these."""
         try:
             replay, best = self._captured(lambda: self._one(ids, positions, cache))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise DecoderUnsupported(str(error).split("\n")[0]) from error
-        return _Recording(ids, positions, replay, best)
+
+        def step(new_ids: torch.Tensor, new_positions: torch.Tensor) -> torch.Tensor:
+            ids.copy_(new_ids)
+            positions.copy_(new_positions)
+            replay()
+            return best.clone()
+
+        return step
 
     def _apart(self, work: Callable[[], torch.Tensor]) -> torch.Tensor:
         """On a stream of its own, as CUDA wants what precedes a recording."""
@@ -207,16 +204,6 @@ class GraphDecoder(_FixedDecoder):
                 graph.replay()
 
         return replay, result
-
-
-@dataclass(frozen=True)
-class _Recording:
-    """One recorded step: where its inputs go and its result appears."""
-
-    ids: torch.Tensor
-    positions: torch.Tensor
-    replay: Callable[[], None]
-    best: torch.Tensor
 
 
 class CompiledDecoder(_FixedDecoder):
@@ -279,3 +266,73 @@ class CompiledDecoder(_FixedDecoder):
             past_key_values=cache,
             position_ids=positions,
         )
+
+
+AUTO = "auto"
+DECODERS: dict[str, type[EagerDecoder]] = {
+    decoder.mode: decoder
+    for decoder in (EagerDecoder, StaticDecoder, GraphDecoder, CompiledDecoder)
+}
+MODES = (AUTO, *DECODERS)
+"""Where one is not supported the one before it is tried, down to ``eager``."""
+
+
+class GreedyDecoding:
+    """Greedy decoding of one transformers model.
+
+    ``mode`` is one of :data:`MODES`; ``auto`` is ``graph`` on CUDA, else ``eager``.
+    """
+
+    def __init__(self, model: Any, mode: str, synchronize: Callable[[], None]) -> None:
+        if mode not in MODES:
+            raise InputError(f"unknown decode mode {mode!r}; give one of {', '.join(MODES)}")
+        if mode == AUTO:
+            mode = "graph" if model.device.type == "cuda" else "eager"
+        self._model = model
+        self._synchronize = synchronize
+        self._left = list(DECODERS.values())[: list(DECODERS).index(mode)]
+        self.decoder = DECODERS[mode](model)
+        self.notes: list[str] = []
+        """Every fallback, for people."""
+
+    def generate(self, ids: torch.Tensor, new_tokens: int) -> Generation:
+        """Decode ``new_tokens`` more of ``ids`` ``[rows, prompt]``, the clock read after each step.
+
+        Where a decoder turns out not to be supported the whole generation starts anew with the
+        next one, so that no reading mixes two.
+        """
+        while True:
+            try:
+                return self._generate(ids, new_tokens)
+            except DecoderUnsupported as reason:
+                refused = self.decoder.mode
+                self.decoder.close()
+                self.decoder = self._left.pop()(self._model)
+                said = f"decode mode {refused} is not supported here ({reason})"
+                self.notes.append(f"{said}; using {self.decoder.mode}")
+                logger.warning(self.notes[-1])
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self.decoder.close()
+        self._model = None
+
+    def _generate(self, ids: torch.Tensor, new_tokens: int) -> Generation:
+        rows, prompt = ids.shape
+        positions = torch.arange(prompt, device=ids.device).expand(rows, -1)
+        cache = self.decoder.begin(rows, prompt + new_tokens)
+        clock = [self._now()]
+        current = self.decoder.step(ids, positions, cache)
+        clock.append(self._now())
+        produced = [current]
+        for step in range(1, new_tokens):
+            position = positions.new_full((rows, 1), prompt + step - 1)
+            current = self.decoder.step(current, position, cache)
+            clock.append(self._now())
+            produced.append(current)
+        self.decoder.check()
+        return Generation.from_clock(torch.cat(produced, dim=1).tolist(), clock)
+
+    def _now(self) -> float:
+        self._synchronize()
+        return time.perf_counter()

@@ -94,11 +94,6 @@ class StaticInt8:
                 f"an int8 product has outliers in more than {OUTLIER_COLUMNS} columns"
             )
 
-    def close(self) -> None:
-        """Let go of the modules."""
-        self._forwards.clear()
-        self._exceeded = None
-
 
 def int8_product(
     module: Any, exceeded: torch.Tensor, x: torch.Tensor, kernel: Kernel | None = None

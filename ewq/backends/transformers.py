@@ -1,20 +1,289 @@
-"""Loading language models with Hugging Face transformers, plain or quantized."""
+"""Language models run by Hugging Face transformers, plain or quantized."""
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from ewq.backends.decoding import AUTO
-from ewq.backends.transformers_model import TransformersModel
+from ewq.backends.batching import (
+    BatchLimits,
+    can_share,
+    check_prompts,
+    check_start,
+    check_suffixes,
+    fork,
+    log_softmax,
+    new_cache,
+    pad_rows,
+    plan_batches,
+    split_shared,
+)
+from ewq.backends.decoders import AUTO, GreedyDecoding
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.conversion_errors import load_pretrained
 from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.instruments.gpu import ALL
+from ewq.instruments.memory import parameter_count, weights_bytes
+from ewq.measurement import Json
+from ewq.model import Generation, ModelInfo, TokenIds
+
+LOGIT_BLOCK_BYTES = 192_000_000
+"""Most bytes of float32 logits held at a time: 315 rows of a 152k vocabulary."""
+CUDA_LOGIT_BLOCK_BYTES = 2_000_000_000
+CUDA_SHARE = 16
+"""So few rows leave a GPU idle: there it is a sixteenth of its memory, up to this."""
+
+
+class TransformersModel:
+    """A :class:`ewq.model.LanguageModel` over a transformers causal language model.
+
+    Args:
+        model: a loaded ``...ForCausalLM``.
+        tokenizer: the checkpoint's.
+        batch_tokens: most tokens of a batch, shared prefix and padding included.
+        decode_mode: of :data:`ewq.backends.decoders.MODES`, ``auto`` being ``graph`` on CUDA and
+            ``eager`` elsewhere. What is not supported falls back with a note.
+        checkpoint_dtype: the checkpoint's own type, by which raw weights are weighed.
+        device: what :attr:`info` calls the place, for a model on more than one GPU.
+
+    Raises:
+        InputError: no room in a batch, an unknown decode mode, or no known context length.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_tokens: int = 8192,
+        decode_mode: str = AUTO,
+        checkpoint_dtype: torch.dtype | None = None,
+        device: str | None = None,
+    ) -> None:
+        if batch_tokens < 1:
+            raise InputError(f"batch_tokens is {batch_tokens}; give at least 1")
+        self._loaded: Any = model.eval()
+        self.tokenizer: Any = tokenizer
+        self.batch_tokens = batch_tokens
+        self.info = describe(model, checkpoint_dtype, device)
+        self._cuda_devices = {p.device for p in model.parameters() if p.is_cuda}
+        self._shares_prefix = can_share(model.config)
+        """Not where layers keep a recurrent state."""
+        self._decoding = GreedyDecoding(model, decode_mode, self.synchronize)
+
+    def last_logprobs(
+        self, prefix: TokenIds, suffixes: Sequence[TokenIds], columns: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Log-probabilities of ``columns`` after each prompt, ``[len(suffixes), len(columns)]``."""
+        shared, rows = split_shared(self.info, prefix, suffixes)
+        result = np.empty((len(rows), len(columns)), dtype=np.float32)
+        for batch, logits in self._batches(shared, rows, [1] * len(rows)):
+            wanted = logits[:, list(columns)] - logits.logsumexp(dim=-1, keepdim=True)
+            result[list(batch)] = wanted.cpu().numpy()
+        return result
+
+    def token_logprobs(
+        self, prefix: TokenIds, suffixes: Sequence[TokenIds]
+    ) -> list[NDArray[np.float32]]:
+        """Log-probability of every token of every suffix, one array a suffix."""
+        check_suffixes(self.info, prefix, suffixes)
+        results = [
+            self._long_logprobs(prefix, suffix)
+            if len(suffix) > self._block_rows
+            else np.empty(len(suffix), dtype=np.float32)
+            for suffix in suffixes
+        ]
+        short = [i for i, suffix in enumerate(suffixes) if 0 < len(suffix) <= self._block_rows]
+        # A suffix's last token is only predicted, never fed.
+        shared, rows = split_shared(self.info, prefix, [suffixes[i][:-1] for i in short])
+        for batch, logits in self._batches(shared, rows, [len(row) for row in rows]):
+            flat = _gather(logits, [token for i in batch for token in suffixes[short[i]]])
+            ends = np.cumsum([len(rows[i]) for i in batch])
+            for i, part in zip(batch, np.split(flat, ends[:-1]), strict=True):
+                results[short[i]] = part
+        return results
+
+    def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
+        """Distributions of ``ids[start:]`` in blocks of at most :data:`LOGIT_BLOCK_BYTES`."""
+        check_start(self.info, ids, start)
+        inputs = list(ids[:-1])
+        cache = self._prefill(inputs[: start - 1]) if self._shares_prefix else None
+        for begin in range(start - 1, len(inputs), self._block_rows):
+            end = min(begin + self._block_rows, len(inputs))
+            first = begin if self._shares_prefix else 0
+            # Not held by a name while the caller works: it would double the memory.
+            yield log_softmax(self._forward(cache, first, [inputs[first:end]], [end - begin]))
+
+    def generate(self, prompts: Sequence[TokenIds], new_tokens: int) -> Generation:
+        """Greedy decoding, timed; the first call of a shape may compile or record."""
+        check_prompts(self.info, prompts, new_tokens)
+        ids = torch.tensor([list(prompt) for prompt in prompts], device=self._input_device)
+        with torch.no_grad():
+            return self._decoding.generate(ids, new_tokens)
+
+    def synchronize(self) -> None:
+        """Wait for every GPU that holds a part of the model."""
+        for device in self._cuda_devices:
+            torch.cuda.synchronize(device)
+
+    def close(self) -> None:
+        """Free the weights even where somebody still holds the model (a traceback, say)."""
+        if self._loaded is None:
+            return
+        self._decoding.close()
+        for module in list(self._loaded.modules()):
+            vars(module).clear()
+        self._loaded = None
+        gc.collect()
+        if torch.cuda.is_available():
+            # cuBLAS keeps one for each stream it ever ran on, recording streams included.
+            torch._C._cuda_clearCublasWorkspaces()
+            torch.cuda.empty_cache()
+
+    @property
+    def decode_mode(self) -> str:
+        """The way of decoding in force, after any fallback."""
+        return self._decoding.decoder.mode
+
+    @property
+    def settings(self) -> dict[str, Json]:
+        """How this model computes: its batches, its type, and how it decodes."""
+        return {
+            "engine": self.info.engine,
+            "dtype": self.info.dtype,
+            "batch_tokens": self.batch_tokens,
+            "decode_mode": self.decode_mode,
+        }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What did not work as asked, for people."""
+        return tuple(self._decoding.notes)
+
+    @property
+    def _model(self) -> Any:
+        if self._loaded is None:
+            raise MeasurementError("the model has been closed; load it again to use it")
+        return self._loaded
+
+    @property
+    def _input_device(self) -> torch.device:
+        device: torch.device = self._model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def _block_rows(self) -> int:
+        return max(1, _logit_block_bytes(self._cuda_devices) // (4 * self.info.vocab_size))
+
+    def _batches(
+        self, shared: list[int], rows: list[list[int]], kept: list[int]
+    ) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
+        """Row indices of each batch with the float32 logits of its kept positions, row by row."""
+        if not rows:
+            return
+        if not self._shares_prefix:
+            shared, rows = [], [shared + row for row in rows]
+        cache = self._prefill(shared) if shared else None
+        limits = BatchLimits(len(shared), self.batch_tokens, self._block_rows)
+        for batch in plan_batches(list(map(len, rows)), kept, limits):
+            chosen = [rows[i] for i in batch]
+            forked = fork(cache, len(batch)) if cache is not None else None
+            yield batch, self._forward(forked, len(shared), chosen, [kept[i] for i in batch])
+
+    def _prefill(self, shared: list[int]) -> Any:
+        cache = new_cache(self._model.config)
+        if shared:
+            self._forward(cache, 0, [shared], [1])
+        return cache
+
+    def _forward(
+        self, cache: Any, shared: int, rows: Sequence[Sequence[int]], kept: Sequence[int]
+    ) -> torch.Tensor:
+        """Float32 logits ``[sum(kept), vocab]`` of each row's last ``kept`` positions."""
+        padded = pad_rows(rows, kept, shared)
+        device = self._input_device
+        keep = padded.keep.to(device)
+        with torch.no_grad():
+            logits = self._model(
+                input_ids=padded.ids.to(device),
+                attention_mask=None if padded.mask is None else padded.mask.to(device),
+                position_ids=padded.positions.to(device),
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=keep,
+            ).logits
+            # Architectures that know no logits_to_keep return every position.
+            chosen: torch.Tensor = logits if logits.dim() == 2 else logits[keep.to(logits.device)]
+            return chosen.float()
+
+    def _long_logprobs(self, prefix: TokenIds, suffix: TokenIds) -> NDArray[np.float32]:
+        parts: list[NDArray[np.float32]] = []
+        for block in self.logprobs([*prefix, *suffix], len(prefix)):
+            done = sum(map(len, parts))
+            parts.append(_gather(block, suffix[done : done + len(block)]))
+        return np.concatenate(parts)
+
+
+def _logit_block_bytes(devices: Collection[torch.device]) -> int:
+    """By the size of the smallest GPU and not by what is free, so that a run repeats its blocks."""
+    if not devices:
+        return LOGIT_BLOCK_BYTES
+    memory = min(torch.cuda.get_device_properties(device).total_memory for device in devices)
+    return max(LOGIT_BLOCK_BYTES, min(CUDA_LOGIT_BLOCK_BYTES, int(memory) // CUDA_SHARE))
+
+
+def _gather(logits: torch.Tensor, tokens: Sequence[int]) -> NDArray[np.float32]:
+    """``log_softmax(logits)[row, tokens[row]]`` without a second array of the logits' size."""
+    index = torch.tensor(list(tokens), device=logits.device)[:, None]
+    values = logits.gather(1, index)[:, 0] - logits.logsumexp(dim=-1)
+    array: NDArray[np.float32] = values.cpu().numpy()
+    return array
+
+
+def describe(
+    model: Any, checkpoint_dtype: torch.dtype | None = None, device: str | None = None
+) -> ModelInfo:
+    """Facts about a loaded model; arguments as for :class:`TransformersModel`."""
+    config = model.config.get_text_config()
+    limit = _context_length(config)
+    if not limit:
+        raise InputError(
+            f"the config.json of {type(model).__name__} states no context length; add "
+            '"max_position_embeddings"'
+        )
+    weights = weights_bytes(model, checkpoint_dtype)
+    head = model.get_output_embeddings()
+    return ModelInfo(
+        engine="transformers",
+        device=device or str(model.get_input_embeddings().weight.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        context_length=limit,
+        vocab_size=getattr(head, "out_features", config.vocab_size),
+        weights_bytes=weights,
+        bits_per_weight=8 * weights / parameter_count(model),
+    )
+
+
+def _context_length(config: Any) -> int | None:
+    """The longest sequence over which positions mean the same, however it is fed.
+
+    ``longrope`` (Phi) turns to other frequencies for the whole sequence once it is longer than
+    the original context: one fed in pieces, or in a batch with a longer one, would differ.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    limits = [getattr(config, "max_position_embeddings", None)]
+    if rope.get("rope_type") == "longrope":
+        original = "original_max_position_embeddings"
+        limits = [rope.get(original), getattr(config, original, None), *limits]
+    return next(filter(None, limits), None)
 
 
 def load_transformers(

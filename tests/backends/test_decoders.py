@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from ewq.backends import decoding
+from ewq.backends import decoders
 from ewq.backends.decoders import (
     CompiledDecoder,
     DecoderUnsupported,
@@ -41,7 +41,7 @@ def traced(monkeypatch):
         def __init__(self, model):
             super().__init__(model, backend="eager")
 
-    monkeypatch.setitem(decoding.DECODERS, "compile", Traced)
+    monkeypatch.setitem(decoders.DECODERS, "compile", Traced)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def graphs(monkeypatch):
             recorded.append(best)
             return lambda: best.copy_(work()), best
 
-    monkeypatch.setitem(decoding.DECODERS, "graph", Replayed)
+    monkeypatch.setitem(decoders.DECODERS, "graph", Replayed)
     return recorded
 
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_recorded_falls_back_with_a_note(llama, graphs, monkeypat
     def refuse(self, work):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(decoding.DECODERS["graph"], "_captured", refuse)
+    monkeypatch.setattr(decoders.DECODERS["graph"], "_captured", refuse)
     model = load(llama, "graph")
     expected = load(llama, "eager").generate(PROMPTS, 5).tokens
     assert model.generate(PROMPTS, 5).tokens == expected
@@ -139,7 +139,7 @@ def test_out_of_memory_while_recording_is_no_reason_to_fall_back(llama, graphs, 
     def refuse(self, work):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(decoding.DECODERS["graph"], "_captured", refuse)
+    monkeypatch.setattr(decoders.DECODERS["graph"], "_captured", refuse)
     with pytest.raises(torch.OutOfMemoryError):
         load(llama, "graph").generate(PROMPTS, 5)
 

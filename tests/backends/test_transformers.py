@@ -17,7 +17,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from ewq.backends import transformers_model as backend
+from ewq.backends import transformers as backend
 from ewq.backends.transformers import load_transformers
 from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.instruments.memory import parameter_count, weights_bytes
