@@ -1,8 +1,7 @@
 """The rows of one call: checked, split from their prefix, grouped and padded.
 
-Which rows go through the model together is a pure function of their lengths, so that every
-variant of a model and every repetition sees the same batches: in half precision a different
-composition alone can move single answers.
+Batches follow from the rows' lengths alone, so that every variant and repetition sees the same: in
+half precision a different composition alone can move single answers.
 """
 
 from __future__ import annotations
@@ -24,10 +23,7 @@ FILLED_TOKENS = 512
 PADDING_SHARE = 0.1
 """Most padding in a batch that has that many tokens."""
 SHAREABLE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
-"""Cache layers that grow by concatenation, so that a shallow copy never writes to its source.
-
-A ``DummyLayer`` stands for a layer that attends to an earlier one's keys and holds none itself.
-"""
+"""Cache layers that grow by concatenation (or hold nothing), so that a copy writes to no source."""
 SOFTMAX_ROWS = 16
 """Worked on together: few enough for a CPU's caches, which is twice as fast as all at once."""
 
@@ -78,10 +74,9 @@ def check_prompts(info: ModelInfo, prompts: Sequence[TokenIds], new_tokens: int)
 def split_shared(
     info: ModelInfo, prefix: TokenIds, suffixes: Sequence[TokenIds]
 ) -> tuple[list[int], list[list[int]]]:
-    """Split sequences into what is computed once and what each row adds.
+    """What is computed once and what each row adds: ``shared + rows[i] == prefix + suffixes[i]``.
 
-    The last token of the prefix goes to the rows, so that each row predicts its own first token
-    and a suffix may be empty: ``shared + rows[i] == prefix + suffixes[i]``.
+    The last token of the prefix goes to the rows, so that a suffix may be empty.
     """
     shared, joint = list(prefix[:-1]), list(prefix[-1:])
     rows = [joint + list(suffix) for suffix in suffixes]
@@ -107,11 +102,9 @@ class BatchLimits:
 def plan_batches(
     lengths: Sequence[int], kept: Sequence[int], limits: BatchLimits
 ) -> list[tuple[int, ...]]:
-    """Group rows of ``lengths`` tokens, ``kept`` of which need logits, within limits.
+    """Indices of rows of ``lengths`` tokens, ``kept`` of which need logits, batch by batch.
 
-    Returns:
-        Row indices, batch by batch, longest rows first (what does not fit in
-        memory fails at once); every index once.
+    Longest rows come first: what does not fit in memory fails at once.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     tokens = [0, *accumulate(lengths[i] for i in order)]
@@ -147,10 +140,7 @@ class PaddedRows:
 
 
 def pad_rows(rows: Sequence[Sequence[int]], kept: Sequence[int], shared: int) -> PaddedRows:
-    """Pad rows of at least one token to the longest, ``kept`` last positions of each needed.
-
-    ``shared`` tokens come before every row and are in the cache already.
-    """
+    """Pad rows to the longest, ``kept`` last positions of each needed, after ``shared`` tokens."""
     width = max(len(row) for row in rows)
     ids = torch.zeros((len(rows), width), dtype=torch.long)
     real = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -176,10 +166,7 @@ def can_share(config: Any) -> bool:
 
 
 def fork(cache: Any, rows: int) -> Any:
-    """The cache of one sequence as the cache of ``rows`` equal ones, sharing memory until written.
-
-    The original is left as it was whatever is appended to the copy.
-    """
+    """A copy of one sequence's cache for ``rows`` equal ones, sharing memory until written."""
     forked = copy.copy(cache)
     forked.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in forked.layers:
@@ -192,8 +179,7 @@ def fork(cache: Any, rows: int) -> Any:
 def log_softmax(logits: torch.Tensor) -> torch.Tensor:
     """``logits - logsumexp(logits)`` over the last of two dimensions, exact to float32.
 
-    torch's own ``log_softmax`` adds up in float32 on a CPU, one after the other: with 262k tokens
-    its results are 3e-5 nats too high, all alike, which is as much as FP16 differs from BF16.
+    On a CPU torch's own ``log_softmax`` is 3e-5 nats too high for 262k tokens.
     """
     result = torch.empty_like(logits)
     pieces = (of.split(SOFTMAX_ROWS) for of in (logits, result))  # type: ignore[no-untyped-call]

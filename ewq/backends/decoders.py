@@ -1,9 +1,8 @@
 """Greedy decoding, timed, and ways of one step: from the one that always works to the fastest.
 
-A decode step of a small batch is bound by reading the weights once, or by launching its many small
-kernels. With a cache of fixed size every step is the same computation, which CUDA can record and
-replay: ``graph`` has the very kernels of ``static`` and is ready after two steps; ``compile`` has
-fewer after a minute or more.
+With a cache of fixed size every step is the same computation, which CUDA can record and replay:
+``graph`` has the very kernels of ``static`` and is ready after two steps; ``compile`` has fewer,
+after a minute or more.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ logger = logging.getLogger(__name__)
 class EagerDecoder:
     """A cache that grows by one token a step; works for every model.
 
-    Every other way is a subclass, decodes the same tokens, and raises :class:`DecoderUnsupported`
-    where it does not work for the model.
+    Every other way decodes the same tokens, or raises :class:`DecoderUnsupported`.
     """
 
     mode = "eager"
@@ -45,10 +43,7 @@ class EagerDecoder:
         return new_cache(self._model.config)
 
     def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Feed ``ids`` ``[rows, tokens]``; each row's most likely next token, ``[rows, 1]``.
-
-        Ties go to the lowest token id.
-        """
+        """Feed ``ids`` ``[rows, tokens]``; each row's most likely next token, ``[rows, 1]``."""
         return self._best(ids, positions, cache)
 
     def check(self) -> None:
@@ -112,10 +107,7 @@ class _FixedDecoder(StaticDecoder):
 
 
 class GraphDecoder(_FixedDecoder):
-    """The static step recorded as a CUDA graph: the same kernels, launched all at once.
-
-    The first step after a prompt of a new shape runs as usual, the second is recorded.
-    """
+    """The static step as a CUDA graph, which the second step of each shape records."""
 
     mode = "graph"
 
@@ -207,10 +199,7 @@ class GraphDecoder(_FixedDecoder):
 
 
 class CompiledDecoder(_FixedDecoder):
-    """The static step compiled; on CUDA recorded as a graph and replayed.
-
-    The first steps of a shape are slow (compilation, recording): warm up before reading a clock.
-    """
+    """The static step compiled, which takes a minute or more; on CUDA recorded and replayed."""
 
     mode = "compile"
 
@@ -253,10 +242,7 @@ class CompiledDecoder(_FixedDecoder):
         torch._dynamo.reset()
 
     def _sliding_masks(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> Any:
-        """Masks of models with sliding windows, which depend on a count kept in Python.
-
-        Made inside the compiled step they would have it compiled anew at every token.
-        """
+        """Masks of sliding windows, whose count in Python would have each step compiled anew."""
         if not any(cache.is_sliding):
             return None
         return create_masks_for_generate(
@@ -278,10 +264,7 @@ MODES = (AUTO, *DECODERS)
 
 
 class GreedyDecoding:
-    """Greedy decoding of one transformers model.
-
-    ``mode`` is one of :data:`MODES`; ``auto`` is ``graph`` on CUDA, else ``eager``.
-    """
+    """Greedy decoding of one model; ``auto`` is ``graph`` on CUDA, else ``eager``."""
 
     def __init__(self, model: Any, mode: str, synchronize: Callable[[], None]) -> None:
         if mode not in MODES:
@@ -298,8 +281,7 @@ class GreedyDecoding:
     def generate(self, ids: torch.Tensor, new_tokens: int) -> Generation:
         """Decode ``new_tokens`` more of ``ids`` ``[rows, prompt]``, the clock read after each step.
 
-        Where a decoder turns out not to be supported the whole generation starts anew with the
-        next one, so that no reading mixes two.
+        An unsupported decoder's generation is made anew by the next, so that no reading mixes two.
         """
         while True:
             try:

@@ -26,12 +26,8 @@ def int8_product(
 ) -> torch.Tensor:
     """What bitsandbytes' ``MatMul8bitLt`` computes at inference, in float32 and rounded once.
 
-    Args:
-        x: ``[rows, in]``, contiguous.
-        weight: ``[out, in]``, int8.
-        scales: ``[out]``, float32: largest magnitudes of the matrix's rows.
-        bias: ``[out]`` or none.
-        threshold: magnitude from which an input's column is multiplied unquantized.
+    Of contiguous ``x`` ``[rows, in]`` and int8 ``weight`` ``[out, in]`` with float32 ``scales``
+    ``[out]``, its rows' largest magnitudes; columns from ``threshold`` on stay unquantized.
     """
     (rows, columns), outputs = x.shape, weight.shape[0]
     values = torch.empty(rows, columns, dtype=torch.int8, device=x.device)

@@ -1,10 +1,9 @@
 """LLM.int8 as a computation of fixed shape, so that a decode step can be recorded and replayed.
 
-bitsandbytes looks for outliers on the host, which waits for the device at every product and allows
-neither CUDA graphs nor a whole compiled step. With Triton two kernels compute a product of few rows
-whatever its outliers (:mod:`ewq.backends.int8_kernel`). Without it, or inside a compiled step, a
-fixed number of columns is taken, those with outliers first, the others times zero. More outliers
-than that are noticed afterwards, and the result is dropped.
+bitsandbytes looks for outliers on the host, which allows neither CUDA graphs nor a whole compiled
+step. With Triton two kernels compute a product of few rows whatever its outliers
+(:mod:`ewq.backends.int8_kernel`). Else a fixed number of columns is taken, those with outliers
+first, the others times zero; more outliers are noticed afterwards, and the result is dropped.
 """
 
 from __future__ import annotations
@@ -42,8 +41,7 @@ class DecoderUnsupported(Exception):
 class StaticInt8:
     """A model's LLM.int8 modules, which compute in fixed shapes while :meth:`in_force`.
 
-    ``with_kernels``: by Triton's kernels where they work, else by operations of torch and
-    bitsandbytes.
+    ``with_kernels``: by Triton's kernels where they work.
     """
 
     def __init__(self, model: Any, with_kernels: bool = False) -> None:
@@ -100,8 +98,7 @@ def int8_product(
 ) -> torch.Tensor:
     """What ``Linear8bitLt.forward`` computes at inference of ``x`` ``[..., in]``.
 
-    ``kernel`` is used for up to :data:`KERNEL_ROWS` rows; ``exceeded`` is set where the outliers
-    did not fit :data:`OUTLIER_COLUMNS`.
+    ``exceeded`` is set where the outliers did not fit :data:`OUTLIER_COLUMNS`.
     """
     rows, state = x.reshape(-1, x.shape[-1]), module.state
     if kernel is not None and len(rows) <= KERNEL_ROWS:
@@ -114,11 +111,7 @@ def int8_product(
 def _assembled(
     rows: torch.Tensor, state: Any, bias: torch.Tensor | None, exceeded: torch.Tensor
 ) -> torch.Tensor:
-    """The formula of bitsandbytes' ``int8_vectorwise_quant`` and ``int8_mixed_scaled_mm``.
-
-    Elements from the threshold on are left out of scales and values, their columns of all rows
-    are multiplied unquantized.
-    """
+    """The formula of bitsandbytes' ``int8_vectorwise_quant`` and ``int8_mixed_scaled_mm``."""
     ops = torch.ops.bitsandbytes
     half = rows.to(torch.float16)
     outliers = half.abs() >= state.threshold

@@ -1,7 +1,6 @@
 """Language models run by llama.cpp, through its batch interface.
 
-One ``llama_decode`` carries many sequences, a shared prefix is computed once and lent to the others
-by sequence copy, and logits come back only for the tokens that were flagged.
+One ``llama_decode`` carries many sequences; a shared prefix is computed once and lent to them.
 """
 
 from __future__ import annotations
@@ -116,10 +115,7 @@ class LlamaCppModel:
     def _rows(
         self, prefix: TokenIds, suffixes: Sequence[TokenIds], wanted_from: Sequence[int]
     ) -> Iterator[torch.Tensor]:
-        """Distributions after tokens ``wanted_from[i]...`` of ``prefix + suffixes[i]``, in order.
-
-        The last token of the prefix is fed once per sequence, so that a suffix may be empty.
-        """
+        """Distributions after tokens from ``wanted_from[i]`` on of ``prefix + suffixes[i]``."""
         if not suffixes:
             return
         shared, tails = split_shared(self.info, prefix, suffixes)
@@ -192,9 +188,8 @@ def load_llama_cpp(
 ) -> LlamaCppModel:
     """Load a GGUF file, after trying it in a child process: a bad one can abort the process.
 
-    ``cuda`` or ``cuda:all`` offloads all layers, ``cuda:1`` to that GPU. There are as many CPU
-    threads as torch uses unless given, so that engines compare; ``cache_type`` is one of
-    :data:`ewq.gguf.llama_native.CACHE_TYPES`.
+    ``cuda`` or ``cuda:all`` offloads all layers, ``cuda:1`` to that GPU; ``threads`` are torch's
+    unless given; ``cache_type`` is one of :data:`ewq.gguf.llama_native.CACHE_TYPES`.
 
     Raises:
         BackendUnavailable: no llama.cpp, or no GPU support for a GPU device.

@@ -49,8 +49,7 @@ class TransformersModel:
         model: a loaded ``...ForCausalLM``.
         tokenizer: the checkpoint's.
         batch_tokens: most tokens of a batch, shared prefix and padding included.
-        decode_mode: of :data:`ewq.backends.decoders.MODES`, ``auto`` being ``graph`` on CUDA and
-            ``eager`` elsewhere. What is not supported falls back with a note.
+        decode_mode: of :data:`ewq.backends.decoders.MODES`.
         checkpoint_dtype: the checkpoint's own type, by which raw weights are weighed.
         device: what :attr:`info` calls the place, for a model on more than one GPU.
 
@@ -73,7 +72,7 @@ class TransformersModel:
         self._loaded: Any = model.eval()
         self.tokenizer: Any = tokenizer
         self.batch_tokens = batch_tokens
-        self.info = describe(model, checkpoint_dtype, device)
+        self.info = _describe(model, checkpoint_dtype, device)
         self._cuda_devices = {p.device for p in model.parameters() if p.is_cuda}
         self._shares_prefix = can_share(model.config)
         """Not where layers keep a recurrent state."""
@@ -95,13 +94,10 @@ class TransformersModel:
     ) -> list[NDArray[np.float32]]:
         """Log-probability of every token of every suffix, one array a suffix."""
         check_suffixes(self.info, prefix, suffixes)
-        results = [
-            self._long_logprobs(prefix, suffix)
-            if len(suffix) > self._block_rows
-            else np.empty(len(suffix), dtype=np.float32)
-            for suffix in suffixes
-        ]
-        short = [i for i, suffix in enumerate(suffixes) if 0 < len(suffix) <= self._block_rows]
+        most = self._block_rows
+        nothing = np.empty(0, dtype=np.float32)
+        results = [self._long_logprobs(prefix, s) if len(s) > most else nothing for s in suffixes]
+        short = [i for i, suffix in enumerate(suffixes) if 0 < len(suffix) <= most]
         # A suffix's last token is only predicted, never fed.
         shared, rows = split_shared(self.info, prefix, [suffixes[i][:-1] for i in short])
         for batch, logits in self._batches(shared, rows, [len(row) for row in rows]):
@@ -248,10 +244,7 @@ def _gather(logits: torch.Tensor, tokens: Sequence[int]) -> NDArray[np.float32]:
     return array
 
 
-def describe(
-    model: Any, checkpoint_dtype: torch.dtype | None = None, device: str | None = None
-) -> ModelInfo:
-    """Facts about a loaded model; arguments as for :class:`TransformersModel`."""
+def _describe(model: Any, checkpoint_dtype: torch.dtype | None, device: str | None) -> ModelInfo:
     config = model.config.get_text_config()
     limit = _context_length(config)
     if not limit:
@@ -275,8 +268,7 @@ def describe(
 def _context_length(config: Any) -> int | None:
     """The longest sequence over which positions mean the same, however it is fed.
 
-    ``longrope`` (Phi) turns to other frequencies for the whole sequence once it is longer than
-    the original context: one fed in pieces, or in a batch with a longer one, would differ.
+    Beyond the original context ``longrope`` (Phi) has other frequencies for the whole sequence.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     limits = [getattr(config, "max_position_embeddings", None)]
@@ -296,11 +288,9 @@ def load_transformers(
     tokenizer: Any = None,
     decode_mode: str = AUTO,
 ) -> TransformersModel:
-    """Load a model folder; code that comes with the model is never run.
+    """Load a model folder as :class:`TransformersModel`, running no code that comes with it.
 
-    ``quantization_config`` is applied while loading, so that the model never exists in 16 bits as a
-    whole; ``cuda:all`` spreads it over all GPUs; ``dtype`` is what is computed in. The rest is as
-    for :class:`TransformersModel`.
+    ``cuda:all`` spreads it over all GPUs; ``dtype`` is what is computed in.
 
     Raises:
         CheckpointError: the folder is missing, incomplete, or needs code of its own.
@@ -344,10 +334,7 @@ def _load(folder: Path, quantization_config: Any, device: str, dtype: torch.dtyp
 
 
 def _keep_in_16_bits(model: Any, checkpoint: Checkpoint) -> torch.dtype:
-    """Round weights that are stored wider, and say to which type: the reference is 16 bits.
-
-    On a CPU everything is computed in float32, so the rounded values keep that type.
-    """
+    """Round weights that are stored wider to the 16-bit type returned; they keep their own."""
     stored: torch.dtype = getattr(torch, checkpoint.storage_dtype)
     if any(info.dtype in ("F32", "F64") for info in checkpoint.tensors.values()):
         for parameter in model.parameters():

@@ -1,8 +1,4 @@
-"""EWQ as a quantization method of transformers: importing this package registers it.
-
-Then ``from_pretrained(..., quantization_config=EwqConfig(plan=...))`` works, and so does opening a
-folder that ``ewq quantize`` or ``save_pretrained`` wrote.
-"""
+"""EWQ as a quantization method of transformers: importing this package registers it."""
 
 from __future__ import annotations
 

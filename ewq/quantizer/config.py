@@ -55,11 +55,7 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class StorageOptions:
-    """Storage and computation of the quantized weights.
-
-    The defaults are those of transformers' own bitsandbytes methods, NF4 instead of FP4 apart
-    (better for normally distributed weights), so that ``ewq-*`` and ``bnb-*`` differ in the plan.
-    """
+    """Storage and computation of the quantized weights, by default as in ``bnb-nf4``."""
 
     quant_type: str = "nf4"
     """``nf4`` or ``fp4``."""
@@ -70,10 +66,7 @@ class StorageOptions:
     compute_dtype: str = "auto"
     """Dtype of the 4-bit products; ``auto`` is the model's own, so that nothing is cast."""
     int8_threshold: float = 6.0
-    """Activations from this magnitude on are multiplied unquantized; 0 turns that off.
-
-    0 is faster (no search for outliers) and changes results by more than rounding.
-    """
+    """Activations from this magnitude on are multiplied unquantized; 0 turns that off."""
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -88,7 +81,7 @@ class StorageOptions:
                 raise InputError(f"EwqConfig: {name}={value!r}; there are: {shown}")
         threshold = self.int8_threshold
         number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-        if not number or not math.isfinite(threshold) or threshold < 0:
+        if not number or not 0 <= threshold < math.inf:
             raise InputError(
                 f"EwqConfig: int8_threshold={threshold!r}; give 6.0, or 0 for no outlier handling"
             )
@@ -107,9 +100,7 @@ class StorageOptions:
 class EwqConfig(QuantizationConfigMixin):
     """Which weights get which precision, and how those are stored.
 
-    Give exactly one of ``plan``, ``factor``, ``target_bpw`` and
-    ``target_size_bytes``; all but the first analyse the checkpoint when it is
-    loaded (seconds, cached).
+    Give exactly one of the first four; all but ``plan`` analyse the checkpoint at loading.
 
     Args:
         plan: a :class:`~ewq.planning.plan.QuantizationPlan`, its JSON, or the path of a plan file.
@@ -123,8 +114,8 @@ class EwqConfig(QuantizationConfigMixin):
         block_size: 64, 128, ... or 4096.
         compute_dtype: a name or a ``torch.dtype``.
         int8_threshold: 0 or more.
-        llm_int8_enable_fp32_cpu_offload: as in ``BitsAndBytesConfig``: modules that the device
-            map places on the processor or the disk stay unquantized instead of being refused.
+        llm_int8_enable_fp32_cpu_offload: as in ``BitsAndBytesConfig``: modules placed on the
+            processor or the disk stay unquantized instead of being refused.
 
     Raises:
         InputError: no rule or several, options that do not go together, an unknown option.
@@ -186,15 +177,13 @@ class EwqConfig(QuantizationConfigMixin):
     def _double_quant(self, wanted: bool | None) -> bool:
         target = self.plan.target if self.plan else ""
         counted = DOUBLE_TARGETS.get(target, wanted)
-        if wanted is None:
-            return bool(counted)
-        if wanted == counted:
-            return wanted
-        other = "nf4-double" if wanted else "nf4"
-        raise InputError(
-            f"EwqConfig: double_quant={wanted}, but the plan counted sizes for {target}; "
-            f"plan with --for {other}, or leave double_quant out"
-        )
+        if wanted is not None and wanted != counted:
+            other = "nf4-double" if wanted else "nf4"
+            raise InputError(
+                f"EwqConfig: double_quant={wanted}, but the plan counted sizes for {target}; "
+                f"plan with --for {other}, or leave double_quant out"
+            )
+        return counted or False
 
     def to_dict(self) -> dict[str, Any]:
         """The config as stored in ``config.json``: the plan itself, never a path."""

@@ -105,13 +105,9 @@ def quantize_to_folder(
 ) -> Quantized:
     """Quantize a hub id or model folder, weight by weight on ``device``, into a new folder.
 
-    The folder is complete or does not appear.
-
     Raises:
-        InputError: ``out`` is in use or cannot be written, or ``model`` is a GGUF file or
-            quantized already.
-        PlanError, CheckpointError: as when loading.
-        EwqError: the folder cannot be written.
+        InputError: ``out`` is in use or cannot be written, or ``model`` is a GGUF file.
+        EwqError: it cannot be loaded or quantized; no folder appears.
     """
     out = Path(out)
     check_output(out, folder=True)
@@ -125,9 +121,8 @@ def quantize_to_folder(
     stored_bytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     check_output(out, folder=True, needed_bytes=stored_bytes // MOST_TIMES_SMALLER)
     loaded = _load(checkpoint, config, device)
-    settled: EwqConfig = loaded.hf_quantizer.quantization_config
-    plan = settled.plan
-    assert plan is not None  # the quantizer makes one where a rule was given
+    settled: Any = loaded.hf_quantizer.quantization_config
+    plan: QuantizationPlan = settled.plan
     size = weights_bytes(loaded)
     with whole_folder(out) as folder:
         not_copied = _copy_companions(checkpoint, folder)
@@ -164,8 +159,7 @@ def _load(checkpoint: Checkpoint, config: EwqConfig, device: str) -> Any:
 def _save(model: Any, source: Path, folder: Path) -> None:
     """Save the model; how to generate with it stays as the original says.
 
-    transformers loads generation parameters that it then refuses to save: contradictory ones, and
-    those in ``config.json``. Neither is a reason to lose a quantized model.
+    transformers loads contradictory generation parameters, and then refuses to save them.
     """
     generation = model.generation_config
     for name, value in model.config._get_generation_parameters().items():

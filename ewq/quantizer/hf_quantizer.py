@@ -48,10 +48,7 @@ COMPANIONS = {Precision.FOUR_BIT: ".weight.absmax", Precision.EIGHT_BIT: ".SCB"}
 
 @register_quantizer(METHOD)
 class EwqHfQuantizer(Bnb4BitHfQuantizer):
-    """Swaps linear modules on the meta device and quantizes each weight as it arrives.
-
-    Devices, memory limits and offloading follow transformers' own bitsandbytes quantizers.
-    """
+    """Swaps linear modules on the meta device and quantizes each weight as it arrives."""
 
     quantization_config: EwqConfig  # type: ignore[assignment]
     serialized_names = {  # noqa: RUF012 - transformers declares it this way
@@ -99,7 +96,8 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
         modules = _quantizable(plan, model)
         if self.pre_quantized:
             _check_stored(checkpoint.tensors, modules)
-        modules = self._placed(modules, device_map)
+        offloaded = self._offloaded(device_map)
+        modules = {n: of for n, of in modules.items() if not f"{n}.".startswith(offloaded)}
         options = self.quantization_config.options
         named = options.compute_dtype
         compute = (dtype or torch.float32) if named == "auto" else getattr(torch, named)
@@ -127,14 +125,12 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
         assert settled is not None  # just made where it was missing
         return settled
 
-    def _placed(self, modules: dict[str, Precision], device_map: Any) -> dict[str, Precision]:
-        """Without the modules that offloading keeps unquantized, as bitsandbytes' methods do."""
+    def _offloaded(self, device_map: Any) -> tuple[str, ...]:
+        """How names of modules begin that offloading keeps unquantized, as in bitsandbytes'."""
         offload = self.quantization_config.llm_int8_enable_fp32_cpu_offload
         if not offload or not isinstance(device_map, dict):
-            return modules
-        kept = [name for name, device in device_map.items() if device in ("cpu", "disk")]
-        outside = {n for n in modules for path in kept if f"{n}.".startswith(f"{path}.")}
-        return {name: of for name, of in modules.items() if name not in outside}
+            return ()
+        return tuple(f"{name}." for name, at in device_map.items() if at in ("cpu", "disk"))
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: object) -> Any:
         self.pages.release()
@@ -145,9 +141,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
         model._weight_conversions = [
             conversion
             for conversion in model._weight_conversions or []
-            if not any(
-                isinstance(of, EwqDeserialize) for of in getattr(conversion, "operations", ())
-            )
+            if EwqDeserialize not in map(type, getattr(conversion, "operations", ()))
         ]
         return model
 
@@ -182,11 +176,7 @@ def _footprint(model: nn.Module, return_buffers: bool = True) -> int:
 
 
 def _quantizable(plan: QuantizationPlan, model: nn.Module) -> dict[str, Precision]:
-    """Module names that a plan quantizes, with their precisions.
-
-    Weights that bitsandbytes cannot quantize (experts stacked into one 3-D parameter, subclasses
-    of ``Linear``) stay raw, as in its own methods, and a warning says how many.
-    """
+    """Names of the modules that a plan quantizes; a warning says what bitsandbytes cannot."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     unknown = [name for name in plan.weights if name not in parameters]
     if unknown:

@@ -81,10 +81,9 @@ def _four_bit(module: nn.Module, options: StorageOptions, dtype: torch.dtype) ->
 
 
 def _may_repack(module: Linear4bit, block_size: int, dtype: torch.dtype) -> bool:
-    """Whether bitsandbytes may repack this weight for its bfloat16 kernel on processors.
+    """Whether bitsandbytes may repack this weight for its kernel on processors.
 
-    That kernel rounds activations and scales to bfloat16 whatever the compute dtype, cannot be
-    trained through, and fails on shapes it does not divide.
+    It rounds activations and scales to bfloat16, and fails on shapes it does not divide.
     """
     fits = module.out_features % CPU_KERNEL_ROWS == 0 and module.in_features % block_size == 0
     return bool(module.support_avx512bf16_for_cpu) and fits and dtype == torch.bfloat16
@@ -100,10 +99,7 @@ def _eight_bit(module: nn.Module, options: StorageOptions) -> Linear8bitLt:
 
 
 def state_to_save(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict as saved: 8-bit weights as one column, as bitsandbytes has 4-bit ones.
-
-    A column a transformers without this method refuses; other shapes it would take for weights.
-    """
+    """The state dict as saved: 8-bit weights as a column, which nobody takes for plain ones."""
     for module in model.modules():
         if isinstance(module, Linear4bit):
             _undo_repacking(module)
@@ -115,16 +111,10 @@ def state_to_save(model: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-def saved_in_shape(module: Linear8bitLt, weight: torch.Tensor) -> torch.Tensor:
-    """A saved 8-bit weight as ``[out, in]``."""
-    return weight.reshape(module.out_features, module.in_features)
-
-
 def _undo_repacking(module: Linear4bit) -> None:
-    """Put a weight back in order that bitsandbytes repacked for processors with AVX512-BF16.
+    """Put a weight back in order that bitsandbytes repacked in place at its first forward pass.
 
-    Its first forward pass there rearranges values and scales in place, and its own way back leaves
-    the scales transposed. They stay rounded to bfloat16 in value.
+    Its own way back leaves the scales transposed; they stay rounded to bfloat16.
     """
     parameter: Any = module.weight
     state: Any = getattr(parameter, "quant_state", None)

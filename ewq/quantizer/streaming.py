@@ -1,8 +1,7 @@
 """Each tensor on its way from the checkpoint to its module, and the memory it gives back.
 
-The pages of a tensor that was quantized stay resident as part of the mapped file, and the working
-copies stay in the allocator. On Linux both are handed back as loading goes on, so that the peak
-follows the finished model and not the checkpoint.
+Mapped pages of quantized tensors and freed working copies stay resident. On Linux both are handed
+back as loading goes on, so that the peak follows the finished model and not the checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from ewq.conversion_errors import remembering
 from ewq.errors import InputError
 from ewq.instruments.memory import trim_heap
-from ewq.quantizer.modules import QUANTIZED, saved_in_shape
+from ewq.quantizer.modules import QUANTIZED
 
 MADV_DONTNEED = 4
 EVERY_BYTES = 64 * 1024 * 1024
@@ -113,8 +112,9 @@ class EwqDeserialize(ConversionOps):
             kind: Any = Bnb4bitDeserialize
             if isinstance(module, Linear8bitLt):
                 kind = Bnb8bitDeserialize
-                weight = saved_in_shape(module, _first(input_dict["weight"]))
-                input_dict = {**input_dict, "weight": weight}
+                weight = _first(input_dict["weight"])
+                shape = (module.out_features, module.in_features)
+                input_dict = {**input_dict, "weight": weight.reshape(shape)}
             found: Tensors = kind(self.hf_quantizer).convert(
                 input_dict, model=model, full_layer_name=full_layer_name, **kwargs
             )
