@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ewq.errors import MeasurementError
+from ewq.errors import CheckpointError, MeasurementError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +60,16 @@ class Generation:
         """The tokens of each row, with readings in seconds at the start and after each step."""
         steps = tuple(end - begin for begin, end in pairwise(clock))
         return cls(tuple(tuple(row) for row in tokens), steps[0], steps[1:])
+
+
+def check_vocabulary(size: int, *sequences: TokenIds) -> None:
+    """Raise a CheckpointError of a token id that a model of ``size`` tokens has no row for."""
+    for token in (extreme(ids) for ids in sequences if len(ids) for extreme in (min, max)):
+        if not 0 <= token < size:
+            raise CheckpointError(
+                f"token id {token} is beyond the model's {size} tokens: this tokenizer is another "
+                "model's, or tokens were added without resizing the embedding"
+            )
 
 
 class LanguageModel(Protocol):

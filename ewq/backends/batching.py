@@ -16,7 +16,7 @@ import torch
 from transformers import DynamicCache
 
 from ewq.errors import InputError, MeasurementError
-from ewq.model import ModelInfo, TokenIds
+from ewq.model import ModelInfo, TokenIds, check_vocabulary
 
 FILLED_TOKENS = 512
 """Tokens from which on a larger batch gains less than padding its rows would cost."""
@@ -35,12 +35,7 @@ def check_tokens(info: ModelInfo, length: int, *sequences: TokenIds) -> None:
             f"sequence of {length} tokens exceeds the context length of "
             f"{info.context_length}; nothing is truncated"
         )
-    for token in (extreme(ids) for ids in sequences if len(ids) for extreme in (min, max)):
-        if not 0 <= token < info.vocab_size:
-            raise MeasurementError(
-                f"token id {token} is beyond the model's {info.vocab_size} tokens: this tokenizer "
-                "is another model's, or tokens were added without resizing the embedding"
-            )
+    check_vocabulary(info.vocab_size, *sequences)
 
 
 def check_start(info: ModelInfo, ids: TokenIds, start: int) -> None:

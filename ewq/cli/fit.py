@@ -34,8 +34,8 @@ Text = Annotated[
     Path | None,
     typer.Option("--calibration", help="Text file or folder of them (default: ewq's own text)."),
 ]
-Sequences = Annotated[int, typer.Option(help="Calibration sequences.")]
-Tokens = Annotated[int, typer.Option("--sequence-tokens", help="Tokens in each sequence.")]
+Sequences = Annotated[int, typer.Option(min=1, help="Calibration sequences.")]
+Tokens = Annotated[int, typer.Option("--sequence-tokens", min=2, help="Tokens in each sequence.")]
 Seed = Annotated[int, typer.Option(help="Of the sequences drawn and the labels sampled.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Cache = Annotated[bool, typer.Option(help="Use and keep what was measured.")]
@@ -65,7 +65,7 @@ def fit(
     texts: Annotated[
         Path | None, typer.Option(help="Texts to measure on (default: ewq's own, other ones).")
     ] = None,
-    text_tokens: Annotated[int, typer.Option(help="Tokens measured of each domain.")] = 512,
+    text_tokens: Annotated[int, typer.Option(min=1, help="Tokens measured of each domain.")] = 512,
     calibration: Text = None,
     sequences: Sequences = 32,
     sequence_tokens: Tokens = 512,

@@ -126,7 +126,7 @@ def window_notes(
             f"the model's context of {context_length} tokens is shorter than the {wanted.window} "
             f"of the {wanted.name} definition: not comparable with published figures"
         )
-    spelt = _spelt_bos(tokenizer)
+    spelt = spelt_bos(tokenizer)
     if spelt and (number := sum(each.text.startswith(spelt) for each in texts.documents)):
         notes.append(
             f"{number} of {len(texts.documents)} texts spell out {spelt!r} at their start, which "
@@ -135,7 +135,7 @@ def window_notes(
     return tuple(notes)
 
 
-def _spelt_bos(tokenizer: Any) -> str:
+def spelt_bos(tokenizer: Any) -> str:
     """The text of the BOS that the tokenizer adds; empty where it adds none."""
     spelt = getattr(tokenizer, "bos_token", None)
     return "" if bos_token(tokenizer) is None else str(spelt or "")
@@ -176,7 +176,7 @@ def _domain_windows(
 ) -> list[Window]:
     windows: list[Window] = []
     scored, bos = 0, bos_token(tokenizer)
-    for number, text in _texts_of(texts, domain, definition, _spelt_bos(tokenizer)):
+    for number, text in _texts_of(texts, domain, definition, spelt_bos(tokenizer)):
         encoded, bytes_before = _encode(tokenizer, text)
         for ids, start, begin, end in _cut(encoded, definition, bos):
             size = int(bytes_before[end] - bytes_before[begin])

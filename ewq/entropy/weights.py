@@ -35,7 +35,8 @@ from ewq.entropy.measure import (
     nf4_square_error,
 )
 from ewq.entropy.statistics import UnmeasurableError, WeightStatistics
-from ewq.errors import BackendUnavailable, CheckpointError, InputError
+from ewq.errors import CheckpointError, InputError
+from ewq.instruments.gpu import check_device
 from ewq.instruments.processor_wait import usable_cores
 from ewq.progress import NO_PROGRESS, Progress, step
 
@@ -67,7 +68,7 @@ def measure_weights(
         BackendUnavailable: torch cannot compute on ``device``.
     """
     if device is not None:
-        _check_device(device)
+        check_device(device)
     reader = _Reader(checkpoint)
 
     def measure(weight: Weight) -> WeightStatistics:
@@ -101,18 +102,6 @@ def measure_nf4_errors(
         return math.sqrt(square / norm) if norm > 0 else 0.0
 
     return _on_all_processors(measure, "round to NF4", reader, layout, progress, workers)
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=name).cpu()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise BackendUnavailable(
-            f"cannot count on {name!r} ({reason}); leave --device out"
-        ) from error
 
 
 def _on_all_processors(

@@ -13,6 +13,7 @@ from ewq.files import cache_dir, content_key, read_cached, write_cached
 from ewq.fit.costs import ROWS_DRAWN, measure_costs
 from ewq.fit.plans import Fitting
 from ewq.fit.targets import GGUF, INT8, NF4, Target, bitsandbytes_target, gguf_target
+from ewq.model import check_vocabulary
 from ewq.planning.plan import BITSANDBYTES
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.sensitivity.calibration import (
@@ -22,7 +23,7 @@ from ewq.sensitivity.calibration import (
     make_calibration,
     random_calibration,
 )
-from ewq.sensitivity.measure import Sensitivity, measure_sensitivity
+from ewq.sensitivity.measure import Sensitivity, check_trained, measure_sensitivity
 
 TARGETS = (GGUF, BITSANDBYTES)
 COSTS_VERSION = 2
@@ -30,24 +31,28 @@ COSTS_VERSION = 2
 
 
 def calibrate(checkpoint: Checkpoint, how: Calibrating) -> Calibration:
-    """The token sequences of a model.
+    """The token sequences of a model, once it is certain that they can be run.
 
     Raises:
         InputError: no such text, or one too short.
-        CheckpointError: the model has no usable tokenizer.
+        CheckpointError: the model is no original, or its tokenizer is unusable or another model's.
     """
+    check_trained(checkpoint)
     config: Any = checkpoint.config.get("text_config") or checkpoint.config
     length = config.get("max_position_embeddings") or config.get("n_positions")
     tokens = min(how.tokens, length) if isinstance(length, int) else how.tokens
     if how.data_free:
         return random_calibration(config["vocab_size"], how.sequences, tokens, how.seed)
-    return make_calibration(
+    made = make_calibration(
         calibration_texts(how.source),
         load_tokenizer(checkpoint.path, checkpoint.model),
         sequences=how.sequences,
         tokens=tokens,
         seed=how.seed,
     )
+    if isinstance(rows := config.get("vocab_size"), int):
+        check_vocabulary(rows, *made.sequences)
+    return made
 
 
 def open_fitting(

@@ -115,6 +115,19 @@ def gpus_of(device: str) -> list[str]:
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
 
 
+def check_device(name: str) -> None:
+    """Raise a BackendUnavailable of a device that torch cannot compute on."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise BackendUnavailable(
+            f"cannot compute on {name!r} ({reason}); leave --device out"
+        ) from error
+
+
 def open_gpus(device: str) -> Gpus | None:
     """The GPUs that a device name means, CUDA contexts created; ``None`` for a CPU."""
     uuids = [_start(name) for name in gpus_of(device)]

@@ -15,6 +15,7 @@ from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.conversion_errors import load_pretrained
 from ewq.errors import CheckpointError, InputError
 from ewq.files import check_output, whole_folder
+from ewq.instruments.gpu import check_device
 from ewq.instruments.memory import weights_bytes
 from ewq.measurement import Json
 from ewq.planning.plan import QuantizationPlan, write_plan
@@ -106,7 +107,8 @@ def quantize_to_folder(
     """Quantize a hub id or model folder, weight by weight on ``device``, into a new folder.
 
     Raises:
-        InputError: ``out`` is in use or cannot be written, or ``model`` is a GGUF file.
+        InputError: ``out`` is in use or cannot be written, ``model`` is a GGUF file,
+            or torch has no such ``device``.
         EwqError: it cannot be loaded or quantized; no folder appears.
     """
     out = Path(out)
@@ -118,6 +120,7 @@ def quantize_to_folder(
             "`ewq export` makes GGUF files"
         )
     check_original(checkpoint)
+    check_device(device)
     stored_bytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     check_output(out, folder=True, needed_bytes=stored_bytes // MOST_TIMES_SMALLER)
     loaded = _load(checkpoint, config, device)

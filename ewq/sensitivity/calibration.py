@@ -76,7 +76,8 @@ def make_calibration(
 ) -> Calibration:
     """Cut texts into sequences and draw some of them, as evenly over domains as they allow.
 
-    Each sequence begins with the tokenizer's beginning-of-text token where it adds one.
+    Each sequence begins with the tokenizer's beginning-of-text token where it adds one, whether or
+    not a text spells it out.
 
     Args:
         texts: domains, each joined to one text.
@@ -88,13 +89,13 @@ def make_calibration(
     Raises:
         InputError: the texts are too short.
     """
-    from ewq.data.windows import bos_token
+    from ewq.data.windows import bos_token, spelt_bos
 
-    bos = bos_token(tokenizer)
+    bos, spelt = bos_token(tokenizer), spelt_bos(tokenizer)
     prefix = () if bos is None else (bos,)
     shuffle, by_domain = random.Random(seed), []
     for domain in texts.domains:
-        text = "\n\n".join(document.text for document in texts.of(domain))
+        text = "\n\n".join(document.text.removeprefix(spelt) for document in texts.of(domain))
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         by_domain.append(_windows(list(ids), prefix, tokens))
         shuffle.shuffle(by_domain[-1])

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ewq.checkpoint.layout import find_layout
+from ewq.checkpoint.layout import check_original, find_layout
 from ewq.conversion_errors import load_pretrained
 from ewq.errors import BackendUnavailable, CheckpointError, EwqError, InputError
 from ewq.files import cache_dir, content_key, scratch_beside
+from ewq.instruments.gpu import check_device
 from ewq.progress import NO_PROGRESS, Progress, step
 
 if TYPE_CHECKING:
@@ -167,13 +168,10 @@ def measure_sensitivity(
 
     Raises:
         CheckpointError: no Hugging Face folder, or not loadable.
-        BackendUnavailable: more memory than there is.
+        BackendUnavailable: no such device, or more memory than there is.
         MeasurementError: gradients or logits that are not finite.
     """
-    if checkpoint.is_gguf:
-        raise CheckpointError(
-            f"{checkpoint.model}: sensitivity needs the Hugging Face folder, not a GGUF file"
-        )
+    check_trained(checkpoint)
     dtype = "float32" if how.device == "cpu" else "bfloat16"
     key = content_key(VERSION, checkpoint.fingerprint, calibration.digest, how.seed, dtype)
     path = cache_dir("sensitivity", f"{key[:32]}.npz") if how.cache else None
@@ -183,6 +181,19 @@ def measure_sensitivity(
         model = load_model(checkpoint, how.device, dtype)
         kept = _finish(checkpoint, model, calibration, how.seed, path, kept, progress)
     return kept
+
+
+def check_trained(checkpoint: Checkpoint) -> None:
+    """Refuse what has no gradients, before any work: a GGUF file, or a quantized model.
+
+    Raises:
+        CheckpointError: it is one of them, or not whole.
+    """
+    if checkpoint.is_gguf:
+        raise CheckpointError(
+            f"{checkpoint.model}: sensitivity needs the Hugging Face folder, not a GGUF file"
+        )
+    check_original(checkpoint)
 
 
 def load_model(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
@@ -210,6 +221,7 @@ def load_model(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
 
 def _require_memory(checkpoint: Checkpoint, device: str) -> None:
     """Say what the pass needs before it starts."""
+    check_device(device)
     parameters = sum(tensor.numel for tensor in checkpoint.tensors.values())
     if device == "cpu":
         import psutil

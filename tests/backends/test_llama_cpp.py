@@ -10,7 +10,7 @@ from ewq.backends.llama_cpp import group_by_tokens
 from ewq.backends.llama_cpp import load_llama_cpp as load_any
 from ewq.backends.transformers import load_transformers
 from ewq.checkpoint.embedded import fixture_path
-from ewq.errors import BackendUnavailable, InputError, MeasurementError
+from ewq.errors import BackendUnavailable, CheckpointError, InputError, MeasurementError
 from ewq.gguf import llama_native
 from tests.gguf.models import shared_gguf
 
@@ -166,7 +166,7 @@ def test_nothing_is_truncated(file, call):
 
 @pytest.mark.parametrize("token", [-1, 1024])
 def test_foreign_token_ids_are_named(model, token):
-    with pytest.raises(MeasurementError, match=f"token id {token}"):
+    with pytest.raises(CheckpointError, match=f"token id {token}"):
         model.last_logprobs([5, token], [[6]], [3])
 
 

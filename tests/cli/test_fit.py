@@ -13,7 +13,8 @@ from ewq.cli.fit import fit, imatrix
 from ewq.cli.plan import plan
 from ewq.errors import InputError, PlanError
 from ewq.gguf.imatrix import read_imatrix
-from tests.gguf.models import require_converter
+from tests.gguf.models import require_converter, shared_gguf
+from tools.odd_folders import make_odd
 
 SHORT = ("--sequences", 4, "--sequence-tokens", 64)
 TINY = fixture_path("tiny-llama")
@@ -110,6 +111,7 @@ def test_bitsandbytes_gets_a_folder_that_transformers_opens(call, tmp_path):
         (("--bpw", "5", "--engine", "onnx"), "unknown target 'onnx'"),
         (("--bpw", "5", "--calibration", "nowhere"), "no texts at nowhere"),
         (("--bpw", "5", "--calibration", str(fixture_path("texts"))), "calibrate on other text"),
+        (("--bpw", "5", "--device", "tpu", "--no-cache"), "cannot compute on 'tpu'"),
     ],
 )
 def test_bad_use_is_one_line_and_writes_nothing(call, tmp_path, arguments, reason):
@@ -178,3 +180,32 @@ def test_a_recipes_size_for_another_engine_is_refused(call):
         raise call(
             "plan", TINY, "--scorer", "fisher", "--for", "bitsandbytes", "--like", "Q4_K_M"
         ).exception
+
+
+@pytest.mark.parametrize("command", ["imatrix", "fit", "plan"])
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        ("more tokens than rows", "is beyond the model's 600 tokens"),
+        ("quantized by GPTQ", "is quantized already (gptq)"),
+        ("no tokenizer", "has no usable tokenizer: the folder has no tokenizer files"),
+        ("a file", "needs the Hugging Face folder, not a GGUF file"),
+    ],
+)
+def test_a_model_that_text_cannot_be_run_through_is_one_line(call, tmp_path, command, odd, reason):
+    model = shared_gguf(TINY, "F16") if odd == "a file" else make_odd(odd, tmp_path)
+    out, sequences = ("-o", tmp_path / "out.gguf"), SHORT
+    more = {"imatrix": (), "fit": ("--bpw", 12), "plan": ("--scorer", "fisher", "--target-bpw", 12)}
+    if command == "plan":
+        sequences = ()
+    assert reason in refusal(call(command, model, *out, *more[command], *sequences))
+    assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--sequences", 0), ("--sequence-tokens", 1), ("--sequence-tokens", -1)]
+)
+def test_sequences_of_nothing_are_refused(call, tmp_path, arguments):
+    result = call("imatrix", TINY, "-o", tmp_path / "out.gguf", *arguments)
+    assert result.exit_code == 2
+    assert not isinstance(result.exception, ZeroDivisionError | ValueError)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.cli.export import quantize
-from ewq.errors import CheckpointError, InputError
+from ewq.errors import BackendUnavailable, CheckpointError, InputError
 from ewq.planning.plan import read_plan
 from tests.quantizer.models import load, logits
 
@@ -150,3 +150,13 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_read(tm
 
     assert isinstance(done.exception, InputError)
     assert "cannot write" in str(done.exception)
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path):
+    source = fixture_path("tiny-llama")
+
+    done = run(source, "--factor", "0.65", "-o", tmp_path / "q", "--device", "tpu")
+
+    assert isinstance(done.exception, BackendUnavailable), done.output
+    assert "cannot compute on 'tpu'" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []

@@ -343,7 +343,7 @@ def test_counting_on_a_torch_device_gives_the_same_plan(tmp_path: Path):
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path):
     if torch.cuda.is_available():
         pytest.skip("this machine has the device")
-    with pytest.raises(BackendUnavailable, match="cannot count on 'cuda'"):
+    with pytest.raises(BackendUnavailable, match="cannot compute on 'cuda'"):
         analyze(saved(tmp_path), cache=False, device="cuda")
 
 

@@ -1,5 +1,7 @@
 """Calibration sequences: how many, of which length, from which texts."""
 
+from dataclasses import replace
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -67,3 +69,9 @@ def test_the_texts_carried_along_are_none_of_the_evaluation_texts(texts):
     carried = calibration_texts()
     refuse_evaluation_text(carried, texts)
     assert len(carried.domains) >= 4
+
+
+def test_a_bos_spelt_out_is_not_put_in_twice(tokenizer, texts):
+    spelt = [replace(one, text=tokenizer.bos_token + one.text) for one in texts.documents]
+    plain = make_calibration(texts, tokenizer, tokens=64)
+    assert make_calibration(text_set(spelt), tokenizer, tokens=64) == plain
