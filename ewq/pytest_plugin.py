@@ -136,23 +136,10 @@ def ewq_session(
 ) -> Iterator[Session]:
     """The run's shared state; the reference is measured here where the run does not select it."""
     from ewq.harness.measuring import prepare_references
-    from ewq.harness.session import open_session
 
     state = state_of(pytestconfig)
     with _or_exit():
-        session = open_session(
-            state.options,
-            ewq_subject,
-            tuple(state.selected),
-            rootdir=pytestconfig.rootpath,
-            benchmarks=state.benchmarks,
-            storage=state.storage,
-            baseline_request=state.baseline_request,
-            loader=ewq_loader,
-            progress=ewq_progress,
-            ungated=state.ungated,
-        )
-    state.session = session
+        session = state.open_session(ewq_subject, ewq_loader, ewq_progress)
     if not state.options.no_save:
         state.save_by_default()
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,12 @@ from ewq.errors import InputError
 from ewq.tasks.tiers import TIERS
 from ewq.variants import Variant, default_names, find_variant, in_run_order, parse_factor
 
-_DTYPES = ("auto", "float32", "float16", "bfloat16")
 _DECODE_MODES = ("auto", "eager", "static", "graph", "compile")
+_CHOICES = {
+    "dtype": ("auto", "float32", "float16", "bfloat16"),
+    "tier": tuple(TIERS),
+    "decode": _DECODE_MODES,
+}
 
 # name, default, metavar, help: each becomes --ewq-NAME and the ini key ewq_NAME.
 _VALUES: tuple[tuple[str, str, str, str], ...] = (
@@ -65,28 +68,23 @@ class Options:
     @classmethod
     def from_pytest(cls, config: pytest.Config) -> Options:
         """Read and check every option; an InputError names one whose value means nothing."""
-        read = partial(_read, config)
-        factors = [parse_factor(text) for text in read("factors").split(",") if text.strip()]
-        named = [name.strip() for name in read("variants").split(",") if name.strip()]
-        thresholds = _existing("thresholds", read("thresholds"))
-        return cls(
-            model=read("model"),
-            variants=_without_repeats([find_variant(n) for n in named or default_names(factors)]),
-            variants_named=bool(named),
-            device=read("device"),
-            dtype=_one_of("dtype", read("dtype"), _DTYPES),
-            tier=_one_of("tier", read("tier"), tuple(TIERS)),
-            mmlu=_existing("mmlu", read("mmlu"), "hub"),
-            texts=_existing("texts", read("texts"), "hub"),
-            calibration=read("calibration"),
-            thresholds=Path(thresholds).expanduser() if thresholds else None,
-            baseline=read("baseline"),
-            decode=_one_of("decode", read("decode"), _DECODE_MODES),
-            require_baseline=read("require-baseline"),
-            resume=read("resume"),
-            no_save=read("no-save"),
-            dry_run=read("dry-run"),
-        )
+        given = {_key(name): _read(config, name) for name, *_ in (*_VALUES, *_FLAGS)}
+        for option, allowed in _CHOICES.items():
+            if given[option] not in allowed:
+                choice = f"choose one of {', '.join(allowed)}"
+                raise InputError(f"--ewq-{option} {given[option]!r}: {choice}")
+        for option in ("mmlu", "texts", "thresholds"):
+            path = given[option]
+            published = path == "hub" and option != "thresholds"
+            if path and not published and not Path(path).expanduser().exists():
+                raise InputError(f"--ewq-{option} {path}: no such file or folder")
+        factors = [parse_factor(t) for t in given.pop("factors").split(",") if t.strip()]
+        named = [name.strip() for name in given["variants"].split(",") if name.strip()]
+        variants = [find_variant(name) for name in named or default_names(factors)]
+        given["variants"], given["variants_named"] = _without_repeats(variants), bool(named)
+        thresholds = given["thresholds"]
+        given["thresholds"] = Path(thresholds).expanduser() if thresholds else None
+        return cls(**given)
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -94,33 +92,20 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("ewq", "entropy-weighted quantization")
     for name, default, metavar, text in _VALUES:
         group.addoption(f"--ewq-{name}", default=None, metavar=metavar, help=text)
-        parser.addini(_key(name), text, default=default)
+        parser.addini(f"ewq_{_key(name)}", text, default=default)
     for name, text in _FLAGS:
         group.addoption(f"--ewq-{name}", action="store_true", default=None, help=text)
-        parser.addini(_key(name), text, type="bool", default=False)
+        parser.addini(f"ewq_{_key(name)}", text, type="bool", default=False)
 
 
 def _key(name: str) -> str:
-    return f"ewq_{name.replace('-', '_')}"
+    return name.replace("-", "_")
 
 
 def _read(config: pytest.Config, name: str) -> Any:
     """A string, or a boolean for a flag."""
-    given = config.getoption(_key(name))
-    return config.getini(_key(name)) if given is None else given
-
-
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise InputError(f"--ewq-{option} {value!r}: choose one of {', '.join(allowed)}")
-    return value
-
-
-def _existing(option: str, value: str, *besides: str) -> str:
-    """The path that was given, if any, unless it is one of the words that stand ``besides``."""
-    if value and value not in besides and not Path(value).expanduser().exists():
-        raise InputError(f"--ewq-{option} {value}: no such file or folder")
-    return value
+    given = config.getoption(f"ewq_{_key(name)}")
+    return config.getini(f"ewq_{_key(name)}") if given is None else given
 
 
 def _without_repeats(variants: list[Variant]) -> tuple[Variant, ...]:

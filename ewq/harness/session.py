@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.embedded import fixture_path
-from ewq.errors import EwqError, InputError
+from ewq.errors import EwqError
 from ewq.files import cache_dir
 from ewq.harness.handle import LoadVariant, VariantHandle
 from ewq.harness.loading import Loaded, same_model
 from ewq.harness.options import Options
 from ewq.harness.references import References
-from ewq.harness.subject import Placement, Subject, find_placement
+from ewq.harness.subject import Placement, Subject
 from ewq.measurement import DoubtKind
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.record import Reason, Record, Verdict
 from ewq.tasks.table import TASKS, Data, Inputs, find_task
-from ewq.tasks.tiers import Tier, tier_sizes
+from ewq.tasks.tiers import Tier
 from ewq.variants import REFERENCE, Planned, Variant, is_fit_name
 
 if TYPE_CHECKING:
@@ -206,53 +206,7 @@ class Session:
         gc.unfreeze()
 
 
-def open_session(
-    options: Options,
-    subject: Subject,
-    selected: tuple[RecordKey, ...],
-    *,
-    rootdir: Path,
-    benchmarks: Path,
-    storage: Path,
-    baseline_request: str,
-    loader: LoadVariant,
-    progress: Progress,
-    ungated: str = "",
-) -> Session:
-    """Set up the run; an EwqError, before a model loads, for whatever makes it pointless.
-
-    Thresholds that no option names are those of ``rootdir``, else those beside the ``benchmarks``.
-    """
-    from ewq.storage.journal import JOURNAL, Journal
-
-    if ungated and (options.require_baseline or baseline_request):
-        raise InputError(f"cannot gate against a baseline: {ungated}")
-    if ungated and options.resume:
-        raise InputError(f"nothing to resume: {ungated}")
-    placement = find_placement(options.device, options.dtype, options.decode, subject.checkpoint)
-    data = RunData(options, tier_sizes(options.tier, placement.device), progress)
-    _check_plans(options, subject, data)
-    identity = _identity(subject, placement, data, selected)
-    if not options.thresholds:
-        options = replace(options, thresholds=_own_thresholds(rootdir, benchmarks))
-    gate = _gate(options, identity, selected, rootdir, storage, baseline_request, ungated)
-    if ungated:
-        journal = Journal.unkept(identity)
-    else:
-        # An interrupted run's measurements stay until the next run, whatever is asked for now.
-        open_journal = Journal.resume if options.resume else Journal.create
-        journal = open_journal(storage / JOURNAL, identity)
-    return Session(
-        options, subject, placement, data, identity, gate, journal, progress, loader, selected
-    )
-
-
-def _own_thresholds(rootdir: Path, benchmarks: Path) -> Path | None:
-    files = (folder / "thresholds.toml" for folder in (rootdir / "benchmarks", benchmarks))
-    return next((file for file in files if file.is_file()), None)
-
-
-def _check_plans(options: Options, subject: Subject, data: RunData) -> None:
+def check_plans(options: Options, subject: Subject, data: RunData) -> None:
     """Read plan files, and refuse to judge fitted plans on the text that they are made on."""
     for variant in options.variants:
         if isinstance(variant.recipe, Planned) and isinstance(variant.recipe.plan, Path):
@@ -263,7 +217,7 @@ def _check_plans(options: Options, subject: Subject, data: RunData) -> None:
         refuse_evaluation_text(calibration_texts(options.calibration), data.texts)
 
 
-def _identity(
+def identify(
     subject: Subject, placement: Placement, data: RunData, selected: tuple[RecordKey, ...]
 ) -> RunIdentity:
     """Reads the data of every task, so that broken data ends the run here."""
@@ -283,28 +237,3 @@ def _identity(
         **{task.name + DATA: digest for task in tasks if (digest := data.digest(task.data))},
     }
     return RunIdentity(subject.fingerprint, settings, describe(placement.device))
-
-
-def _gate(
-    options: Options,
-    identity: RunIdentity,
-    selected: tuple[RecordKey, ...],
-    rootdir: Path,
-    storage: Path,
-    baseline_request: str,
-    ungated: str,
-) -> Gate:
-    """Read the thresholds and choose the baseline; an InputError where a required one is absent."""
-    from ewq.gating.baseline import NEWEST, Choice, Wanted, find_baseline
-    from ewq.gating.thresholds import BUILT_IN, load_thresholds
-
-    thresholds = BUILT_IN
-    if options.thresholds:
-        names = [variant.name for variant in options.variants]
-        thresholds = load_thresholds(options.thresholds, names)
-    choice = Choice(None)
-    if request := baseline_request or (NEWEST if options.require_baseline else ""):
-        choice = find_baseline(request, storage, Wanted(identity, selected), rootdir)
-    if options.require_baseline and choice.run is None:
-        raise InputError(f"no baseline to gate against: {'; '.join(choice.reasons)}")
-    return Gate(thresholds, choice.run, choice.reasons, options.require_baseline, ungated)

@@ -1,4 +1,4 @@
-"""What the plugin knows about one pytest run, and asks of pytest-benchmark's session."""
+"""What the plugin knows about one pytest run: what it asks of pytest-benchmark, what it opens."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from ewq.harness.options import Options
 from ewq.variants import find_variant
 
 if TYPE_CHECKING:
-    from ewq.harness.session import Session
+    from ewq.harness.handle import LoadVariant
+    from ewq.harness.session import Gate, Session
+    from ewq.harness.subject import Subject
+    from ewq.progress import Progress
     from ewq.record import RecordKey
+    from ewq.storage.environment import RunIdentity
 
 TASK_MARK = "task"
 LONG_S = 60
@@ -113,6 +117,52 @@ class PluginState:
             sync_file(stored)
             path = self.session.journal.path
             path.replace(path.with_name(PREVIOUS_JOURNAL))
+
+    def open_session(self, subject: Subject, loader: LoadVariant, progress: Progress) -> Session:
+        """Set up the run; an EwqError, before a model loads, for whatever makes it pointless."""
+        from ewq.harness.session import RunData, Session, check_plans, identify
+        from ewq.harness.subject import find_placement
+        from ewq.storage.journal import JOURNAL, Journal
+        from ewq.tasks.tiers import tier_sizes
+
+        asked, ungated, keys = self.options, self.ungated, tuple(self.selected)
+        if ungated and (asked.require_baseline or self.baseline_request):
+            raise InputError(f"cannot gate against a baseline: {ungated}")
+        if ungated and asked.resume:
+            raise InputError(f"nothing to resume: {ungated}")
+        placement = find_placement(asked.device, asked.dtype, asked.decode, subject.checkpoint)
+        data = RunData(asked, tier_sizes(asked.tier, placement.device), progress)
+        check_plans(asked, subject, data)
+        identity = identify(subject, placement, data, keys)
+        gate = self._gate(identity)
+        if ungated:
+            journal = Journal.unkept(identity)
+        else:
+            # An interrupted run's measurements stay until the next run, whatever is asked for now.
+            open_journal = Journal.resume if asked.resume else Journal.create
+            journal = open_journal(self.storage / JOURNAL, identity)
+        self.session = Session(
+            asked, subject, placement, data, identity, gate, journal, progress, loader, keys
+        )
+        return self.session
+
+    def _gate(self, identity: RunIdentity) -> Gate:
+        """By the thresholds named, or those of the project, or those beside the benchmarks."""
+        from ewq.gating.baseline import NEWEST, Choice, Wanted, find_baseline
+        from ewq.gating.thresholds import BUILT_IN, load_thresholds
+        from ewq.harness.session import Gate
+
+        root, asked = self.config.rootpath, self.options
+        files = (folder / "thresholds.toml" for folder in (root / "benchmarks", self.benchmarks))
+        thresholds, choice = BUILT_IN, Choice(None)
+        if path := asked.thresholds or next((file for file in files if file.is_file()), None):
+            thresholds = load_thresholds(path, [variant.name for variant in asked.variants])
+        if request := self.baseline_request or (NEWEST if asked.require_baseline else ""):
+            wanted = Wanted(identity, tuple(self.selected))
+            choice = find_baseline(request, self.storage, wanted, root)
+        if asked.require_baseline and choice.run is None:
+            raise InputError(f"no baseline to gate against: {'; '.join(choice.reasons)}")
+        return Gate(thresholds, choice.run, choice.reasons, asked.require_baseline, self.ungated)
 
     @property
     def plan_in_words(self) -> str:
