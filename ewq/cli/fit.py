@@ -28,6 +28,7 @@ from ewq.variants import parse_size
 
 if TYPE_CHECKING:
     from ewq.fit.run import Fitted, Measured
+    from ewq.planning.sizes import Card
 
 Model = Annotated[str, typer.Argument(help="Hub id or model folder.")]
 Text = Annotated[
@@ -52,6 +53,12 @@ def fit(
     bpw: Bpw = None,
     kld: Annotated[
         float | None, typer.Option(help="Smallest file expected below so many nats per token.")
+    ] = None,
+    vram: Annotated[
+        str | None, typer.Option(help="Memory of the card, for the file, cache and the rest.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="With --vram (default: 8192).")
     ] = None,
     like: Like = None,
     engine: Annotated[str, typer.Option(help="gguf or bitsandbytes.")] = "gguf",
@@ -79,13 +86,18 @@ def fit(
     from ewq.data.texts import load_texts
     from ewq.fit.run import Aim
     from ewq.fit.run import fit as run_fit
+    from ewq.planning.sizes import find_card
     from ewq.sensitivity.calibration import Calibrating
 
     check_output(out, folder=engine == BITSANDBYTES)
     quiet_transformers()
     if engine == BITSANDBYTES and rounding is Rounding.GPTQ:
         raise InputError("--rounding gptq rounds GGUF files: leave it out for bitsandbytes")
-    aim = Aim(None if size is None else parse_size(size), bpw, kld, like)
+    progress, size_bytes = terminal_progress(), None if size is None else parse_size(size)
+    if vram and size:
+        raise InputError("give --size or --vram, not both")
+    card = find_card(model, vram, context, engine, progress)
+    aim = Aim(card.room if card else size_bytes, bpw, kld, like)
     made = run_fit(
         model,
         out,
@@ -97,9 +109,9 @@ def fit(
         texts=load_texts(texts or fixture_path("texts")),
         tokens_per_domain=text_tokens,
         gptq=rounding is Rounding.GPTQ,
-        progress=terminal_progress(),
+        progress=progress,
     )
-    show(_document(made), _lines(made), as_json=as_json)
+    show(_document(made), _lines(made, card), as_json=as_json)
 
 
 def imatrix(
@@ -131,12 +143,18 @@ def imatrix(
         print(f"note: {note}")
 
 
-def _lines(made: Fitted) -> Iterator[str]:
+def _lines(made: Fitted, card: Card | None) -> Iterator[str]:
     plan = made.plan
     yield f"{made.path}: {plan.bits_per_weight:.3f} bits per weight; {types_text(plan)}"
-    yield f"  {'':<44} {'size':>11} {'KLD, nats':>17} {'same top':>9} {'perplexity':>11}"
+    yield (
+        f"  {'':<44} {'size':>11} {'KLD, nats':>17} {'same top':>9} {'perplexity':>11}"
+        f"{' fits' * bool(card)}"
+    )
     for one in (made.own, *made.rivals):
-        yield "  " + _row(one)
+        fits = "" if card is None else "  yes" if one.nbytes <= card.room else "   no"
+        yield f"  {_row(one)}{fits}"
+    if card:
+        yield str(card)
     yield from (f"note: {note}" for note in made.notes)
     yield sentence(made)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,7 +28,13 @@ from ewq.errors import InputError
 from ewq.files import check_output
 from ewq.planning.diff import Move, PlanDiff, diff_plans
 from ewq.planning.plan import QuantizationPlan, read_plan, write_plan
+from ewq.precision import Precision
 from ewq.variants import parse_size
+
+if TYPE_CHECKING:
+    from ewq.planning.analysis import Analysis
+    from ewq.planning.sizes import Card
+    from ewq.sensitivity.calibration import Calibrating
 
 TYPE_SCORERS = ("fisher", "higgs")
 """The scorers whose plans are of types."""
@@ -56,6 +62,13 @@ def plan(
     target_bpw: Bpw = None,
     target_size: Annotated[
         str | None, typer.Option(help="Size of the whole model, such as 5GB or 4.5GiB.")
+    ] = None,
+    target_vram: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory of the card, for weights, cache and the rest."),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="With --target-vram (default: 8192).")
     ] = None,
     target_kld: Annotated[
         float | None,
@@ -89,32 +102,26 @@ def plan(
 ) -> None:
     """Decide which blocks stay raw and which get 8 or 4 bits; one plan per factor and seed."""
     from ewq.planning.analysis import analyze, check_choices
-    from ewq.planning.sizes import DEFAULT_FORMAT
+    from ewq.planning.sizes import DEFAULT_FORMAT, find_card
     from ewq.sensitivity.calibration import Calibrating
 
     size_bytes = None if target_size is None else parse_size(target_size)
-    targets = [v for v in (target_bpw, size_bytes, target_kld, like) if v is not None]
-    if factor and targets:
-        raise InputError("give --factor or a target, not both")
-    if len(targets) > 1:
-        raise InputError("give only one of --target-bpw, --target-size, --target-kld and --like")
+    targets = (target_bpw, target_size, target_vram, target_kld, like)
+    _check_rules(factor, [each for each in targets if each is not None])
     if seed and scorer != "random":
         raise InputError(f"--seed is for --scorer random; {scorer} draws nothing")
     progress, data_free = terminal_progress(), scorer == "higgs"
+    target = target or ("gguf" if scorer in TYPE_SCORERS else DEFAULT_FORMAT)
+    if card := find_card(model, target_vram, context, target, progress):
+        size_bytes = card.room
     how = Calibrating(calibration, device=device or "cpu", cache=cache, data_free=data_free)
     if scorer in TYPE_SCORERS:
-        from ewq.fit.prepare import open_fitting
-        from ewq.fit.run import Aim, check_recipes, make_plan
-
         paths = _paths(out, [(None, None)])
-        quiet_transformers()
-        aim = Aim(size_bytes, target_bpw, target_kld, like)
-        check_recipes([like])
-        fitting = open_fitting(model, target or "gguf", how, progress)
-        plans = [make_plan(fitting, aim, granularity or "tensor")]
-        _deliver(fitting.target.parameters, plans, paths, as_json)
+        aim = (size_bytes, target_bpw, target_kld, like)
+        made, numel = _typed(model, aim, target, granularity, how)
+        _deliver(numel, [made], paths, as_json, [str(card)] * bool(card))
         return
-    granularity, target = granularity or "block", target or DEFAULT_FORMAT
+    granularity = granularity or "block"
     check_choices(scorer, granularity, target)
     factors: list[float | None] = [*factor] if factor else [None]
     seeds: list[int | None] = [*seed] if seed else [None]
@@ -148,7 +155,34 @@ def plan(
         quiet_transformers()
         fitting = open_fitting(analysis.checkpoint, target, how, progress)
         plans = [smallest_below(fitting, target_kld, partial(draft, *each)) for each in drafts]
-    _deliver(analysis.footprint.numel, plans, paths, as_json)
+    notes = [*_card_lines(card, analysis, target)] if card else []
+    _deliver(analysis.footprint.numel, plans, paths, as_json, notes)
+
+
+def _check_rules(factor: list[float] | None, targets: list[object]) -> None:
+    if factor and targets:
+        raise InputError("give --factor or a target, not both")
+    if len(targets) > 1:
+        given = "--target-bpw, --target-size, --target-vram, --target-kld and --like"
+        raise InputError(f"give only one of {given}")
+
+
+def _typed(
+    model: str,
+    aim: tuple[int | None, float | None, float | None, str | None],
+    target: str,
+    granularity: str | None,
+    how: Calibrating,
+) -> tuple[QuantizationPlan, int]:
+    """A plan of types, and the model's number of parameters."""
+    from ewq.fit.prepare import open_fitting
+    from ewq.fit.run import Aim, check_recipes, make_plan
+
+    quiet_transformers()
+    wanted = Aim(*aim)
+    check_recipes([wanted.like])
+    fitting = open_fitting(model, target, how, terminal_progress())
+    return make_plan(fitting, wanted, granularity or "tensor"), fitting.target.parameters
 
 
 def _paths(out: str | None, drafts: list[Draft]) -> list[Path | None]:
@@ -174,8 +208,21 @@ def _name(factor: float | None, seed: int | None) -> str:
     return f"plan{by_factor}" + ("" if seed is None else f"-random-{seed}")
 
 
+def _card_lines(card: Card, analysis: Analysis, target: str) -> Iterator[str]:
+    """What is left for weights, and which uniform precisions fit there."""
+    yield str(card)
+    sizes = {each: analysis.uniform_plan(each, target=target).size_bytes for each in Precision}
+    fits = {True: "fits", False: "does not fit"}
+    said = (f"{each} {size_text(size)} {fits[size <= card.room]}" for each, size in sizes.items())
+    yield f"uniform: {', '.join(said)}"
+
+
 def _deliver(
-    numel: int, plans: list[QuantizationPlan], paths: list[Path | None], as_json: bool
+    numel: int,
+    plans: list[QuantizationPlan],
+    paths: list[Path | None],
+    as_json: bool,
+    notes: list[str],
 ) -> None:
     lines: list[str] = []
     for one, path in zip(plans, paths, strict=True):
@@ -183,6 +230,7 @@ def _deliver(
         if path is not None:
             write_plan(one, path)
             lines.append(f"written to {path}")
+    lines += notes
     documents = [one.to_json() for one in plans]
     show(documents[0] if len(documents) == 1 else documents, lines, as_json=as_json)
 

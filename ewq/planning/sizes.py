@@ -7,14 +7,18 @@ Counted are packed values and scales, not the constant tables that bitsandbytes 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-from ewq.checkpoint.layout import SCALES, Layout, Weight, scale_of
-from ewq.checkpoint.opening import Checkpoint
+from ewq.checkpoint.layout import COUNT_KEYS, SCALES, Layout, Weight, scale_of
+from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import InputError
 from ewq.precision import Precision
+from ewq.progress import Progress
+from ewq.variants import parse_size
 
 BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias")
 """Old checkpoints saved these buffers; they are not parameters and are not loaded."""
@@ -193,3 +197,126 @@ def _stored(checkpoint: Checkpoint, weight: Weight) -> StoredWeight:
 
 def _is_mask(info: TensorInfo) -> bool:
     return info.name.endswith((".attn.bias", ".attention.bias")) and len(info.shape) == 4
+
+
+WIDTHS = ("hidden_size", "n_embd", "d_model", "n_embed")
+CONTEXT = 8192
+"""Tokens that a card is to hold unless others are asked for."""
+UBATCH = 512
+"""Tokens that llama.cpp computes at a time."""
+RUNTIME_BYTES = 500_000_000
+"""Assumed for the driver's context and the libraries' own memory."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card's memory, and what one sequence takes of it beside the weights, in bytes."""
+
+    vram_bytes: int
+    context: int
+    """Tokens of the sequence."""
+    cache_bytes: int
+    activation_bytes: int
+
+    @property
+    def room(self) -> int:
+        """Bytes left for weights."""
+        return self.vram_bytes - self.cache_bytes - self.activation_bytes - RUNTIME_BYTES
+
+    def __str__(self) -> str:
+        return (
+            f"of {self.vram_bytes / 1e9:.1f} GB, {self.room / 1e9:.2f} GB are for weights: "
+            f"{self.context} tokens take {self.cache_bytes / 1e9:.2f} GB of cache and "
+            f"{self.activation_bytes / 1e9:.2f} GB of activations (assumed: one sequence, a 16-bit "
+            f"cache, flash attention, {RUNTIME_BYTES / 1e9:.1f} GB for driver and libraries)"
+        )
+
+
+def find_card(
+    model: str, vram: str | None, context: int | None, target: str, progress: Progress
+) -> Card | None:
+    """The card that options describe, if they do; see :func:`card_for`.
+
+    Raises:
+        InputError: no size, a context without a card, or no room for weights.
+    """
+    if vram is None:
+        if context is not None:
+            raise InputError("--context is read with a card's memory only")
+        return None
+    checkpoint = open_checkpoint(model, progress)
+    card = card_for(checkpoint, parse_size(vram), context or CONTEXT, target)
+    if card.room <= 0:
+        needs = f"{(card.vram_bytes - card.room) / 1e9:.1f} GB"
+        raise InputError(f"{card.context} tokens alone take {needs}: give a shorter --context")
+    return card
+
+
+def card_for(checkpoint: Checkpoint, vram_bytes: int, context: int, target: str) -> Card:
+    """What a sequence takes on a card, from the shapes in ``config.json``.
+
+    The cache holds keys and values of 16 bits: ``2 * layers * kv_heads * head_dim * context * 2``;
+    a layer with a sliding window keeps that window, one without attention nothing to speak of.
+    llama.cpp's activations are those of 512 tokens, ``512 * (vocabulary + 2 * hidden) * 4``: for
+    SmolLM2-135M 98.3 MiB, where it reserves 98.3 to 102.5. transformers computes a prompt at once
+    in 16 bits, ``context * (2 * hidden + 3 * intermediate) * 2``, and spreads out one quantized
+    matrix, ``hidden * intermediate * 2``. These two are not compared with a GPU's counters.
+
+    Args:
+        checkpoint: a Hugging Face folder.
+        vram_bytes: of the card.
+        context: tokens of prompt and answer together.
+        target: the storage that is planned for; ``gguf`` means llama.cpp.
+
+    Raises:
+        InputError: the config lacks a shape, or the model caches something else.
+    """
+    config = _shapes(checkpoint, context)
+    number = partial(_number, checkpoint, config)
+    hidden, heads = number(*WIDTHS), number("num_attention_heads", "n_head", "num_heads")
+    kv_heads = number("num_key_value_heads", "num_kv_heads", default=heads)
+    head_dim = number("head_dim", default=hidden // heads)
+    intermediate = number("intermediate_size", "n_inner", "ffn_dim", default=4 * hidden)
+    if target == "gguf":
+        activations = UBATCH * (number("vocab_size") + 2 * hidden) * 4
+    else:
+        activations = 2 * context * (2 * hidden + 3 * intermediate) + 2 * hidden * intermediate
+    tokens = sum(_lengths(config, number(*COUNT_KEYS), context))
+    return Card(vram_bytes, context, 2 * kv_heads * head_dim * tokens * 2, activations)
+
+
+def _shapes(checkpoint: Checkpoint, context: int) -> dict[str, Any]:
+    """The language model's part of a config, if what it says is all that the cache depends on."""
+    config = dict(checkpoint.config) | dict(checkpoint.config.get("text_config") or {})
+    why = ""
+    if context < 1:
+        why = "a context has at least one token"
+    elif checkpoint.is_gguf:
+        why = "a GGUF file has no config.json; give the model's folder"
+    elif "kv_lora_rank" in config:
+        why = "it caches no plain keys and values; give a size"
+    if why:
+        raise InputError(f"cannot tell what {checkpoint.model} takes on a card: {why}")
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        config["num_key_value_heads"] = 1
+    return config
+
+
+def _number(
+    checkpoint: Checkpoint, config: Mapping[str, Any], *names: str, default: int = 0
+) -> int:
+    found = next((config[name] for name in names if config.get(name)), default)
+    if not isinstance(found, int) or found < 1:
+        raise InputError(f"config.json of {checkpoint.model} has no {names[0]}")
+    return found
+
+
+def _lengths(config: Mapping[str, Any], layers: int, context: int) -> Iterator[int]:
+    """Tokens that each layer keeps."""
+    window = config.get("sliding_window") or context
+    for kind in config.get("layer_types") or ["full_attention"] * layers:
+        if kind in ("sliding_attention", "chunked_attention"):
+            yield min(context, window)
+        else:
+            # Recurrent layers have a state, whose size does not grow.
+            yield context if kind in ("full_attention", "attention") else 0

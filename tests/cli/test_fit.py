@@ -13,6 +13,8 @@ from ewq.cli.fit import fit, imatrix
 from ewq.cli.plan import plan
 from ewq.errors import InputError, PlanError
 from ewq.gguf.imatrix import read_imatrix
+from ewq.planning.sizes import find_card
+from ewq.progress import NO_PROGRESS
 from tests.gguf.models import require_converter, shared_gguf
 from tools.odd_folders import make_odd
 
@@ -209,3 +211,27 @@ def test_sequences_of_nothing_are_refused(call, tmp_path, arguments):
     result = call("imatrix", TINY, "-o", tmp_path / "out.gguf", *arguments)
     assert result.exit_code == 2
     assert not isinstance(result.exception, ZeroDivisionError | ValueError)
+
+
+def test_on_a_card_the_file_leaves_room_for_the_context_and_the_table_says_what_fits(
+    call, tmp_path
+):
+    whole = find_card(str(TINY), "1GB", 64, "gguf", NO_PROGRESS)
+    vram = 10**9 - whole.room + 400_000
+    result = call(
+        *("fit", TINY, "--vram", vram, "--context", 64, "--versus", "Q8_0", *SHORT),
+        *("--text-tokens", 64, "-o", tmp_path / "fit.gguf"),
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "fit.gguf").stat().st_size <= 400_000
+    heading, own, rival = result.stdout.splitlines()[1:4]
+    assert heading.endswith(" fits")
+    assert own.endswith(" yes")
+    assert rival.endswith(" no")
+    assert "64 tokens take" in result.stdout
+
+
+def test_a_card_and_a_size_are_two_aims(call, tmp_path):
+    size = ("--size", "1MB", "-o", tmp_path / "fit.gguf")
+    assert "--size or --vram" in refusal(call("fit", TINY, "--vram", "1GB", *size))
+    assert "read with a card's memory" in refusal(call("fit", TINY, "--context", 64, *size))

@@ -331,3 +331,35 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(
 
     assert (said.code, said.out) == (2, "")
     assert said.err.startswith(f"ewq: cannot write {tmp_path / name}: ")
+
+
+def test_a_card_is_filled_up_to_what_cache_and_activations_leave(ewq, model: str, tmp_path: Path):
+    from ewq.planning.sizes import find_card
+    from ewq.progress import NO_PROGRESS
+
+    card = find_card(model, "502MB", 64, "gguf", NO_PROGRESS)
+    assert card is not None
+    most = read_plan_of(ewq, tmp_path, model, "--target-vram", "800MB", "--context", "64")
+    vram = 502_000_000 - card.room + most.size_bytes - 1
+    said = ewq(
+        "plan",
+        model,
+        "--for",
+        "gguf",
+        "--target-vram",
+        f"{vram}",
+        "--context",
+        "64",
+        "-o",
+        str(tmp_path / "less.json"),
+    )
+    less = read_plan(tmp_path / "less.json")
+    assert less.size_bytes < most.size_bytes
+    assert "64 tokens take" in said.out
+    assert "does not fit" in said.out
+    assert "4bit" in said.out.split("uniform: ")[1]
+
+
+def read_plan_of(ewq, folder: Path, model: str, *arguments: str):
+    ewq("plan", model, "--for", "gguf", *arguments, "-o", str(folder / "plan.json"))
+    return read_plan(folder / "plan.json")
