@@ -37,6 +37,7 @@ _VALUES: tuple[tuple[str, str, str, str], ...] = (
 _FLAGS: tuple[tuple[str, str], ...] = (
     ("require-baseline", "fail before loading a model when there is no valid baseline"),
     ("resume", "continue the interrupted run with what is missing"),
+    ("confirm", "measure a speed that fails its gate again; the second measurement decides"),
     ("no-save", "measure without storing the run"),
     ("dry-run", "say what would be measured, and measure nothing"),
 )
@@ -62,6 +63,7 @@ class Options:
     decode: str
     require_baseline: bool
     resume: bool
+    confirm: bool
     no_save: bool
     dry_run: bool
 

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,30 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(storage, na
     (storage.parent / "folder.html").mkdir()
     with pytest.raises(InputError, match=why):
         call("no such run", "-o", name)
+
+
+def test_exports_for_github_action_benchmark_hold_one_direction_each(storage):
+    files = {
+        way: json.loads(call("--format", f"github-{way}").stdout) for way in ("smaller", "bigger")
+    }
+    names = {way: {entry["name"] for entry in entries} for way, entries in files.items()}
+    (speed,) = (e for e in files["bigger"] if e["name"] == "fp16 throughput decode_tokens_per_s")
+
+    assert {"fp16 memory weights_bytes", "ewq-0.65 divergence kld_mean"} <= names["smaller"]
+    assert not names["smaller"] & names["bigger"]
+    assert "fp16 memory load_s" not in names["smaller"], "no baseline gates it"
+    assert speed | {"value": 60.0, "unit": "tokens/s", "extra": "n 10"} == speed
+    # The action reads a number of two characters at least behind the sign.
+    assert re.fullmatch(r"± \d.+", speed["range"])
+    assert float(speed["range"][2:]) == pytest.approx(1.96 * 0.6, rel=1e-3)
+
+
+def test_the_export_for_bencher_is_its_metric_format(storage):
+    found = json.loads(
+        call("--format", "bencher", "-o", "b.json").stdout or Path("b.json").read_text()
+    )
+    kld = found["ewq-0.65 divergence"]["kld_mean"]
+
+    assert kld["lower_value"] < kld["value"] < kld["upper_value"]
+    assert found["fp16 memory"]["weights_bytes"] == {"value": 269_000_000.0}
+    assert all(len(measure) <= 64 for measures in found.values() for measure in measures)

@@ -7,6 +7,7 @@ overrides the two fixtures that decide what is benchmarked.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -81,6 +82,9 @@ def answers():
 class FakeModel:
     """Logits from a fixed table by the last two tokens; ``noise`` is the damage."""
 
+    slow_calls = math.inf
+    """How many generations ``step_s`` slows."""
+
     def __init__(self, noise: float, step_s: float = 0.0, weights_bytes: int = 1_000_000):
         rng = np.random.default_rng(1)
         self._last = rng.normal(0, 1.5, (VOCABULARY, VOCABULARY)).astype(np.float32)
@@ -127,7 +131,9 @@ class FakeModel:
         yield self._rows(ids, start)[:-1]
 
     def generate(self, prompts, new_tokens):
-        time.sleep(self._step_s * new_tokens)
+        self.slow_calls -= 1
+        step_s = self._step_s if self.slow_calls >= 0 else 0.0
+        time.sleep(step_s * new_tokens)
         rows = []
         for prompt in prompts:
             ids = list(prompt)
@@ -135,8 +141,8 @@ class FakeModel:
                 ids.append(int(self._rows(ids[-2:], min(2, len(ids)))[-1].argmax()))
             rows.append(tuple(ids[len(prompt) :]))
         # Long enough for gates to trust.
-        step = 0.01 + 10 * self._step_s
-        return Generation(tuple(rows), 0.1 + self._step_s, (step,) * (new_tokens - 1))
+        step = 0.01 + 10 * step_s
+        return Generation(tuple(rows), 0.1 + step_s, (step,) * (new_tokens - 1))
 
     def synchronize(self):
         pass
@@ -165,6 +171,7 @@ class Behaviour:
     weights_bytes: int = 1_000_000
     error: str = ""
     step_s: float = 0.0
+    slow_calls: float = math.inf
     guesses: bool = False
     """It knows no answers."""
     kill: str = ""
@@ -187,6 +194,7 @@ def load_fake(variant, subject, placement) -> Loaded:
     if behaviour.error:
         raise EwqError(behaviour.error)
     model = FakeModel(behaviour.noise, behaviour.step_s, behaviour.weights_bytes)
+    model.slow_calls = behaviour.slow_calls
     model.answers = {} if behaviour.guesses else answers()
     return Loaded(model)
 
