@@ -118,7 +118,7 @@ def write_cached(kind: str, key: str, value: object) -> None:
 
 def write_text(path: Path, text: str) -> Path:
     """Replace ``path`` by ``text`` (UTF-8) in one step; an EwqError leaves ``path`` untouched."""
-    with _said_of(path):
+    with said_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=SCRATCH)
         try:
@@ -140,7 +140,7 @@ def whole_folder(target: Path, *, shared: bool = False) -> Iterator[Path]:
     Where several processes make the same ``shared`` folder, the work of the first to finish stays.
     An EwqError where it cannot be written: full disk, no permission, or taken meanwhile.
     """
-    with _said_of(target), scratch_beside(target) as work:
+    with said_of(target), scratch_beside(target) as work:
         yield work
         if shared and target.exists():
             return
@@ -156,7 +156,7 @@ def scratch_beside(out: Path) -> Iterator[Path]:
 
     One that a killed process left behind is removed by the next that works in the same place.
     """
-    with _said_of(out):
+    with said_of(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(out.parent)
         work = Path(tempfile.mkdtemp(dir=out.parent, prefix=SCRATCH))
@@ -219,7 +219,7 @@ def check_output(path: Path, *, folder: bool = False, needed_bytes: int = 0) -> 
 
 
 @contextmanager
-def _said_of(path: Path) -> Iterator[None]:
+def said_of(path: Path) -> Iterator[None]:
     """An operating system's error as one line that names ``path``."""
     try:
         yield

@@ -83,7 +83,7 @@ def _calibration(
 ) -> Calibration | None:
     from ewq.checkpoint.opening import open_checkpoint
     from ewq.fit.prepare import calibrate
-    from ewq.gguf.recode import require_folder
+    from ewq.gguf.gptq import require_folder
     from ewq.sensitivity.calibration import Calibrating
 
     if rounding is Rounding.NEAREST:

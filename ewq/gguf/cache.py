@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import BackendUnavailable, CheckpointError
 from ewq.files import check_output, content_key, file_digest, scratch_beside, write_text
-from ewq.gguf.convert import PACKAGE, UNKNOWN_TOKENIZER_NOTE, VARIABLE, VERSION, find_converter
-from ewq.gguf.export import Base, base_type, build, check_range, least_bytes, make_base, open_for
+from ewq.gguf.convert import PACKAGE, VARIABLE, VERSION, find_converter
+from ewq.gguf.export import base_type, build, check_range, least_bytes, make_base, open_for
 from ewq.gguf.recipe import PlanRecipe, Recipe, TypeRecipe, plain_type
 from ewq.progress import NO_PROGRESS, Progress
 
@@ -31,8 +31,7 @@ def cached_gguf(
     """The GGUF of a model by a recipe: exported into ``folder`` on first use, found again later.
 
     Raises:
-        BackendUnavailable: the ``gguf`` extra is absent.
-        EwqError: as :func:`ewq.gguf.export.export_gguf`.
+        EwqError: as :func:`ewq.gguf.export.export_gguf`; the ``gguf`` extra is absent.
     """
     return _find_or_make(open_for(model, recipe, progress), recipe, folder, progress)
 
@@ -56,15 +55,14 @@ def _find_or_make(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress
     check_output(out, needed_bytes=least_bytes(checkpoint, recipe))
     with scratch_beside(out) as work:
         if plain_type(recipe) or checkpoint.is_gguf:
-            base = make_base(checkpoint, recipe, work, progress=progress)
+            # Notes are on tokenizers: here token ids come from the checkpoint's own.
+            base, _ = make_base(checkpoint, recipe, work, progress=progress)
         else:
             # A converted file is kept as well: all recipes share it.
             converted = TypeRecipe(base_type(checkpoint))
-            base = Base(_find_or_make(checkpoint, converted, folder, progress))
+            base = _find_or_make(checkpoint, converted, folder, progress)
         report = build(base, recipe, out, work, progress)
-    # Here token ids come from the checkpoint's own tokenizer, whatever llama.cpp makes of it.
-    notes = [note for note in report.notes if note != UNKNOWN_TOKENIZER_NOTE]
-    entry = {"fingerprint": open_checkpoint(out).fingerprint, "notes": notes}
+    entry = {"fingerprint": open_checkpoint(out).fingerprint, "notes": report.notes}
     write_text(out.with_suffix(".json"), json.dumps(entry))
     return out
 

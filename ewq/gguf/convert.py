@@ -1,14 +1,13 @@
 """From a Hugging Face folder to a GGUF of 16- or 32-bit weights, by llama.cpp's converter.
 
-llama-cpp-python's source archive has llama.cpp's sources. The script and what it imports are taken
-from there, at a pinned version and content, into a folder of their own, since they bring another
-``gguf`` module; they only ever run in a child process, which runs no code of the model.
-``python -m ewq.gguf.convert`` fetches it now, so that exports need no network.
+The script and what it imports are taken from llama-cpp-python's source archive, at a pinned version
+and content, into a folder of their own, since they bring another ``gguf`` module; they only ever
+run in a child process, which runs no code of the model. ``python -m ewq.gguf.convert`` fetches
+them now, so that exports need no network.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -16,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Collection, Mapping
+from importlib.metadata import distributions
 from pathlib import Path
 
 from ewq.errors import BackendUnavailable, CheckpointError, EwqError, InputError
@@ -35,8 +35,8 @@ ARCHIVE_PARTS = (
     *("models/ggml-vocab-gpt-neox.gguf", "models/ggml-vocab-llama-spm.gguf"),
 )
 """What is taken out of the archive, below its root."""
-COMPANIONS = {"sentencepiece": "sentencepiece==0.2.3", "google.protobuf": "protobuf>=6,<8"}
-"""Modules the converter imports for some tokenizers -> what to add where they are missing."""
+COMPANIONS = {"sentencepiece": "sentencepiece==0.2.3", "protobuf": "protobuf>=6,<8"}
+"""What the converter imports for some tokenizers -> what to add where it is not installed."""
 CONVERTED_TYPES = ("F32", "F16", "BF16")
 """Types that need no quantizer."""
 UNKNOWN_TOKENIZER_NOTE = (
@@ -56,13 +56,10 @@ def convert_folder(
     *,
     without: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Convert a folder; tokenizer, special tokens and chat template included.
+    """Convert a folder, tokenizer and chat template included; returns notes for people.
 
     Matrices become ``type_name``, vectors stay F32; ``out`` is not written at once; tensors named
     in ``without`` are left out.
-
-    Returns:
-        Notes for people.
 
     Raises:
         CheckpointError: the converter does not know the model; its own last line is quoted.
@@ -70,7 +67,8 @@ def convert_folder(
     script = find_converter(converter, progress)
     arguments = [str(folder), "--outtype", type_name.lower(), "--outfile", str(out)]
     command = [sys.executable, "-P", str(convert_child.__file__), str(script), *arguments]
-    status, said = _followed(command, progress, {convert_child.WITHOUT: ",".join(without)})
+    environment = {**os.environ, convert_child.WITHOUT: ",".join(without)}
+    status, said = _followed(command, progress, environment)
     if status or not out.is_file():
         reason = said.strip().split("\n")[-1].strip() or "no reason given"
         raise CheckpointError(f"llama.cpp's converter cannot convert {folder}: {reason}")
@@ -79,7 +77,7 @@ def convert_folder(
 
 
 def _followed(
-    command: list[str], progress: Progress, variables: Mapping[str, str]
+    command: list[str], progress: Progress, environment: Mapping[str, str]
 ) -> tuple[int, str]:
     """Run the converter while reading its own progress bar; returns exit status and stderr."""
     said: list[str] = []
@@ -88,7 +86,7 @@ def _followed(
         step(progress, "converting to GGUF", 100, "%") as advance,
         subprocess.Popen(
             command,
-            env={**os.environ, **variables},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -141,16 +139,10 @@ def _install(folder: Path) -> None:
                 if member.name.startswith(wanted):
                     member.name = member.name.removeprefix(f"{ARCHIVE_ROOT}/")
                     tar.extract(member, folder, filter="data")
-    missing = [package for module, package in COMPANIONS.items() if not _importable(module)]
+    installed = {found.name for found in distributions()}
+    missing = [pinned for name, pinned in COMPANIONS.items() if name not in installed]
     if missing:
         _pip("install", "--target", str(folder), *missing)
-
-
-def _importable(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def _pip(command: str, *arguments: str) -> None:

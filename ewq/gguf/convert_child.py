@@ -1,10 +1,8 @@
 """Child process: run llama.cpp's converter, whichever version, in its own import path.
 
-The converter asks transformers to run code that comes with a model (``trust_remote_code=True``)
-for many families; here transformers is kept from it, whoever asks.
-
-Called as ``python -P convert_child.py SCRIPT ARGUMENTS...``; it must not import
-ewq, whose environment has another ``gguf``. ``$EWQ_CONVERT_WITHOUT`` names tensors to leave out.
+The converter asks transformers to run code that comes with a model (``trust_remote_code=True``);
+here transformers is kept from it, whoever asks. Called as ``python -P convert_child.py SCRIPT
+ARGUMENTS...``; it must not import ewq, whose environment has another ``gguf``.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 WITHOUT = "EWQ_CONVERT_WITHOUT"
+"""Variable that names tensors to leave out."""
 UNKNOWN_TOKENIZER = "ewq: unknown pre-tokenizer"
 """Printed when the converter does not recognise the tokenizer's splitting rule."""
 CODE_REFUSED = "it needs Python code that comes with the model, which ewq never runs"
@@ -72,10 +71,8 @@ def forbid_code_of_models() -> None:
 
 
 def with_older_keys(load: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """The loader of a config, with keys the converter reads and transformers 5 names otherwise.
-
-    Without them neither GPT-2, Pythia, Falcon nor MiniMax converts, saved anew or as published.
-    """
+    """The loader of a config, with keys the converter reads and transformers 5 names otherwise:
+    those of GPT-2, Pythia, Falcon and MiniMax."""
 
     def complete(folder: Path, *options: Any, **named: Any) -> dict[str, Any]:
         config = load(folder, *options, **named)
@@ -96,9 +93,8 @@ def with_older_keys(load: Callable[..., dict[str, Any]]) -> Callable[..., dict[s
 def allow_unknown_tokenizers(owner: Any) -> None:
     """Write a plain vocabulary where the converter would give up on the tokenizer.
 
-    An unrecognised splitting rule is named ``default``; a missing SentencePiece
-    file is replaced by ``tokenizer.json``. Ids given to the model come from the
-    checkpoint's own tokenizer, so measurements depend on neither.
+    An unrecognised splitting rule is named ``default``; a missing SentencePiece file is replaced
+    by ``tokenizer.json``. Measurements depend on neither.
     """
     model = getattr(owner, "TextModel", None) or owner.Model
     name_rule: Callable[..., str] = model.get_vocab_base_pre

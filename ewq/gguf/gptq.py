@@ -2,23 +2,36 @@
 
 Columns are rounded one after the other, and what rounding a column does to the layer's outputs is
 made up for by those that come later, as the inputs' second moments ``X X^T`` tell. Scales and
-offsets of a block stay ggml's own, chosen when its turn comes; only the codes of its values are
-chosen here. Which bits those are is found by flipping each bit of a block and looking at what
-changes, so no type's layout is written down, and every result is a valid tensor of the type.
+offsets of a block stay ggml's own; only the codes of its values are chosen here. Which bits those
+are is found by flipping each bit of a block and looking at what changes, so no type's layout is
+written down, and every result is a valid tensor of the type.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ewq.checkpoint.gguf_header import GgufHeader
+from ewq.checkpoint.layout import find_layout
 from ewq.entropy.kernels import Array, compiled
+from ewq.errors import InputError
+from ewq.gguf.convert import CONVERTED_TYPES
+from ewq.gguf.recipe import TensorNames
 from ewq.gguf.rounding import Values, block_size, pack, unpack
+from ewq.progress import Progress, step
+
+if TYPE_CHECKING:
+    from ewq.checkpoint.opening import Checkpoint
+    from ewq.sensitivity.calibration import Calibration
 
 Bytes = NDArray[np.uint8]
 
@@ -32,20 +45,98 @@ CODED = frozenset(
     {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS"}
     | {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
 )
-"""Types whose values have codes of their own. In others (codebooks of several values) ggml rounds a
-whole block, and later blocks make up for it."""
+"""Types whose values have codes of their own; in others ggml rounds a whole block by its codebook,
+and later blocks make up for it."""
+
+
+MOMENTS_BYTES = 2 * 2**30
+"""Most bytes of second moments at a time; matrices beyond wait for another pass over the text."""
+
+
+def require_folder(checkpoint: Checkpoint) -> None:
+    """Refuse a GGUF file, which cannot be run for the inputs of its matrices."""
+    if checkpoint.is_gguf:
+        raise InputError(f"{checkpoint.model}: --rounding gptq needs the Hugging Face folder")
+
+
+def recode(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    progress: Progress,
+    path: Path,
+    source: GgufHeader,
+) -> tuple[str, ...]:
+    """Rewrite the quantized matrices of ``path``, which was just made from ``source``, in place.
+
+    Types and sizes stay; what is returned are notes for people.
+    """
+    import gguf
+
+    from ewq.sensitivity.measure import load_model
+
+    model = load_model(checkpoint, "cpu", "float32")
+    before = {tensor.name: tensor for tensor in gguf.GGUFReader(source.path).tensors}
+    made = gguf.GGUFReader(path, "r+")
+    quantized = {
+        tensor.name: tensor
+        for tensor in made.tensors
+        if tensor.tensor_type.name not in CONVERTED_TYPES
+    }
+    names = TensorNames(source)
+    weights = find_layout(checkpoint).details.values()
+    columns = {weight.name: weight.in_features for weight in weights if not weight.expert}
+    # The head, which may be the embedding, is no weight of a block.
+    head = model.get_output_embeddings().weight
+    columns |= {name: head.shape[1] for name, own in model.named_parameters() if own is head}
+    for name, moments in _moments(model, calibration, columns, progress):
+        for tensor in names.of_weight(name):
+            if tensor in quantized:
+                old, new = before[tensor], quantized[tensor]
+                values = gguf.quants.dequantize(old.data, old.tensor_type)
+                new.data[...] = round_matrix(values, moments, new.tensor_type.name)
+    made.data.flush()
+    experts = sum(weight.expert for weight in weights)
+    return (f"{experts} stacks of experts keep ggml's own rounding",) if experts else ()
+
+
+def _moments(
+    model: Any, calibration: Calibration, columns: Mapping[str, int], progress: Progress
+) -> Iterator[tuple[str, Any]]:
+    """Every matrix with the second moments of its inputs, as many at a time as fit."""
+    from ewq.sensitivity.gradients import SecondMoments
+
+    for group in _groups(columns):
+        moments = SecondMoments(model, group)
+        reading = "reading what the matrices read"
+        with step(progress, reading, calibration.tokens, "tokens") as advance:
+            for ids in calibration.sequences:
+                moments.add(ids)
+                advance(len(ids))
+        with step(progress, "rounding", len(group), "matrices") as advance:
+            for found in moments.means().items():
+                yield found
+                advance(1)
+
+
+def _groups(columns: Mapping[str, int]) -> Iterator[list[str]]:
+    group: list[str] = []
+    free = MOMENTS_BYTES
+    for name, count in columns.items():
+        nbytes = 4 * count**2
+        if group and nbytes > free:
+            yield group
+            group, free = [], MOMENTS_BYTES
+        group.append(name)
+        free -= nbytes
+    if group:
+        yield group
 
 
 def round_matrix(weight: Values, moments: Values, type_name: str) -> Bytes:
-    """Round ``weight`` so that its products with the inputs change little.
+    """``weight``, ``[rows, columns]``, in a ggml type, ``[rows, bytes of a row]``.
 
-    Args:
-        weight: ``[rows, columns]``.
-        moments: ``[columns, columns]``, mean of ``x x^T`` over tokens.
-        type_name: a ggml type that divides the columns.
-
-    Returns:
-        ``[rows, bytes of a row]`` in that type.
+    Its products with the inputs change little; ``moments``, ``[columns, columns]``, are the mean of
+    ``x x^T`` over tokens.
     """
     factor = _inverse_factor(moments)
     mean = moments.diagonal().mean() or 1.0

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ewq.checkpoint.gguf_header import MAGIC, GgufHeader, read_header
-from ewq.errors import EwqError, InputError
-from ewq.files import scratch_beside
+from ewq.errors import InputError
+from ewq.files import said_of, scratch_beside
 
 NEEDED_BY = ("IQ1", "IQ2", "IQ3_XXS", "Q2_K_S")
 """How the types begin that llama.cpp refuses to make without importances."""
@@ -22,9 +22,8 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 
 
 def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Mean squared activations by tensor name, ``[columns]`` (``[experts * columns]`` for experts).
-
-    Reads ``llama-imatrix``'s GGUF output and its older binary format.
+    """Mean squared activations by tensor name, ``[columns]`` (``[experts * columns]`` for experts),
+    of ``llama-imatrix``'s GGUF output or its older binary format.
 
     Raises:
         InputError: no such file, or neither format.
@@ -53,11 +52,9 @@ def _read_gguf(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def _means(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sums over counts, ``[experts * columns]``; equal importance where nothing was counted.
-
-    An expert that the text never chose has sums of zero. Taken as importance, they would let the
-    quantizer write anything; ``llama-quantize`` takes 1 instead.
-    """
+    """Sums over counts, ``[experts * columns]``."""
+    # With sums of zero, of an expert that the text never chose, the quantizer may write anything;
+    # llama-quantize takes 1 instead.
     means = np.where(counts > 0, sums.reshape(len(counts), -1) / np.maximum(counts, 1), 1)
     return np.ascontiguousarray(means.ravel(), dtype=np.float32)
 
@@ -91,20 +88,15 @@ def write_imatrix(
 ) -> Path:
     """Write an importance matrix as ``llama-imatrix`` does: whole, or not at all.
 
-    Args:
-        path: the file.
-        sums: squared activations summed over tokens by tensor, ``[experts, columns]``.
-        counts: tokens that reached each expert by tensor, ``[experts]``.
-        source: the text's name.
-        sequences: parts of it that were run.
-        sequence_tokens: tokens in each.
+    ``sums``: squared activations summed over the tokens of the text ``source`` by tensor,
+    ``[experts, columns]``. ``counts``: tokens that reached each expert, ``[experts]``.
 
     Raises:
         EwqError: the file cannot be written.
     """
     from gguf import GGUFWriter
 
-    with scratch_beside(path) as work:
+    with said_of(path), scratch_beside(path) as work:
         writer = GGUFWriter(work / "imatrix.gguf", "")
         writer.add_type("imatrix")
         writer.add_array("imatrix.datasets", [source])
@@ -113,14 +105,11 @@ def write_imatrix(
         for name in sorted(sums):
             writer.add_tensor(f"{name}{SUMS}", sums[name].astype(np.float32))
             writer.add_tensor(f"{name}{COUNTS}", counts[name].astype(np.float32)[:, None])
-        try:
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-            writer.close()
-            (work / "imatrix.gguf").replace(path)
-        except OSError as error:
-            raise EwqError(f"cannot write {path}: {error.strerror or error}") from error
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        (work / "imatrix.gguf").replace(path)
     return path
 
 
@@ -138,19 +127,16 @@ def check_imatrix(types: Collection[str], path: Path | None) -> None:
 def check_entries(path: Path, source: GgufHeader) -> None:
     """Refuse an importance matrix of another model than ``source``: it would have no effect."""
     entries = read_imatrix(path)
-    if not any(tensor.name in entries for tensor in source.tensors):
-        first = next(iter(entries))
+    if entries.keys().isdisjoint(tensor.name for tensor in source.tensors):
         raise InputError(
-            f"{path} has no entry for any tensor of {source.path.name} (its first is {first}); "
-            "it was made for another model"
+            f"{path} has no entry for any tensor of {source.path.name} (its first is "
+            f"{next(iter(entries))}); it was made for another model"
         )
 
 
 def effect_notes(path: Path, stored: Mapping[str, str]) -> tuple[str, ...]:
-    """What an importance matrix did not do, for people.
-
-    ``stored``: tensor name -> ggml type, of those of the finished file that could have an entry.
-    """
+    """What an importance matrix did not do for ``stored``, tensors that could have an entry and
+    their types."""
     used = [name for name, kind in stored.items() if kind not in UNUSED_BY]
     if not used:
         return (f"{path.name} had no effect: no type of this file uses an importance matrix",)

@@ -75,7 +75,6 @@ def check_device(device: str) -> Any:
 
 
 def _remember(level: int, text: bytes, _user_data: Any) -> None:
-    """Log callback: keep error messages, drop the rest."""
     if level == LOG_ERROR:
         _messages.append(text.decode("utf-8", errors="replace").strip())
 
@@ -117,9 +116,7 @@ class NativeModel:
         self._lib = check_device(device)
         if cache_type not in CACHE_TYPES:
             raise InputError(f"cache type {cache_type!r}; give one of {', '.join(CACHE_TYPES)}")
-        self._device = device
-        self._threads = threads
-        self._cache_type = cache_type
+        self._device, self._threads, self._cache_type = device, threads, cache_type
         self._context: Any = None
         self._cells = 0
         self.batch_tokens = BATCH_TOKENS
@@ -155,27 +152,25 @@ class NativeModel:
             "flash_attention": "off" if self._cache_type == "F32" else "auto",
         }
 
-    @property
-    def model(self) -> Any:
-        """The model's pointer; raises once it has been freed."""
+    def _require_open(self) -> None:
+        """Refuse a closed model, on which llama.cpp would crash."""
         if self._model is None:
             raise MeasurementError("this llama.cpp model is closed; load it again")
-        return self._model
 
     def prepare(self, cells: int) -> None:
         """Forget all sequences and make sure that ``cells`` tokens fit."""
-        model = self.model
+        self._require_open()
         if cells > self._cells:
             self._free_context()
             self._cells = max(512, 1 << (cells - 1).bit_length())
-            self._context = self._new_context(model)
+            self._context = self._new_context()
         self._lib.llama_memory_clear(self._memory, True)
 
     @property
     def _memory(self) -> Any:
         return self._lib.llama_get_memory(self._context)
 
-    def _new_context(self, model: Any) -> Any:
+    def _new_context(self) -> Any:
         params = self._lib.llama_context_default_params()
         params.n_ctx = self._cells
         params.n_batch = params.n_ubatch = min(self.batch_tokens, self._cells)
@@ -190,7 +185,7 @@ class NativeModel:
         # One buffer for all sequences: copying a prefix copies no memory. A full-size
         # sliding-window cache, because a pruned one could not be shared or rolled back.
         params.kv_unified = params.swa_full = True
-        context = self._lib.llama_init_from_model(model, params)
+        context = self._lib.llama_init_from_model(self._model, params)
         if not context:
             raise MeasurementError(
                 f"llama.cpp cannot make a context of {self._cells} tokens: {logged_error()}"
@@ -210,22 +205,18 @@ class NativeModel:
 
         A block is llama.cpp's own memory: it is valid only until the next one is asked for.
         """
-        for part in self._parts(tokens):
-            yield self.run(part)
-
-    def _parts(self, tokens: Tokens) -> Iterator[Tokens]:
         limit = min(self.batch_tokens, self._cells)
         outputs = np.concatenate([[0], np.cumsum(tokens["wanted"], dtype=np.int64)])
         begin = 0
         while begin < len(tokens):
             by_rows = int(np.searchsorted(outputs, outputs[begin] + self._rows_cap, "right")) - 1
-            end = min(len(tokens), begin + limit, max(begin + 1, by_rows))
-            yield tokens[begin:end]
+            end = min(begin + limit, max(begin + 1, by_rows))
+            yield self.run(tokens[begin:end])
             begin = end
 
     def run(self, tokens: Tokens) -> NDArray[np.float32]:
         """Compute one batch; the wanted logits, valid until the next one is run."""
-        _ = self.model  # a closed model must raise, not crash
+        self._require_open()
         ids, positions, sequences, wanted = map(
             np.ascontiguousarray, (tokens[name] for name in TOKENS.names or ())
         )
@@ -244,8 +235,7 @@ class NativeModel:
         self._lib.llama_synchronize(self._context)
         if status != 0:
             raise MeasurementError(
-                f"llama.cpp failed on a batch of {len(ids)} tokens (code {status}): "
-                f"{logged_error()}"
+                f"llama.cpp failed on {len(ids)} tokens (code {status}): {logged_error()}"
             )
         rows = int(wanted.sum())
         if not rows:

@@ -1,9 +1,8 @@
 """Whether a GGUF file that somebody names can be used: it loads, and it is of the model under test.
 
 llama.cpp checks shapes and metadata with assertions that end the process, so a child loads the file
-and computes two tokens; only a file that survives is opened here. And a file of another model would
-be scored on this model's token ids: finite numbers without a meaning. Its header says enough to
-refuse it; a fine-tuned model passes, with the shape and the tokens of its base.
+and computes two tokens first. A file of another model would be scored on this model's token ids:
+finite numbers without a meaning. A fine-tuned model passes, with its base's shape and tokens.
 """
 
 from __future__ import annotations
@@ -41,15 +40,15 @@ def probe_file(path: Path, timeout_s: float = TIMEOUT_S) -> None:
     Raises:
         CheckpointError: llama.cpp refuses the file, aborts on it, or hangs.
     """
-    stat = path.stat()
-    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    key = (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
     if key in _passed:
         return
+    # A CUDA context would take memory and time, and the file loads the same without one.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     try:
         done = subprocess.run(
             _command(path),
-            # A CUDA context would take memory and time, and the file loads the same without one.
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -117,7 +116,13 @@ def require_same_model(path: Path, ours: Shape, tokenizer: Any, label: str) -> N
     header = read_header(path)
     theirs = _shape_of(header)
     differing, compared = _differing_tokens(header.metadata, tokenizer)
-    if not _compatible(ours, theirs):
+    # Only a known name can contradict: llama.cpp's names follow no rule.
+    known = ours.architecture in GGUF_FAMILY_OF and theirs.architecture in GGUF_FAMILY_OF
+    if (
+        (known and ours.architecture != theirs.architecture)
+        or (ours.blocks, ours.width) != (theirs.blocks, theirs.width)
+        or abs(ours.vocabulary - theirs.vocabulary) >= MOST_PADDING
+    ):
         why = f"is {theirs}, {label} is {ours}"
     elif differing > MOST_RENAMED * compared:
         why = f"spells {differing} of {compared} tokens otherwise than {label}"
@@ -134,16 +139,6 @@ def _shape_of(header: GgufHeader) -> Shape:
         blocks=header.metadata.get(f"{kind}.block_count", 0),
         width=header.metadata.get(f"{kind}.embedding_length", 0),
         vocabulary=embedding[-1],
-    )
-
-
-def _compatible(ours: Shape, theirs: Shape) -> bool:
-    # Only a known name can contradict: llama.cpp's names follow no rule.
-    known = ours.architecture in GGUF_FAMILY_OF and theirs.architecture in GGUF_FAMILY_OF
-    return (
-        (ours.architecture == theirs.architecture or not known)
-        and (ours.blocks, ours.width) == (theirs.blocks, theirs.width)
-        and abs(ours.vocabulary - theirs.vocabulary) < MOST_PADDING
     )
 
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ewq.errors import EwqError, InputError
 from ewq.gguf.imatrix import read_imatrix
@@ -28,7 +28,7 @@ GAVE_UP = 4
 """Exit status of the child where llama.cpp failed; its last error says of what."""
 CHOSEN = re.compile(r"^\[\s*\d+/\s*\d+\]\s+(\S+) .*MiB \((\w+)\)")
 STEP = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]\s+(\S+)")
-FALLBACK = re.compile(r"warning: (\S+) .*for type\s+(\S+)\) .*-> falling back to\s+(\S+)")
+FALLBACK = re.compile(r"warning: (\S+) .*for type\s+(\S+)\) .*-> falling back to")
 
 
 @dataclass(frozen=True)
@@ -50,46 +50,37 @@ class QuantizeJob:
     """Only report what type each tensor would take."""
 
 
-@dataclass(frozen=True)
-class Fallback:
-    """A tensor that llama.cpp could not store in the type asked for."""
-
-    tensor: str
-    wanted: str
-    stored: str
-
-
-@dataclass(frozen=True)
+@dataclass
 class Heard:
     """What a run said."""
 
-    fallbacks: tuple[Fallback, ...]
-    chosen: Mapping[str, str]
+    fallbacks: dict[str, str] = field(default_factory=dict)
+    """Tensor name -> the type asked for, of those that could not be stored in it."""
+    chosen: dict[str, str] = field(default_factory=dict)
     """Of a dry run: tensor name -> ggml type, of those that would change."""
-    last: str
+    last: str = "the file"
     """The tensor that llama.cpp turned to last."""
 
 
-def as_command(job: QuantizeJob, program: str = "llama-quantize") -> str:
+def as_command(job: QuantizeJob) -> str:
     """The job as a shell command for llama.cpp's own program, one option a line."""
-    options = [["--allow-requantize"]] if job.requantize else []
-    if job.imatrix:
-        options.append(["--imatrix", str(job.imatrix)])
-    if job.embedding_type:
-        options.append(["--token-embedding-type", job.embedding_type.lower()])
-    if job.output_type:
-        options.append(["--output-tensor-type", job.output_type.lower()])
-    for tensor, type_name in job.types.items():
-        options.append(["--tensor-type", f"{exact_pattern(tensor)}={type_name.lower()}"])
-    words = [[program], *options, [str(job.source), str(job.out), job.type_name]]
-    return " \\\n  ".join(shlex.join(line) for line in words)
+    options = {
+        "--imatrix": str(job.imatrix or ""),
+        "--token-embedding-type": (job.embedding_type or "").lower(),
+        "--output-tensor-type": (job.output_type or "").lower(),
+    }
+    lines = [["llama-quantize"], *[["--allow-requantize"]] * job.requantize]
+    lines += [[name, value] for name, value in options.items() if value]
+    lines += [
+        ["--tensor-type", f"{exact_pattern(tensor)}={type_name.lower()}"]
+        for tensor, type_name in job.types.items()
+    ]
+    lines.append([str(job.source), str(job.out), job.type_name])
+    return " \\\n  ".join(map(shlex.join, lines))
 
 
 def exact_pattern(tensor: str) -> str:
-    """A regular expression that matches this tensor's name and no other.
-
-    The quantizer searches, so an unanchored ``blk.1`` would also match ``blk.10``.
-    """
+    """A regular expression for this tensor alone: unanchored, ``blk.1`` would match ``blk.10``."""
     return f"^{re.escape(tensor)}$"
 
 
@@ -113,11 +104,12 @@ def run_quantizer(job: QuantizeJob, progress: Progress = NO_PROGRESS) -> Heard:
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
         assert child.stdin is not None
+        assert child.stdout is not None
         assert child.stderr is not None
         try:
             child.stdin.write(json.dumps(asdict(job), default=str))
             child.stdin.close()
-            heard = _follow(child, progress)
+            heard = _follow(child.stdout, progress)
         except BaseException:
             child.kill()
             raise
@@ -134,22 +126,19 @@ def run_quantizer(job: QuantizeJob, progress: Progress = NO_PROGRESS) -> Heard:
     return heard
 
 
-def _follow(child: subprocess.Popen[str], progress: Progress) -> Heard:
-    assert child.stdout is not None
-    fallbacks: list[Fallback] = []
-    chosen: dict[str, str] = {}
-    last = "the file"
-    for line in child.stdout:
+def _follow(log: IO[str], progress: Progress) -> Heard:
+    heard = Heard()
+    for line in log:
         if match := CHOSEN.match(line):
-            chosen[match[1]] = match[2].upper()
+            heard.chosen[match[1]] = match[2].upper()
         elif match := STEP.match(line):
             if match[1] == "1":
                 progress.start("quantizing", int(match[2]), "tensors")
             progress.advance(1)
-            last = match[3]
+            heard.last = match[3]
         elif match := FALLBACK.search(line):
-            fallbacks.append(Fallback(match[1], match[2].upper(), match[3].upper()))
-    return Heard(tuple(fallbacks), chosen, last)
+            heard.fallbacks[match[1]] = match[2].upper()
+    return heard
 
 
 def main(job: QuantizeJob) -> int:
@@ -164,7 +153,12 @@ def main(job: QuantizeJob) -> int:
     callback = library.llama_log_callback(_report)
     library.llama_log_set(callback, ctypes.c_void_p(0))
     params = library.llama_model_quantize_default_params()
-    params.ftype = _recipe_number(library, job.type_name)
+    recipe = f"LLAMA_FTYPE_{'ALL' if job.type_name == 'F32' else 'MOSTLY'}_{job.type_name}"
+    if not hasattr(library, recipe):
+        raise InputError(
+            f"llama.cpp has no type {job.type_name!r}; try F16, BF16, Q8_0, Q6_K or Q4_K_M"
+        )
+    params.ftype = getattr(library, recipe)
     params.allow_requantize = job.requantize
     params.dry_run = job.dry_run
     if job.embedding_type:
@@ -184,14 +178,6 @@ def _report(level: int, text: bytes, _user_data: Any) -> None:
     stream = sys.stderr if level == LOG_ERROR else sys.stdout
     stream.write(text.decode("utf-8", errors="replace"))
     stream.flush()
-
-
-def _recipe_number(library: Any, name: str) -> int:
-    key = f"LLAMA_FTYPE_{'ALL' if name == 'F32' else 'MOSTLY'}_{name}"
-    value = getattr(library, key, None)
-    if value is None:
-        raise InputError(f"llama.cpp has no type {name!r}; try F16, BF16, Q8_0, Q6_K or Q4_K_M")
-    return int(value)
 
 
 def _type_number(name: str) -> int:
@@ -225,9 +211,8 @@ def _set_imatrix(library: Any, params: Any, path: Path) -> Any:
 
 def _job(text: str) -> QuantizeJob:
     data: dict[str, Any] = json.loads(text)
-    for key in ("source", "out", "imatrix"):
-        data[key] = Path(data[key]) if data[key] else None
-    return QuantizeJob(**data)
+    paths = {key: Path(data[key]) for key in ("source", "out", "imatrix") if data[key]}
+    return QuantizeJob(**data | paths)
 
 
 if __name__ == "__main__":

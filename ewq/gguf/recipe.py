@@ -75,13 +75,17 @@ def make_recipe(
     Raises:
         InputError: arguments that do not go together, a type that llama.cpp does not have, or an
             importance matrix that is missing or damaged.
-        BackendUnavailable: the ``gguf`` extra, which knows the types, is absent.
+        PlanError: the plan has types of bitsandbytes.
+        BackendUnavailable: the ``gguf`` extra is absent.
     """
     if (type_name is None) == (plan is None):
         raise InputError("give exactly one of --type (such as Q4_K_M) and --plan")
     if plan is not None:
+        from ewq.planning.plan import require_target
+
+        require_target(plan, "gguf")
         chosen = {**DEFAULT_TYPES, **(types or {})}
-        _check_types(chosen.values())
+        _check_types([*chosen.values(), *plan.types.values()])
         check_imatrix((plan.types or chosen).values(), imatrix)
         return PlanRecipe(plan, chosen, imatrix)
     if types:
@@ -108,40 +112,30 @@ def exact_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
     """A type for every matrix of the file that llama.cpp will quantize: planned, or raw.
 
     Raises:
-        PlanError: as :func:`tensors_of_weights`, or a plan of types that names other tensors.
+        PlanError: as :func:`tensors_of_weights`, or a plan of types names other tensors.
     """
-    if recipe.plan.types:
-        return _named_types(source, recipe.plan)
-    planned = _planned_types(source, recipe)
-    raw = recipe.types[Precision.RAW]
-    asked = {*planned, EMBEDDING, OUTPUT}
-    return {
-        tensor.name: planned.get(tensor.name, raw)
-        for tensor in source.tensors
+    named: Mapping[str, str] = recipe.plan.types
+    if named:
+        present = {tensor.name for tensor in source.tensors}
+        if missing := sorted(present ^ named.keys()):
+            raise PlanError(
+                f"the plan names {len(named)} tensors and {source.path.name} has {len(present)}; "
+                f"{missing[0]} is in one of them only"
+            )
+    else:
         # Other matrices stay F32 in llama.cpp whatever is asked.
-        if _is_quantizable(tensor) and tensor.name in asked
+        raw = recipe.types[Precision.RAW]
+        named = {EMBEDDING: raw, OUTPUT: raw, **_planned_types(source, recipe)}
+    return {
+        tensor.name: named[tensor.name]
+        for tensor in source.tensors
+        if tensor.name in named and _is_quantizable(tensor)
     }
 
 
-def _named_types(source: GgufHeader, plan: QuantizationPlan) -> dict[str, str]:
-    """The types of a plan that names one for every tensor of the file."""
-    from ewq.planning.plan import require_target
-
-    require_target(plan, "gguf")
-    present = {tensor.name for tensor in source.tensors}
-    missing = sorted(present ^ plan.types.keys())
-    if missing:
-        raise PlanError(
-            f"the plan names {len(plan.types)} tensors and {source.path.name} has {len(present)}; "
-            f"{missing[0]} is in one of them only"
-        )
-    _check_types(plan.types.values())
-    return {t.name: plan.types[t.name] for t in source.tensors if _is_quantizable(t)}
-
-
-def left_alone(source: GgufHeader, recipe: PlanRecipe) -> tuple[str, ...]:
-    """A note on weights that the plan quantizes and llama.cpp does not, if there are any."""
-    if recipe.plan.types:
+def left_alone(source: GgufHeader, recipe: Recipe) -> tuple[str, ...]:
+    """A note on weights that a plan quantizes and llama.cpp does not, if there are any."""
+    if isinstance(recipe, TypeRecipe) or recipe.plan.types:
         return ()
     planned, raw = _planned_types(source, recipe), recipe.types[Precision.RAW]
     left = [t for t in source.tensors if planned.get(t.name, raw) != raw and not _is_quantizable(t)]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
 from ewq.checkpoint.gguf_header import GgufHeader, nominal_bytes, read_header
 from ewq.errors import EwqError
-from ewq.gguf.quantize import Fallback
 
 
 @dataclass(frozen=True)
@@ -72,13 +71,13 @@ def read_back(
     path: Path,
     source: GgufHeader,
     wanted: Mapping[str, str],
-    fallbacks: Sequence[Fallback],
-    notes: Sequence[str] = (),
+    fallbacks: Mapping[str, str],
+    notes: tuple[str, ...] = (),
 ) -> ExportReport:
     """Compare a written file with its source and with the types asked for.
 
-    ``wanted``: tensor name -> ggml type, others are llama.cpp's choice. ``fallbacks``, what the
-    quantizer had to change, are in the report and summed up in a note.
+    ``wanted``: tensor name -> ggml type, others are llama.cpp's choice; ``fallbacks``: the same of
+    tensors that the quantizer stored otherwise, which a note sums up.
 
     Raises:
         EwqError: a tensor is missing, changed its shape, or has a type nobody asked for.
@@ -86,38 +85,30 @@ def read_back(
     header = read_header(path)
     if _shapes(header) != _shapes(source):
         raise EwqError(f"{path.name}: the exported tensors are not those of {source.path.name}")
-    changed = {fallback.tensor: fallback for fallback in fallbacks}
     tensors = []
     for tensor in header.tensors:
-        asked, fallback = wanted.get(tensor.name), changed.get(tensor.name)
-        if asked is not None and asked != tensor.type_name and fallback is None:
-            raise EwqError(
-                f"{path.name}: {tensor.name} is stored as {tensor.type_name}, {asked} was asked for"
-            )
-        asked = fallback.wanted if fallback else asked
-        least = nominal_bytes(asked, tensor.numel) if fallback and asked else tensor.nbytes
-        tensors.append(
-            StoredTensor(tensor.name, asked, tensor.type_name, tensor.nbytes, tensor.nbytes - least)
+        name, stored, changed = tensor.name, tensor.type_name, fallbacks.get(tensor.name)
+        asked = changed or wanted.get(name)
+        if not changed and asked not in (None, stored):
+            raise EwqError(f"{path.name}: {name} is stored as {stored}, {asked} was asked for")
+        extra = tensor.nbytes - nominal_bytes(changed, tensor.numel) if changed else 0
+        tensors.append(StoredTensor(name, asked, stored, tensor.nbytes, extra))
+    larger = [tensor for tensor in tensors if tensor.extra_bytes]
+    if larger:
+        changes = Counter(f"{tensor.wanted} -> {tensor.stored}" for tensor in larger)
+        counted = ", ".join(f"{change} ({count})" for change, count in changes.most_common())
+        said = (
+            f"{len(larger)} tensors have rows that the blocks of their type do not divide, and are "
+            f"stored otherwise, {sum(t.extra_bytes for t in larger):,} bytes larger: {counted}"
         )
-    report = ExportReport(
+        notes = (said, *notes)
+    return ExportReport(
         path=path,
         tensors=tuple(tensors),
         parameters=header.parameters,
         weights_bytes=header.weights_bytes,
         file_bytes=path.stat().st_size,
-    )
-    return replace(report, notes=(*_fallback_notes(report.fallbacks), *notes))
-
-
-def _fallback_notes(fallbacks: Sequence[StoredTensor]) -> tuple[str, ...]:
-    if not fallbacks:
-        return ()
-    extra = sum(tensor.extra_bytes for tensor in fallbacks)
-    changes = Counter(f"{tensor.wanted} -> {tensor.stored}" for tensor in fallbacks)
-    counted = ", ".join(f"{change} ({count})" for change, count in changes.most_common())
-    return (
-        f"{len(fallbacks)} tensors have rows that the blocks of their type do not divide, and are "
-        f"stored otherwise, {extra:,} bytes larger: {counted}",
+        notes=notes,
     )
 
 

@@ -45,13 +45,10 @@ def _library() -> Any:
     library = ctypes.CDLL(str(found[0]))
     library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
     library.ggml_quantize_chunk.argtypes = (
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        *(ctypes.c_int64,) * 3,
-        ctypes.c_void_p,
-    )
+        ctypes.c_int, pointer, pointer, count, count, count, pointer,
+    )  # fmt: skip
     return library
 
 
@@ -70,7 +67,7 @@ def block_size(type_name: str) -> int:
 
 def divides(type_name: str, columns: int) -> bool:
     """Whether rows of so many values can be stored in a type."""
-    return columns % _sizes()[type_name][1] == 0
+    return columns % block_size(type_name) == 0
 
 
 def stored_bytes(type_name: str, numel: int) -> int:
@@ -80,14 +77,9 @@ def stored_bytes(type_name: str, numel: int) -> int:
 
 
 def pack(values: Values, type_name: str, importance: Values | None = None) -> NDArray[np.uint8]:
-    """Rows as ggml's quantizer stores them, ``[rows, bytes of a row]``.
+    """Rows, ``[rows, columns]``, as ggml's quantizer stores them, ``[rows, bytes of a row]``.
 
-    Releases the interpreter's lock, so that threads use all processors.
-
-    Args:
-        values: ``[rows, columns]``.
-        type_name: ``Q4_K``, ``F16``, ...
-        importance: ``[columns]``, as in an importance matrix.
+    ``importance`` is ``[columns]``, as in an importance matrix. Releases the interpreter's lock.
 
     Raises:
         InputError: the rows do not divide into the type's blocks.

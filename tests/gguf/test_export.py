@@ -185,7 +185,7 @@ def test_a_type_nobody_asked_for_is_an_error(mixed, deep_base):
 
     wanted = {"blk.1.attn_q.weight": "Q8_0"}
     with pytest.raises(EwqError, match=r"blk\.1\.attn_q\.weight is stored as Q4_K, Q8_0 was asked"):
-        read_back(mixed.path, read_header(deep_base), wanted, ())
+        read_back(mixed.path, read_header(deep_base), wanted, {})
 
 
 def test_the_command_matches_each_tensor_alone(deep, deep_base, plan, mixed):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import InputError
-from ewq.gguf import recode
+from ewq.gguf import gptq
 from ewq.gguf.export import export_gguf
 from ewq.gguf.recipe import make_recipe
 from ewq.sensitivity.calibration import Calibration
@@ -71,7 +71,7 @@ def test_outputs_of_a_layer_are_closer(tiny, files):
 
 
 def test_passes_of_few_matrices_give_the_same_file(tiny, files, tmp_path, monkeypatch):
-    monkeypatch.setattr(recode, "MOMENTS_BYTES", 40_000)
+    monkeypatch.setattr(gptq, "MOMENTS_BYTES", 40_000)
     export_gguf(tiny, tmp_path / "few.gguf", make_recipe("Q4_0"), calibration=CALIBRATION)
     assert (tmp_path / "few.gguf").read_bytes() == files[1].read_bytes()
 
