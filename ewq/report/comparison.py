@@ -10,7 +10,7 @@ from ewq.gating.compare import Comparison, Row
 from ewq.record import Verdict
 from ewq.report.document import VERDICT, Bullets, Page, Paragraph, Part, Point, Section, Table
 from ewq.report.formats import to_html, to_json, to_markdown
-from ewq.report.rows import MISSING, run_data
+from ewq.report.rows import MISSING, metric_title, run_data
 from ewq.tasks.table import TASKS, Kind
 
 COMMENT_LIMIT = 65_536
@@ -46,20 +46,18 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
 def comparison_page(comparison: Comparison, kept: int | None = None) -> Page:
     """The verdict, what changed and its possible causes, and the rest behind titles.
 
-    ``kept`` are the rows to show, the most important ones, of a page that must be short; a page
-    that need not be has the statistics of every row besides.
+    ``kept``: how many rows, the most important ones, a page that must be short shows; one that
+    need not be has the statistics of every row besides.
     """
     ranked = sorted(comparison.rows, key=_importance)
     shown = ranked[:kept]
     notable = [row for row in shown if _is_notable(row)]
     parts: list[Part] = [*_bullets(comparison, short=kept is not None)]
-    if notable:
-        parts.append(_changes(comparison, notable))
+    parts += [_changes(comparison, notable)] * bool(notable)
     if equal := sum(row.change.delta == 0 for row in ranked):
         parts.append(Paragraph(f"{_count(equal, 'metric')} unchanged."))
     # What did not change is counted above.
-    rest = [row for row in shown[len(notable) :] if row.change.delta != 0]
-    if rest:
+    if rest := [row for row in shown[len(notable) :] if row.change.delta != 0]:
         parts.append(_rest(rest))
     if kept is None and ranked:
         parts.append(_statistics(ranked))
@@ -143,23 +141,23 @@ def _bullets(comparison: Comparison, *, short: bool) -> list[Bullets]:
 
 
 def _changes(comparison: Comparison, rows: Sequence[Row]) -> Table:
-    headings = ("Variant", "Metric", VERDICT, "Before", "After", "Change", "±", "Possible cause")
-    cells = tuple(
-        (
-            row.variant,
-            _metric(row),
-            str(row.change.verdict),
-            _number(row.change.before),
-            f"{_number(row.change.after)} {row.change.unit}",
-            MISSING if row.change.delta is None else f"{row.change.delta:+.3g}{_share(row)}",
-            "" if row.change.stderr is None else f"{row.change.stderr:.2g}",
-            _cause(comparison, row),
-        )
+    cells = [
+        {
+            "Variant": row.variant,
+            "Metric": metric_title(row.task, row.change.metric),
+            VERDICT: str(row.change.verdict),
+            "Before": _number(row.change.before),
+            "After": f"{_number(row.change.after)} {row.change.unit}",
+            "Change": f"{row.change.delta:+.3g}{_share(row)}"
+            if row.change.delta is not None
+            else MISSING,
+            "±": "" if row.change.stderr is None else f"{row.change.stderr:.2g}",
+            "Possible cause": _cause(comparison, row),
+        }
         for row in rows
-    )
-    words = frozenset({"Metric", VERDICT, "Possible cause"})
+    ]
     verdicts = tuple(row.change.verdict for row in rows if row.change.verdict)
-    return Table(headings, cells, words, verdicts=verdicts)
+    return Table.of(cells, "Metric", VERDICT, "Possible cause", verdicts=verdicts)
 
 
 def _cause(comparison: Comparison, row: Row) -> str:
@@ -174,7 +172,9 @@ def _cause(comparison: Comparison, row: Row) -> str:
 def _rest(rows: Sequence[Row]) -> Table:
     """Metrics by variants."""
     cells = {
-        (_metric(row), row.variant): _number(row.change.after, 4) + _share(row) for row in rows
+        (metric_title(row.task, row.change.metric), row.variant): _number(row.change.after, 4)
+        + _share(row)
+        for row in rows
     }
     metrics, variants = (dict.fromkeys(names) for names in zip(*cells, strict=True))
     body = tuple(
@@ -191,12 +191,6 @@ def _statistics(rows: Sequence[Row]) -> Table:
         for row in rows
     )
     return Table(headings, cells, frozenset(headings), "All metrics with their statistics", True)
-
-
-def _metric(row: Row) -> str:
-    """The metric, with its task where its name does not begin with that."""
-    name = row.change.metric
-    return name if name.startswith(row.task) else f"{row.task} {name}"
 
 
 def _number(value: float | None, digits: int = 6) -> str:

@@ -1,8 +1,8 @@
 """What plots share: colours and marks of the kinds of variants, layouts, and three figures.
 
-Colours are Okabe and Ito's (2008), told apart by people with any common colour vision; kinds also
-differ in their marks, so that nothing depends on colour. Colours of ink, lines and paper are the
-style sheet's, which overrides plotly's, so that a plot follows dark mode and prints on white.
+Colours are Okabe and Ito's (2008), told apart with any common colour vision; kinds also differ in
+their marks, so that nothing depends on colour. Ink, lines and paper are the style sheet's, which
+overrides plotly's, so that a plot follows dark mode and prints on white.
 """
 
 from __future__ import annotations
@@ -79,14 +79,13 @@ def layout(x: str, y: str, **more: Any) -> dict[str, Any]:
 
 
 class SizedPoint(NamedTuple):
-    """A variant's size and one of its figures, each in the unit of its axis."""
+    """A variant's size and one of its figures with the ends of its error bar, in axes' units."""
 
     variant: str
     size: float
     value: float
     low: float
     high: float
-    """Ends of the error bar."""
     text: str = ""
     """The figure as tables show it."""
 
@@ -110,8 +109,7 @@ def size_plot(
     *,
     from_zero: bool = False,
 ) -> Plot:
-    """``plot`` with figures against sizes: a trace for each kind of variant, the Pareto front as
-    a line, and a label for each point."""
+    """``plot`` with figures against sizes: a trace a kind of variant, the Pareto front a line."""
     line = {
         "type": "scatter", "mode": "lines", "name": "Pareto front", "hoverinfo": "skip",
         "x": [point.size for point in front], "y": [point.value for point in front],
@@ -125,8 +123,7 @@ def size_plot(
         yaxis={"range": _padded(ends, 0.1)},
     )
     traces = [_trace(kind, own, axes) for kind, own in kinds.items() if own]
-    figure = {"data": [line] * bool(front) + traces, "layout": frame}
-    return replace(plot, figure=figure)
+    return replace(plot, figure={"data": [line] * bool(front) + traces, "layout": frame})
 
 
 def _trace(kind: VariantKind, points: Sequence[SizedPoint], axes: tuple[str, str]) -> Figure:
@@ -159,13 +156,11 @@ def _padded(values: list[float], share: float) -> list[float]:
 
 
 class MapCell(NamedTuple):
-    """One cell of a map."""
+    """One cell of a map: what colours it, its text there, and in the table under the map."""
 
     value: float | None
-    """What colours it."""
     text: str
     full_text: str = ""
-    """As the table under the map has it."""
 
 
 def map_plot(plot: Plot, cells: Mapping[str, Sequence[MapCell]], **colors: Any) -> Plot:

@@ -82,6 +82,11 @@ def decimals_for(value: float) -> int:
     return max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
 
 
+def metric_title(task: str, name: str) -> str:
+    """A metric's name, with its task where it does not begin with that."""
+    return name if name.startswith(task) else f"{task} {name}"
+
+
 @dataclass(frozen=True)
 class VariantRow:
     """All records of one variant, by task; figures that were not measured are ``None``."""

@@ -13,7 +13,7 @@ from ewq.report.escaping import plot_text
 from ewq.report.formats import FORMATS as PAGES
 from ewq.report.formats import csv_of
 from ewq.report.plotting import MARKS, SERIES, layout
-from ewq.report.rows import MISSING, ReportedRun, run_data
+from ewq.report.rows import MISSING, ReportedRun, metric_title, run_data
 from ewq.storage.environment import differences
 
 TRACKED = (
@@ -69,8 +69,7 @@ def history_section(found: History) -> Section:
 
 
 def _title(trend: Trend) -> str:
-    name, task = trend.metric, trend.record.task
-    return name if name.startswith(task) else f"{task} {name}"
+    return metric_title(trend.record.task, trend.metric)
 
 
 def _number(value: float) -> str:
