@@ -81,7 +81,7 @@ def clean_cache(kind: str) -> None:
         EwqError: no permission.
     """
     folder = cache_dir(kind)
-    with _said_of(folder):
+    with said_of(folder):
         if folder.is_symlink():
             folder.unlink()
         elif folder.is_dir():
