@@ -30,8 +30,7 @@ def cached_gguf(
 ) -> Path:
     """The GGUF of a model by a recipe: exported into ``folder`` on first use, found again later.
 
-    Raises:
-        EwqError: as :func:`ewq.gguf.export.export_gguf`; the ``gguf`` extra is absent.
+    An EwqError as of :func:`ewq.gguf.export.export_gguf`, or where the ``gguf`` extra is absent.
     """
     return _find_or_make(open_for(model, recipe, progress), recipe, folder, progress)
 

@@ -58,11 +58,8 @@ def convert_folder(
 ) -> tuple[str, ...]:
     """Convert a folder, tokenizer and chat template included; returns notes for people.
 
-    Matrices become ``type_name``, vectors stay F32; ``out`` is not written at once; tensors named
-    in ``without`` are left out.
-
-    Raises:
-        CheckpointError: the converter does not know the model; its own last line is quoted.
+    Matrices become ``type_name``, vectors stay F32, tensors ``without`` are left out. A
+    CheckpointError with the converter's last line where it does not know the model.
     """
     script = find_converter(converter, progress)
     arguments = [str(folder), "--outtype", type_name.lower(), "--outfile", str(out)]
@@ -109,9 +106,8 @@ def _followed(
 def find_converter(explicit: Path | None = None, progress: Progress = NO_PROGRESS) -> Path:
     """The script named here, that of ``$EWQ_GGUF_CONVERTER``, or the pinned one, fetched once.
 
-    Raises:
-        InputError: the script named does not exist.
-        BackendUnavailable: none is there and none can be fetched.
+    An InputError where the script named does not exist, a BackendUnavailable where the pinned one
+    cannot be fetched.
     """
     named = explicit or (Path(value) if (value := os.environ.get(VARIABLE)) else None)
     if named is not None:

@@ -227,12 +227,9 @@ def export_command(
     converter: Path | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> str:
-    """The same export as a shell script for llama.cpp's own programs.
-
-    The names of tensors come from a conversion, which is made and removed again.
-    """
+    """The same export as a shell script for llama.cpp's own programs."""
     checkpoint = open_for(model, recipe, progress)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name:  # a conversion has the names of tensors
         base, _ = make_base(checkpoint, recipe, Path(name), converter, progress)
         source = read_header(base)
         job = make_job(source, recipe, out)

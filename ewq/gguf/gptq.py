@@ -45,8 +45,7 @@ CODED = frozenset(
     {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS"}
     | {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
 )
-"""Types whose values have codes of their own; in others ggml rounds a whole block by its codebook,
-and later blocks make up for it."""
+"""Types whose values have codes of their own; of others ggml rounds a whole block."""
 
 
 MOMENTS_BYTES = 2 * 2**30
@@ -66,10 +65,7 @@ def recode(
     path: Path,
     source: GgufHeader,
 ) -> tuple[str, ...]:
-    """Rewrite the quantized matrices of ``path``, which was just made from ``source``, in place.
-
-    Types and sizes stay; what is returned are notes for people.
-    """
+    """Round the matrices of ``path``, just made from ``source``, again, in place; returns notes."""
     import gguf
 
     from ewq.sensitivity.measure import load_model
@@ -133,11 +129,8 @@ def _groups(columns: Mapping[str, int]) -> Iterator[list[str]]:
 
 
 def round_matrix(weight: Values, moments: Values, type_name: str) -> Bytes:
-    """``weight``, ``[rows, columns]``, in a ggml type, ``[rows, bytes of a row]``.
-
-    Its products with the inputs change little; ``moments``, ``[columns, columns]``, are the mean of
-    ``x x^T`` over tokens.
-    """
+    """``weight``, ``[rows, columns]``, in a ggml type, ``[rows, bytes of a row]``, so that products
+    with inputs change little whose mean of ``x x^T`` over tokens is ``moments``."""
     factor = _inverse_factor(moments)
     mean = moments.diagonal().mean() or 1.0
     importance = np.maximum(moments.diagonal(), FLOOR * mean)

@@ -22,11 +22,9 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 
 
 def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Mean squared activations by tensor name, ``[columns]`` (``[experts * columns]`` for experts),
-    of ``llama-imatrix``'s GGUF output or its older binary format.
+    """Mean squared activations by tensor name, ``[columns]`` or ``[experts * columns]``.
 
-    Raises:
-        InputError: no such file, or neither format.
+    An InputError of a file that is neither ``llama-imatrix``'s GGUF nor its older binary format.
     """
     if not path.is_file():
         raise InputError(f"no importance matrix at {path}")
@@ -86,13 +84,10 @@ def write_imatrix(
     sequences: int,
     sequence_tokens: int,
 ) -> Path:
-    """Write an importance matrix as ``llama-imatrix`` does: whole, or not at all.
+    """Write an importance matrix as ``llama-imatrix`` does: whole, or not at all (EwqError).
 
     ``sums``: squared activations summed over the tokens of the text ``source`` by tensor,
     ``[experts, columns]``. ``counts``: tokens that reached each expert, ``[experts]``.
-
-    Raises:
-        EwqError: the file cannot be written.
     """
     from gguf import GGUFWriter
 
@@ -135,8 +130,7 @@ def check_entries(path: Path, source: GgufHeader) -> None:
 
 
 def effect_notes(path: Path, stored: Mapping[str, str]) -> tuple[str, ...]:
-    """What an importance matrix did not do for ``stored``, tensors that could have an entry and
-    their types."""
+    """What an importance matrix did not do for ``stored``: tensors -> their types."""
     used = [name for name, kind in stored.items() if kind not in UNUSED_BY]
     if not used:
         return (f"{path.name} had no effect: no type of this file uses an importance matrix",)

@@ -31,11 +31,7 @@ _log_callback: list[Any] = []
 
 
 def llama_library() -> Any:
-    """llama.cpp's C functions, quiet, with error messages kept for our own errors.
-
-    Raises:
-        BackendUnavailable: the ``gguf`` extra is absent or its library does not load.
-    """
+    """llama.cpp's C functions, quiet; a BackendUnavailable where its library does not load."""
     try:
         from llama_cpp import _utils
         from llama_cpp import llama_cpp as library
@@ -56,12 +52,7 @@ def llama_library() -> Any:
 
 
 def check_device(device: str) -> Any:
-    """llama.cpp's C functions, if they can compute on a device.
-
-    Raises:
-        BackendUnavailable: no llama.cpp, or a build without support for GPUs.
-        InputError: a device that does not exist.
-    """
+    """llama.cpp's C functions; a BackendUnavailable or InputError where no such device computes."""
     library = llama_library()
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (index and device != ALL and not index.isdecimal()):
@@ -102,7 +93,7 @@ def stretch(ids: Any, position: int, sequence: int, wanted_from: int) -> Tokens:
 class NativeModel:
     """One GGUF that passed the probe, and the context it is computed in.
 
-    The context starts small and grows to what a call needs, so that memory measured is memory used.
+    The context grows to what a call needs, so that memory measured is memory used.
 
     Raises:
         BackendUnavailable: no llama.cpp, or one without support for that device.
@@ -201,10 +192,7 @@ class NativeModel:
         self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def decode(self, tokens: Tokens) -> Iterator[NDArray[np.float32]]:
-        """Compute tokens; yield the wanted logits in order, ``[rows, vocab_size]`` at a time.
-
-        A block is llama.cpp's own memory: it is valid only until the next one is asked for.
-        """
+        """The wanted logits in order, ``[rows, vocab_size]`` a block, each valid until the next."""
         limit = min(self.batch_tokens, self._cells)
         outputs = np.concatenate([[0], np.cumsum(tokens["wanted"], dtype=np.int64)])
         begin = 0

@@ -28,18 +28,13 @@ NORMAL = 1
 MOST_PADDING = 256
 """Rows of the embedding that converters add or drop to reach a round number."""
 MOST_RENAMED = 0.01
-"""Share of normal tokens that another converter may spell otherwise; other tokenizers differ
-in almost all."""
+"""Share of normal tokens that another converter may spell otherwise."""
 SAME_TO_LLAMA_CPP = {"mistral": "llama", "mixtral": "llama"}
 _passed: set[tuple[str, int, int]] = set()
 
 
 def probe_file(path: Path, timeout_s: float = TIMEOUT_S) -> None:
-    """Load ``path`` and compute two tokens in a child, once while it stays the same.
-
-    Raises:
-        CheckpointError: llama.cpp refuses the file, aborts on it, or hangs.
-    """
+    """Load ``path`` in a child, once while it stays the same; CheckpointError where that fails."""
     key = (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
     if key in _passed:
         return
@@ -108,11 +103,7 @@ def shape_of_config(config: Mapping[str, Any], blocks: int) -> Shape:
 
 
 def require_same_model(path: Path, ours: Shape, tokenizer: Any, label: str) -> None:
-    """Refuse a file whose shape or tokens are not ``ours`` and ``tokenizer``'s, those of ``label``.
-
-    Raises:
-        CheckpointError: another model's file, or no readable GGUF file at all.
-    """
+    """Refuse a file without the shape and tokens of ``label``, by a CheckpointError."""
     header = read_header(path)
     theirs = _shape_of(header)
     differing, compared = _differing_tokens(header.metadata, tokenizer)

@@ -1,8 +1,7 @@
 """llama.cpp's quantizer: a job as data, its run in a child process, and the child itself.
 
 The quantizer may abort on bad input, so it runs in a child (``python -m ewq.gguf.quantize``) that
-reads the job from standard input, passes llama.cpp's log on, and ends with status 0 only when the
-file is whole.
+reads the job from standard input, passes llama.cpp's log on, and ends with 0 if the file is whole.
 """
 
 from __future__ import annotations
@@ -85,21 +84,13 @@ def exact_pattern(tensor: str) -> str:
 
 
 def recipe_types(source: Path, type_name: str, imatrix: Path | None = None) -> Mapping[str, str]:
-    """The type of every tensor that one of llama.cpp's recipes changes, without writing a file.
-
-    Raises:
-        EwqError: llama.cpp has no such recipe.
-    """
+    """The type of every tensor that one of llama.cpp's recipes changes; EwqError of an unknown."""
     job = QuantizeJob(source, source, type_name, imatrix=imatrix, requantize=True, dry_run=True)
     return run_quantizer(job).chosen
 
 
 def run_quantizer(job: QuantizeJob, progress: Progress = NO_PROGRESS) -> Heard:
-    """Run a job; the output file is whole when this returns.
-
-    Raises:
-        EwqError: llama.cpp refused or aborted; one line says why.
-    """
+    """Run a job; an EwqError says why llama.cpp refused or aborted."""
     command = [sys.executable, "-m", "ewq.gguf.quantize"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
@@ -142,11 +133,7 @@ def _follow(log: IO[str], progress: Progress) -> Heard:
 
 
 def main(job: QuantizeJob) -> int:
-    """The child's work: run the job; its exit status.
-
-    Raises:
-        InputError: llama.cpp has no such recipe.
-    """
+    """The child's work: run the job; its exit status."""
     from ewq.gguf.llama_native import llama_library
 
     library = llama_library()

@@ -111,8 +111,7 @@ def parse_types(text: str) -> dict[Precision, str]:
 def exact_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
     """A type for every matrix of the file that llama.cpp will quantize: planned, or raw.
 
-    Raises:
-        PlanError: as :func:`tensors_of_weights`, or a plan of types names other tensors.
+    A PlanError where the plan names what the file does not have.
     """
     named: Mapping[str, str] = recipe.plan.types
     if named:
@@ -151,11 +150,7 @@ def left_alone(source: GgufHeader, recipe: Recipe) -> tuple[str, ...]:
 def tensors_of_weights(
     header: GgufHeader, weights: Collection[str]
 ) -> Mapping[str, tuple[str, ...]]:
-    """Tensor names of a file for every weight of a plan, by gguf-py's own table.
-
-    Raises:
-        PlanError: a weight that the file has no tensor for.
-    """
+    """A file's tensors for every weight of a plan; a PlanError of a weight that has none."""
     names = TensorNames(header)
     found = {weight: names.of_weight(weight) for weight in weights}
     missing = [weight for weight, tensors in found.items() if not tensors]

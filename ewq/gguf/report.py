@@ -77,10 +77,8 @@ def read_back(
     """Compare a written file with its source and with the types asked for.
 
     ``wanted``: tensor name -> ggml type, others are llama.cpp's choice; ``fallbacks``: the same of
-    tensors that the quantizer stored otherwise, which a note sums up.
-
-    Raises:
-        EwqError: a tensor is missing, changed its shape, or has a type nobody asked for.
+    tensors that the quantizer stored otherwise. An EwqError where a tensor is missing, changed its
+    shape, or has a type nobody asked for.
     """
     header = read_header(path)
     if _shapes(header) != _shapes(source):

@@ -79,10 +79,8 @@ def stored_bytes(type_name: str, numel: int) -> int:
 def pack(values: Values, type_name: str, importance: Values | None = None) -> NDArray[np.uint8]:
     """Rows, ``[rows, columns]``, as ggml's quantizer stores them, ``[rows, bytes of a row]``.
 
-    ``importance`` is ``[columns]``, as in an importance matrix. Releases the interpreter's lock.
-
-    Raises:
-        InputError: the rows do not divide into the type's blocks.
+    ``importance`` is ``[columns]``. Threads may call it at once; an InputError of rows that do not
+    divide into the type's blocks.
     """
     if not divides(type_name, values.shape[1]):
         raise InputError(f"rows of {values.shape[1]} values cannot be stored as {type_name}")

@@ -1,8 +1,7 @@
 """Text from data, made harmless for each place it is written to.
 
-Names of models, prompts and generated text come from strangers. Every format
-passes every such text through the function of its kind, without exceptions for
-texts that look safe.
+Names of models, prompts and generated text come from strangers: every format passes all of them
+through the function of its kind.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What a run's statistics say: losses against FP16, and plans against what they have to beat.
 
-Every statement is a one-sided test at :data:`ewq.stats.ALPHA`, shared among all variants that the
-same statement is asked of (Bonferroni), so that a page with twelve variants is no likelier to be
-wrong than one with two. A uniform control differs in size, so it can only win or lose in both size
+Every statement is a one-sided test at :data:`ewq.stats.ALPHA`, shared among all variants that it is
+asked of (Bonferroni). A uniform control differs in size, so it can only win or lose in both size
 and quality. Random plans of the same bytes ask: did the scorer choose better than chance?
 """
 
@@ -12,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from itertools import islice
 from statistics import median
 
 from ewq.gating.change import incomparable, paired_changes
@@ -44,6 +42,7 @@ class Loss:
     """``perplexity``, or a form of MMLU."""
     metric: Metric
     """Paired: nats for perplexity (a logarithm of a ratio), a fraction for accuracy."""
+    stderr: float
 
     @property
     def is_perplexity(self) -> bool:
@@ -75,7 +74,7 @@ class Loss:
         """The smallest loss that this comparison would have found with 80 % power at 5 %."""
         from ewq.stats import fewest_flips, smallest_detectable_difference
 
-        found = smallest_detectable_difference(self._stderr, df=self.metric.freedom)
+        found = smallest_detectable_difference(self.stderr, df=self.metric.freedom)
         # No error, however small, makes fewer flips than these detectable.
         least = 0.0 if self.is_perplexity else fewest_flips() / self.metric.n
         return f"{self._shown(max(found, least)):.2g} {self.unit}"
@@ -85,15 +84,10 @@ class Loss:
         from ewq.stats import noninferiority
 
         loss, freedom = self.metric.value * (1 if self.is_perplexity else -1), self.metric.freedom
-        if noninferiority(-loss, self._stderr, margin, freedom) < alpha:
+        if noninferiority(-loss, self.stderr, margin, freedom) < alpha:
             return Standing.WITHIN
-        beyond = noninferiority(loss - margin, self._stderr, 0.0, freedom) < alpha
+        beyond = noninferiority(loss - margin, self.stderr, 0.0, freedom) < alpha
         return Standing.BEYOND if beyond else Standing.OPEN
-
-    @property
-    def _stderr(self) -> float:
-        assert self.metric.stderr is not None
-        return self.metric.stderr
 
     def _shown(self, value: float) -> float:
         return 100 * (math.expm1(value) if self.is_perplexity else value)
@@ -104,17 +98,11 @@ def losses(row: VariantRow) -> tuple[Loss, ...]:
 
     Of MMLU the letters, or the cloze form where the letters' score is chance.
     """
-    texts = [("perplexity", row.metric("perplexity", "ln_ppl_ratio"))]
-    questions = [
-        (measure, row.metric(task, "accuracy_delta"))
-        for task, measure in MMLU_TASKS.items()
-        if not row.at_chance(task)
-    ]
-    found = []
-    for metrics in (texts, questions):
-        known = (Loss(name, it) for name, it in metrics if it and it.stderr is not None)
-        found += [*islice(known, 1)]
-    return tuple(found)
+    tasks = [task for task in MMLU_TASKS if not row.at_chance(task)]
+    accuracies = [(MMLU_TASKS[task], row.metric(task, "accuracy_delta")) for task in tasks]
+    found = [("perplexity", row.metric("perplexity", "ln_ppl_ratio")), *accuracies]
+    known = [Loss(name, it, it.stderr) for name, it in found if it and it.stderr is not None]
+    return tuple(known[: 1 + any(loss.is_perplexity for loss in known)])
 
 
 @dataclass(frozen=True)
@@ -197,7 +185,7 @@ class RandomRanking:
     def p_better(self) -> float:
         """Chance that a random plan's rank is as good; never 0."""
         random = self.random_klds_nats
-        return (1 + sum(kld <= self.kld_nats for kld in random)) / (1 + len(random))
+        return (1 + len(random) - self.beaten) / (1 + len(random))
 
     @property
     def p_worse(self) -> float:

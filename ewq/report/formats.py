@@ -169,11 +169,8 @@ EXPORTS: dict[str, Callable[[Page], str]] = {
 
 
 def format_of(output: Path | None, known: Collection[str], default: str) -> str:
-    """The format, of those known, that a file's name asks for; ``default`` for standard output.
-
-    Raises:
-        InputError: a file whose name ends in none of them.
-    """
+    """The format, of those known, that a file's name asks for (InputError: none); ``default`` for
+    standard output."""
     if output is None or output == Path("-"):
         return default
     found = _SUFFIXES.get(output.suffix.lower())

@@ -164,10 +164,7 @@ class MapCell(NamedTuple):
 
 
 def map_plot(plot: Plot, cells: Mapping[str, Sequence[MapCell]], **colors: Any) -> Plot:
-    """``plot``, whose table has headings only, with rows of ``cells`` there and in a map.
-
-    ``colors`` are plotly's options of the colour scale.
-    """
+    """``plot``, whose table has headings only, with rows of ``cells`` there and in a map."""
     names = {"type": "category", "showgrid": False, "dtick": 1}
     frame = layout(
         "", "",

@@ -40,10 +40,7 @@ _LAST_TO_GO = (
 
 
 def variants_table(rows: Sequence[VariantRow], *, brief: bool = False) -> Table:
-    """All columns of which anything was measured or, for verdicts, gated.
-
-    ``brief`` tables count the tasks that passed instead of naming them.
-    """
+    """All columns of which anything was measured; ``brief`` tables count the tasks that passed."""
     unit, mmlu = size_unit(rows), mmlu_task(rows)
     on_gpu = any(row.metric("memory", "vram_peak_bytes") for row in rows)
 
@@ -96,10 +93,7 @@ def kld(row: VariantRow) -> str:
 
 
 def verdict_marks(row: VariantRow, *, brief: bool = False) -> str:
-    """``✗ KLD ? MMLU ✓ PPL``: what each gated task says; empty where nothing was gated.
-
-    Where it must be ``brief``, or more than three passed, passes are counted: ``✗ KLD ✓ 4``.
-    """
+    """``✗ KLD ? MMLU ✓ PPL``: what gated tasks say; counted if ``brief`` or many: ``✗ KLD ✓ 4``."""
     labels = [*TASK_LABELS, *row.records]
     tasks = sorted(row.records, key=labels.index)
     groups = []
@@ -112,11 +106,7 @@ def verdict_marks(row: VariantRow, *, brief: bool = False) -> str:
 
 
 def terminal_table(rows: Sequence[VariantRow], width: int) -> RichTable:
-    """The table for a terminal ``width`` columns wide.
-
-    Columns that do not fit are left out, never cut off: half a figure is a wrong figure. The line
-    below the table names them.
-    """
+    """For a terminal; columns that do not fit ``width`` are named below, never cut off."""
     from rich import box
     from rich.cells import cell_len
     from rich.table import Table as RichTable

@@ -25,11 +25,7 @@ SECTIONS: tuple[Callable[[ReportedRun], Section | None], ...] = (
 
 
 def make_page(runs: Sequence[Run]) -> Page:
-    """The report of the newest of ``runs``, with the others as its history.
-
-    Raises:
-        InputError: the newest run holds nothing that ewq measured.
-    """
+    """The report of the newest of ``runs``, with the others as its history."""
     shown = reported_run(runs)
     run, first, count = shown.run, shown.first, len(shown.rows)
     device = run.machine.get("gpu") or run.machine.get("cpu") or "an unknown device"
