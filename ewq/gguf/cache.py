@@ -12,7 +12,7 @@ from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import BackendUnavailable, CheckpointError
 from ewq.files import check_output, content_key, file_digest, scratch_beside, write_text
 from ewq.gguf.convert import PACKAGE, VARIABLE, VERSION, find_converter
-from ewq.gguf.export import base_type, build, check_range, least_bytes, make_base, open_for
+from ewq.gguf.export import base_type, build, check_export, make_base, open_for
 from ewq.gguf.recipe import PlanRecipe, Recipe, TypeRecipe, plain_type
 from ewq.progress import NO_PROGRESS, Progress
 
@@ -50,8 +50,8 @@ def _find_or_make(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress
     out = folder / _file_name(checkpoint, recipe)
     if _is_intact(out):
         return out
-    check_range(checkpoint, recipe)
-    check_output(out, needed_bytes=least_bytes(checkpoint, recipe))
+    check_output(out)
+    check_export(checkpoint, recipe, out)
     with scratch_beside(out) as work:
         if plain_type(recipe) or checkpoint.is_gguf:
             # Notes are on tokenizers: here token ids come from the checkpoint's own.

@@ -71,8 +71,7 @@ def export_gguf(
     out = Path(out)
     check_output(out)
     checkpoint = open_for(model, recipe, progress)
-    check_output(out, needed_bytes=least_bytes(checkpoint, recipe))
-    check_range(checkpoint, recipe)
+    check_export(checkpoint, recipe, out)
     rounding = None
     if calibration:
         require_folder(checkpoint)
@@ -106,10 +105,13 @@ def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoin
     return checkpoint
 
 
-def check_range(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Refuse weights that are not finite, or would not be in F16, which ends at 65,504."""
+def check_export(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> None:
+    """Refuse a disk without room, and weights not finite, as in F16 are those beyond 65,504."""
     if checkpoint.is_gguf:
         return  # llama.cpp's quantizer validates what it writes
+    width = 4 if _converted_type(checkpoint, recipe) == "F32" else 2
+    converted = width * sum(tensor.numel for tensor in checkpoint.tensors.values())
+    check_output(out, needed_bytes=converted)
     unquantized = plain_type(recipe) is not None
     for name, tensor in checkpoint.tensors.items():
         narrowed = (
@@ -244,14 +246,6 @@ def export_command(
 
 def _converted_type(checkpoint: Checkpoint, recipe: Recipe) -> str:
     return plain_type(recipe) or base_type(checkpoint)
-
-
-def least_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
-    """What an export takes on the disk at the least: the converted file, if there is to be one."""
-    if checkpoint.is_gguf:
-        return 0
-    width = 4 if _converted_type(checkpoint, recipe) == "F32" else 2
-    return width * sum(tensor.numel for tensor in checkpoint.tensors.values())
 
 
 def _becomes_f16(name: str, checkpoint: Checkpoint, recipe: Recipe) -> bool:

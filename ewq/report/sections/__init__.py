@@ -10,7 +10,7 @@ from ewq.record import Record
 from ewq.report.document import Page, Section
 from ewq.report.recommendations import recommendations
 from ewq.report.rows import ReportedRun, reported_run, run_data
-from ewq.report.sections.against_size import pareto_fronts, quality, speed
+from ewq.report.sections.against_size import quality, quality_plots, speed
 from ewq.report.sections.breakdown import domains, flips, samples
 from ewq.report.sections.history import history
 from ewq.report.sections.plans import blocks, controls
@@ -47,7 +47,7 @@ def _data(shown: ReportedRun) -> dict[str, Any]:
         "tier": shown.first.tier,
         "runs": [run_data(run) for run in shown.history],
         "answers": [asdict(each) for each in recommendations(shown.rows)],
-        "pareto_fronts": pareto_fronts(shown),
+        "pareto_fronts": {name: front for name, (_, front) in quality_plots(shown).items()},
         "variants": [
             {
                 "variant": row.variant,

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from ewq.report.document import Paragraph, Part, Plot, Section, Table
 from ewq.report.plotting import SizedPoint, pareto_front, size_plot, variant_kind
-from ewq.report.rows import (
-    MMLU_TASKS,
-    Estimate,
-    ReportedRun,
-    VariantRow,
-    figure_text,
-)
+from ewq.report.rows import MMLU_TASKS, Estimate, ReportedRun, VariantRow, figure_text
 from ewq.report.table import mmlu_task, tokens_per_s
 from ewq.variants import REFERENCE
 
 DECODE = "decode_tokens_per_s"
+BARS = (
+    " Bars: 95 % intervals. Dotted: the Pareto front, variants that no other beats in both size "
+    "and quality; where bars overlap, the order is uncertain. Open marks: uniform controls."
+)
 
 
 class Measure(NamedTuple):
@@ -34,27 +32,28 @@ class Measure(NamedTuple):
     higher_is_better: bool = False
 
 
-def main_plot(shown: ReportedRun) -> Plot | None:
-    """The picture that a report begins with: the most sensitive measure that was taken."""
-    return next(_plots(shown), None)
+def quality_plots(shown: ReportedRun) -> dict[str, tuple[Plot, list[str]]]:
+    """Measure -> its picture and the variants on its Pareto front, smallest first.
 
-
-def quality(shown: ReportedRun) -> Section | None:
-    """The measures that the report does not begin with."""
-    plots = [*_plots(shown)][1:]
-    return Section("quality", "Quality against size", tuple(plots)) if plots else None
-
-
-def pareto_fronts(shown: ReportedRun) -> dict[str, list[str]]:
-    """Measure -> the variants on its Pareto front, smallest first."""
-    return {
-        measure.name: [point.variant for point in front] for measure, _, front in _drawable(shown)
-    }
-
-
-def _plots(shown: ReportedRun) -> Iterator[Plot]:
-    unit = shown.unit.name
-    for measure, points, front in _drawable(shown):
+    The most sensitive measure is first; a report begins with its picture.
+    """
+    found, unit = {}, shown.unit.name
+    for measure in _measures(shown.rows):
+        points = [
+            SizedPoint(
+                row.variant,
+                row.weights_bytes / shown.unit.size_bytes,
+                each.value,
+                each.value - each.half_width,
+                each.value + each.half_width,
+                each.text(measure.digits),
+            )
+            for row in shown.rows
+            if row.weights_bytes and (each := measure.estimate(row))
+        ]
+        if not points:
+            continue
+        front = pareto_front(points, higher_is_better=measure.higher_is_better)
         rows = [
             {
                 "Variant": point.variant,
@@ -65,37 +64,19 @@ def _plots(shown: ReportedRun) -> Iterator[Plot]:
             }
             for point in sorted(points, key=lambda point: point.size)
         ]
+        title = f"{measure.title} against size"
         plot = Plot(
-            f"quality-{measure.name}",
-            f"{measure.title} against size",
-            f"{measure.caption} Bars: 95 % intervals. Dotted: the Pareto front, variants that no "
-            "other beats in both size and quality; where bars overlap, the order is uncertain. "
-            "Open marks: uniform controls.",
-            Table.of(rows, "Kind"),
+            f"quality-{measure.name}", title, measure.caption + BARS, Table.of(rows, "Kind")
         )
-        yield size_plot(plot, points, (f"weights, {unit}", measure.axis), front)
+        plot = size_plot(plot, points, (f"weights, {unit}", measure.axis), front)
+        found[measure.name] = plot, [point.variant for point in front]
+    return found
 
 
-def _drawable(
-    shown: ReportedRun,
-) -> Iterator[tuple[Measure, list[SizedPoint], list[SizedPoint]]]:
-    """Measures with the variants of which size and quality are known, and the Pareto front."""
-    for measure in _measures(shown.rows):
-        points = [
-            SizedPoint(
-                row.variant,
-                row.weights_bytes / shown.unit.size_bytes,
-                found.value,
-                found.value - found.half_width,
-                found.value + found.half_width,
-                found.text(measure.digits),
-            )
-            for row in shown.rows
-            if row.weights_bytes and (found := measure.estimate(row))
-        ]
-        if points:
-            front = pareto_front(points, higher_is_better=measure.higher_is_better)
-            yield measure, points, front
+def quality(shown: ReportedRun) -> Section | None:
+    """The measures that the report does not begin with."""
+    plots = [plot for plot, _ in quality_plots(shown).values()][1:]
+    return Section("quality", "Quality against size", tuple(plots)) if plots else None
 
 
 def _measures(rows: Sequence[VariantRow]) -> list[Measure]:

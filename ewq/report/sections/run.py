@@ -14,7 +14,7 @@ from ewq.report.document import Bullets, Paragraph, Part, Point, Section, Table
 from ewq.report.evidence import losses
 from ewq.report.recommendations import recommendations
 from ewq.report.rows import MISSING, ReportedRun
-from ewq.report.sections.against_size import main_plot
+from ewq.report.sections.against_size import quality_plots
 from ewq.report.table import footnotes, variants_table
 
 UNSUPPORTED = (
@@ -42,8 +42,7 @@ _WORDS = {Verdict.NO_BASELINE: "not gated"}
 def overview(shown: ReportedRun) -> Section:
     """What most readers come for: the picture, which variant to take, and the table of all."""
     parts: list[Part] = [Paragraph(text, warning=True) for text in _warnings(shown)]
-    if (plot := main_plot(shown)) is not None:
-        parts.append(plot)
+    parts += [plot for plot, _ in quality_plots(shown).values()][:1]
     parts += [*_recommended(shown), variants_table(shown.rows)]
     parts += [Paragraph(note) for note in footnotes(shown.rows)]
     weighed = [record for record in shown.records if record.task == "memory"]
