@@ -199,6 +199,23 @@ def paired_interval(
     return Interval(estimate.value - half, estimate.value + half)
 
 
+def paired_ratio(before: Sequence[float], after: Sequence[float]) -> tuple[float, Interval]:
+    """The ratio of two positive figures measured in pairs, ``after / before``, with 95 % bounds.
+
+    Student's interval over the logarithms of the pairs' ratios.
+
+    Raises:
+        MeasurementError: fewer than two pairs, or lists of different lengths.
+    """
+    old, new = _pair(before, after)
+    estimate = clustered_ratio(np.log(new / old), np.ones(len(new)))
+    if estimate.stderr is None:
+        raise MeasurementError("one pair has no error: measure at least two")
+    half = half_width(estimate.stderr, estimate.freedom)
+    low, ratio, high = (math.exp(estimate.value + each) for each in (-half, 0.0, half))
+    return ratio, Interval(low, high)
+
+
 def half_width(stderr: float, df: float | None = None) -> float:
     """Half of a two-sided 95 % interval: Student's for ``df`` degrees of freedom, else normal."""
     return _quantile(1 - ALPHA / 2, df) * stderr

@@ -12,6 +12,7 @@ from ewq.stats import (
     noninferiority,
     paired_accuracy,
     paired_interval,
+    paired_ratio,
     pooled_stderr,
     share_stderr,
     smallest_detectable_difference,
@@ -323,3 +324,16 @@ def test_two_sided_p(value, stderr, df, expected):
 def test_a_single_item_has_an_interval_of_its_least_error():
     half = paired_interval([1.0], [1.0], least_stderr=0.5).high - 1.0
     assert half == pytest.approx(0.5 * 12.7062047)  # Student's t with one degree of freedom
+
+
+def test_paired_ratio_is_students_interval_of_the_logarithms():
+    before, after = [10.0, 20.0, 40.0], [11.0, 21.0, 46.0]
+    logs = np.log(np.divide(after, before))
+    ratio, (low, high) = paired_ratio(before, after)
+    half = scipy.stats.t.ppf(0.975, 2) * logs.std(ddof=1) / np.sqrt(3)
+
+    assert (ratio, low, high) == pytest.approx(
+        tuple(np.exp(logs.mean() + half * np.array([0, -1, 1])))
+    )
+    with pytest.raises(MeasurementError, match="one pair has no error"):
+        paired_ratio([1.0], [2.0])

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
+from ewq.cli.ab import ab
 from ewq.cli.bench import bench, init
 from ewq.cli.doctor import cache, doctor
 from ewq.cli.export import export, quantize
@@ -36,6 +37,7 @@ EXAMPLES: Mapping[Callable[..., None], str] = {
     compare: "ewq compare ancestor -o comment.md",
     report: "ewq report -o report.html",
     history: "ewq history kld_mean decode_tokens_per_s --gate",
+    ab: "ewq ab main HEAD --ewq-model Qwen/Qwen3-8B",
     init: "ewq init my-project",
     doctor: "ewq doctor",
     cache: "ewq cache clean gguf",
@@ -94,7 +96,7 @@ for command, example in EXAMPLES.items():
         cls=Command,
         short_help=re.split("[:;,]", command.__doc__ or "")[0],
         epilog=f"Example: {example}",
-        context_settings=PASSED_ON if command is bench else None,
+        context_settings=PASSED_ON if command in (ab, bench) else None,
     )(command)
 
 
