@@ -17,9 +17,8 @@ from ewq.cli.bench import bench, init
 from ewq.cli.doctor import cache, doctor
 from ewq.cli.export import export, quantize
 from ewq.cli.fit import fit, imatrix
-from ewq.cli.history import history
 from ewq.cli.plan import diff, plan
-from ewq.cli.report import compare, report
+from ewq.cli.report import compare, history, report
 from ewq.errors import EwqError, InputError
 from ewq.files import cached_kinds, caches_made
 from ewq.instruments.processor_wait import wait_without_spinning

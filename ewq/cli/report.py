@@ -1,4 +1,4 @@
-"""``ewq report`` and ``ewq compare``: stored runs as a page to look at, and against each other."""
+"""``ewq report``, ``compare`` and ``history``: stored runs as a page, in pairs, in a row."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from ewq.files import check_output, write_text
 STDOUT = Path("-")
 Storage = Annotated[
     str, typer.Option(help="pytest-benchmark's storage: a folder or a file:// URI.")
+]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="A file instead of standard output.")
 ]
 _PAGE = Path("ewq-report.html")
 THRESHOLDS = Path("benchmarks/thresholds.toml")
@@ -79,9 +82,7 @@ def compare(
         Literal["md", "json", "html"] | None,
         typer.Option("--format", help="By default as the output's name ends, or md."),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="A file instead of standard output.")
-    ] = None,
+    output: Output = None,
     thresholds: Annotated[
         Path | None,
         typer.Option(
@@ -113,6 +114,51 @@ def compare(
     comparison = compare_runs(before, after, limits)
     write(FORMATS[chosen](comparison))
     raise typer.Exit(comparison.exit_code)
+
+
+def history(
+    metrics: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Metrics of the newest run, such as decode_tokens_per_s or mmlu/accuracy; by "
+            "default perplexity, KLD, MMLU, decoding speed and size.",
+            show_default=False,
+        ),
+    ] = None,
+    last: Annotated[
+        int, typer.Option(min=3, help="Earlier runs that say what is expected of the newest.")
+    ] = 10,
+    gate: Annotated[
+        bool,
+        typer.Option(
+            "--gate",
+            help="Exit 1 if a figure is worse than expected, 2 if no line has 3 runs "
+            "before the newest.",
+        ),
+    ] = False,
+    format_: Annotated[
+        Literal["md", "html", "json", "csv"] | None,
+        typer.Option("--format", help="By default as the output's name ends, or md."),
+    ] = None,
+    output: Output = None,
+    storage: Storage = ".benchmarks",
+) -> None:
+    """Follow metrics over comparable stored runs: what is expected next, where levels changed."""
+    from ewq.gating.trend import history_of
+    from ewq.report.formats import format_of
+    from ewq.report.sections.history import FORMATS, TRACKED, headline, history_page
+    from ewq.storage.runs import read_storage, storage_path
+
+    chosen = format_ or format_of(output, FORMATS, "md")
+    write = writer(output or STDOUT)
+    runs, damaged = read_storage(storage_path(storage))
+    found = history_of(runs, metrics or TRACKED, last, strict=bool(metrics))
+    write(FORMATS[chosen](history_page(found)))
+    for sentence in damaged:
+        print(f"ewq: left out: {sentence}", file=sys.stderr)
+    if gate:
+        print(f"ewq: {headline(found)}", file=sys.stderr)
+        raise typer.Exit(found.exit_code)
 
 
 def writer(target: Path) -> Callable[[str], object]:

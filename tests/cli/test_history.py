@@ -5,7 +5,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from ewq.cli.history import history
+from ewq.cli.report import history
 from ewq.errors import InputError
 from tests.report.example_runs import write_example
 
