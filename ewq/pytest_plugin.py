@@ -19,7 +19,7 @@ from ewq.harness.state import TASK_MARK, PluginState, key_of, state_of, task_of
 from ewq.instruments.processor_wait import wait_without_spinning
 from ewq.record import Record, Verdict
 from ewq.tasks.table import TASKS, find_task
-from ewq.variants import REFERENCE, find_variant
+from ewq.variants import REFERENCE
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -83,8 +83,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     state = state_of(session.config)
     keys = [key for item in session.items if (key := key_of(item))]
     try:
-        for _, task in keys:
+        for variant, task in keys:
             find_task(task)
+            state.options.variant(variant)
     except InputError as error:
         raise pytest.UsageError(str(error)) from error
     state.selected = keys
@@ -153,8 +154,7 @@ def ewq_session(
 @pytest.fixture(scope="session")
 def variant(request: pytest.FixtureRequest, ewq_session: Session) -> Iterator[VariantHandle]:
     """One variant, loaded on first use, freed before the next one."""
-    known = {variant.name: variant for variant in ewq_session.options.variants}
-    handle = ewq_session.handle(known.get(request.param) or find_variant(request.param))
+    handle = ewq_session.handle(ewq_session.options.variant(request.param))
     yield handle
     handle.close()
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")

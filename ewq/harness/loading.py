@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -15,8 +16,10 @@ from ewq.errors import BackendUnavailable
 from ewq.files import cache_dir
 from ewq.harness.subject import Placement, Subject
 from ewq.instruments.gpu import gpus_of
+from ewq.planning.plan import BITSANDBYTES, check_budget, require_target
 from ewq.planning.sizes import format_of
 from ewq.variants import (
+    LLAMA_CPP,
     TRANSFORMERS,
     Fitted,
     GgufFile,
@@ -61,17 +64,49 @@ def load_variant(variant: Variant, subject: Subject, placement: Placement) -> Lo
         )
         return Loaded(model, plan)
     from ewq.backends.llama_cpp import load_llama_cpp
-    from ewq.checkpoint.layout import find_layout
     from ewq.gguf.cache import export_notes
-    from ewq.gguf.probe import require_same_model, shape_of_config
 
     given = isinstance(variant.recipe, GgufFile)
-    if given:
-        blocks = len(find_layout(subject.checkpoint).blocks)
-        shape = shape_of_config(subject.checkpoint.config, blocks)
-        require_same_model(file, shape, subject.tokenizer, subject.label)
     running = load_llama_cpp(file, subject.tokenizer, device=placement.device)
     return Loaded(running, plan, () if given else export_notes(file))
+
+
+def check_variant(variant: Variant, subject: Subject, *, named: bool) -> None:
+    """Refuse before anything loads what could not be loaded.
+
+    An optional library may be missing unless the variant is ``named`` by the user.
+
+    Raises:
+        InputError: a missing library, a plan or a file of another model, a plan that exceeds its
+            budget in the variant's engine, or a recipe that llama.cpp does not have.
+    """
+    recipe, native = variant.recipe, engine_of(variant.name) == LLAMA_CPP
+    if native and not all(map(find_spec, ("llama_cpp", "gguf"))):
+        if named:
+            raise BackendUnavailable(f"{variant.name} needs llama.cpp: pip install 'ewq[gguf]'")
+        return
+    if not native and not isinstance(recipe, Raw) and not find_spec("bitsandbytes"):
+        raise BackendUnavailable(f"{variant.name} needs bitsandbytes: pip install bitsandbytes")
+    if isinstance(recipe, GgufFile):
+        _require_own_file(recipe.path, subject)
+    elif isinstance(recipe, Planned) and isinstance(recipe.plan, Path):
+        plan, gguf = subject.plan(recipe.plan), "gguf"
+        require_target(plan, gguf if native else BITSANDBYTES)
+        applied = gguf if native else "nf4" if plan.target == gguf else plan.target
+        check_budget(plan, subject.checkpoint, applied)
+    elif isinstance(recipe, Fitted) and recipe.like:
+        from ewq.gguf.recipe import make_recipe
+
+        make_recipe(recipe.like)
+
+
+def _require_own_file(path: Path, subject: Subject) -> None:
+    from ewq.checkpoint.layout import find_layout
+    from ewq.gguf.probe import require_same_model, shape_of_config
+
+    blocks = len(find_layout(subject.checkpoint).blocks)
+    shape = shape_of_config(subject.checkpoint.config, blocks)
+    require_same_model(path, shape, subject.tokenizer, subject.label)
 
 
 def get_ready(variant: Variant, subject: Subject, placement: Placement) -> None:

@@ -75,9 +75,9 @@ class Options:
             if given[option] not in allowed:
                 choice = f"choose one of {', '.join(allowed)}"
                 raise InputError(f"--ewq-{option} {given[option]!r}: {choice}")
-        for option in ("mmlu", "texts", "thresholds"):
+        for option in ("mmlu", "texts", "thresholds", "calibration"):
             path = given[option]
-            published = path == "hub" and option != "thresholds"
+            published = path == "hub" and option in ("mmlu", "texts")
             if path and not published and not Path(path).expanduser().exists():
                 raise InputError(f"--ewq-{option} {path}: no such file or folder")
         factors = [parse_factor(t) for t in given.pop("factors").split(",") if t.strip()]
@@ -87,6 +87,11 @@ class Options:
         thresholds = given["thresholds"]
         given["thresholds"] = Path(thresholds).expanduser() if thresholds else None
         return cls(**given)
+
+    def variant(self, name: str) -> Variant:
+        """The run's variant of that name, or one that only a test asks for."""
+        known = {variant.name: variant for variant in self.variants}
+        return known.get(name) or find_variant(name)
 
 
 def add_options(parser: pytest.Parser) -> None:

@@ -14,7 +14,7 @@ from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import EwqError
 from ewq.files import cache_dir
 from ewq.harness.handle import LoadVariant, VariantHandle
-from ewq.harness.loading import Loaded, same_model
+from ewq.harness.loading import Loaded, check_variant, same_model
 from ewq.harness.options import Options
 from ewq.harness.references import References
 from ewq.harness.subject import Placement, Subject
@@ -23,7 +23,7 @@ from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.record import Reason, Record, Verdict
 from ewq.tasks.table import TASKS, Data, Inputs, find_task
 from ewq.tasks.tiers import Tier
-from ewq.variants import REFERENCE, Planned, Variant, is_fit_name
+from ewq.variants import REFERENCE, Variant, is_fit_name
 
 if TYPE_CHECKING:
     from ewq.data.mmlu import MmluData
@@ -206,12 +206,19 @@ class Session:
         gc.unfreeze()
 
 
-def check_plans(options: Options, subject: Subject, data: RunData) -> None:
-    """Read plan files, and refuse to judge fitted plans on the text that they are made on."""
-    for variant in options.variants:
-        if isinstance(variant.recipe, Planned) and isinstance(variant.recipe.plan, Path):
-            subject.plan(variant.recipe.plan)
-    if any(is_fit_name(variant.name) for variant in options.variants):
+def check_variants(
+    options: Options, subject: Subject, data: RunData, selected: tuple[RecordKey, ...]
+) -> None:
+    """Refuse variants that cannot be loaded, and fitted ones judged on the text they are made on.
+
+    A project's own kind of subject knows its variants itself.
+    """
+    variants = [options.variant(name) for name in dict.fromkeys(name for name, _ in selected)]
+    if isinstance(subject, Subject):
+        _ = subject.tokenizer
+        for variant in variants:
+            check_variant(variant, subject, named=options.variants_named)
+    if any(is_fit_name(variant.name) for variant in variants):
         from ewq.sensitivity.calibration import calibration_texts, refuse_evaluation_text
 
         refuse_evaluation_text(calibration_texts(options.calibration), data.texts)

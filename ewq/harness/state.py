@@ -120,7 +120,7 @@ class PluginState:
 
     def open_session(self, subject: Subject, loader: LoadVariant, progress: Progress) -> Session:
         """Set up the run; an EwqError, before a model loads, for whatever makes it pointless."""
-        from ewq.harness.session import RunData, Session, check_plans, identify
+        from ewq.harness.session import RunData, Session, check_variants, identify
         from ewq.harness.subject import find_placement
         from ewq.storage.journal import JOURNAL, Journal
         from ewq.tasks.tiers import tier_sizes
@@ -132,7 +132,7 @@ class PluginState:
             raise InputError(f"nothing to resume: {ungated}")
         placement = find_placement(asked.device, asked.dtype, asked.decode, subject.checkpoint)
         data = RunData(asked, tier_sizes(asked.tier, placement.device), progress)
-        check_plans(asked, subject, data)
+        check_variants(asked, subject, data, keys)
         identity = identify(subject, placement, data, keys)
         gate = self._gate(identity)
         if ungated:

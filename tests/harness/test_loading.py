@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from ewq.errors import BackendUnavailable, CheckpointError, EwqError, PlanError
+from ewq.errors import BackendUnavailable, CheckpointError, EwqError, InputError, PlanError
 from ewq.gguf import probe
 from ewq.harness import loading
 from ewq.harness.loading import (
     _file_of,
+    check_variant,
     get_ready,
     load_variant,
     same_model,
@@ -118,9 +119,43 @@ def test_bytes_of_a_gguf_are_those_of_its_file(subject):
 def test_a_gguf_of_another_model_is_refused(subject):
     pytest.importorskip("llama_cpp")
     other = shared_gguf(TINY.parent / "tiny-qwen3", "F16")
-    variant = find_variant(str(other))
     with pytest.raises(CheckpointError, match="not a file of this model"):
-        load_variant(variant, subject, Placement("cpu", "float32"))
+        check_variant(find_variant(str(other)), subject, named=True)
+    check_variant(find_variant(str(shared_gguf(TINY, "F16"))), subject, named=True)
+
+
+@pytest.mark.parametrize("name", ["ewq-0.65", "bnb-nf4", "fit-300kb"])
+def test_bitsandbytes_is_missed_at_the_start(name, subject, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(BackendUnavailable, match="pip install bitsandbytes"):
+        check_variant(find_variant(name), subject, named=False)
+    check_variant(find_variant("fp16"), subject, named=False)
+
+
+@pytest.mark.parametrize("library", ["llama_cpp", "gguf"])
+@pytest.mark.parametrize("name", ["gguf-q8_0", "gguf-ewq-0.65", "gguf-fit-q4_k_m"])
+def test_llama_cpp_is_missed_at_the_start_where_it_was_asked_for(
+    name, library, subject, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(BackendUnavailable, match=r"pip install 'ewq\[gguf\]'"):
+        check_variant(find_variant(name), subject, named=True)
+    check_variant(find_variant(name), subject, named=False)
+
+
+def test_a_plan_is_checked_for_the_engine_at_the_start(subject, tmp_path):
+    pytest.importorskip("llama_cpp")
+    plan = subject.analysis.plan(target_size_bytes=subject.analysis.plan(0.65).size_bytes)
+    path = write_plan(plan, tmp_path / "nf4.json")
+    check_variant(find_variant(str(path)), subject, named=True)
+    with pytest.raises(PlanError, match="as gguf: plan with --for gguf"):
+        check_variant(find_variant(f"gguf:{path}"), subject, named=True)
+
+
+def test_a_recipe_that_llama_cpp_lacks_is_named_at_the_start(subject):
+    pytest.importorskip("gguf")
+    with pytest.raises(InputError, match="no type 'Q9_9'"):
+        check_variant(find_variant("gguf-fit-q9_9"), subject, named=True)
 
 
 @pytest.mark.parametrize("engine", ["", "gguf:"])

@@ -1,6 +1,7 @@
 """The harness as a user meets it, on fake models."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -181,9 +182,10 @@ def test_resume_measures_only_what_is_missing(bench, project):
         (["--ewq-factors", "big"], "*invalid factor 'big': expected a number*"),
         (["--ewq-tier", "huge"], "*--ewq-tier 'huge': choose one of smoke, quick, full*"),
         (["--ewq-mmlu", "nowhere"], "*--ewq-mmlu nowhere: no such file or folder*"),
+        (["--ewq-calibration", "nowhere"], "*--ewq-calibration nowhere: no such file or folder*"),
         (["--ewq-device", "cuda:7"], "*cuda:7*"),
     ],
-    ids=["variant", "factor", "tier", "mmlu", "device"],
+    ids=["variant", "factor", "tier", "mmlu", "calibration", "device"],
 )
 def test_bad_options_end_with_one_line_and_exit_code_4(bench, arguments, message):
     result = bench(*arguments)
@@ -199,6 +201,37 @@ def test_an_empty_data_folder_is_said_in_one_line_before_a_model_is_loaded(bench
     result.stdout.fnmatch_lines(["*empty holds no texts*"])
     assert not (project.path / "loads.txt").exists()
     assert "Traceback" not in result.stdout.str()
+
+
+REAL_SUBJECT = """
+import pytest
+from tests.harness.fakes import load_fake
+
+@pytest.fixture(scope="session")
+def ewq_loader():
+    return load_fake
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "absent", "reason"),
+    [
+        ("fp16,other.gguf", None, "*other.gguf: 12 bytes are too few for a GGUF file*"),
+        ("fp16,bnb-nf4", "bitsandbytes", "*bnb-nf4 needs bitsandbytes: pip install *"),
+        ("fp16,gguf-q8_0", "llama_cpp", "*gguf-q8_0 needs llama.cpp: pip install *"),
+    ],
+)
+def test_what_no_variant_could_be_loaded_with_ends_the_run_at_once(
+    bench, project, monkeypatch, names, absent, reason
+):
+    (project.path / "conftest.py").write_text(REAL_SUBJECT)
+    (project.path / "other.gguf").write_bytes(b"no such file")
+    if absent:
+        monkeypatch.setitem(sys.modules, absent, None)
+    result = bench("--ewq-variants", names, "-k", "memory")
+    assert result.ret == 4
+    result.stdout.fnmatch_lines([reason])
+    assert not (project.path / "loads.txt").exists()
 
 
 def test_collecting_imports_no_heavy_library(project):

@@ -353,3 +353,16 @@ def test_a_mistyped_task_ends_the_run_before_a_model_is_loaded(bench, project):
     assert result.ret == 4
     assert "unknown task 'memroy'; known: mmlu" in result.stdout.str() + result.stderr.str()
     assert not (project.path / "loads.txt").exists()
+
+
+def test_a_mistyped_variant_ends_the_run_before_a_model_is_loaded(bench, project):
+    (project.path / "benchmarks" / "test_mistyped.py").write_text(
+        "import pytest\n\n@pytest.mark.task('memory')\n"
+        "@pytest.mark.parametrize('variant', ['bnb-nf5'], indirect=True)\n"
+        "def test_mistyped(variant, measure):\n    measure()\n"
+    )
+    result = bench(*TWO, *MEMORY[:1], "memory or mistyped")
+
+    assert result.ret == 4
+    assert "unknown variant 'bnb-nf5'; known: fp16" in result.stdout.str() + result.stderr.str()
+    assert not (project.path / "loads.txt").exists()
