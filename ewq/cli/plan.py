@@ -180,7 +180,7 @@ def _typed(
 
     quiet_transformers()
     wanted = Aim(*aim)
-    check_recipes([wanted.like])
+    check_recipes([wanted.like], target)
     fitting = open_fitting(model, target, how, terminal_progress())
     return make_plan(fitting, wanted, granularity or "tensor"), fitting.target.parameters
 

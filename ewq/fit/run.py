@@ -102,8 +102,7 @@ def make_plan(
     if aim.kld is not None:
         return fitting.below(aim.kld, {"kind": "target_kld", "target_kld": aim.kld}, granularity)
     if aim.like is not None:
-        if fitting.target.name != GGUF:
-            raise PlanError(f"like {aim.like} is a size of GGUF files; give a size in bytes")
+        check_recipes([aim.like], fitting.target.name)
         budget, rule = (
             recipe_bytes(fitting.checkpoint, aim.like),
             {"kind": "like", "like": aim.like},
@@ -119,14 +118,16 @@ def make_plan(
     return fitting.within(budget, rule, granularity)
 
 
-def check_recipes(names: Sequence[str | None]) -> None:
-    """Make sure that llama.cpp has recipes of these names, before anything is measured.
+def check_recipes(names: Sequence[str | None], engine: str) -> None:
+    """Refuse names that are no recipes of llama.cpp, or are of no use to an engine.
 
     Raises:
-        InputError: it has not.
+        InputError: before anything is measured.
     """
     for name in filter(None, names):
         make_recipe(name)
+        if engine != GGUF:
+            raise PlanError(f"{name} is of llama.cpp's recipes, which have no size for {engine}")
 
 
 def recipe_bytes(checkpoint: Checkpoint, name: str) -> int:
@@ -135,7 +136,7 @@ def recipe_bytes(checkpoint: Checkpoint, name: str) -> int:
     Raises:
         InputError: llama.cpp has no such recipe.
     """
-    check_recipes([name])
+    check_recipes([name], GGUF)
     base = converted(checkpoint)
     chosen = recipe_types(base, name.upper())
     return sum(
@@ -179,9 +180,7 @@ def fit(
         EwqError: the size cannot be reached, or something failed on the way.
     """
     refuse_evaluation_text(calibration_texts(how.source), texts)
-    check_recipes([*versus, aim.like])
-    if engine == BITSANDBYTES and (versus or aim.like):
-        raise InputError("--versus and --like name recipes of llama.cpp, not of bitsandbytes")
+    check_recipes([*versus, aim.like], engine)
     fitting = open_fitting(model, engine, how, progress)
     plan = make_plan(fitting, aim, granularity, file_bytes=engine == GGUF)
     if engine == BITSANDBYTES:
