@@ -47,14 +47,9 @@ def bench(
 def pytest_arguments(arguments: list[str]) -> list[str]:
     """Those of pytest: what to run, where, and ``arguments`` with a model first as an option."""
     model = [f"--ewq-model={each}" for each in arguments[:1] if not each.startswith("-")]
-    return [
-        "-p",
-        PLUGIN,
-        f"--rootdir={Path.cwd()}",
-        *_benchmarks(),
-        *model,
-        *arguments[len(model) :],
-    ]
+    # What libraries announce to their own developers says nothing about a model.
+    fixed = ["-p", PLUGIN, f"--rootdir={Path.cwd()}", "-Wignore::DeprecationWarning"]
+    return [*fixed, *_benchmarks(), *model, *arguments[len(model) :]]
 
 
 def _benchmarks() -> list[str]:

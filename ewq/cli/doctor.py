@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ewq.cli.terminal import AsJson, show
+from ewq.cli.terminal import AsJson, show, size_text
 from ewq.errors import EwqError, InputError
 from ewq.files import CACHES, cache_dir, cached_kinds, clean_cache, folder_bytes
 
@@ -25,13 +25,21 @@ EXTRAS = {
 
 def doctor(as_json: AsJson = False) -> None:
     """Say what is installed, what is missing and how to get it, and where data and caches lie."""
+    from ewq.storage.environment import describe, package_version
+
+    machine = describe("cpu")
+    versions = {name: package_version(name) for name in (*REQUIRED, *EXTRAS)}
+    there = [f"{name} {found}" for name, found in versions.items() if found]
+    chosen = os.environ.get("OMP_NUM_THREADS")
     found = {
-        "installed": _installed(),
-        "missing": [*_missing()] or ["nothing"],
+        "installed": [f"ewq {machine['ewq']}, Python {machine['python']}", ", ".join(there)],
+        "missing": [*_missing(versions)] or ["nothing"],
         "GPU": [_gpu()],
-        "threads": [_threads()],
+        "threads": [
+            f"{machine['cores']} cores" + (f", {chosen} by OMP_NUM_THREADS" * bool(chosen))
+        ],
         "data": [*_data()],
-        "caches": [*_caches()],
+        "caches": [*_caches(_sizes())],
         "disk": [f"{_free(folder)} free in {folder}" for folder in (Path.cwd(), cache_dir())],
     }
     lines = (
@@ -42,31 +50,16 @@ def doctor(as_json: AsJson = False) -> None:
     show(found, lines, as_json=as_json)
 
 
-def _versions() -> dict[str, str | None]:
-    from ewq.storage.environment import package_version
-
-    return {name: package_version(name) for name in (*REQUIRED, *EXTRAS)}
-
-
-def _installed() -> list[str]:
-    from platform import platform, python_version
-
-    from ewq.version import __version__
-
-    there = [f"{name} {found}" for name, found in _versions().items() if found]
-    return [f"ewq {__version__}, Python {python_version()}, {platform()}", ", ".join(there)]
-
-
-def _missing() -> Iterator[str]:
+def _missing(versions: dict[str, str | None]) -> Iterator[str]:
     """What is not there, what needs it, and the command that gets it."""
     from ewq.gguf.convert import ARCHIVE_BYTES, SCRIPT, VARIABLE
 
-    for name, found in _versions().items():
+    for name, found in versions.items():
         extra, need = EXTRAS.get(name, ("", "everything"))
         if not found:
             yield f"{name}, for {need}: pip install 'ewq{f'[{extra}]' * bool(extra)}'"
     if not os.environ.get(VARIABLE) and not any(cache_dir("converter").glob(f"*/{SCRIPT}")):
-        size = f"{ARCHIVE_BYTES / 1e6:.0f} MB"
+        size = size_text(ARCHIVE_BYTES)
         yield f"llama.cpp's converter, fetched when needed ({size}): python -m ewq.gguf.convert"
 
 
@@ -87,25 +80,15 @@ def _gpu() -> str:
         )
     if find_device("auto") == "cpu":
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-        why = (
-            f"CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else "is the driver there?"
-        )
+        why = "is the driver there?" if hidden is None else f"CUDA_VISIBLE_DEVICES is {hidden!r}"
         return f"none: torch is built for CUDA {torch.version.cuda} and sees no GPU; {why}"
-    facts = describe(find_device(ALL))
-    gguf = "usable by llama.cpp too"
+    facts, gguf = describe(find_device(ALL)), "usable by llama.cpp too"
     try:
         check_device("cuda")
     except EwqError as error:
         gguf = f"not for llama.cpp: {error}"
-    size = f"{int(str(facts['vram_bytes'])) / 1e9:.1f} GB"
+    size = size_text(int(str(facts["vram_bytes"])))
     return f"{facts['gpu']}, {size}, driver {facts['driver']}, CUDA {facts['cuda']}; {gguf}"
-
-
-def _threads() -> str:
-    from ewq.storage.environment import describe
-
-    cores, chosen = describe("cpu")["cores"], os.environ.get("OMP_NUM_THREADS")
-    return f"{cores}, one a core" if chosen is None else f"{chosen} by OMP_NUM_THREADS, of {cores}"
 
 
 def _data() -> Iterator[str]:
@@ -115,36 +98,29 @@ def _data() -> Iterator[str]:
     from ewq.checkpoint.embedded import fixture_path
     from ewq.data.mmlu import HUB_DATASET
 
+    hub, runs = Path(constants.HF_HUB_CACHE), Path(".benchmarks").absolute()
+    offline = "HF_HUB_OFFLINE: nothing else is used" if constants.HF_HUB_OFFLINE else "online"
     yield f"questions and texts of the smoke and quick tiers: {fixture_path('mmlu').parent}"
     yield f"those of the full tier: {HUB_DATASET} and WikiText-2, from the Hugging Face hub"
-    offline = "HF_HUB_OFFLINE: only what it has is used" if constants.HF_HUB_OFFLINE else "online"
-    hub = Path(constants.HF_HUB_CACHE)
-    yield f"hub models: {hub}, {_size(folder_bytes(hub))}, {offline}"
-    runs = len([*Path(".benchmarks").glob("*/[0-9]*.json")])
-    yield f"stored runs: {Path('.benchmarks').absolute()}, {runs}"
-
-
-def _caches() -> Iterator[str]:
-    """The whole, then each kind with what it holds, the largest first."""
-    sizes = _sizes()
-    yield f"{cache_dir()}: {_size(sum(sizes.values()))}"
-    for kind, size in sizes.items():
-        yield f"  {kind:<18} {_size(size):>8}  {CACHES[kind]}"
+    yield f"hub models: {hub}, {size_text(folder_bytes(hub))}, {offline}"
+    yield f"stored runs: {runs}, {len([*runs.glob('*/[0-9]*.json')])}"
 
 
 def _sizes() -> dict[str, int]:
-    """Kind -> bytes, the largest first."""
+    """Kind of cache -> bytes, the largest first."""
     sizes = {kind: folder_bytes(cache_dir(kind)) for kind in cached_kinds()}
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+def _caches(sizes: dict[str, int]) -> Iterator[str]:
+    yield f"{cache_dir()}: {size_text(sum(sizes.values()))}"
+    for kind, size in sizes.items():
+        yield f"  {kind:<18} {size_text(size):>11}  {CACHES[kind]}"
 
 
 def _free(folder: Path) -> str:
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return _size(shutil.disk_usage(above).free)
+    return size_text(shutil.disk_usage(above).free)
 
 
 def cache(
@@ -157,13 +133,14 @@ def cache(
     """List what ewq keeps to be faster next time, with sizes; or remove it."""
     if unknown := [kind for kind in kinds or () if kind not in CACHES]:
         raise InputError(f"no cache {unknown[0]!r}; known: {', '.join(CACHES)}")
-    if kinds and action == "list":
-        raise InputError("to remove a cache: ewq cache clean KIND")
+    sizes = _sizes()
     if action == "list":
-        show({"folder": str(cache_dir()), "bytes": _sizes()}, _caches(), as_json=as_json)
+        if kinds:
+            raise InputError("to remove a cache: ewq cache clean KIND")
+        show({"folder": str(cache_dir()), "bytes": sizes}, _caches(sizes), as_json=as_json)
         return
-    removed = {kind: size for kind, size in _sizes().items() if kind in (kinds or CACHES)}
+    removed = {kind: size for kind, size in sizes.items() if kind in (kinds or CACHES)}
     for kind in removed:
         clean_cache(kind)
-    lines = [f"removed {_size(sum(removed.values()))}: {', '.join(removed) or 'nothing there'}"]
+    lines = [f"removed {size_text(sum(removed.values()))}: {', '.join(removed) or 'nothing there'}"]
     show({"removed": removed}, lines, as_json=as_json)

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ewq.cli.terminal import AsJson, Bpw, quiet_transformers, show, terminal_progress
+from ewq.cli.terminal import AsJson, Bpw, Size, quiet_transformers, show, terminal_progress
 from ewq.errors import InputError
 from ewq.files import check_output
+from ewq.variants import parse_size
 
 if TYPE_CHECKING:
     from ewq.gguf.report import ExportReport
+    from ewq.planning.plan import QuantizationPlan
     from ewq.progress import Progress
     from ewq.sensitivity.calibration import Calibration
 
+Factor = Annotated[float | None, typer.Option(help="4-bit starts below mean - FACTOR * std.")]
 SHOWN = 3
 
 
@@ -39,6 +42,9 @@ def export(
         str | None, typer.Option("--type", help="F16, BF16, Q8_0, Q6_K, Q4_K_M, ...")
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan made by `ewq plan`.")] = None,
+    factor: Factor = None,
+    target_bpw: Bpw = None,
+    target_size: Size = None,
     types: Annotated[
         str, typer.Option(help="Type per precision, such as raw=F16,8bit=Q8_0,4bit=Q4_K.")
     ] = "",
@@ -60,11 +66,12 @@ def export(
     """Convert and quantize with llama.cpp; the file appears once it is complete and checked."""
     from ewq.gguf.export import export_command, export_gguf
     from ewq.gguf.recipe import make_recipe, parse_types
-    from ewq.planning.plan import read_plan
 
     check_output(out)
-    recipe = make_recipe(type_name, read_plan(plan) if plan else None, parse_types(types), imatrix)
-    progress = terminal_progress()
+    progress, named = terminal_progress(), parse_types(types)
+    size = None if target_size is None else parse_size(target_size)
+    planned = _plan(model, type_name, plan, factor, target_bpw, size)
+    recipe = make_recipe(type_name, planned, named, imatrix)
     calibrated = _calibration(model, rounding, calibration, progress)
     if print_command:
         if calibrated:
@@ -76,6 +83,29 @@ def export(
         model, out, recipe, converter=converter, calibration=calibrated, progress=progress
     )
     show(report.to_json(), _lines(report), as_json=as_json)
+
+
+def _plan(
+    model: str,
+    type_name: str | None,
+    plan: Path | None,
+    factor: float | None,
+    target_bpw: float | None,
+    size: int | None,
+) -> QuantizationPlan | None:
+    """The plan of a file or of a rule, if one is given."""
+    from ewq.planning.analysis import analyze
+    from ewq.planning.plan import read_plan
+
+    given = [each for each in (type_name, plan, factor, target_bpw, size) if each is not None]
+    if len(given) > 1:
+        raise InputError("give only one of --type, --plan, --factor, --target-bpw, --target-size")
+    if plan:
+        return read_plan(plan)
+    if type_name or not given:
+        return None
+    analysis = analyze(model, progress=terminal_progress())
+    return analysis.plan(factor, target_bpw=target_bpw, target_size_bytes=size, target="gguf")
 
 
 def _calibration(
@@ -112,10 +142,9 @@ def quantize(
     model: Annotated[str, typer.Argument(help="Hub id or model folder.")],
     out: Annotated[Path, typer.Option("-o", "--output", help="A new folder.")],
     plan: Annotated[Path | None, typer.Option(help="A plan file; or give a rule.")] = None,
-    factor: Annotated[
-        float | None, typer.Option(help="4-bit starts below mean - FACTOR * std.")
-    ] = None,
+    factor: Factor = None,
     target_bpw: Bpw = None,
+    target_size: Size = None,
     quant_type: Annotated[str, typer.Option(help="nf4 or fp4.")] = "nf4",
     double_quant: Annotated[
         bool | None, typer.Option(help="Quantize the 4-bit scales too (default: as planned).")
@@ -139,6 +168,7 @@ def quantize(
         plan,
         factor=factor,
         target_bpw=target_bpw,
+        target_size_bytes=None if target_size is None else parse_size(target_size),
         quant_type=quant_type,
         double_quant=double_quant,
         block_size=block_size,

@@ -58,7 +58,7 @@ def fit(
         str | None, typer.Option(help="Memory of the card, for the file, cache and the rest.")
     ] = None,
     context: Annotated[
-        int | None, typer.Option(metavar="TOKENS", help="With --vram (default: 8192).")
+        int | None, typer.Option(metavar="TOKENS", min=1, help="With --vram (default: 8192).")
     ] = None,
     like: Like = None,
     engine: Annotated[str, typer.Option(help="gguf or bitsandbytes.")] = "gguf",

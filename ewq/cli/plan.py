@@ -15,6 +15,7 @@ from ewq.cli.terminal import (
     AsJson,
     Bpw,
     Like,
+    Size,
     legend,
     plan_lines,
     quiet_transformers,
@@ -60,15 +61,14 @@ def plan(
         str | None, typer.Option(help="block or tensor; fisher also kind, and tensor by default.")
     ] = None,
     target_bpw: Bpw = None,
-    target_size: Annotated[
-        str | None, typer.Option(help="Size of the whole model, such as 5GB or 4.5GiB.")
-    ] = None,
+    target_size: Size = None,
     target_vram: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Memory of the card, for weights, cache and the rest."),
     ] = None,
     context: Annotated[
-        int | None, typer.Option(metavar="TOKENS", help="With --target-vram (default: 8192).")
+        int | None,
+        typer.Option(metavar="TOKENS", min=1, help="With --target-vram (default: 8192)."),
     ] = None,
     target_kld: Annotated[
         float | None,

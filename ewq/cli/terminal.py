@@ -20,6 +20,7 @@ from ewq.report.escaping import terminal_line
 Bpw = Annotated[
     float | None, typer.Option(help="Bits per weight of the whole model, never exceeded.")
 ]
+Size = Annotated[str | None, typer.Option(help="Size of the whole model, such as 5GB or 4.5GiB.")]
 Like = Annotated[
     str | None,
     typer.Option(metavar="RECIPE", help="No larger than llama.cpp's recipe, such as Q4_K_M."),

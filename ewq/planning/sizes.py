@@ -7,12 +7,10 @@ Counted are packed values and scales, not the constant tables that bitsandbytes 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
-from ewq.checkpoint.layout import COUNT_KEYS, SCALES, Layout, Weight, scale_of
+from ewq.checkpoint.layout import COUNT_KEYS, SCALES, WIDTH_KEYS, Layout, Weight, scale_of
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import InputError
@@ -199,7 +197,10 @@ def _is_mask(info: TensorInfo) -> bool:
     return info.name.endswith((".attn.bias", ".attention.bias")) and len(info.shape) == 4
 
 
-WIDTHS = ("hidden_size", "n_embd", "d_model", "n_embed")
+WHOLE = ("full_attention", "attention")
+WINDOWED = ("sliding_attention", "chunked_attention")
+"""Layers that keep every token, and those that keep a window; others have a state."""
+MLA = "caches no plain keys and values; give a size"
 CONTEXT = 8192
 """Tokens that a card is to hold unless others are asked for."""
 UBATCH = 512
@@ -245,7 +246,7 @@ def find_card(
             raise InputError("--context is read with a card's memory only")
         return None
     checkpoint = open_checkpoint(model, progress)
-    card = card_for(checkpoint, parse_size(vram), context or CONTEXT, target)
+    card = card_for(checkpoint, parse_size(vram), CONTEXT if context is None else context, target)
     if card.room <= 0:
         needs = f"{(card.vram_bytes - card.room) / 1e9:.1f} GB"
         raise InputError(f"{card.context} tokens alone take {needs}: give a shorter --context")
@@ -271,52 +272,29 @@ def card_for(checkpoint: Checkpoint, vram_bytes: int, context: int, target: str)
     Raises:
         InputError: the config lacks a shape, or the model caches something else.
     """
-    config = _shapes(checkpoint, context)
-    number = partial(_number, checkpoint, config)
-    hidden, heads = number(*WIDTHS), number("num_attention_heads", "n_head", "num_heads")
-    kv_heads = number("num_key_value_heads", "num_kv_heads", default=heads)
-    head_dim = number("head_dim", default=hidden // heads)
-    intermediate = number("intermediate_size", "n_inner", "ffn_dim", default=4 * hidden)
-    if target == "gguf":
-        activations = UBATCH * (number("vocab_size") + 2 * hidden) * 4
-    else:
-        activations = 2 * context * (2 * hidden + 3 * intermediate) + 2 * hidden * intermediate
-    tokens = sum(_lengths(config, number(*COUNT_KEYS), context))
-    return Card(vram_bytes, context, 2 * kv_heads * head_dim * tokens * 2, activations)
-
-
-def _shapes(checkpoint: Checkpoint, context: int) -> dict[str, Any]:
-    """The language model's part of a config, if what it says is all that the cache depends on."""
     config = dict(checkpoint.config) | dict(checkpoint.config.get("text_config") or {})
-    why = ""
-    if context < 1:
-        why = "a context has at least one token"
-    elif checkpoint.is_gguf:
-        why = "a GGUF file has no config.json; give the model's folder"
-    elif "kv_lora_rank" in config:
-        why = "it caches no plain keys and values; give a size"
-    if why:
-        raise InputError(f"cannot tell what {checkpoint.model} takes on a card: {why}")
-    if config.get("multi_query") and not config.get("new_decoder_architecture"):
-        config["num_key_value_heads"] = 1
-    return config
+    if checkpoint.is_gguf or "kv_lora_rank" in config:
+        raise InputError(
+            f"cannot tell what {checkpoint.model} takes on a card: it "
+            + ("is a GGUF file; give the model's folder" if checkpoint.is_gguf else MLA)
+        )
 
+    def number(*names: str, default: object = None) -> int:
+        found = next((config[name] for name in names if config.get(name)), default)
+        if not isinstance(found, int) or found < 1:
+            raise InputError(f"config.json of {checkpoint.model} has no {names[0]}")
+        return found
 
-def _number(
-    checkpoint: Checkpoint, config: Mapping[str, Any], *names: str, default: int = 0
-) -> int:
-    found = next((config[name] for name in names if config.get(name)), default)
-    if not isinstance(found, int) or found < 1:
-        raise InputError(f"config.json of {checkpoint.model} has no {names[0]}")
-    return found
-
-
-def _lengths(config: Mapping[str, Any], layers: int, context: int) -> Iterator[int]:
-    """Tokens that each layer keeps."""
-    window = config.get("sliding_window") or context
-    for kind in config.get("layer_types") or ["full_attention"] * layers:
-        if kind in ("sliding_attention", "chunked_attention"):
-            yield min(context, window)
-        else:
-            # Recurrent layers have a state, whose size does not grow.
-            yield context if kind in ("full_attention", "attention") else 0
+    hidden, heads = number(*WIDTH_KEYS[1:]), number("num_attention_heads", "n_head", "num_heads")
+    head_dim = number("head_dim", default=hidden // heads)
+    one_head = config.get("multi_query") and not config.get("new_decoder_architecture")
+    kv_heads = 1 if one_head else number("num_key_value_heads", "num_kv_heads", default=heads)
+    kinds = config.get("layer_types") or ["full_attention"] * number(*COUNT_KEYS)
+    window = min(context, config.get("sliding_window") or context)
+    kept = dict.fromkeys(WINDOWED, window) | dict.fromkeys(WHOLE, context)
+    cache = 2 * kv_heads * head_dim * sum(kept.get(kind, 0) for kind in kinds) * 2
+    if target == "gguf":
+        return Card(vram_bytes, context, cache, UBATCH * (number("vocab_size") + 2 * hidden) * 4)
+    inner = number("intermediate_size", "n_inner", "ffn_dim", default=4 * hidden)
+    activations = context * (2 * hidden + 3 * inner) * 2 + hidden * inner * 2
+    return Card(vram_bytes, context, cache, activations)

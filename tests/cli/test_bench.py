@@ -34,10 +34,18 @@ def executed(monkeypatch):
 
 def test_a_model_becomes_an_option_and_the_rest_is_pytests(ewq, empty, executed):
     ewq("bench", "org/model", "-k", "fp16 or ewq", "--ewq-tier", "smoke", "-x", "-h", "--help")
-    plugin = ["-p", "ewq.pytest_plugin", f"--rootdir={empty}", CARRIED]
+    plugin = ["-p", "ewq.pytest_plugin", f"--rootdir={empty}", "-Wignore::DeprecationWarning"]
     asked = ["-k", "fp16 or ewq", "--ewq-tier", "smoke", "-x", "-h", "--help"]
     [command] = executed
-    assert command == [sys.executable, "-m", "pytest", *plugin, "--ewq-model=org/model", *asked]
+    assert command == [
+        sys.executable,
+        "-m",
+        "pytest",
+        *plugin,
+        CARRIED,
+        "--ewq-model=org/model",
+        *asked,
+    ]
 
 
 @pytest.mark.parametrize("arguments", [[], ["-k", "ewq"], ["--ewq-model", "m"]])

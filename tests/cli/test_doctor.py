@@ -80,10 +80,10 @@ def test_the_cache_is_listed_the_largest_first(ewq):
     keep("analyses", 1_000_000)
     keep("gguf", 3_000_000)
     lines = ewq("cache").out.splitlines()
-    assert lines[0] == f"{cache_dir()}: 4.0 MB"
+    assert lines[0] == f"{cache_dir()}: 4.000 MB"
     assert [line.split()[:3] for line in lines[1:]] == [
-        ["gguf", "3.0", "MB"],
-        ["analyses", "1.0", "MB"],
+        ["gguf", "3.000", "MB"],
+        ["analyses", "1.000", "MB"],
     ]
     document = json.loads(ewq("cache", "--json").out)
     assert document["bytes"] == {"gguf": 3_000_000, "analyses": 1_000_000}
@@ -94,7 +94,7 @@ def test_cleaning_removes_the_kinds_named_and_nothing_else(ewq):
         keep(kind, 1_000_000)
     foreign = cache_dir() / "mine.txt"
     foreign.write_text("not ewq's")
-    assert "removed 1.0 MB: gguf" in ewq("cache", "clean", "gguf").out
+    assert "removed 1.000 MB: gguf" in ewq("cache", "clean", "gguf").out
     assert {path.name for path in cache_dir().iterdir()} == {"analyses", "imatrix", "mine.txt"}
     assert json.loads(ewq("cache", "clean", "--json").out)["removed"].keys() == {
         "analyses",

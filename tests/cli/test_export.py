@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from ewq.checkpoint.embedded import fixture_path
 from ewq.cli.export import export
 from ewq.errors import InputError
-from tests.gguf.models import require_gguf
+from tests.gguf.models import require_converter, require_gguf
 from tests.gguf.writer import F16, gguf_bytes, number_pair, string_pair
 
 PAIRS = (string_pair("general.architecture", "llama"), number_pair("llama.block_count", 2))
@@ -66,10 +66,15 @@ def test_rounding_has_no_command_of_llama_cpp(call, tmp_path):
         (("--type", "Q8_0", "--types", "raw"), "expected raw=F16"),
         (("--type", "Q8_0", "--rounding", "gptq"), "needs the Hugging Face folder"),
         (("--type", "Q8_0", "--calibration", "a.txt"), "with --rounding gptq only"),
+        (("--type", "Q8_0", "--factor", "0.65"), "give only one of --type, --plan, --factor"),
+        (("--target-bpw", "6", "--target-size", "1MB"), "give only one of"),
+        (("--target-size", "much"), "expected a size such as 5GB"),
+        (("--factor", "1", "--types", "raw"), "expected raw=F16"),
     ],
     ids=[
         *("neither type nor plan", "types without plan", "unknown type", "malformed types"),
-        *("rounding of a file", "calibration for nothing"),
+        *("rounding of a file", "calibration for nothing", "type and rule", "two rules"),
+        *("no size", "malformed types with a rule"),
     ],
 )
 def test_bad_use_is_an_input_error(call, source, tmp_path, arguments, reason):
@@ -77,6 +82,19 @@ def test_bad_use_is_an_input_error(call, source, tmp_path, arguments, reason):
     assert isinstance(result.exception, InputError)
     assert reason in str(result.exception)
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_size_makes_the_plan_that_a_file_of_it_takes(call, tmp_path):
+    require_converter()
+    out, tiny = tmp_path / "out.gguf", fixture_path("tiny-llama")
+    result = call(tiny, "--target-size", "0.6MB", "-o", out, "--json")
+    assert result.exit_code == 0, result.output
+    stored = sum(json.loads(result.stdout)["bytes_by_type"].values())
+    assert 550_000 < stored <= 600_000
+    whole = call(tiny, "--factor", "0.65", "-o", tmp_path / "factor.gguf", "--json")
+    assert (
+        json.loads(whole.stdout)["bits_per_weight"] > json.loads(result.stdout)["bits_per_weight"]
+    )
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_anything_else(call, tmp_path):

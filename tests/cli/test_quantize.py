@@ -66,6 +66,14 @@ def test_it_wants_exactly_one_rule(tmp_path, rules):
     assert not (tmp_path / "q").exists()
 
 
+def test_a_size_is_a_rule_and_is_not_exceeded(tmp_path):
+    done = run(fixture_path("tiny-llama"), "--target-size", "0.6MB", "-o", tmp_path / "q", "--json")
+
+    assert done.exit_code == 0, done.output
+    assert 500_000 < json.loads(done.stdout)["planned_bytes"] <= 600_000
+    assert read_plan(tmp_path / "q" / "plan.json").rule["target_size_bytes"] == 600_000
+
+
 def test_without_bitsandbytes_it_says_what_to_install(tmp_path):
     blocked = tmp_path / "bitsandbytes.py"
     blocked.write_text("raise ImportError('no such library')")

@@ -63,8 +63,7 @@ def test_layers_with_a_window_keep_the_window_and_recurrent_ones_nothing():
         ({"kv_lora_rank": 512}, 8192, "caches no plain keys and values"),
         ({"hidden_size": None}, 8192, "has no hidden_size"),
         ({"num_attention_heads": "many"}, 8192, "has no num_attention_heads"),
-        ({"path": "model.gguf"}, 8192, "has no config.json"),
-        ({}, 0, "at least one token"),
+        ({"path": "model.gguf"}, 8192, "is a GGUF file; give the model's folder"),
     ],
 )
 def test_what_cannot_be_counted_is_refused(changes, context, why):
