@@ -21,10 +21,8 @@ from ewq.storage.runs import Run
 from ewq.tasks.table import figure_of
 from ewq.variants import table_place
 
-WINDOW = 10
-"""Earlier runs that say what is expected of the newest."""
-FEWEST = 3
-"""Earlier runs below which nothing is expected."""
+WINDOW, FEWEST = 10, 3
+"""Earlier runs that say what is expected of the newest, and how few say nothing."""
 ALPHA = 0.05
 """Probability that any line of an unchanged run lies outside what is expected of it."""
 SHIFT_ALPHA = 0.01
@@ -120,13 +118,9 @@ class History:
 def history_of(
     runs: Iterable[Run], metrics: Sequence[str], window: int = WINDOW, *, strict: bool = True
 ) -> History:
-    """Follow ``metrics`` (``METRIC`` or ``TASK/METRIC``) of the newest run through all of them.
+    """Follow ``metrics`` (``METRIC`` or ``TASK/METRIC``) of the newest run through comparable ones.
 
-    Runs are compared as baselines are: by :class:`ewq.storage.environment.RunIdentity` and, of
-    each benchmark, by its model and settings.
-
-    Raises:
-        InputError: there is no run with records, or, if ``strict``, it lacks a metric.
+    An InputError where no run has records or, if ``strict``, the newest lacks a metric.
     """
     ordered = sorted(runs, key=lambda run: (run.datetime, run.path.name))
     kept, left_out = [], []
@@ -190,10 +184,9 @@ def prediction(earlier: Sequence[Metric], alpha: float) -> Interval:
 def shifts(values: Sequence[float], alpha: float = SHIFT_ALPHA) -> tuple[Shift, ...]:
     """Where the level of a series changed, by binary segmentation (Scott and Knott 1974).
 
-    The best split is that of the largest likelihood ratio for two means (Hawkins 1977). It counts
-    if at most a share ``alpha`` of random orders of the values has a split as good, so that in a
-    series without a change any shift at all is found with probability ``alpha`` at most. What lies
-    on either side of a shift is then tested as a series of its own.
+    The best split, of the largest likelihood ratio for two means (Hawkins 1977), counts if at most
+    a share ``alpha`` of random orders has one as good: so often is a shift found where there is
+    none. Either side is then a series of its own.
     """
     places = [0, *_places(np.asarray(values, np.float64), alpha), len(values)]
     means = [statistics.fmean(values[a:b]) for a, b in pairwise(places)]
