@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Protocol
 
 _REDRAW_S = 0.2
 _BAR_CELLS = 20
+LOG_CELLS = 100
 _CLEAR = "\x1b[K"
 
 
@@ -87,6 +89,8 @@ class Step:
 class TerminalProgress:
     """Draws in the ``room`` to the right of the cursor, leaving it there: nothing is erased."""
 
+    _every_s = _REDRAW_S
+
     def __init__(self, write: Callable[[str], None], room: Callable[[], int]) -> None:
         self._write = write
         self._room = room
@@ -102,12 +106,12 @@ class TerminalProgress:
             self._draw(self._step)
 
     def advance(self, amount: int) -> None:
-        """Report progress; redraws at most five times a second."""
+        """Report progress; shown only so often."""
         with self._lock:
             if self._step is None:
                 return
             self._step.done += amount
-            if time.monotonic() - self._drawn_s > _REDRAW_S:
+            if time.monotonic() - self._drawn_s > self._every_s:
                 self._draw(self._step)
 
     def finish(self) -> None:
@@ -125,3 +129,27 @@ class TerminalProgress:
         back = f"\x1b[{cell_len(text)}D" if text else ""
         self._write(f"{_CLEAR}{text}{back}")
         self._drawn_s = time.monotonic()
+
+
+class LogProgress(TerminalProgress):
+    """A line a minute with what is left, for the log of a CI job, in which nothing is redrawn."""
+
+    _every_s = 60
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        super().__init__(write, lambda: LOG_CELLS)
+        self._drawn_s = time.monotonic()
+
+    def finish(self) -> None:
+        """The step is over; its lines stay."""
+        self._step = None
+
+    def _draw(self, step: Step) -> None:
+        if step.done:
+            self._write(f"\n{step.fitting(LOG_CELLS)}\n")
+            self._drawn_s = time.monotonic()
+
+
+def in_ci() -> bool:
+    """Whether this is a CI job, as GitHub, GitLab and most others say in ``$CI``."""
+    return bool(os.environ.get("CI"))

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from ewq.progress import Step, TerminalProgress
+from ewq import progress as progress_module
+from ewq.progress import LogProgress, Step, TerminalProgress
 
 PYTESTS = "benchmarks/test_mmlu.py ."
 WIDTH = 80
@@ -86,3 +87,23 @@ def test_what_does_not_fit_is_left_out(room, shown):
 
 def test_bytes_are_told_in_mb():
     assert "500/2000 MB" in Step("analyse", 2 * 10**9, "bytes", done=5 * 10**8).fitting(80)
+
+
+def test_a_log_gets_a_line_a_minute_with_what_is_left(monkeypatch):
+    clock, written = [1000.0], []
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
+    log = LogProgress(written.append)
+    for second in range(0, 300, 10):
+        if second % 50 == 0:
+            # Steps shorter than a minute are told of too, when one has passed.
+            log.start(f"step {second}", 100, "questions")
+        clock[0] += 10
+        log.advance(10)
+        if second % 50 == 40:
+            log.finish()
+    assert [line.split(" [")[0] for line in "".join(written).split("\n") if line] == [
+        *("step 50", "step 100", "step 200", "step 250"),
+    ]
+    assert "left" in written[0]
+    assert all(text.startswith("\n") and text.endswith("\n") for text in written)
+    assert "\x1b" not in "".join(written)

@@ -14,7 +14,7 @@ import typer
 
 from ewq.planning.plan import QuantizationPlan
 from ewq.precision import Precision
-from ewq.progress import NO_PROGRESS, Progress, TerminalProgress
+from ewq.progress import NO_PROGRESS, LogProgress, Progress, TerminalProgress, in_ci
 from ewq.report.escaping import terminal_line
 
 Bpw = Annotated[
@@ -32,10 +32,10 @@ _LEAST_GB = 0.05
 
 
 def terminal_progress() -> Progress:
-    """A drawn line where stderr is a terminal, else silence."""
-    if not sys.stderr.isatty():
-        return NO_PROGRESS
+    """A drawn line where stderr is a terminal, one a minute in CI, else silence."""
     write = partial(print, end="", file=sys.stderr, flush=True)
+    if not sys.stderr.isatty():
+        return LogProgress(write) if in_ci() else NO_PROGRESS
     return TerminalProgress(write, lambda: shutil.get_terminal_size().columns)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ewq.progress import NO_PROGRESS, Progress, TerminalProgress
+from ewq.progress import NO_PROGRESS, LogProgress, Progress, TerminalProgress, in_ci
 from ewq.report.escaping import terminal_line
 from ewq.report.rows import VariantRow, variant_rows
 from ewq.report.table import footnotes, terminal_table
@@ -77,10 +77,10 @@ def _skips(session: Session) -> list[str]:
 
 
 def find_progress(config: pytest.Config) -> Progress:
-    """A line behind what pytest wrote, on a terminal; silence in pipes and CI logs."""
+    """A line behind what pytest wrote, on a terminal; one a minute in CI logs; else silence."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
-    if reporter is None or capture is None or not reporter.isatty:
+    if reporter is None or capture is None or not (reporter.isatty or in_ci()):
         return NO_PROGRESS
     writer = reporter._tw
 
@@ -90,4 +90,6 @@ def find_progress(config: pytest.Config) -> Progress:
             writer._file.write(text)
             writer._file.flush()
 
+    if not reporter.isatty:
+        return LogProgress(write)
     return TerminalProgress(write, lambda: writer.fullwidth - writer.width_of_current_line)

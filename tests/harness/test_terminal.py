@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from ewq.harness.terminal import find_progress
-from ewq.progress import NO_PROGRESS
+from ewq.progress import NO_PROGRESS, LogProgress
 
 
 @pytest.fixture
@@ -29,5 +29,11 @@ def test_it_is_drawn_in_what_pytest_left_of_the_line(terminal):
     assert terminal._file.getvalue() == "\x1b[Kperplexity\x1b[10D"
 
 
-def test_a_pipe_gets_none(terminal):
+def test_a_pipe_gets_none_and_a_ci_job_a_line_a_minute(terminal, monkeypatch):
+    monkeypatch.setenv("CI", "true")
+    progress = find_progress(config_of(terminal, isatty=False))
+    assert isinstance(progress, LogProgress)
+    progress.start("perplexity", 100, "tokens")
+    assert terminal._file.getvalue() == ""
+    monkeypatch.delenv("CI")
     assert find_progress(config_of(terminal, isatty=False)) is NO_PROGRESS
