@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -129,11 +129,7 @@ def plan(
     paths = _paths(out, drafts)
     analysis = analyze(model, cache=cache, progress=progress, workers=workers, device=device)
     if like is not None:
-        from ewq.fit.run import recipe_bytes
-
-        if target != "gguf":
-            raise InputError(f"--like {like} is a size of GGUF files; add --for gguf")
-        size_bytes = recipe_bytes(analysis.checkpoint, like)
+        size_bytes = _size_like(analysis, like, target)
 
     def draft(one: float | None, drawn: int | None, size: int | None) -> QuantizationPlan:
         return analysis.plan(
@@ -149,14 +145,34 @@ def plan(
     if target_kld is None:
         plans = [draft(*each, size_bytes) for each in drafts]
     else:
-        from ewq.fit.plans import smallest_below
-        from ewq.fit.prepare import open_fitting
-
-        quiet_transformers()
-        fitting = open_fitting(analysis.checkpoint, target, how, progress)
-        plans = [smallest_below(fitting, target_kld, partial(draft, *each)) for each in drafts]
+        within = [partial(draft, *each) for each in drafts]
+        plans = _smallest(analysis, target, how, target_kld, within)
     notes = [*_card_lines(card, analysis, target)] if card else []
     _deliver(analysis.footprint.numel, plans, paths, as_json, notes)
+
+
+def _size_like(analysis: Analysis, recipe: str, target: str) -> int:
+    from ewq.fit.run import recipe_bytes
+
+    if target != "gguf":
+        raise InputError(f"--like {recipe} is a size of GGUF files; add --for gguf")
+    return recipe_bytes(analysis.checkpoint, recipe)
+
+
+def _smallest(
+    analysis: Analysis,
+    target: str,
+    how: Calibrating,
+    kld: float,
+    within: list[Callable[[int], QuantizationPlan]],
+) -> list[QuantizationPlan]:
+    """The smallest plan of each scorer's that is expected below a divergence."""
+    from ewq.fit.plans import smallest_below
+    from ewq.fit.prepare import open_fitting
+
+    quiet_transformers()
+    fitting = open_fitting(analysis.checkpoint, target, how, terminal_progress())
+    return [smallest_below(fitting, kld, each) for each in within]
 
 
 def _check_rules(factor: list[float] | None, targets: list[object]) -> None:
