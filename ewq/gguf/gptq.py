@@ -161,7 +161,12 @@ def _round_rows(weight: Values, factor: Values, importance: Values, type_name: s
         packed = pack(part, type_name, importance[here])
         corner = np.ascontiguousarray(factor[here, here])
         if type_name in CODED:
-            packed, errors = _code(part, packed, corner, codes_of(type_name))
+            codes = codes_of(type_name)
+            low = codes.filled(packed, codes.order[0])
+            span = codes.filled(packed, codes.order[-1]) - low
+            chosen, errors = np.empty(part.shape, np.uint8), np.empty_like(part)
+            _compensate(part, corner, low, span, codes.levels, chosen, errors)
+            packed = codes.put(packed, codes.order[chosen])
         else:
             errors = (part - unpack(packed, type_name)) @ np.linalg.inv(corner)
         values[:, later] -= errors @ factor[here, later]
@@ -214,15 +219,6 @@ def codes_of(type_name: str) -> Codes:
     return Codes(type_name, places, order.astype(np.uint8), levels.astype(np.float32))
 
 
-def _code(part: Values, packed: Bytes, corner: Values, codes: Codes) -> tuple[Bytes, Values]:
-    """Blocks with compensated codes, and the error that each column leaves to later blocks."""
-    low = codes.filled(packed, codes.order[0])
-    span = codes.filled(packed, codes.order[-1]) - low
-    chosen, errors = np.empty(part.shape, np.uint8), np.empty_like(part)
-    _compensate(part, corner, low, span, codes.levels, chosen, errors)
-    return codes.put(packed, codes.order[chosen]), errors
-
-
 @compiled
 def _compensate(
     values: Array,
@@ -233,6 +229,7 @@ def _compensate(
     chosen: Array,
     errors: Array,
 ) -> None:
+    """Round ``values`` column by column; ``errors`` is what each column leaves to later blocks."""
     rows, columns = values.shape
     for row in range(rows):
         for column in range(columns):

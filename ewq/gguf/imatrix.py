@@ -45,16 +45,13 @@ def _read_gguf(path: Path) -> dict[str, NDArray[np.float32]]:
     for name, sums in arrays.items():
         counts = arrays.get(name.removesuffix(SUMS) + COUNTS)
         if name.endswith(SUMS) and counts is not None:
-            found[name.removesuffix(SUMS)] = _means(sums, counts.reshape(-1, 1))
+            # With sums of zero, of an expert that the text never chose, the quantizer may write
+            # anything; llama-quantize takes 1 instead.
+            counts = counts.reshape(-1, 1)
+            each = sums.reshape(len(counts), -1) / np.maximum(counts, 1)
+            means = np.where(counts > 0, each, 1).ravel()
+            found[name.removesuffix(SUMS)] = np.ascontiguousarray(means, dtype=np.float32)
     return found
-
-
-def _means(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sums over counts, ``[experts * columns]``."""
-    # With sums of zero, of an expert that the text never chose, the quantizer may write anything;
-    # llama-quantize takes 1 instead.
-    means = np.where(counts > 0, sums.reshape(len(counts), -1) / np.maximum(counts, 1), 1)
-    return np.ascontiguousarray(means.ravel(), dtype=np.float32)
 
 
 def _read_legacy(path: Path) -> dict[str, NDArray[np.float32]]:

@@ -77,24 +77,23 @@ def _number(value: float) -> str:
 
 
 def _table(trends: Sequence[Trend]) -> Table:
-    headings = ("Variant", "Metric", VERDICT, "Newest", "Expected", "Runs", "Change of level")
-    rows = tuple(
-        (
-            trend.record.variant,
-            _title(trend),
-            "too few runs" if trend.expected is None else trend.verdict.value,
-            _number(trend.metrics[-1].value),
-            " to ".join(map(_number, trend.expected)) if trend.expected else MISSING,
-            str(len(trend.runs)),
-            "; ".join(
+    rows = [
+        {
+            "Variant": trend.record.variant,
+            "Metric": _title(trend),
+            VERDICT: trend.verdict.value if trend.expected else "too few runs",
+            "Newest": _number(trend.metrics[-1].value),
+            "Expected": " to ".join(map(_number, trend.expected)) if trend.expected else MISSING,
+            "Runs": str(len(trend.runs)),
+            "Change of level": "; ".join(
                 f"{trend.runs[each.place].name}: {_number(each.before)} → {_number(each.after)}"
                 for each in trend.shifts
             ),
-        )
+        }
         for trend in trends
-    )
-    words = frozenset({"Metric", VERDICT, "Change of level"})
-    return Table(headings, rows, words, verdicts=tuple(trend.verdict for trend in trends))
+    ]
+    verdicts = tuple(trend.verdict for trend in trends)
+    return Table.of(rows, "Metric", VERDICT, "Change of level", verdicts=verdicts)
 
 
 def _plot(found: History, trends: Sequence[Trend]) -> Plot:
