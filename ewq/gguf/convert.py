@@ -34,11 +34,9 @@ ARCHIVE_PARTS = (
     *(SCRIPT, "conversion", "gguf-py/gguf", "LICENSE"),
     *("models/ggml-vocab-gpt-neox.gguf", "models/ggml-vocab-llama-spm.gguf"),
 )
-"""What is taken out of the archive, below its root."""
 COMPANIONS = {"sentencepiece": "sentencepiece==0.2.3", "protobuf": "protobuf>=6,<8"}
 """What the converter imports for some tokenizers -> what to add where it is not installed."""
 CONVERTED_TYPES = ("F32", "F16", "BF16")
-"""Types that need no quantizer."""
 UNKNOWN_TOKENIZER_NOTE = (
     "llama.cpp does not know this tokenizer's splitting rule: the file is complete for token ids "
     "given by the checkpoint's own tokenizer, as ewq does, but llama.cpp may split text otherwise"

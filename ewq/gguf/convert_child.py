@@ -7,16 +7,15 @@ ARGUMENTS...``; it must not import ewq, whose environment has another ``gguf``.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 WITHOUT = "EWQ_CONVERT_WITHOUT"
-"""Variable that names tensors to leave out."""
 UNKNOWN_TOKENIZER = "ewq: unknown pre-tokenizer"
 """Printed when the converter does not recognise the tokenizer's splitting rule."""
 CODE_REFUSED = "it needs Python code that comes with the model, which ewq never runs"
@@ -27,12 +26,7 @@ def main(script: Path, arguments: list[str]) -> None:
     forbid_code_of_models()
     sys.path.insert(0, str(script.parent))
     sys.argv = [str(script), *arguments]
-    spec = importlib.util.spec_from_file_location("convert_hf_to_gguf", script)
-    if spec is None or spec.loader is None:
-        sys.exit(f"{script} is not a Python script")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = import_module(script.stem)
     # Newer converters keep their classes in a package, older ones in the script.
     owner = sys.modules.get("conversion.base", module)
     allow_unknown_tokenizers(owner)

@@ -40,7 +40,6 @@ DAMPING = 0.01
 FLOOR = 1e-4
 """Least importance of a column, as a share of the mean."""
 ROWS = 512
-"""Rows that a thread takes at a time."""
 CODED = frozenset(
     {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS"}
     | {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
@@ -98,7 +97,6 @@ def recode(
 def _moments(
     model: Any, calibration: Calibration, columns: Mapping[str, int], progress: Progress
 ) -> Iterator[tuple[str, Any]]:
-    """Every matrix with the second moments of its inputs, as many at a time as fit."""
     from ewq.sensitivity.gradients import SecondMoments
 
     for group in _groups(columns):

@@ -27,7 +27,6 @@ CACHE_TYPES = {"F32": 0, "F16": 1}
 LOG_ERROR = 4
 _messages: deque[str] = deque(maxlen=8)
 _log_callback: list[Any] = []
-"""Keeps the ctypes callback alive for as long as the library may call it."""
 
 
 def llama_library() -> Any:
@@ -144,7 +143,6 @@ class NativeModel:
         }
 
     def _require_open(self) -> None:
-        """Refuse a closed model, on which llama.cpp would crash."""
         if self._model is None:
             raise MeasurementError("this llama.cpp model is closed; load it again")
 

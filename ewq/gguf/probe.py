@@ -81,7 +81,6 @@ class Shape:
     blocks: int
     width: int
     vocabulary: int
-    """Rows of the embedding."""
 
     def __str__(self) -> str:
         return (

@@ -44,9 +44,7 @@ class QuantizeJob:
     output_type: str | None = None
     imatrix: Path | None = None
     requantize: bool = False
-    """Whether tensors that are quantized already may be quantized again."""
     dry_run: bool = False
-    """Only report what type each tensor would take."""
 
 
 @dataclass
@@ -58,7 +56,6 @@ class Heard:
     chosen: dict[str, str] = field(default_factory=dict)
     """Of a dry run: tensor name -> ggml type, of those that would change."""
     last: str = "the file"
-    """The tensor that llama.cpp turned to last."""
 
 
 def as_command(job: QuantizeJob) -> str:

@@ -33,7 +33,6 @@ STACKED = {"gate_up_proj": ("gate_proj", "up_proj"), "kv_b_proj": ("k_b_proj", "
 """Weights that transformers keeps as one and GGUF as two: experts, and latent attention's."""
 NO_TYPE = "llama.cpp has no type {!r}; there are for example {}"
 NAMED = 3
-"""How many offending names an error shows."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,6 @@ class TypeRecipe:
     """llama.cpp's own mixture of that name."""
 
     name: str
-    """``F16``, ``Q8_0``, ``Q4_K_M``, ..."""
     imatrix: Path | None = None
 
 

@@ -161,7 +161,6 @@ def _changes(comparison: Comparison, rows: Sequence[Row]) -> Table:
 
 
 def _cause(comparison: Comparison, row: Row) -> str:
-    """What else is different between the two measurements."""
     runs = (comparison.before, comparison.after)
     old, new = (run.records.get((row.variant, row.task)) for run in runs)
     planned = old is not None and new is not None and old.plan != new.plan
@@ -170,7 +169,6 @@ def _cause(comparison: Comparison, row: Row) -> str:
 
 
 def _rest(rows: Sequence[Row]) -> Table:
-    """Metrics by variants."""
     cells = {
         (metric_title(row.task, row.change.metric), row.variant): _number(row.change.after, 4)
         + _share(row)
@@ -202,7 +200,6 @@ def _share(row: Row) -> str:
 
 
 def _data(comparison: Comparison) -> dict[str, Any]:
-    """Everything, rows in the run's own order."""
     lists = ("refusals", "losses", "uncovered", "differences")
     return {
         "schema": 1,

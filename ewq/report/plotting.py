@@ -87,7 +87,6 @@ class SizedPoint(NamedTuple):
     low: float
     high: float
     text: str = ""
-    """The figure as tables show it."""
 
 
 def pareto_front(points: Sequence[SizedPoint], *, higher_is_better: bool) -> list[SizedPoint]:
@@ -149,7 +148,6 @@ def _trace(kind: VariantKind, points: Sequence[SizedPoint], axes: tuple[str, str
 
 
 def _padded(values: list[float], share: float) -> list[float]:
-    """A range around ``values`` with room for labels."""
     low, high = min(values), max(values)
     room = share * (high - low or abs(high) or 1.0)
     return [low - room, high + room]

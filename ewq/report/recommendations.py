@@ -15,7 +15,6 @@ from ewq.report.rows import Estimate, VariantRow, decimals_for, reference_row, s
 from ewq.stats import ALPHA
 
 _NAMED = 4
-"""Undecided variants that are named."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,11 @@ class Recommendation:
 
 
 class Need(NamedTuple):
-    """How much a variant may lose to serve a need."""
+    """How much perplexity may grow and accuracy may be lost to serve a need."""
 
     name: str
     percent: float
-    """By which perplexity may grow."""
     points: float
-    """Of accuracy that may be lost."""
 
     def margin(self, loss: Loss) -> float:
         """The limit on a loss, in the metric's unit."""
@@ -70,8 +67,6 @@ def recommendations(rows: Sequence[VariantRow]) -> list[Recommendation]:
 
 
 class _Candidate(NamedTuple):
-    """A variant that could serve a need."""
-
     variant: str
     size_bytes: float
     losses: tuple[Loss, ...]

@@ -31,7 +31,6 @@ VERDICT_MARKS = {
 """Marks and styles in the order they are shown in; what was not gated has none."""
 _MOST_NAMED = 3
 _GAP = 2
-"""Blanks between columns."""
 _LAST_TO_GO = (
     "Variant", VERDICT, "KLD", "VRAM", "GB", "MB", "Δ PPL", "Tok/s", "MMLU", "Δ points", "Bits/w",
     "PPL",

@@ -39,7 +39,6 @@ def make_page(runs: Sequence[Run]) -> Page:
 
 
 def _data(shown: ReportedRun) -> dict[str, Any]:
-    """Everything a script may want, without per-item records."""
     return {
         "schema": 1,
         "model": shown.first.model,
@@ -61,7 +60,6 @@ def _data(shown: ReportedRun) -> dict[str, Any]:
 
 
 def _record(record: Record) -> dict[str, Any]:
-    """A stored record without items and other bulk, but with the plan."""
     stored = record.to_json()
     side = stored.pop("side")
     for bulky in ("items", "schema", "model", "fingerprint", "variant", "task", "tier"):

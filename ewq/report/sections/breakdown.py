@@ -43,7 +43,6 @@ def _names(rows: Sequence[VariantRow], task: str, prefix: str) -> list[str]:
 
 
 def _domain_map(rows: Sequence[VariantRow]) -> Plot | None:
-    """Changes where FP16 was paired, else perplexities."""
     paired = bool(_names(rows, "perplexity", "ln_ppl_ratio/"))
     prefix = "ln_ppl_ratio/" if paired else "perplexity/"
     found = _names(rows, "perplexity", prefix)

@@ -150,7 +150,6 @@ def _traces(trend: Trend, place: int) -> list[dict[str, Any]]:
 
 
 def _data(found: History) -> dict[str, Any]:
-    """Everything that is shown; JSON types."""
     return {
         "schema": 1,
         "exit_code": found.exit_code,

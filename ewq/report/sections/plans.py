@@ -75,7 +75,6 @@ class _Plan(NamedTuple):
 
     @property
     def precisions(self) -> list[str]:
-        """``mixed`` for a block of several."""
         found = (precision for _, _, precision in self.stored["blocks"])
         return [each if each in _LETTERS else "mixed" for each in found]
 
@@ -171,7 +170,6 @@ def _thresholds(plans: list[_Plan]) -> dict[float, str]:
 
 
 def _figure(plans: list[_Plan], thresholds: Mapping[float, str]) -> dict[str, Any]:
-    """A curve of scores with its thresholds, above a strip of precisions for each plan."""
     first, strip_share = plans[0], min(0.5, 0.06 + 0.05 * len(plans))
     indices = [index for index, _, _ in first.stored["blocks"]]
     lines = [(first.stored["mean"], "solid"), *((value, "dash") for value in thresholds)]
@@ -202,7 +200,6 @@ def _figure(plans: list[_Plan], thresholds: Mapping[float, str]) -> dict[str, An
 
 
 def _strips(plans: list[_Plan], indices: list[int]) -> dict[str, Any]:
-    """Precisions of every block, a row for each plan, coloured in equal steps."""
     names, steps = list(_LETTERS), len(_COLORS)
     return heatmap(
         indices,

@@ -66,7 +66,6 @@ def overview(shown: ReportedRun) -> Section:
 
 
 def _warnings(shown: ReportedRun) -> list[str]:
-    """What a reader must know before believing anything below."""
     run, warnings = shown.run, []
     if not run.complete:
         counts = f": {len(run.lost)} of {len(run.selected)} selected benchmarks have no result"
@@ -80,7 +79,6 @@ def _warnings(shown: ReportedRun) -> list[str]:
 
 
 def _recommended(shown: ReportedRun) -> list[Part]:
-    """A point for each need, statistics folded behind them."""
     points, details = [], []
     for found in recommendations(shown.rows):
         # Where the sentence begins with the variant to take, that is what readers look for.
