@@ -102,7 +102,7 @@ REFUSED = {
         ("--factor", "1", "--factor", "1.0", "-o", "x/"),
         "the same plan is asked for twice",
     ),
-    "device": (("--device", "abacus"), "cannot count on 'abacus'"),
+    "device": (("--device", "abacus"), "cannot compute on 'abacus'"),
     "workers": (("--workers", "0", "--no-cache"), "workers is 0; give at least 1"),
 }
 
