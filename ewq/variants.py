@@ -134,7 +134,7 @@ def find_variant(name: str) -> Variant:
     if name.lower().endswith(".gguf"):
         path = _existing_file(name, name)
         return Variant(path.name, GgufFile(path))
-    if name.endswith(".json"):
+    if name.lower().endswith(".json"):
         return _plan_variant(name)
     known = [*FIXED, "ewq-FACTOR", "gguf-ewq-FACTOR", "fit-SIZE", "gguf-fit-SIZE", "FILE.gguf"]
     known += ["PLAN.json", "gguf:PLAN.json"]

@@ -116,12 +116,20 @@ def test_no_way_of_loading_runs_it(folder, marker, use):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("command", ["plan", "quantize", "export"])
+SHORT = ("--sequences", "1", "--sequence-tokens", "32")
+COMMANDS = {
+    "plan": (),
+    "quantize": ("--factor", "0.65"),
+    "export": ("--type", "F16"),
+    "imatrix": SHORT,
+    "fit": ("--bpw", "8", "--text-tokens", "32", *SHORT),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_runs_it(folder, marker, command, tmp_path):
     require_converter()
-    out = {"plan": "p.json", "quantize": "q", "export": "e.gguf"}[command]
-    more = {"plan": [], "quantize": ["--factor", "0.65"], "export": ["--type", "F16"]}[command]
-    arguments = [command, str(folder), "-o", str(tmp_path / out), *more]
+    arguments = [command, str(folder), "-o", str(tmp_path / "out"), *COMMANDS[command]]
     done = CliRunner().invoke(app, arguments, input="y\ny\ny\n")
     assert done.exception is None or isinstance(done.exception, SystemExit | EwqError)
     assert not marker.exists()
@@ -144,21 +152,33 @@ def test_the_converter_runs_it_for_no_family(tmp_path, marker):
     assert any(convert_child.CODE_REFUSED in line for line in results), done.stdout
 
 
-def test_nothing_is_loaded_without_saying_that_code_of_models_does_not_run():
-    """Left out, transformers asks on standard input whether to run it."""
+def calls_of(*names):
+    """Where ewq calls something of these names, with the arguments that are named."""
     package = Path(ewq.__file__).parent
-    calls = [
-        (path.relative_to(package), call)
+    return [
+        (
+            f"{path.relative_to(package)}:{call.lineno}",
+            {w.arg: ast.unparse(w.value) for w in call.keywords},
+        )
         for path in package.rglob("*.py")
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Attribute)
-        and call.func.attr == "from_pretrained"
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(names)
     ]
+
+
+def test_nothing_is_loaded_without_saying_that_code_of_models_does_not_run():
+    """Left out, transformers asks on standard input whether to run it."""
+    calls = calls_of(".from_pretrained")
     assert len(calls) >= 4
-    for path, call in calls:
-        said = {word.arg: ast.unparse(word.value) for word in call.keywords}
-        assert said.get("trust_remote_code") == "False", f"{path}:{call.lineno}"
+    for place, said in calls:
+        assert said.get("trust_remote_code") == "False", place
+
+
+def test_no_child_has_the_standard_input_of_its_parent():
+    calls = calls_of("subprocess.run", "subprocess.Popen")
+    assert len(calls) >= 4
+    for place, said in calls:
+        assert said.get("stdin") in ("subprocess.DEVNULL", "pipe"), place
 
 
 DAMAGED = {

@@ -58,6 +58,11 @@ def test_a_plan_file_is_a_variant_in_both_engines(plan_file):
     assert (gguf.name, gguf.recipe) == ("gguf-ewq-6bpw", Planned(plan_file))
 
 
+def test_an_ending_in_capitals_is_a_plan_file(plan_file):
+    path = plan_file.rename(plan_file.with_suffix(".JSON"))
+    assert find_variant(str(path)).name == "ewq-6bpw"
+
+
 def test_a_plan_file_may_be_called_ewq_itself(tmp_path):
     (tmp_path / "ewq-small.json").write_text("{}")
     assert find_variant(str(tmp_path / "ewq-small.json")).name == "ewq-small"

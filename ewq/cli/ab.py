@@ -96,6 +96,7 @@ def _measured(side: Side, storage: Path, options: Sequence[str]) -> Record:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *side.benchmarks, *asked, *stored, *options],
         cwd=side.folder,
+        stdin=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
         capture_output=True,
         text=True,

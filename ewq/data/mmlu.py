@@ -189,6 +189,8 @@ def _parse(rows: Iterable[Mapping[str, Any]], where: str) -> Iterator[Question]:
         choices, answer = tuple(row["choices"]), row["answer"]
         if len(choices) != 4 or answer not in range(4):
             raise InputError(f"{where}: row {number}: expected 4 choices and an answer from 0 to 3")
+        if not is_visible(row["question"]):
+            raise InputError(f"{where}: row {number}: the question is empty")
         yield Question(row["subject"], row["question"], choices, int(answer))
 
 

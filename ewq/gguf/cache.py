@@ -19,8 +19,8 @@ from ewq.progress import NO_PROGRESS, Progress
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint
 
-NAME_LENGTH = 60
-"""Characters of a model's name in that of a file; names of files are limited."""
+NAME_BYTES = 60
+"""Of a model's name in that of a file; names of files are limited."""
 SCHEMA = 2
 """Raised when exports change, so that old files are not taken for new ones."""
 
@@ -87,4 +87,5 @@ def _file_name(checkpoint: Checkpoint, recipe: Recipe) -> str:
     except PackageNotFoundError:
         raise BackendUnavailable("llama.cpp is not installed: pip install 'ewq[gguf]'") from None
     key = content_key(SCHEMA, checkpoint.fingerprint, made_of, imatrix, converter, llama_cpp)
-    return f"{checkpoint.path.stem[:NAME_LENGTH]}-{label}-{key[:16]}.gguf"
+    name = os.fsencode(checkpoint.path.stem)[:NAME_BYTES].decode(errors="ignore")
+    return f"{name}-{label}-{key[:16]}.gguf"

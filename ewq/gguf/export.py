@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ewq.checkpoint.families import FAMILY_OF
 from ewq.checkpoint.gguf_header import GgufHeader, read_header
 from ewq.checkpoint.layout import HEADS, find_layout
+from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.errors import CheckpointError, InputError
 from ewq.files import check_output, said_of, scratch_beside
 from ewq.gguf.convert import CONVERTED_TYPES, convert_folder
@@ -33,6 +34,7 @@ from ewq.gguf.recipe import (
     plain_type,
 )
 from ewq.gguf.report import ExportReport, read_back
+from ewq.model import check_vocabulary
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
 
@@ -120,6 +122,8 @@ def check_export(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> None:
             and _becomes_f16(name, checkpoint, recipe)
         )
         read = narrowed or (unquantized and tensor.dtype in (*WIDER_THAN_F16, "F16"))
+        if not tensor.numel and len(tensor.shape) > 1:
+            raise InputError(f"{name} has no values at all; the checkpoint is damaged")
         if not read or not tensor.numel:
             continue
         least, most = checkpoint.load(name).aminmax()
@@ -156,9 +160,13 @@ def make_base(
     type_name, known = _converted_type(checkpoint, recipe), _is_known(checkpoint)
     ignored = find_layout(checkpoint).ignored if known else frozenset()
     heads = {name for name in checkpoint.tensors if name.endswith(HEADS)}
-    notes = convert_folder(
-        checkpoint.path, path, type_name, converter, progress, without=heads & ignored
-    )
+    try:
+        notes = convert_folder(
+            checkpoint.path, path, type_name, converter, progress, without=heads & ignored
+        )
+    except CheckpointError:
+        _check_tokenizer(checkpoint)
+        raise
     header = read_header(path)
     if known and heads - ignored and OUTPUT not in {tensor.name for tensor in header.tensors}:
         # Some architectures of llama.cpp take the embedding for the head whatever is stored.
@@ -167,6 +175,14 @@ def make_base(
             f"llama.cpp's {header.architecture} cannot hold; it cannot be exported"
         )
     return path, notes
+
+
+def _check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Raise a CheckpointError of a tokenizer at fault, of which the converter names no file."""
+    tokenizer = load_tokenizer(checkpoint.path, checkpoint.model)
+    rows = checkpoint.config.get("vocab_size")
+    if isinstance(rows, int):
+        check_vocabulary(rows, list(tokenizer.get_vocab().values()))
 
 
 def _is_known(checkpoint: Checkpoint) -> bool:

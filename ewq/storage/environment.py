@@ -129,7 +129,13 @@ def git_lines(folder: Path, *arguments: str) -> list[str] | None:
     """What git says; ``None`` without git, a repository, or what is asked for."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=folder, check=True, capture_output=True, text=True, timeout=30
+            ["git", *arguments],
+            cwd=folder,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -140,7 +140,9 @@ def test_rows_of_the_hub_become_the_same_data(tmp_path):
     assert from_rows([row], [row], "hub").digest == load_mmlu(write(tmp_path)).digest
 
 
-@pytest.mark.parametrize("change", [{"choices": ["1", "2", "3"]}, {"answer": 4}])
+@pytest.mark.parametrize(
+    "change", [{"choices": ["1", "2", "3"]}, {"answer": 4}, {"question": "\u200b"}]
+)
 def test_a_broken_row_of_the_hub_is_numbered(change):
     row = {"subject": "anatomy", "question": "?", "choices": list("1234"), "answer": 1}
     with pytest.raises(InputError, match="test: row 2"):

@@ -6,7 +6,10 @@ from ewq.checkpoint.gguf_header import read_header
 from ewq.errors import BackendUnavailable, CheckpointError, InputError
 from ewq.gguf import convert
 from ewq.gguf.convert import UNKNOWN_TOKENIZER_NOTE, convert_folder
+from ewq.gguf.export import export_gguf
+from ewq.gguf.recipe import make_recipe
 from tests.gguf.models import require_converter
+from tools.odd_folders import make_odd
 
 
 def test_a_named_script_is_used(tmp_path, monkeypatch):
@@ -84,3 +87,25 @@ def test_the_converters_own_bar_becomes_progress(tmp_path):
     assert told[0] == ("converting to GGUF", 100, "%")
     assert sum(told[1:-1]) == 100
     assert told[-1] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        ("tokenizer is a pointer", "tokenizer.json is a Git LFS pointer"),
+        ("tokenizer cut short", "tokenizer.json is not JSON, or cut short"),
+        ("tokenizer of an unknown kind", "transformers cannot read tokenizer.json"),
+        ("no tokenizer", "the folder has no tokenizer files"),
+        ("more tokens than rows", "token id 1023 is beyond the model's 600 tokens"),
+        ("an empty tensor", "mlp.up_proj.weight has no values at all"),
+    ],
+)
+def test_what_is_wrong_with_the_folder_is_said_instead_of_the_converters_words(
+    tmp_path, odd, reason
+):
+    require_converter()
+    folder, out = make_odd(odd, tmp_path), tmp_path / "out.gguf"
+    with pytest.raises(InputError) as caught:
+        export_gguf(folder, out, make_recipe("F16"))
+    assert reason in str(caught.value)
+    assert not out.exists()

@@ -1,6 +1,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -346,6 +347,13 @@ def test_the_cache_is_keyed_by_content(deep, deep_base, plan, gguf_cache):
     other = replace(plan, weights={**plan.weights, next(iter(plan.weights)): FOUR})
     assert cached_gguf(deep, make_recipe(plan=other), gguf_cache) != first
     assert cached_gguf(deep, make_recipe("BF16"), gguf_cache) == deep_base
+
+
+def test_a_name_of_many_bytes_is_cut_between_characters(deep, tmp_path, gguf_cache):
+    folder = tmp_path / ("\N{GRINNING FACE}" * 60)
+    shutil.copytree(deep, folder)
+    name = cached_gguf(folder, make_recipe("Q8_0"), gguf_cache).name
+    assert name.startswith("\N{GRINNING FACE}" * 15 + "-q8_0-")
 
 
 def test_a_damaged_cache_entry_is_made_again(deep, deep_base, gguf_cache):
