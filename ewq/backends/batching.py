@@ -82,24 +82,13 @@ def split_shared(
     return shared, rows
 
 
-@dataclass(frozen=True)
-class BatchLimits:
-    """What a batch may hold; a row that exceeds a limit alone stands alone."""
-
-    shared: int
-    """Tokens that every row holds in its cache beforehand."""
-    tokens: int
-    """Most tokens of a padded batch, shared ones included."""
-    kept: int
-    """Most positions whose logits are needed."""
-
-
 def plan_batches(
-    lengths: Sequence[int], kept: Sequence[int], limits: BatchLimits
+    lengths: Sequence[int], kept: Sequence[int], shared: int, most_tokens: int, most_kept: int
 ) -> list[tuple[int, ...]]:
     """Indices of rows of ``lengths`` tokens, ``kept`` of which need logits, batch by batch.
 
-    Longest rows come first: what does not fit in memory fails at once.
+    ``most_tokens`` counts padding and, for every row, what is ``shared``; a row beyond a limit
+    stands alone. Longest rows come first: what does not fit in memory fails at once.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     tokens = [0, *accumulate(lengths[i] for i in order)]
@@ -111,8 +100,8 @@ def plan_batches(
         padded = rows * lengths[order[begin]]
         padding = padded - (tokens[end] - tokens[begin])
         fits = (
-            padded + rows * limits.shared <= limits.tokens
-            and needed[end] - needed[begin] <= limits.kept
+            padded + rows * shared <= most_tokens
+            and needed[end] - needed[begin] <= most_kept
             and (padded <= FILLED_TOKENS or padding <= PADDING_SHARE * padded)
         )
         if rows > 1 and not fits:

@@ -76,9 +76,11 @@ class StaticDecoder(EagerDecoder):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self._caches: dict[tuple[int, int], Any] = {}
+        self._int8 = StaticInt8(model, with_kernels=self.mode == "graph")
 
     def begin(self, rows: int, length: int) -> Any:
         """A cache of exactly ``length`` tokens, reused from the last generation of that shape."""
+        self._int8.reset()
         cache = self._caches.get((rows, length))
         if cache is None:
             cache = StaticCache(config=self._model.config, max_cache_len=length)
@@ -88,25 +90,12 @@ class StaticDecoder(EagerDecoder):
         cache.reset()
         return cache
 
-
-class _FixedDecoder(StaticDecoder):
-    """Steps of fixed shape, LLM.int8 included."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        self._int8 = StaticInt8(model, with_kernels=self.mode == "graph")
-
-    def begin(self, rows: int, length: int) -> Any:
-        """A cache of fixed size, so that one recording or compilation serves all steps."""
-        self._int8.reset()
-        return super().begin(rows, length)
-
     def check(self) -> None:
-        """Refuse results with more int8 outliers than a fixed step computes."""
+        """Refuse results with more int8 outliers than a step of fixed shape computes."""
         self._int8.check()
 
 
-class GraphDecoder(_FixedDecoder):
+class GraphDecoder(StaticDecoder):
     """The static step as a CUDA graph, which the second step of each shape records."""
 
     mode = "graph"
@@ -198,7 +187,7 @@ class GraphDecoder(_FixedDecoder):
         return replay, result
 
 
-class CompiledDecoder(_FixedDecoder):
+class CompiledDecoder(StaticDecoder):
     """The static step compiled, which takes a minute or more; on CUDA recorded and replayed."""
 
     mode = "compile"

@@ -55,18 +55,15 @@ class StaticInt8:
             # What the first call does: a recording may come before it.
             if module.weight.CB is not None:
                 module.init_8bit_state()
-        self._exceeded: torch.Tensor | None = None
-        self._forwards: list[tuple[Any, Callable[..., torch.Tensor]]] = []
-        if not modules or not on_one_device:
-            return
         self._exceeded = torch.zeros((), dtype=torch.bool, device=model.device)
         # Else its change in place would keep torch from replaying a compiled step.
         torch._dynamo.mark_static_address(self._exceeded)
-        kernel = working_kernel(model.device) if with_kernels else None
+        fixed = modules if on_one_device else []
+        kernel = working_kernel(model.device) if with_kernels and fixed else None
         # Made once: another object would have a compiled step compiled anew.
         self._forwards = [
             (module, partial(int8_product, module, self._exceeded, kernel=kernel))
-            for module in modules
+            for module in fixed
         ]
 
     @contextmanager
@@ -82,12 +79,11 @@ class StaticInt8:
 
     def reset(self) -> None:
         """Forget earlier generations."""
-        if self._exceeded is not None:
-            self._exceeded.zero_()
+        self._exceeded.zero_()
 
     def check(self) -> None:
         """Wait for the device, and refuse a result with more outlier columns than computed."""
-        if self._exceeded is not None and bool(self._exceeded):
+        if bool(self._exceeded):
             raise DecoderUnsupported(
                 f"an int8 product has outliers in more than {OUTLIER_COLUMNS} columns"
             )

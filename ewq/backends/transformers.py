@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from ewq.backends.batching import (
-    BatchLimits,
     can_share,
     check_prompts,
     check_start,
@@ -45,13 +44,8 @@ CUDA_SHARE = 16
 class TransformersModel:
     """A :class:`ewq.model.LanguageModel` over a transformers causal language model.
 
-    Args:
-        model: a loaded ``...ForCausalLM``.
-        tokenizer: the checkpoint's.
-        batch_tokens: most tokens of a batch, shared prefix and padding included.
-        decode_mode: of :data:`ewq.backends.decoders.MODES`.
-        checkpoint_dtype: the checkpoint's own type, by which raw weights are weighed.
-        device: what :attr:`info` calls the place, for a model on more than one GPU.
+    ``batch_tokens`` counts shared prefix and padding, raw weights are weighed in
+    ``checkpoint_dtype``, and ``device`` is what :attr:`info` calls the place of more than one GPU.
 
     Raises:
         InputError: no room in a batch, an unknown decode mode, or no known context length.
@@ -188,8 +182,8 @@ class TransformersModel:
         if not self._shares_prefix:
             shared, rows = [], [shared + row for row in rows]
         cache = self._prefill(shared) if shared else None
-        limits = BatchLimits(len(shared), self.batch_tokens, self._block_rows)
-        for batch in plan_batches(list(map(len, rows)), kept, limits):
+        lengths, most = [len(row) for row in rows], self._block_rows
+        for batch in plan_batches(lengths, kept, len(shared), self.batch_tokens, most):
             chosen = [rows[i] for i in batch]
             forked = fork(cache, len(batch)) if cache is not None else None
             yield batch, self._forward(forked, len(shared), chosen, [kept[i] for i in batch])

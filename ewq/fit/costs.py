@@ -164,16 +164,7 @@ def measure_costs(
     workers: int | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> dict[str, dict[str, float]]:
-    """Nats per token by tensor and type.
-
-    Args:
-        tensors: what to store, and as what.
-        sensitivity: of the same checkpoint.
-        rounded: the real quantizer.
-        rows_drawn: most rows of a tensor that are rounded.
-        workers: threads; all processors unless given.
-        progress: told of tensors' pieces.
-    """
+    """Nats per token by tensor and type, of at most ``rows_drawn`` rows each."""
     draw = np.random.default_rng(SEED)
     pieces = [p for t in tensors for p in _pieces(t, sensitivity, rows_drawn, draw)]
     costs = {tensor.name: dict.fromkeys(tensor.types, 0.0) for tensor in tensors}

@@ -166,10 +166,9 @@ class Fitting:
 def smallest_below(
     fitting: Fitting, kld: float, plan_within: Callable[[int], QuantizationPlan]
 ) -> QuantizationPlan:
-    """The smallest of a scorer's own plans whose expected divergence is at most ``kld`` nats.
+    """The smallest of a scorer's plans (of a size in bytes) expected to diverge by ``kld`` nats.
 
-    Found by halving the range of sizes, to a thousandth of it, as if more bytes never cost more;
-    ``plan_within`` is the scorer's plan of a size in bytes.
+    Found by halving the range of sizes, to a thousandth of it, as if more bytes never cost more.
 
     Raises:
         PlanError: no plan of this scorer is below.

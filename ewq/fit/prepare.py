@@ -64,15 +64,9 @@ def open_fitting(
     calibration: Calibration | None = None,
     rows_drawn: int = ROWS_DRAWN,
 ) -> Fitting:
-    """Measure and cost a model for one target.
+    """Measure and cost a model for ``gguf`` or ``bitsandbytes`` (or one of its formats).
 
-    Args:
-        model: hub id, model folder, or a checkpoint already opened.
-        target: ``gguf``, or ``bitsandbytes`` (also by the name of one of its formats).
-        how: calibration text, seed and device.
-        progress: where to report.
-        calibration: the sequences themselves, instead of the text of ``how``.
-        rows_drawn: as for :func:`measure_costs`.
+    ``calibration`` are sequences instead of the text of ``how``.
 
     Raises:
         EwqError: the model cannot be loaded, measured or converted.

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from ewq.measurement import Metric
     from ewq.model import LanguageModel
 
+    Load = Callable[..., LanguageModel]
+    Made = Mapping[str, tuple[Path, int]]
+
 HEADER_SLACK = 256
 """Bytes that llama.cpp's quantizer may add to a file's header."""
 
@@ -78,16 +81,6 @@ class Fitted:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Made:
-    """What is to be measured, and what it is measured against."""
-
-    original: Path
-    quantized: Mapping[str, tuple[Path, int]]
-    """File or folder, and bytes, by label."""
-    load: Callable[..., LanguageModel]
-
-
 def make_plan(
     fitting: Fitting, aim: Aim, granularity: str = "tensor", *, file_bytes: bool = False
 ) -> QuantizationPlan:
@@ -119,11 +112,7 @@ def make_plan(
 
 
 def check_recipes(names: Sequence[str | None], engine: str) -> None:
-    """Refuse names that are no recipes of llama.cpp, or are of no use to an engine.
-
-    Raises:
-        InputError: before anything is measured.
-    """
+    """Refuse names that are no recipes of llama.cpp, or an engine that has none (InputError)."""
     for name in filter(None, names):
         make_recipe(name)
         if engine != GGUF:
@@ -136,7 +125,7 @@ def recipe_bytes(checkpoint: Checkpoint, name: str) -> int:
     Raises:
         InputError: llama.cpp has no such recipe.
     """
-    check_recipes([name], GGUF)
+    make_recipe(name)
     base = converted(checkpoint)
     chosen = recipe_types(base, name.upper())
     return sum(
@@ -159,21 +148,10 @@ def fit(
     gptq: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> Fitted:
-    """Make the best file of a size, or the smallest of a divergence, and measure it.
+    """Make the best file (or folder) of a size, or the smallest of a divergence, and measure it.
 
-    Args:
-        model: hub id or model folder.
-        out: a ``.gguf`` file, or for bitsandbytes a new folder.
-        aim: size, bits per weight, divergence or recipe.
-        engine: ``gguf`` or ``bitsandbytes``.
-        how: calibration text, seed and device.
-        granularity: ``tensor``, ``kind`` or ``block``.
-        versus: recipes of llama.cpp to measure beside, with the same importance matrix.
-        texts: to measure on.
-        tokens_per_domain: most tokens measured of each domain.
-        gptq: round so that errors cancel on the calibration text (GGUF only); divergence is
-            expected as if not.
-        progress: where to report.
+    ``versus`` names recipes to measure beside it on ``texts``; with ``gptq`` rounding errors cancel
+    on the calibration text, and divergence is expected as if not.
 
     Raises:
         InputError: calibration and evaluation text are the same.
@@ -184,14 +162,14 @@ def fit(
     fitting = open_fitting(model, engine, how, progress)
     plan = make_plan(fitting, aim, granularity, file_bytes=engine == GGUF)
     if engine == BITSANDBYTES:
-        made = _folder(fitting, plan, out, how.device, progress)
+        original, made, load = _folder(fitting, plan, out, how.device, progress)
     else:
         text = calibrate(fitting.checkpoint, how) if gptq else None
-        made = _files(fitting, plan, out, versus, text, progress)
+        original, made, load = _files(fitting, plan, out, versus, text, progress)
     tokenizer = load_tokenizer(fitting.checkpoint.path, fitting.checkpoint.model)
-    load = partial(made.load, tokenizer=tokenizer, device=how.device)
+    load = partial(load, tokenizer=tokenizer, device=how.device)
     options = {"max_tokens_per_domain": tokens_per_domain, "progress": progress}
-    own, *rivals = _measure(made, load, texts, options)
+    own, *rivals = _measure(original, made, load, texts, options)
     return Fitted(out, plan, own, tuple(rivals), fitting.sensitivity.notes())
 
 
@@ -202,7 +180,8 @@ def _files(
     versus: Sequence[str],
     calibration: Calibration | None,
     progress: Progress,
-) -> _Made:
+) -> tuple[Path, Made, Load]:
+    """The converted model, file and bytes by label, and what loads them."""
     from ewq.backends.llama_cpp import load_llama_cpp
 
     folder, base = fitting.checkpoint.path, converted(fitting.checkpoint)
@@ -215,12 +194,12 @@ def _files(
         label = f"{name.upper()} with the same importance matrix"
         files[label] = cached_gguf(folder, rival, cache_dir("gguf"), progress=progress)
     sizes = {label: (path, path.stat().st_size) for label, path in files.items()}
-    return _Made(base, sizes, load_llama_cpp)
+    return base, sizes, load_llama_cpp
 
 
 def _folder(
     fitting: Fitting, plan: QuantizationPlan, out: Path, device: str, progress: Progress
-) -> _Made:
+) -> tuple[Path, Made, Load]:
     from ewq.backends.transformers import load_transformers
     from ewq.quantizer import EwqConfig
     from ewq.quantizer.folder import quantize_to_folder
@@ -228,24 +207,21 @@ def _folder(
     folder = fitting.checkpoint.path
     made = quantize_to_folder(folder, EwqConfig(plan), out, device=device, progress=progress)
     load = partial(load_transformers, dtype="float32" if device == "cpu" else "bfloat16")
-    return _Made(folder, {out.name: (out, made.weights_bytes)}, load)
+    return folder, {out.name: (out, made.weights_bytes)}, load
 
 
 def _measure(
-    made: _Made,
-    load: Callable[[Path], LanguageModel],
-    texts: TextSet,
-    options: Mapping[str, Any],
+    original: Path, made: Made, load: Load, texts: TextSet, options: Mapping[str, Any]
 ) -> list[Measured]:
     """Each quantized model against the distributions of the original, one in memory at a time."""
     from ewq.tasks.divergence import record_reference, run
 
     measured = []
     with scratch_beside(cache_dir("references", "fit")) as scratch:
-        with closing(load(made.original)) as model:
+        with closing(load(original)) as model:
             reference = record_reference(model, texts, scratch, **options)
         with closing(reference):
-            for label, (path, nbytes) in made.quantized.items():
+            for label, (path, nbytes) in made.items():
                 with closing(load(path)) as model:
                     metrics = run(model, texts, reference, **options).metrics
                 measured.append(Measured(label, nbytes, metrics))

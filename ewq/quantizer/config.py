@@ -15,16 +15,10 @@ from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ewq.errors import EwqError, InputError
-from ewq.measurement import Json
 from ewq.planning.plan import QuantizationPlan, read_plan
 
-QUIET_LOGGERS = (
-    # The cast to float16, formatted anew at every int8 product of every token of every layer,
-    # which costs more than a small product.
-    "bitsandbytes.autograd._functions",
-    # That an optional kernel package is not installed, at every import.
-    "bitsandbytes.backends.cpu.ops",
-)
+QUIET_LOGGERS = ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops")
+"""Of a cast at every int8 product, which costs more than a small one, and of optional kernels."""
 
 
 def require_bitsandbytes() -> None:
@@ -90,10 +84,6 @@ class StorageOptions:
     def target(self) -> str:
         """The format of :mod:`ewq.planning.sizes` that a plan's sizes have to be counted for."""
         return "nf4-double" if self.double_quant else "nf4"
-
-    def to_json(self) -> dict[str, Json]:
-        """The options as recorded in configs and benchmark records."""
-        return asdict(self)
 
 
 @register_quantization_config(METHOD)
@@ -192,7 +182,7 @@ class EwqConfig(QuantizationConfigMixin):
         return {
             "quant_method": METHOD,
             **{name: value for name, value in chosen.items() if value is not None},
-            **self.options.to_json(),
+            **asdict(self.options),
             "llm_int8_enable_fp32_cpu_offload": self.llm_int8_enable_fp32_cpu_offload,
         }
 
@@ -204,7 +194,7 @@ class EwqConfig(QuantizationConfigMixin):
         """The same options with the plan that the rule led to."""
         return EwqConfig(
             plan,
-            **self.options.to_json(),  # type: ignore[arg-type]
+            **asdict(self.options),
             llm_int8_enable_fp32_cpu_offload=self.llm_int8_enable_fp32_cpu_offload,
         )
 

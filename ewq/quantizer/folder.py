@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +128,15 @@ def quantize_to_folder(
     plan: QuantizationPlan = settled.plan
     size = weights_bytes(loaded)
     with whole_folder(out) as folder:
-        not_copied = _copy_companions(checkpoint, folder)
+        notes = _copy_companions(checkpoint, folder)
         _save(loaded, checkpoint.path, folder)
         write_plan(plan, folder / "plan.json")
-        card = _model_card(plan, settled.options.to_json(), size)
+        card = _model_card(plan, asdict(settled.options), size)
         (folder / "README.md").write_text(card, encoding="utf-8")
-    return Quantized(out, plan, size, (*_narrowed(checkpoint), *not_copied))
+    if any(tensor.dtype in ("F32", "F64") for tensor in checkpoint.tensors.values()):
+        stored = checkpoint.storage_dtype
+        notes = (f"what is not quantized was stored wider and is now {stored}", *notes)
+    return Quantized(out, plan, size, notes)
 
 
 def _load(checkpoint: Checkpoint, config: EwqConfig, device: str) -> Any:
@@ -192,12 +195,6 @@ def _copy_companions(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
         return ()
     more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
     return (f"not copied, other weights: {', '.join(left_out[:NAMED])}{more}",)
-
-
-def _narrowed(checkpoint: Checkpoint) -> tuple[str, ...]:
-    if all(tensor.dtype not in ("F32", "F64") for tensor in checkpoint.tensors.values()):
-        return ()
-    return (f"what is not quantized was stored wider and is now {checkpoint.storage_dtype}",)
 
 
 def _model_card(plan: QuantizationPlan, options: dict[str, Json], nbytes: int) -> str:

@@ -9,6 +9,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from bitsandbytes.nn.modules import Linear8bitLt
 from torch import nn
 from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
@@ -44,6 +45,9 @@ LOADED = {Precision.EIGHT_BIT: "is_loaded_in_8bit", Precision.FOUR_BIT: "is_load
 """Attributes by which peft and accelerate know bitsandbytes models."""
 COMPANIONS = {Precision.FOUR_BIT: ".weight.absmax", Precision.EIGHT_BIT: ".SCB"}
 """What save_pretrained stores beside each quantized weight."""
+KINDS = (Bnb4BitHfQuantizer, Bnb8BitHfQuantizer)
+PARTS = [name for kind in KINDS for name in kind.serialized_names["weight"]]
+"""What a weight may be stored as, by transformers' own quantizers."""
 
 
 @register_quantizer(METHOD)
@@ -51,14 +55,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
     """Swaps linear modules on the meta device and quantizes each weight as it arrives."""
 
     quantization_config: EwqConfig  # type: ignore[assignment]
-    serialized_names = {  # noqa: RUF012 - transformers declares it this way
-        "weight": list(
-            dict.fromkeys(
-                Bnb4BitHfQuantizer.serialized_names["weight"]
-                + Bnb8BitHfQuantizer.serialized_names["weight"]
-            )
-        )
-    }
+    serialized_names = {"weight": list(dict.fromkeys(PARTS))}  # noqa: RUF012 - as transformers'
 
     @property
     def quantized_element_size(self) -> None:  # type: ignore[override]
@@ -69,8 +66,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
         """Bytes per value of a parameter, for placing modules on devices."""
         if not is_quantized_weight(model, param_name):
             return float(param.element_size())
-        of = module_of(model, param_name)
-        if not hasattr(of, "quant_type") and not hasattr(of.weight, "quant_type"):
+        if isinstance(module_of(model, param_name), Linear8bitLt):
             return 1.0 + 4.0 / param.shape[-1]
         return 0.5 + 4.0 / self.quantization_config.options.block_size
 

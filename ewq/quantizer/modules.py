@@ -44,7 +44,11 @@ def replacement(
     is_four_bit = precision is Precision.FOUR_BIT
     new: Linear4bit | Linear8bitLt
     with torch.device("meta"):
-        new = _four_bit(module, options, dtype) if is_four_bit else _eight_bit(module, options)
+        if is_four_bit:
+            new = _four_bit(module, options, dtype)
+        else:
+            kept = {"has_fp16_weights": False, "threshold": options.int8_threshold}
+            new = Linear8bitLt(*_features(module), module.bias is not None, **kept)
     if stored:
         new.weight.data = new.weight.data.to(torch.uint8 if is_four_bit else torch.int8)
     # What transformers' own operations read to transpose Conv1D weights.
@@ -87,15 +91,6 @@ def _may_repack(module: Linear4bit, block_size: int, dtype: torch.dtype) -> bool
     """
     fits = module.out_features % CPU_KERNEL_ROWS == 0 and module.in_features % block_size == 0
     return bool(module.support_avx512bf16_for_cpu) and fits and dtype == torch.bfloat16
-
-
-def _eight_bit(module: nn.Module, options: StorageOptions) -> Linear8bitLt:
-    return Linear8bitLt(
-        *_features(module),
-        module.bias is not None,
-        has_fp16_weights=False,
-        threshold=options.int8_threshold,
-    )
 
 
 def state_to_save(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -58,11 +58,7 @@ class Calibration:
 
 
 def calibration_texts(source: str | Path | None = None) -> TextSet:
-    """The texts at ``source`` (a file, or a folder of domains), else those ewq carries for this.
-
-    Raises:
-        InputError: nothing is there, or not UTF-8.
-    """
+    """The texts at ``source`` (a file, or a folder of domains), else those ewq carries for this."""
     return load_texts(source or fixture_path("calibration"))
 
 
@@ -76,15 +72,8 @@ def make_calibration(
 ) -> Calibration:
     """Cut texts into sequences and draw some of them, as evenly over domains as they allow.
 
-    Each sequence begins with the tokenizer's beginning-of-text token where it adds one, whether or
-    not a text spells it out.
-
-    Args:
-        texts: domains, each joined to one text.
-        tokenizer: the checkpoint's own.
-        sequences: how many; fewer where the texts hold no more.
-        tokens: most of each; the last one of a domain may be shorter.
-        seed: of the drawing.
+    Each begins with the tokenizer's beginning-of-text token where it adds one, whether or not a
+    text spells it out; the last one of a domain may have fewer ``tokens``.
 
     Raises:
         InputError: the texts are too short.

@@ -32,10 +32,8 @@ Sums = dict[str, Floats]
 class GradientSums:
     """Sums of all matrices of a model, filled sequence by sequence.
 
-    Args:
-        model: a causal language model in evaluation mode; its parameters are left requiring
-            gradients where they are matrices.
-        blocks: names of its decoder blocks, to be checkpointed.
+    The model's parameters are left requiring gradients where they are matrices, and its decoder
+    ``blocks`` checkpointed.
     """
 
     def __init__(self, model: torch.nn.Module, blocks: Sequence[str]) -> None:
@@ -64,10 +62,9 @@ class GradientSums:
         self._inputs = InputWatch(self._names, self._sum_inputs)
 
     def add(self, ids: Sequence[int], seed: int) -> Mapping[str, float]:
-        """Run one sequence with labels sampled from the model's own distributions.
+        """Run one sequence; the squared norm of its gradient by matrix.
 
-        Returns:
-            Squared norm of the sequence's gradient by matrix.
+        Labels are sampled from the model's own distributions.
 
         Raises:
             MeasurementError: a gradient that is not finite.
@@ -162,10 +159,8 @@ def _no_sums(parameter: torch.Tensor, flipped: bool) -> Sums:
 class InputWatch(TorchFunctionMode):
     """Sees every product of an input with a known matrix, or with one expert's slice of a stack.
 
-    Args:
-        parameters: the matrices by name.
-        seen: told of name, expert (0 where there is no stack) and inputs ``[..., columns]``;
-            returns what is multiplied in their place.
+    ``seen`` is told of name, expert (0 where there is no stack) and inputs ``[..., columns]``, and
+    returns what is multiplied in their place.
     """
 
     def __init__(
@@ -217,11 +212,8 @@ _PRODUCTS: Mapping[Any, tuple[int, int]] = {
 class SecondMoments:
     """Sums of ``x x^T`` over the tokens that reached each of some matrices.
 
-    Matrices that read the same input, such as query, key and value, share one sum.
-
-    Args:
-        model: a causal language model in evaluation mode.
-        names: parameters to watch, none of them a stack of experts.
+    Matrices that read the same input, such as query, key and value, share one sum. None of them
+    is a stack of experts.
     """
 
     def __init__(self, model: torch.nn.Module, names: Sequence[str]) -> None:
@@ -248,7 +240,7 @@ class SecondMoments:
     def _add(self, name: str, _: int, whole: torch.Tensor) -> torch.Tensor:
         # The last input is kept, so its address cannot have become another's.
         inputs = whole.detach().reshape(-1, whole.shape[-1])
-        if self._last and _same(self._last[0], inputs):
+        if self._last and inputs.is_set_to(self._last[0]):
             self._sums.setdefault(name, self._last[1])
             return whole
         if name not in self._sums:
@@ -258,7 +250,3 @@ class SecondMoments:
         self._sums[name].addmm_(flat.T, flat)
         self._last = inputs, self._sums[name]
         return whole
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from ewq.backends.batching import BatchLimits, log_softmax, plan_batches, split_shared
+from ewq.backends.batching import log_softmax, plan_batches, split_shared
 from ewq.errors import InputError, MeasurementError
 from ewq.model import ModelInfo
 
 INFO = ModelInfo("transformers", "cpu", "float32", 5, 10, 1, 8.0)
-WIDE = BatchLimits(shared=0, tokens=10_000, kept=10_000)
+WIDE = (0, 10_000, 10_000)
 
 
 def ones(lengths):
@@ -20,40 +20,40 @@ def ones(lengths):
 )
 @pytest.mark.parametrize("tokens", [1, 50, 10_000])
 def test_every_row_is_in_exactly_one_batch(lengths, tokens):
-    batches = plan_batches(lengths, ones(lengths), BatchLimits(7, tokens, 10_000))
+    batches = plan_batches(lengths, ones(lengths), 7, tokens, 10_000)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
 
 
 def test_a_batch_with_its_shared_tokens_stays_in_the_budget():
     lengths = [10] * 30
-    for batch in plan_batches(lengths, ones(lengths), BatchLimits(90, 450, 10_000)):
+    for batch in plan_batches(lengths, ones(lengths), 90, 450, 10_000):
         assert len(batch) * 100 <= 450
 
 
 def test_needed_logits_are_bounded_too():
     lengths = [10] * 9
-    batches = plan_batches(lengths, lengths, BatchLimits(0, 10_000, 25))
+    batches = plan_batches(lengths, lengths, 0, 10_000, 25)
     assert [len(batch) for batch in batches] == [2, 2, 2, 2, 1]
 
 
 def test_what_exceeds_a_limit_stands_alone():
-    assert plan_batches([500, 400], [1, 1], BatchLimits(0, 100, 10)) == [(0,), (1,)]
+    assert plan_batches([500, 400], [1, 1], 0, 100, 10) == [(0,), (1,)]
 
 
 def test_longest_rows_come_first_and_ties_keep_their_order():
-    assert plan_batches([2, 9, 2, 9], ones([1] * 4), WIDE) == [(1, 3, 0, 2)]
+    assert plan_batches([2, 9, 2, 9], ones([1] * 4), *WIDE) == [(1, 3, 0, 2)]
 
 
 def test_padding_stays_small_once_batches_are_large():
     lengths = list(range(1, 400))
-    for batch in plan_batches(lengths, ones(lengths), WIDE):
+    for batch in plan_batches(lengths, ones(lengths), *WIDE):
         padded = len(batch) * lengths[batch[0]]
         assert padded <= 512 or padded - sum(lengths[i] for i in batch) <= 0.1 * padded
 
 
 def test_composition_depends_on_lengths_alone():
     lengths = [5, 1, 4, 4, 2, 60, 61]
-    plans = {tuple(plan_batches(lengths, ones(lengths), WIDE)) for _ in range(3)}
+    plans = {tuple(plan_batches(lengths, ones(lengths), *WIDE)) for _ in range(3)}
     assert len(plans) == 1
 
 
