@@ -11,6 +11,7 @@ import pytest
 
 from ewq import files
 from ewq.cli.doctor import EXTRAS, REQUIRED
+from ewq.errors import BackendUnavailable
 from ewq.files import CACHES, cache_dir, caches_made
 from ewq.storage import environment
 from tests.test_gpu_gate import ROOT
@@ -69,6 +70,28 @@ def test_why_there_is_no_gpu(ewq, monkeypatch, cuda, variable, why):
     if variable is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
     assert why in json.loads(ewq("doctor", "--json").out)["GPU"][0]
+
+
+@pytest.mark.parametrize(
+    ("llama", "said"),
+    [(None, "usable by llama.cpp too"), ("no GPU support", "not for llama.cpp: no GPU support")],
+)
+def test_a_gpu_is_told_with_what_can_use_it(ewq, monkeypatch, llama, said):
+    def check(device):
+        if llama:
+            raise BackendUnavailable(llama)
+
+    card = {"gpu": "NVIDIA H100", "vram_bytes": 85_000_000_000, "driver": "570", "cuda": "13.0"}
+    real = environment.describe
+    monkeypatch.setattr(
+        environment, "describe", lambda on: real("cpu") | (card if on != "cpu" else {})
+    )
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("ewq.gguf.llama_native.check_device", check)
+    [line] = json.loads(ewq("doctor", "--json").out)["GPU"]
+    assert line == f"NVIDIA H100, 85.000 GB, driver 570, CUDA 13.0; {said}"
 
 
 def test_every_package_named_is_one_that_the_project_depends_on():
