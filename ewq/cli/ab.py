@@ -116,7 +116,7 @@ def lines(names: Sequence[str], measured: tuple[Sequence[Record], Sequence[Recor
     Raises:
         InputError: the two sides measured different models, or under different protocols.
     """
-    from ewq.gating.change import incomparable
+    from ewq.gating.change import doubt_about, incomparable
     from ewq.stats import paired_ratio
     from ewq.tasks.table import figure_of
 
@@ -129,7 +129,9 @@ def lines(names: Sequence[str], measured: tuple[Sequence[Record], Sequence[Recor
         if figure and figure.tolerance and not figure.paired and metric in before.metrics:
             speeds = [[record.metrics[metric].value for record in side] for side in measured]
             ratio, (low, high) = paired_ratio(*speeds)
-            differs = "" if low <= 1 <= high else ", a difference"
+            doubts = (doubt_about(metric, record) for side in measured for record in side)
+            doubt = next((f", in doubt: {doubt.text}" for doubt in doubts if doubt), "")
+            differs = doubt or ("" if low <= 1 <= high else ", a difference")
             means = " and ".join(f"{sum(side) / len(side):.4g}" for side in speeds)
             found.append(
                 f"{metric}: {means}; B / A {ratio:.3f}, 95 % {low:.3f} to {high:.3f}{differs}"

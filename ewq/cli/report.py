@@ -146,13 +146,13 @@ def history(
     """Follow metrics over comparable stored runs: what is expected next, where levels changed."""
     from ewq.gating.trend import history_of
     from ewq.report.formats import format_of
-    from ewq.report.sections.history import FORMATS, TRACKED, headline, history_page
+    from ewq.report.sections.history import FORMATS, headline, history_page
     from ewq.storage.runs import read_storage, storage_path
 
     chosen = format_ or format_of(output, FORMATS, "md")
     write = writer(output or STDOUT)
     runs, damaged = read_storage(storage_path(storage))
-    found = history_of(runs, metrics or TRACKED, last, strict=bool(metrics))
+    found = history_of(runs, metrics or (), last)
     write(FORMATS[chosen](history_page(found)))
     for sentence in damaged:
         print(f"ewq: left out: {sentence}", file=sys.stderr)

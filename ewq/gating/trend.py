@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,12 +15,17 @@ import numpy as np
 from ewq.errors import InputError
 from ewq.gating.change import doubt_about, incomparable
 from ewq.measurement import Metric
-from ewq.record import Record, Verdict
+from ewq.record import Record, RecordKey, Verdict
 from ewq.stats import Interval
 from ewq.storage.runs import Run
 from ewq.tasks.table import figure_of
 from ewq.variants import table_place
 
+TRACKED = (
+    "perplexity/perplexity", "divergence/kld_mean", "mmlu/accuracy",
+    "throughput/decode_tokens_per_s", "memory/weights_bytes",
+)  # fmt: skip
+"""Metrics that are followed where nobody names others."""
 WINDOW, FEWEST = 10, 3
 """Earlier runs that say what is expected of the newest, and how few say nothing."""
 ALPHA = 0.05
@@ -70,8 +75,9 @@ class Trend:
         if len(earlier) < FEWEST:
             return None
         found = prediction(earlier, ALPHA / self.lines)
-        if figure and figure.tolerance and all(metric.stderr is None for metric in earlier):
-            # Exact counts repeat to the byte: what a baseline tolerates is expected here too.
+        exact = found.low == found.high or all(metric.stderr is None for metric in earlier)
+        if figure and figure.tolerance and exact:
+            # Exact figures repeat to the bit: what a baseline tolerates is expected here too.
             middle = (found.low + found.high) / 2
             half = max(found.high - middle, figure.tolerance.allowed(middle))
             return Interval(middle - half, middle + half)
@@ -115,53 +121,50 @@ class History:
         return 0 if verdicts - {Verdict.NO_BASELINE} else 2
 
 
-def history_of(
-    runs: Iterable[Run], metrics: Sequence[str], window: int = WINDOW, *, strict: bool = True
-) -> History:
-    """Follow ``metrics`` (``METRIC`` or ``TASK/METRIC``) of the newest run through comparable ones.
+def history_of(runs: Iterable[Run], metrics: Sequence[str] = (), window: int = WINDOW) -> History:
+    """Follow metrics (``METRIC`` or ``TASK/METRIC``; default: :data:`TRACKED`) of the newest run.
 
-    An InputError where no run has records or, if ``strict``, the newest lacks a metric.
+    An InputError where no run has records, or the newest lacks one of ``metrics``.
     """
     ordered = sorted(runs, key=lambda run: (run.datetime, run.path.name))
-    kept, left_out = [], []
     newest = next((run for run in reversed(ordered) if run.records), None)
     if newest is None:
         raise InputError("no stored run of ewq: run `pytest benchmarks/` first")
+    kept, left_out = [], []
     for run in ordered:
         reasons = ["holds no ewq record"]
         if run.records and not (reasons := run.identity.differences(newest.identity)):
             kept.append(run)
         else:
             left_out.append(f"{run.name}: {'; '.join(reasons)}")
-    wanted = [name for text in metrics for name in _named(text, newest, strict)]
-    keys = sorted(newest.records, key=lambda key: table_place(key[0]))
-    found = [_trend(kept, key, metric) for task, metric in wanted for key in keys if key[1] == task]
-    series = [(runs, records, metric) for runs, records, metric in found if records]
-    trends = tuple(Trend(*each, window, len(series)) for each in series)
-    return History(tuple(kept), tuple(left_out), trends)
+    found = [_trend(kept, *each, window) for each in _named(metrics, newest)]
+    shared = tuple(replace(trend, lines=len(found)) for trend in found)
+    return History(tuple(kept), tuple(left_out), shared)
 
 
-def _named(text: str, run: Run, strict: bool) -> list[tuple[str, str]]:
-    """The tasks and metrics of a run that ``text`` means."""
-    known = dict.fromkeys((r.task, metric) for r in run.records.values() for metric in r.metrics)
-    found = [pair for pair in known if text in (pair[1], "/".join(pair))]
-    if strict and not found:
-        names = ", ".join(dict.fromkeys(metric for _, metric in known if "/" not in metric))
-        raise InputError(f"the newest run, {run.name}, has no metric {text!r}; it has {names}")
+def _named(metrics: Sequence[str], run: Run) -> list[tuple[RecordKey, str]]:
+    """The records and metrics of a run that are meant, by metric, variants in table order."""
+    keys = sorted(run.records, key=lambda key: table_place(key[0]))
+    known = [(key, metric) for key in keys for metric in run.records[key].metrics]
+    found = []
+    for text in metrics or TRACKED:
+        hits = [(k, m) for k, m in known if text in (m, f"{k[1]}/{m}")]
+        if not hits and metrics:
+            names = ", ".join(dict.fromkeys(metric for _, metric in known if "/" not in metric))
+            raise InputError(f"the newest run, {run.name}, has no metric {text!r}; it has {names}")
+        found += sorted(hits, key=lambda hit: hit[0][1])
     return found
 
 
-def _trend(
-    runs: Sequence[Run], key: tuple[str, str], metric: str
-) -> tuple[tuple[Run, ...], tuple[Record, ...], str]:
+def _trend(runs: Sequence[Run], key: RecordKey, metric: str, window: int) -> Trend:
     newest = runs[-1].records[key]
     having = [
-        (run, record)
+        run
         for run in runs
-        if (record := run.records.get(key)) and metric in record.metrics
-        if metric in newest.metrics and not incomparable(record, newest)
+        if (record := run.records.get(key))
+        if metric in record.metrics and not incomparable(record, newest)
     ]
-    return tuple(run for run, _ in having), tuple(record for _, record in having), metric
+    return Trend(tuple(having), tuple(run.records[key] for run in having), metric, window)
 
 
 def prediction(earlier: Sequence[Metric], alpha: float) -> Interval:

@@ -9,7 +9,7 @@ import pytest
 
 from ewq.errors import EwqError
 from tests.harness.fakes import REPOSITORY, write_project
-from tests.make_runs import metric, record
+from tests.make_runs import NOISY, metric, record
 
 ab = importlib.import_module("ewq.cli.ab")  # the package has a function of this name
 SPEED = "decode_tokens_per_s"
@@ -87,6 +87,11 @@ def test_commits_of_different_protocols_are_not_compared():
     sides = [[speed(1.0, settings={"rounds": rounds})] * 2 for rounds in (3, 5)]
     with pytest.raises(EwqError, match="cannot be compared: setting rounds was 3, is 5"):
         ab.lines(("a", "b"), tuple(sides))
+
+
+def test_a_doubtful_clock_is_said_instead_of_a_difference():
+    sides = [speed(1.0), speed(1.01)], [speed(2.0), speed(2.01, doubts=NOISY)]
+    assert ab.lines(("a", "b"), sides)[1].endswith(", in doubt: times of decode vary by 20%")
 
 
 def test_a_side_is_measured_in_a_process_of_its_own(project, tmp_path):

@@ -101,6 +101,12 @@ def test_a_figure_that_repeats_is_expected_within_its_own_error(tmp_path):
     assert trend.verdict is Verdict.PASS
 
 
+def test_a_figure_that_is_exactly_nothing_may_move_by_what_a_baseline_tolerates(tmp_path):
+    kld = {"name": "kld_mean", "task": "divergence", "stderr": 0.0}
+    trend = the_trend(runs_of(tmp_path, [0.0] * 5, **kld), "kld_mean")
+    assert trend.expected == (-1e-5, 1e-5)
+
+
 def test_exact_counts_are_expected_within_what_a_baseline_tolerates(tmp_path):
     size = {"name": "weights_bytes", "task": "memory", "stderr": None}
     verdicts = [

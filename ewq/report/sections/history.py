@@ -16,18 +16,17 @@ from ewq.report.plotting import MARKS, SERIES, layout
 from ewq.report.rows import MISSING, ReportedRun, metric_title, run_data
 from ewq.storage.environment import differences
 
-TRACKED = (
-    "perplexity/perplexity", "divergence/kld_mean", "mmlu/accuracy",
-    "throughput/decode_tokens_per_s", "memory/weights_bytes",
+VALUES = (
+    "variant", "task", "metric", "run", "commit", "datetime", "value", "stderr", "n", "unit"
 )  # fmt: skip
-"""Metrics that are followed where nobody names others."""
+"""What is stored of each value: the columns of the CSV."""
 
 
 def history(shown: ReportedRun) -> Section | None:
     """The section of a report on several runs."""
     if len(shown.history) < 2:
         return None
-    return history_section(history_of(shown.history, TRACKED, strict=False))
+    return history_section(history_of(shown.history))
 
 
 def history_page(found: History) -> Page:
@@ -150,47 +149,32 @@ def _traces(trend: Trend, place: int) -> list[dict[str, Any]]:
 
 
 def _data(found: History) -> dict[str, Any]:
+    lines, values = [], []
+    for trend in found.trends:
+        names = (trend.record.variant, trend.record.task, trend.metric)
+        judged = {
+            "verdict": trend.verdict.value,
+            "expected": list(trend.expected) if trend.expected else None,
+            "shifts": [
+                {**each._asdict(), "run": trend.runs[each.place].name} for each in trend.shifts
+            ],
+        }
+        lines.append(dict(zip(VALUES, names, strict=False)) | judged)
+        for run, each in zip(trend.runs, trend.metrics, strict=True):
+            stored = (run.name, run.commit, run.datetime.isoformat())
+            figures = (each.value, each.stderr, each.n, each.unit)
+            values.append(dict(zip(VALUES, (*names, *stored, *figures), strict=True)))
     return {
         "schema": 1,
         "exit_code": found.exit_code,
         "runs": [run_data(run) for run in found.runs],
         "left_out": list(found.left_out),
-        "lines": [
-            {
-                "variant": trend.record.variant,
-                "task": trend.record.task,
-                "metric": trend.metric,
-                "verdict": trend.verdict.value,
-                "expected": list(trend.expected) if trend.expected else None,
-                "shifts": [
-                    {**each._asdict(), "run": trend.runs[each.place].name} for each in trend.shifts
-                ],
-                "values": [
-                    {
-                        "run": run.name,
-                        "commit": run.commit,
-                        "datetime": run.datetime.isoformat(),
-                        **{key: getattr(metric, key) for key in ("value", "stderr", "n", "unit")},
-                    }
-                    for run, metric in zip(trend.runs, trend.metrics, strict=True)
-                ],
-            }
-            for trend in found.trends
-        ],
+        "lines": lines,
+        "values": values,
     }
 
 
-def _csv(page: Page) -> str:
-    values = ("run", "commit", "datetime", "value", "stderr", "n", "unit")
-    names = ("variant", "task", "metric")
-    return csv_of(
-        (*names, *values),
-        (
-            (*(line[name] for name in names), *(value[key] for key in values))
-            for line in page.data["lines"]
-            for value in line["values"]
-        ),
-    )
-
-
-FORMATS = {**PAGES, "csv": _csv}
+FORMATS = {
+    **PAGES,
+    "csv": lambda page: csv_of(VALUES, (each.values() for each in page.data["values"])),
+}
