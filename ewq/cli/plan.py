@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -164,7 +164,7 @@ def _smallest(
     target: str,
     how: Calibrating,
     kld: float,
-    within: list[Callable[[int], QuantizationPlan]],
+    within: Sequence[Callable[[int], QuantizationPlan]],
 ) -> list[QuantizationPlan]:
     """The smallest plan of each scorer's that is expected below a divergence."""
     from ewq.fit.plans import smallest_below
