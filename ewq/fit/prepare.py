@@ -132,11 +132,7 @@ def importance_of(sensitivity: Sensitivity, base: Path) -> Path:
 
 
 def write_importance(sensitivity: Sensitivity, base: Path, out: Path) -> Path:
-    """The importance matrix of the tensors of ``base``, written to ``out``.
-
-    Raises:
-        EwqError: ``out`` cannot be written.
-    """
+    """The importance matrix of the tensors of ``base``, written to ``out`` (else an EwqError)."""
     from ewq.checkpoint.gguf_header import read_header
     from ewq.gguf.imatrix import write_imatrix
     from ewq.gguf.recipe import TensorNames

@@ -47,8 +47,12 @@ def replacement(
         if is_four_bit:
             new = _four_bit(module, options, dtype)
         else:
-            kept = {"has_fp16_weights": False, "threshold": options.int8_threshold}
-            new = Linear8bitLt(*_features(module), module.bias is not None, **kept)
+            new = Linear8bitLt(
+                *_features(module),
+                module.bias is not None,
+                has_fp16_weights=False,
+                threshold=options.int8_threshold,
+            )
     if stored:
         new.weight.data = new.weight.data.to(torch.uint8 if is_four_bit else torch.int8)
     # What transformers' own operations read to transpose Conv1D weights.
