@@ -135,9 +135,9 @@ def imatrix(
     progress = terminal_progress()
     how = Calibrating(calibration, sequences, sequence_tokens, seed, device, cache)
     checkpoint = open_checkpoint(model, progress)
-    text = calibrate(checkpoint, how)
+    text, base = calibrate(checkpoint, how), converted(checkpoint, progress)
     sensitivity = measure_sensitivity(checkpoint, text, how, progress)
-    write_importance(sensitivity, converted(checkpoint, progress), out)
+    write_importance(sensitivity, base, out)
     print(f"{out}: {len(text.sequences)} sequences, {text.tokens:,} tokens")
     for note in sensitivity.notes():
         print(f"note: {note}")

@@ -76,13 +76,15 @@ def open_fitting(
     if engine not in TARGETS:
         raise InputError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
     calibration = calibration or calibrate(checkpoint, how)
+    # What cannot be converted is better told before the long pass.
+    base = converted(checkpoint, progress) if engine == GGUF else None
     sensitivity = measure_sensitivity(checkpoint, calibration, how, progress)
     if how.data_free:
         sensitivity = sensitivity.flattened()
-    if engine == BITSANDBYTES:
+    if base is None:
         made = bitsandbytes_target(checkpoint, sensitivity)
     else:
-        made = gguf_target(checkpoint, converted(checkpoint, progress), sensitivity)
+        made = gguf_target(checkpoint, base, sensitivity)
     costs = _costs(made, sensitivity, how, rows_drawn, progress)
     scorer = "higgs" if how.data_free else "fisher"
     return Fitting(checkpoint, find_layout(checkpoint), made, sensitivity, costs, scorer)

@@ -19,6 +19,7 @@ from transformers import (
 
 from ewq.backends import transformers as backend
 from ewq.backends.transformers import load_transformers
+from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.instruments.memory import parameter_count, weights_bytes
 from tests.backends.tiny_models import (
@@ -31,6 +32,7 @@ from tests.backends.tiny_models import (
     random_ids,
     save_tiny,
 )
+from tools.odd_folders import make_odd
 
 TOLERANCE = 2e-4
 
@@ -266,3 +268,26 @@ def test_a_checkpoint_that_lacks_weights_is_refused_instead_of_filled_at_random(
     save_file(kept, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lacks \d+ of the model's weights"):
         load_transformers(tmp_path, tokenizer=object())
+
+
+@pytest.mark.parametrize(
+    ("odd", "nbytes"),
+    [
+        ("float32", 410_240),
+        ("config says float32", 410_240),
+        ("config names no dtype", 410_240),
+        ("float32 norms", 410_240),
+        ("tied, head stored too", 279_168),
+        ("tied by default, head stored", 279_168),
+        ("tied, another head stored", 410_240),
+    ],
+)
+def test_weights_are_those_of_the_loaded_model_in_16_bits(tmp_path, odd, nbytes):
+    folder = make_odd(odd, tmp_path)
+    model = load_transformers(folder)
+    assert model.info.weights_bytes == nbytes
+    assert model.info.bits_per_weight == 16
+    stored = getattr(torch, open_checkpoint(folder).storage_dtype)
+    for parameter in model._model.parameters():
+        assert torch.equal(parameter, parameter.to(stored).to(parameter.dtype))
+    model.close()

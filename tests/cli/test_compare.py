@@ -84,6 +84,15 @@ def test_standard_output_is_utf_8_whatever_the_terminal(storage):
     assert "→" in result.stdout_bytes.decode("utf-8")
 
 
+def test_the_storage_may_be_the_uri_that_pytest_takes(storage):
+    plain, uri = (
+        CliRunner().invoke(app, ["1", "3", "--storage", text])
+        for text in (str(storage), f"file://{storage}")
+    )
+    assert uri.stdout == plain.stdout
+    assert uri.exit_code == plain.exit_code
+
+
 def test_html(run):
     assert run("1", "3", "--format", "html").stdout.startswith("<!doctype html>")
 

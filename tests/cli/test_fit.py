@@ -249,3 +249,18 @@ def test_a_card_and_a_size_are_two_aims(call, tmp_path):
     size = ("--size", "1MB", "-o", tmp_path / "fit.gguf")
     assert "--size or --vram" in refusal(call("fit", TINY, "--vram", "1GB", *size))
     assert "read with a card's memory" in refusal(call("fit", TINY, "--context", 64, *size))
+
+
+@pytest.mark.parametrize("command", [("imatrix",), ("fit", "--bpw", "12")])
+def test_what_cannot_be_converted_is_told_before_the_long_pass(
+    call, tmp_path, monkeypatch, command
+):
+    def never(*_, **__):
+        raise AssertionError("measured")
+
+    for module in ("ewq.sensitivity.measure", "ewq.fit.prepare"):
+        monkeypatch.setattr(f"{module}.measure_sensitivity", never)
+    folder = make_odd("architectures are missing", tmp_path)
+    name, *more = command
+    reason = refusal(call(name, folder, "-o", tmp_path / "out.gguf", *more, *SHORT))
+    assert "Failed to detect model architecture" in reason

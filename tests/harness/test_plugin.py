@@ -213,6 +213,18 @@ def ewq_loader():
 """
 
 
+def test_factors_of_one_plan_are_measured_once_and_shown_under_all_names(bench, project):
+    (project.path / "conftest.py").write_text(REAL_SUBJECT)
+    names = ("ewq-0.65", "ewq-0.6501", "ewq-0.6502")
+    chosen = ("--ewq-variants", ",".join(("fp16", *names)), "-k", "perplexity")
+    bench(*chosen, "--benchmark-autosave").assert_outcomes(passed=4)
+    assert loads(project) == ["fp16", "ewq-0.65"]
+    found = [records(project)[name, "perplexity"] for name in names]
+    assert [each["variant"] for each in found] == list(names)
+    assert all(each["metrics"] == found[0]["metrics"] for each in found)
+    assert "ewq-0.65" in " ".join(found[2]["notes"])
+
+
 @pytest.mark.parametrize(
     ("names", "absent", "reason"),
     [
