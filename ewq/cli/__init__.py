@@ -22,7 +22,7 @@ from ewq.cli.report import compare, history, report
 from ewq.errors import EwqError, InputError
 from ewq.files import cached_kinds, caches_made
 from ewq.instruments.processor_wait import wait_without_spinning
-from ewq.report.escaping import terminal_line
+from ewq.report.document import terminal_line
 from ewq.version import __version__
 
 EXAMPLES: Mapping[Callable[..., None], str] = {

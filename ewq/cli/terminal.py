@@ -15,7 +15,7 @@ import typer
 from ewq.planning.plan import QuantizationPlan
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, LogProgress, Progress, TerminalProgress, in_ci
-from ewq.report.escaping import terminal_line
+from ewq.report.document import terminal_line
 
 Bpw = Annotated[
     float | None, typer.Option(help="Bits per weight of the whole model, never exceeded.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ewq.progress import NO_PROGRESS, LogProgress, Progress, TerminalProgress, in_ci
-from ewq.report.escaping import terminal_line
+from ewq.report.document import terminal_line
 from ewq.report.rows import VariantRow, variant_rows
 from ewq.report.table import footnotes, terminal_table
 

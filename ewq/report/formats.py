@@ -22,8 +22,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ewq.errors import InputError
-from ewq.report.document import Page, Plot
-from ewq.report.escaping import csv_text, markdown_block, markdown_text, printable
+from ewq.report.document import Page, Plot, csv_text, markdown_block, markdown_text, printable
 from ewq.report.rows import Estimate
 from ewq.tasks.table import figure_of
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from ewq.report.document import Figure, Plot
-from ewq.report.escaping import plot_text
+from ewq.report.document import Figure, Plot, plot_text
 from ewq.variants import FIXED, GgufType, Raw, Uniform, engine_of, is_fit_name, is_plan_name
 
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ewq.record import Verdict
-from ewq.report.document import VERDICT, Table
-from ewq.report.escaping import terminal_line
+from ewq.report.document import VERDICT, Table, terminal_line
 from ewq.report.rows import MISSING, VariantRow, decimals_for, figure_text, size_unit
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ import pytest
 from plotly.graph_objects import Figure
 
 from ewq.errors import InputError
-from ewq.report.document import Bullets, Page, Paragraph, Plot, Point, Section, Table
-from ewq.report.escaping import csv_text
+from ewq.report.document import Bullets, Page, Paragraph, Plot, Point, Section, Table, csv_text
 from ewq.report.formats import FORMATS, to_html, to_markdown
 from ewq.report.sections import make_page
 from ewq.storage.runs import read_run

@@ -8,8 +8,18 @@ from itertools import groupby
 from typing import Any
 
 from ewq.gating.trend import History, Trend, history_of
-from ewq.report.document import VERDICT, Bullets, Page, Paragraph, Part, Plot, Point, Section, Table
-from ewq.report.escaping import plot_text
+from ewq.report.document import (
+    VERDICT,
+    Bullets,
+    Page,
+    Paragraph,
+    Part,
+    Plot,
+    Point,
+    Section,
+    Table,
+    plot_text,
+)
 from ewq.report.formats import FORMATS as PAGES
 from ewq.report.formats import csv_of
 from ewq.report.plotting import MARKS, SERIES, layout

@@ -1,6 +1,6 @@
 import pytest
 
-from ewq.report.escaping import (
+from ewq.report.document import (
     markdown_block,
     markdown_text,
     plot_text,
