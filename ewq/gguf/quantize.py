@@ -131,6 +131,8 @@ def _follow(log: IO[str], progress: Progress) -> Heard:
 
 def main(job: QuantizeJob) -> int:
     """The child's work: run the job; its exit status."""
+    from gguf import GGMLQuantizationType
+
     from ewq.gguf.llama_native import llama_library
 
     library = llama_library()
@@ -146,9 +148,9 @@ def main(job: QuantizeJob) -> int:
     params.allow_requantize = job.requantize
     params.dry_run = job.dry_run
     if job.embedding_type:
-        params.token_embedding_type = _type_number(job.embedding_type)
+        params.token_embedding_type = GGMLQuantizationType[job.embedding_type]
     if job.output_type:
-        params.output_tensor_type = _type_number(job.output_type)
+        params.output_tensor_type = GGMLQuantizationType[job.output_type]
     kept: list[Any] = [callback, _set_types(library, params, job.types)]
     if job.imatrix:
         kept.append(_set_imatrix(library, params, job.imatrix))
@@ -164,19 +166,15 @@ def _report(level: int, text: bytes, _user_data: Any) -> None:
     stream.flush()
 
 
-def _type_number(name: str) -> int:
-    import gguf
-
-    return int(gguf.GGMLQuantizationType[name])
-
-
 def _set_types(library: Any, params: Any, types: Mapping[str, str]) -> Any:
     """Tell llama.cpp exact types; what is returned must live as long as ``params``."""
+    from gguf import GGMLQuantizationType
+
     # The array ends with an entry whose pattern is null; ctypes zeroes it.
     entries = (library.llama_model_tensor_override * (len(types) + 1))()
     for entry, (tensor, name) in zip(entries, types.items(), strict=False):
         entry.pattern = exact_pattern(tensor).encode()
-        entry.type = _type_number(name)
+        entry.type = GGMLQuantizationType[name]
     params.tt_overrides = entries
     return entries
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -129,12 +130,9 @@ def verdicts(shown: ReportedRun) -> Section:
 
 def verdict_counts(records: Sequence[Record]) -> str:
     """``1 fail, 2 not gated, 20 pass``."""
-    counted = {verdict: sum(r.verdict is verdict for r in records) for verdict in PRECEDENCE}
-    return ", ".join(
-        f"{number} {_WORDS.get(verdict, verdict.value)}"
-        for verdict, number in counted.items()
-        if number
-    )
+    counted = Counter(record.verdict for record in records)
+    verdicts = [verdict for verdict in PRECEDENCE if verdict in counted]
+    return ", ".join(f"{counted[each]} {_WORDS.get(each, each.value)}" for each in verdicts)
 
 
 def verdict_points(records: Sequence[Record]) -> list[Point]:
