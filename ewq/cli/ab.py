@@ -66,24 +66,28 @@ def _sides(names: tuple[str, str], variant: str, scratch: Path) -> Iterator[list
     from ewq.variants import find_variant
 
     try:
-        found = [find_variant(name).name for name in names]
-        here = pytest_arguments([])
-        yield [Side(each, name, Path(), here) for each, name in zip(found, names, strict=True)]
-        return
+        _ = [find_variant(name) for name in names]
+        commits = None
     except InputError as error:
         commits = [git_lines(Path(), "rev-parse", "--verify", f"{n}^{{commit}}") for n in names]
         if not all(commits):
             raise InputError(f"{' and '.join(names)} are not two commits; {error}") from error
-    folders = [scratch / "a", scratch / "b"]
+    if commits is None:
+        yield [Side(name, name, Path(), pytest_arguments([])) for name in names]
+        return
+    (inside,) = git_lines(Path(), "rev-parse", "--show-prefix") or [""]
+    trees = [scratch / "a", scratch / "b"]
     try:
-        for folder, commit in zip(folders, commits, strict=True):
-            if git_lines(Path(), "worktree", "add", "--detach", str(folder), *commit or ()) is None:
-                raise EwqError(f"git cannot check out {commit}: see `git worktree add`")
-        arguments = [["-p", PLUGIN, f"--rootdir={folder}", "benchmarks/"] for folder in folders]
-        yield [Side(*each) for each in zip(names, [variant] * 2, folders, arguments, strict=True)]
+        for name, tree, commit in zip(names, trees, commits, strict=True):
+            if git_lines(Path(), "worktree", "add", "--detach", str(tree), *commit or ()) is None:
+                raise EwqError(f"git cannot check out {name}: see `git worktree add`")
+        yield [
+            Side(name, variant, folder, ["-p", PLUGIN, f"--rootdir={folder}", "benchmarks/"])
+            for name, folder in zip(names, [tree / inside for tree in trees], strict=True)
+        ]
     finally:
-        for folder in folders:
-            git_lines(Path(), "worktree", "remove", "--force", str(folder))
+        for tree in trees:
+            git_lines(Path(), "worktree", "remove", "--force", str(tree))
 
 
 def _measured(side: Side, storage: Path, options: Sequence[str]) -> Record:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ewq.errors import EwqError
+from ewq.errors import EwqError, InputError
 from tests.harness.fakes import REPOSITORY, write_project
 from tests.make_runs import NOISY, metric, record
 
@@ -64,7 +64,7 @@ def test_two_variants_in_turns(ewq, project, told):
 
 
 def test_two_commits_by_their_own_code(ewq, project, told):
-    git("init", "-q")
+    git("init", "-q", "..")
     for value in (100, 80):
         Path("speed.json").write_text(json.dumps({"ewq-0.5": value}))
         git("add", "-A")
@@ -75,6 +75,20 @@ def test_two_commits_by_their_own_code(ewq, project, told):
     assert [name for name, *_ in told] == ["HEAD~", "HEAD", "HEAD", "HEAD~"] * 2
     assert "B / A 0.800" in done.out
     assert len(git("worktree", "list").splitlines()) == 1
+
+
+def test_plan_files_are_given_by_path_and_a_failure_while_measuring_is_its_own(
+    ewq, project, monkeypatch
+):
+    for name in ("a.json", "b.json"):
+        Path(name).write_text("{}")
+
+    def fails(side, storage, options):
+        raise InputError(f"damaged: {side.variant}")
+
+    monkeypatch.setattr(ab, "_measured", fails)
+    done = ewq("ab", "a.json", "gguf:b.json")
+    assert (done.code, done.err) == (2, "ewq: damaged: a.json\n")
 
 
 def test_neither_variant_nor_commit_is_bad_use(ewq, project, told):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -159,17 +159,17 @@ def _traces(trend: Trend, place: int) -> list[dict[str, Any]]:
 
 
 def _data(found: History) -> dict[str, Any]:
-    lines, values = [], []
+    lines, values = list[dict[str, Any]](), list[dict[str, Any]]()
     for trend in found.trends:
         names = (trend.record.variant, trend.record.task, trend.metric)
-        judged = {
+        judged: dict[str, Any] = {
             "verdict": trend.verdict.value,
             "expected": list(trend.expected) if trend.expected else None,
             "shifts": [
                 {**each._asdict(), "run": trend.runs[each.place].name} for each in trend.shifts
             ],
         }
-        lines.append(dict(zip(VALUES, names, strict=False)) | judged)
+        lines.append({**dict(zip(VALUES, names, strict=False)), **judged})
         for run, each in zip(trend.runs, trend.metrics, strict=True):
             stored = (run.name, run.commit, run.datetime.isoformat())
             figures = (each.value, each.stderr, each.n, each.unit)
@@ -184,7 +184,7 @@ def _data(found: History) -> dict[str, Any]:
     }
 
 
-FORMATS = {
+FORMATS: dict[str, Callable[[Page], str]] = {
     **PAGES,
     "csv": lambda page: csv_of(VALUES, (each.values() for each in page.data["values"])),
 }
