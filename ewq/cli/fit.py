@@ -97,14 +97,13 @@ def fit(
     if vram and size:
         raise InputError("give --size or --vram, not both")
     card = find_card(model, vram, context, engine, progress)
-    aim = Aim(card.room if card else size_bytes, bpw, kld, like)
+    aim = Aim(card.room if card else size_bytes, bpw, kld, like, granularity)
     made = run_fit(
         model,
         out,
         aim,
         engine=engine,
         how=Calibrating(calibration, sequences, sequence_tokens, seed, device, cache),
-        granularity=granularity,
         versus=[name.strip() for name in versus.split(",") if name.strip()],
         texts=load_texts(texts or fixture_path("texts")),
         tokens_per_domain=text_tokens,

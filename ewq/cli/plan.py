@@ -117,8 +117,8 @@ def plan(
     how = Calibrating(calibration, device=device or "cpu", cache=cache, data_free=data_free)
     if scorer in TYPE_SCORERS:
         paths = _paths(out, [(None, None)])
-        aim = (size_bytes, target_bpw, target_kld, like)
-        made, numel = _typed(model, aim, target, granularity, how)
+        aim = (size_bytes, target_bpw, target_kld, like, granularity or "tensor")
+        made, numel = _typed(model, aim, target, how)
         _deliver(numel, [made], paths, as_json, [str(card)] * bool(card))
         return
     granularity = granularity or "block"
@@ -185,9 +185,8 @@ def _check_rules(factor: list[float] | None, targets: list[object]) -> None:
 
 def _typed(
     model: str,
-    aim: tuple[int | None, float | None, float | None, str | None],
+    aim: tuple[int | None, float | None, float | None, str | None, str],
     target: str,
-    granularity: str | None,
     how: Calibrating,
 ) -> tuple[QuantizationPlan, int]:
     """A plan of types, and the model's number of parameters."""
@@ -198,7 +197,7 @@ def _typed(
     wanted = Aim(*aim)
     check_recipes([wanted.like], target)
     fitting = open_fitting(model, target, how, terminal_progress())
-    return make_plan(fitting, wanted, granularity or "tensor"), fitting.target.parameters
+    return make_plan(fitting, wanted), fitting.target.parameters
 
 
 def _paths(out: str | None, drafts: list[Draft]) -> list[Path | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ewq.checkpoint.opening import Checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.errors import InputError, PlanError
 from ewq.files import cache_dir, scratch_beside
-from ewq.fit.plans import Fitting, Rule
+from ewq.fit.plans import GRANULARITIES, Fitting, Rule
 from ewq.fit.prepare import calibrate, converted, importance_of, open_fitting
 from ewq.fit.targets import GGUF, padded
 from ewq.gguf.cache import cached_gguf
@@ -45,18 +46,25 @@ HEADER_SLACK = 256
 
 @dataclass(frozen=True)
 class Aim:
-    """What a plan is to reach: exactly one of the fields."""
+    """What a plan is to reach: exactly one of the first four, by units of a granularity."""
 
     size_bytes: int | None = None
     bpw: float | None = None
     kld: float | None = None
     like: str | None = None
     """One of llama.cpp's recipes, whose bytes are not exceeded."""
+    granularity: str = "tensor"
 
     def __post_init__(self) -> None:
         given = [v for v in (self.size_bytes, self.bpw, self.kld, self.like) if v is not None]
         if len(given) != 1:
             raise InputError("give exactly one of a size, bits per weight, a KLD and a recipe")
+        for value, unit in ((self.bpw, "bits per weight"), (self.kld, "nats")):
+            if value is not None and not 0 < value < math.inf:
+                raise PlanError(f"invalid target of {value} {unit}: expected a number above 0")
+        if self.granularity not in GRANULARITIES:
+            known = ", ".join(GRANULARITIES)
+            raise PlanError(f"unknown granularity {self.granularity!r}; known: {known}")
 
 
 @dataclass(frozen=True)
@@ -81,25 +89,20 @@ class Fitted:
     notes: tuple[str, ...] = ()
 
 
-def make_plan(
-    fitting: Fitting, aim: Aim, granularity: str = "tensor", *, file_bytes: bool = False
-) -> QuantizationPlan:
-    """The plan that reaches an aim, by ``tensor``, ``kind`` or ``block``.
-
-    ``file_bytes``: a size is that of the whole file, header included.
+def make_plan(fitting: Fitting, aim: Aim, *, file_bytes: bool = False) -> QuantizationPlan:
+    """The plan that reaches an aim; ``file_bytes``: a size includes the file's header.
 
     Raises:
         PlanError: it cannot be reached, or a recipe's bytes for bitsandbytes.
     """
     rule: Rule
     if aim.kld is not None:
-        return fitting.below(aim.kld, {"kind": "target_kld", "target_kld": aim.kld}, granularity)
+        rule = {"kind": "target_kld", "target_kld": aim.kld}
+        return fitting.below(aim.kld, rule, aim.granularity)
     if aim.like is not None:
         check_recipes([aim.like], fitting.target.name)
-        budget, rule = (
-            recipe_bytes(fitting.checkpoint, aim.like),
-            {"kind": "like", "like": aim.like},
-        )
+        budget = recipe_bytes(fitting.checkpoint, aim.like)
+        rule = {"kind": "like", "like": aim.like}
     elif aim.bpw is not None:
         budget = int(aim.bpw * fitting.target.parameters / 8)
         rule = {"kind": "target_bpw", "target_bpw": aim.bpw}
@@ -108,7 +111,7 @@ def make_plan(
         header = fitting.target.header_bytes + HEADER_SLACK if file_bytes else 0
         budget = aim.size_bytes - header
         rule = {"kind": "target_size", "target_size_bytes": aim.size_bytes}
-    return fitting.within(budget, rule, granularity)
+    return fitting.within(budget, rule, aim.granularity)
 
 
 def check_recipes(names: Sequence[str | None], engine: str) -> None:
@@ -141,7 +144,6 @@ def fit(
     *,
     engine: str,
     how: Calibrating,
-    granularity: str,
     versus: Sequence[str],
     texts: TextSet,
     tokens_per_domain: int,
@@ -160,7 +162,7 @@ def fit(
     refuse_evaluation_text(calibration_texts(how.source), texts)
     check_recipes([*versus, aim.like], engine)
     fitting = open_fitting(model, engine, how, progress)
-    plan = make_plan(fitting, aim, granularity, file_bytes=engine == GGUF)
+    plan = make_plan(fitting, aim, file_bytes=engine == GGUF)
     if engine == BITSANDBYTES:
         original, made, load = _folder(fitting, plan, out, how.device, progress)
     else:

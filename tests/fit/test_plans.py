@@ -8,6 +8,7 @@ import pytest
 from ewq.checkpoint.gguf_header import read_header
 from ewq.errors import PlanError
 from ewq.fit.prepare import write_importance
+from ewq.fit.run import Aim
 from ewq.gguf.export import export_gguf
 from ewq.gguf.imatrix import read_imatrix
 from ewq.gguf.quantize import recipe_types
@@ -114,15 +115,21 @@ def test_too_small_a_size_is_refused_with_the_range(fitting):
         fitting.within(1000, RULE)
 
 
-@pytest.mark.parametrize("kld", [0, -1, float("nan"), float("inf")])
-def test_a_divergence_that_is_none_is_refused(fitting, kld):
-    with pytest.raises(PlanError, match="expected a number"):
-        fitting.below(kld, RULE)
+@pytest.mark.parametrize("field", ["kld", "bpw"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_a_target_that_is_no_positive_number_is_refused(field, value):
+    with pytest.raises(PlanError, match="expected a number above 0"):
+        Aim(**{field: value})
 
 
-def test_an_unknown_granularity_is_refused(fitting):
+def test_an_unknown_granularity_is_refused():
     with pytest.raises(PlanError, match="known: tensor, kind, block"):
-        fitting.within(10**9, RULE, "layer")
+        Aim(bpw=5, granularity="layer")
+
+
+def test_a_divergence_below_that_of_the_least_rounding_is_out_of_reach(for_bitsandbytes):
+    with pytest.raises(PlanError, match="no plan of this model is below"):
+        for_bitsandbytes.below(-1e-9, RULE)
 
 
 def test_the_plan_file_is_schema_2_and_is_read_back_equal(plan, tmp_path, checkpoint):
