@@ -26,6 +26,8 @@ ALPHA = 0.05
 POWER = 0.8
 BOOTSTRAP_RESAMPLES = 2000
 BOOTSTRAP_SEED = 20250307
+ALIKE = 1e-12
+"""An error so small is rounding: all clusters have the same share."""
 FEWEST_CLUSTERS = 4
 """With fewer documents or subjects there is no error to be had from them; their items stand in."""
 _FEWEST_TO_BOOTSTRAP = 20
@@ -264,6 +266,11 @@ def share_stderr(count: int, n: int) -> float:
         return math.sqrt(count / n * (1 - count / n) / (n - 1))
     share = (count + 2) / (n + 4)
     return math.sqrt(share * (1 - share) / (n + 4))
+
+
+def clustered_share_stderr(stderr: float | None, count: int, n: int) -> float:
+    """The error of a share over clusters; that of its items where these are one, or alike."""
+    return stderr if stderr and stderr > ALIKE else share_stderr(count, n)
 
 
 def pooled_stderr(stderrs: Sequence[float], sizes: Sequence[int]) -> float:

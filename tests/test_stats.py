@@ -8,6 +8,7 @@ from ewq.errors import MeasurementError
 from ewq.stats import (
     bootstrap_clustered,
     clustered_ratio,
+    clustered_share_stderr,
     mcnemar_exact,
     noninferiority,
     paired_accuracy,
@@ -301,6 +302,12 @@ def test_impossible_statistics_are_errors(call, message):
 )
 def test_a_share_is_never_certain(count, n, expected):
     assert share_stderr(count, n) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("stderr", [None, 0.0, 1e-17], ids=["one cluster", "alike", "rounding"])
+def test_clusters_that_are_alike_make_no_share_certain(stderr):
+    assert clustered_share_stderr(stderr, 6, 8) == share_stderr(6, 8)
+    assert clustered_share_stderr(0.01, 6, 8) == 0.01
 
 
 def test_a_share_of_nothing_has_no_error():

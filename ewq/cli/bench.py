@@ -65,6 +65,8 @@ def init(
 ) -> None:
     """Set up benchmarks in a project of your own: conftest, tests, limits, GitHub workflow."""
     templates = {folder / path: name for path, name in TEMPLATES.items()}
+    for path in templates:
+        check_output(path)
     taken = [path for path in templates if path.exists()]
     if folder / CONFTEST in taken:
         if PLUGIN not in (folder / CONFTEST).read_text(encoding="utf-8"):
@@ -74,8 +76,6 @@ def init(
         taken.remove(folder / CONFTEST)
     if taken:
         raise InputError(f"{taken[0]} exists, and nothing is overwritten: remove it or rename it")
-    for path in templates:
-        check_output(path)
     for path, name in templates.items():
         text = Path(__file__).with_name("project") / name
         print(write_text(path, text.read_text(encoding="utf-8")))

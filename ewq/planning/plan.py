@@ -206,7 +206,7 @@ def read_plan(path: str | Path) -> QuantizationPlan:
     """Read a plan file, ewq's own or the proof of concept's; a PlanError of anything else."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PlanError(f"cannot read the plan {path}: {error}") from error
     return QuantizationPlan.from_json(data, str(path))
 

@@ -22,7 +22,7 @@ from ewq.data.windows import DEFINITIONS, Definition, Window, fitted_windows, wi
 from ewq.errors import MeasurementError
 from ewq.measurement import Items, Metric, TaskResult, require_same_settings
 from ewq.progress import NO_PROGRESS, Progress, step
-from ewq.stats import clustered_ratio, clusters_of, quantile, share_stderr
+from ewq.stats import clustered_ratio, clustered_share_stderr, clusters_of, quantile
 
 if TYPE_CHECKING:
     import torch
@@ -210,8 +210,8 @@ def _mean(values: Array, clusters: list[Hashable], unit: str, better: bool) -> M
 def _agreement(same_top: Array, clusters: list[Hashable]) -> Metric:
     """The share of tokens; its error is never that of certainty, however alike the tokens are."""
     found = _mean(same_top, clusters, "fraction", True)
-    least = share_stderr(int(same_top.sum()), len(same_top)) if found.value in (0.0, 1.0) else 0.0
-    return replace(found, stderr=max(found.stderr or 0.0, least))
+    stderr = clustered_share_stderr(found.stderr, int(same_top.sum()), len(same_top))
+    return replace(found, stderr=stderr)
 
 
 def _root_mean_square(values: Array, clusters: list[Hashable]) -> Metric:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ewq.data.windows import bos_token
 from ewq.measurement import Items, Metric, TaskResult, require_same_settings
 from ewq.progress import NO_PROGRESS, Progress, step
-from ewq.stats import clustered_ratio
+from ewq.stats import clustered_ratio, clustered_share_stderr
 
 if TYPE_CHECKING:
     from ewq.model import LanguageModel
@@ -95,9 +95,11 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     new, base = result.items.column("tokens"), reference.items.column("tokens")
     same = [[a == b for a, b in zip(*both, strict=True)] for both in zip(new, base, strict=True)]
     count = len(same)
-    equal = clustered_ratio(list(map(sum, same)), list(map(len, same)))
+    hits, sizes = list(map(sum, same)), list(map(len, same))
+    equal = clustered_ratio(hits, sizes)
+    stderr = clustered_share_stderr(equal.stderr, sum(hits), sum(sizes))
     common = clustered_ratio([[*each, False].index(False) for each in same], [1] * count)
     return {
-        "samples_token_agreement": Metric(equal.value, "fraction", True, count, equal.stderr),
+        "samples_token_agreement": Metric(equal.value, "fraction", True, count, stderr),
         "samples_common_tokens": Metric(common.value, "count", True, count, common.stderr),
     }

@@ -117,6 +117,13 @@ def test_init_overwrites_nothing(ewq, empty):
     assert after.items() <= before.items()
 
 
+def test_init_into_a_name_that_cannot_be_is_one_line(ewq, empty):
+    said = ewq("init", "n" * 300)
+    assert said.code == 2
+    assert "File name too long" in said.err
+    assert list(empty.iterdir()) == []
+
+
 def test_a_conftest_that_is_there_is_left_to_its_owner(ewq, empty):
     (empty / "conftest.py").write_text("import os\n")
     said = ewq("init")

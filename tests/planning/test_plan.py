@@ -104,7 +104,11 @@ def test_a_damaged_plan_is_refused(name: str, plan: QuantizationPlan, tmp_path: 
         read_plan(path)
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "\x00"], ids=["missing", "empty", "cut", "binary"])
+@pytest.mark.parametrize(
+    "text",
+    [None, "", "{", "\x00", "[" * 100_000],
+    ids=["missing", "empty", "cut", "binary", "deep"],
+)
 def test_an_unreadable_plan_is_refused(text: str | None, tmp_path: Path):
     path = tmp_path / "plan.json"
     if text is not None:
