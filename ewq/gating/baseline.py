@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -49,9 +49,8 @@ def find_baseline(
         return choose([resolve_run(request, storage, repository)], wanted)
     runs, damaged = read_storage(storage)
     runs = [run for run in runs if exclude is None or run.path.resolve() != exclude.resolve()]
-    if request == ANCESTOR:
-        return choose_ancestor(runs, wanted, ancestors(repository), damaged)
-    return choose(runs, wanted, damaged)
+    choice = choose(runs, wanted, ancestors(repository) if request == ANCESTOR else None)
+    return replace(choice, reasons=(*choice.reasons, *damaged))
 
 
 def baseline_of(run: Run, request: str, storage: Path, repository: Path) -> Run:
@@ -65,38 +64,30 @@ def baseline_of(run: Run, request: str, storage: Path, repository: Path) -> Run:
     return choice.run
 
 
-def choose(
-    runs: Sequence[Run],
-    wanted: Wanted,
-    damaged: Sequence[str] = (),
-    nearness: Callable[[Run], int] = lambda run: 0,
-) -> Choice:
-    """The run that qualifies, by what it covers, then by nearness, then the newest."""
+def choose(runs: Sequence[Run], wanted: Wanted, commits: Sequence[str] | None = None) -> Choice:
+    """The run that qualifies, by what it covers, then by its commit, then the newest.
+
+    With ``commits``, nearest first, only runs of clean files of one of these do.
+    """
+    distances = {commit: distance for distance, commit in enumerate(commits or ())}
+    related = [run for run in runs if not run.dirty and run.commit in distances]
+    if commits is not None and not related:
+        note = f"none of the {len(runs)} stored runs comes from a clean ancestor commit"
+        return Choice(None, (note,))
+    runs = runs if commits is None else related
     refusals = {run.path: unsuitable(run, wanted) for run in runs}
     fit = [run for run in runs if not refusals[run.path]]
     if not fit:
-        return Choice(None, (*_explain(runs, refusals), *damaged))
+        return Choice(None, tuple(_explain(runs, refusals)))
 
     def rank(run: Run) -> tuple[int, int, datetime, str]:
         covered = sum(key in run.records for key in wanted.selected)
-        return (covered, nearness(run), run.datetime, run.path.name)
+        return (covered, -distances.get(run.commit or "", 0), run.datetime, run.path.name)
 
     best = max(fit, key=rank)
     missing = ["/".join(key) for key in wanted.selected if key not in best.records]
     gaps = [f"the baseline {best.name} does not cover {', '.join(missing)}"] if missing else []
-    return Choice(best, (*gaps, *damaged))
-
-
-def choose_ancestor(
-    runs: Sequence[Run], wanted: Wanted, commits: Sequence[str], damaged: Sequence[str] = ()
-) -> Choice:
-    """The qualifying run, of clean files, of the nearest of ``commits``; coverage goes first."""
-    distances = {commit: distance for distance, commit in enumerate(commits)}
-    related = [run for run in runs if not run.dirty and run.commit in distances]
-    if not related:
-        note = f"none of the {len(runs)} stored runs comes from a clean ancestor commit"
-        return Choice(None, (note, *damaged))
-    return choose(related, wanted, damaged, lambda run: -distances[run.commit or ""])
+    return Choice(best, tuple(gaps))
 
 
 def unsuitable(run: Run, wanted: Wanted) -> list[str]:

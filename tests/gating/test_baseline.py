@@ -13,7 +13,6 @@ from ewq.gating.baseline import (
     ancestors,
     baseline_of,
     choose,
-    choose_ancestor,
     find_baseline,
 )
 from ewq.record import Reason, Verdict
@@ -178,7 +177,7 @@ ANCESTOR_CASES = {
     ("runs", "expected", "reason"), ANCESTOR_CASES.values(), ids=ANCESTOR_CASES.keys()
 )
 def test_nearest_ancestor(tmp_path, runs, expected, reason):
-    choice = choose_ancestor(store(tmp_path, runs), WANTED, C)
+    choice = choose(store(tmp_path, runs), WANTED, C)
 
     chosen = None if choice.run is None else choice.run.datetime.day
     assert chosen == expected, choice.reasons
