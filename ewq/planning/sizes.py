@@ -38,10 +38,6 @@ class StoredWeight:
 ByteRule = Callable[[StoredWeight], int]
 
 
-def _half(weight: StoredWeight) -> int:
-    return 2 * weight.numel
-
-
 def _nf4(weight: StoredWeight) -> int:
     """Two values a byte and a float32 absolute maximum for each 64: 4.5 bits."""
     return _up(weight.numel, 2) + 4 * _up(weight.numel, 64)
@@ -58,20 +54,19 @@ def _int8(weight: StoredWeight) -> int:
     return weight.numel + 4 * (weight.numel // weight.in_features)
 
 
-def _q8_0(weight: StoredWeight) -> int:
-    """34 bytes for 32 values: 8.5 bits. Rows that do not divide stay F16."""
-    return weight.numel // 32 * 34 if weight.in_features % 32 == 0 else _half(weight)
+F16, Q8_0, Q5_0, Q4_K = (1, 2), (32, 34), (32, 22), (256, 144)
+"""Values and bytes of a block of these types."""
 
 
-def _q4_k(weight: StoredWeight) -> int:
-    """144 bytes for 256 values: 4.5 bits.
+def _first_fitting(*blocks: tuple[int, int]) -> ByteRule:
+    """llama.cpp takes the first type whose blocks divide the rows."""
 
-    llama.cpp stores rows that 256 does not divide as Q5_0 (22 bytes for 32 values), and as F16
-    where 32 does not either.
-    """
-    if weight.in_features % 256 == 0:
-        return weight.numel // 256 * 144
-    return weight.numel // 32 * 22 if weight.in_features % 32 == 0 else _half(weight)
+    def rule(weight: StoredWeight) -> int:
+        fitting = (block for block in blocks if weight.in_features % block[0] == 0)
+        values, nbytes = next(fitting)
+        return weight.numel // values * nbytes
+
+    return rule
 
 
 def _up(value: int, divisor: int) -> int:
@@ -113,15 +108,15 @@ F32_IN_GGUF = re.compile(
 
 def _gguf_rest(info: TensorInfo) -> int:
     """llama.cpp's converter stores matrices as F16, and as F32 vectors and what is no weight."""
-    half = (
-        len(info.shape) > 1
-        and info.name.endswith(".weight")
-        and not F32_IN_GGUF.fullmatch(info.name)
-    )
-    return (2 if half else 4) * info.numel
+    matrix = len(info.shape) > 1 and info.name.endswith(".weight")
+    return (2 if matrix and not F32_IN_GGUF.fullmatch(info.name) else 4) * info.numel
 
 
-_GGUF = {Precision.RAW: _half, Precision.EIGHT_BIT: _q8_0, Precision.FOUR_BIT: _q4_k}
+_GGUF = {
+    Precision.RAW: _first_fitting(F16),
+    Precision.EIGHT_BIT: _first_fitting(Q8_0, F16),
+    Precision.FOUR_BIT: _first_fitting(Q4_K, Q5_0, F16),
+}
 FORMATS: Mapping[str, Format] = {
     "nf4": _bitsandbytes("nf4", _nf4),
     "nf4-double": _bitsandbytes("nf4-double", _nf4_double),
@@ -181,7 +176,10 @@ def footprint_of(checkpoint: Checkpoint, layout: Layout) -> Footprint:
     rest = [
         info
         for name, info in checkpoint.tensors.items()
-        if name not in sources and not name.endswith(SCALES + BUFFERS) and not _is_mask(info)
+        if name not in sources
+        if not name.endswith(SCALES + BUFFERS)
+        # A causal mask that old checkpoints saved.
+        if not (name.endswith((".attn.bias", ".attention.bias")) and len(info.shape) == 4)
     ]
     return Footprint(weights, tuple(rest))
 
@@ -193,14 +191,9 @@ def _stored(checkpoint: Checkpoint, weight: Weight) -> StoredWeight:
     return StoredWeight(weight.numel, weight.in_features, raw_bytes, stacked=weight.expert)
 
 
-def _is_mask(info: TensorInfo) -> bool:
-    return info.name.endswith((".attn.bias", ".attention.bias")) and len(info.shape) == 4
-
-
 WHOLE = ("full_attention", "attention")
 WINDOWED = ("sliding_attention", "chunked_attention")
 """Layers that keep every token, and those that keep a window; others have a state."""
-MLA = "caches no plain keys and values; give a size"
 CONTEXT = 8192
 """Tokens that a card is to hold unless others are asked for."""
 UBATCH = 512
@@ -263,21 +256,14 @@ def card_for(checkpoint: Checkpoint, vram_bytes: int, context: int, target: str)
     in 16 bits, ``context * (2 * hidden + 3 * intermediate) * 2``, and spreads out one quantized
     matrix, ``hidden * intermediate * 2``. These two are not compared with a GPU's counters.
 
-    Args:
-        checkpoint: a Hugging Face folder.
-        vram_bytes: of the card.
-        context: tokens of prompt and answer together.
-        target: the storage that is planned for; ``gguf`` means llama.cpp.
-
     Raises:
         InputError: the config lacks a shape, or the model caches something else.
     """
     config = dict(checkpoint.config) | dict(checkpoint.config.get("text_config") or {})
     if checkpoint.is_gguf or "kv_lora_rank" in config:
-        raise InputError(
-            f"cannot tell what {checkpoint.model} takes on a card: it "
-            + ("is a GGUF file; give the model's folder" if checkpoint.is_gguf else MLA)
-        )
+        other = "caches no plain keys and values; give a size"
+        why = "is a GGUF file; give the model's folder" if checkpoint.is_gguf else other
+        raise InputError(f"cannot tell what {checkpoint.model} takes on a card: it {why}")
 
     def number(*names: str, default: object = None) -> int:
         found = next((config[name] for name in names if config.get(name)), default)
