@@ -99,84 +99,73 @@ def load_thresholds(path: Path, variants: Collection[str]) -> Thresholds:
     Raises:
         InputError: not readable, or anything unknown or out of range; the message names the place.
     """
-    reader = _Reader(path)
-    document = reader.table(_parse(path), "", ("default", "variant", "tolerance", "cpu"))
-    on_cpu = reader.table(document.get("cpu", {}), "cpu", ("tolerance",))
-    own = reader.table(document.get("variant", {}), "variant")
-    for variant in own:
-        reader.require_variant(variant, variants)
-    return Thresholds(
-        source=str(path),
-        default=reader.rules(Limit, document, "default"),
-        variants={name: reader.rules(Limit, own, name, f"variant.{name!r}") for name in own},
-        tolerances=reader.rules(Tolerance, document, "tolerance"),
-        cpu_tolerances=reader.rules(Tolerance, on_cpu, "tolerance", "cpu.tolerance"),
-    )
-
-
-def _parse(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _read(tomllib.loads(path.read_text(encoding="utf-8")), str(path), variants)
     except OSError as error:
         raise InputError(f"cannot read thresholds {path}: {error.strerror}") from error
+    except CodecError as error:
+        raise InputError(f"thresholds {path}, {error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"thresholds {path} are not valid TOML: {error}") from error
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Turns tables into values; knows the file's name for its messages."""
+def _read(document: dict[str, Any], source: str, variants: Collection[str]) -> Thresholds:
+    _table(document, "", ("default", "variant", "tolerance", "cpu"))
+    on_cpu = _table(document.get("cpu", {}), "cpu", ("tolerance",))
+    own = _table(document.get("variant", {}), "variant")
+    for variant in own:
+        _require_variant(variant, variants)
+    return Thresholds(
+        source=source,
+        default=_rules(Limit, document, "default"),
+        variants={name: _rules(Limit, own, name, f"variant.{name!r}") for name in own},
+        tolerances=_rules(Tolerance, document, "tolerance"),
+        cpu_tolerances=_rules(Tolerance, on_cpu, "tolerance", "cpu.tolerance"),
+    )
 
-    path: Path
 
-    def table(
-        self, value: object, place: str, known: Collection[str] | None = None
-    ) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise self._error(place, f"must be a table, not {value!r}")
-        for name in value:
-            if known is not None and name not in known:
-                listed = ", ".join(sorted(known))
-                raise self._error(f"{place}.{name}".lstrip("."), f"unknown; known: {listed}")
-        return value
+def _table(value: object, place: str, known: Collection[str] | None = None) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise CodecError(f"{place}: must be a table, not {value!r}")
+    for name in value:
+        if known is not None and name not in known:
+            listed = ", ".join(sorted(known))
+            raise CodecError(f"{f'{place}.{name}'.lstrip('.')}: unknown; known: {listed}")
+    return value
 
-    def require_variant(self, variant: str, known: Collection[str]) -> None:
-        if variant in known or is_plan_name(variant):
-            return
-        try:
-            find_variant(variant)
-        except InputError as error:
-            raise self._error(f"variant.{variant!r}", str(error)) from error
 
-    def rules(
-        self, kind: type[Rule], parent: Mapping[str, Any], name: str, place: str = ""
-    ) -> dict[str, dict[str, Rule]]:
-        place = place or name
-        tasks = self.table(parent.get(name, {}), place, TASKS)
-        return {
-            task: {
-                metric: self._rule(kind, entry, (place, task, metric))
-                for metric, entry in self.table(metrics, f"{place}.{task}").items()
-            }
-            for task, metrics in tasks.items()
+def _require_variant(variant: str, known: Collection[str]) -> None:
+    if variant in known or is_plan_name(variant):
+        return
+    try:
+        find_variant(variant)
+    except InputError as error:
+        raise CodecError(f"variant.{variant!r}: {error}") from error
+
+
+def _rules(
+    kind: type[Rule], parent: Mapping[str, Any], name: str, place: str = ""
+) -> dict[str, dict[str, Rule]]:
+    place = place or name
+    return {
+        task: {
+            metric: _rule(kind, entry, (place, task, metric))
+            for metric, entry in _table(metrics, f"{place}.{task}").items()
         }
+        for task, metrics in _table(parent.get(name, {}), place, TASKS).items()
+    }
 
-    def _rule(self, kind: type[Rule], entry: object, names: tuple[str, str, str]) -> Rule:
-        (_, task, metric), where = names, ".".join(names)
-        if figure_of(task, metric) is None:
-            raise self._error(where, f"unknown metric of task {task!r}")
-        try:
-            rule = decode(kind, self.table(entry, where), where)
-        except CodecError as error:
-            raise InputError(f"thresholds {self.path}, {error}") from error
-        if not 0 < rule.alpha < 1:
-            raise self._error(f"{where}.alpha", f"must lie between 0 and 1, is {rule.alpha:g}")
-        if problem := _limit(rule, metric) if isinstance(rule, Limit) else _tolerance(rule):
-            raise self._error(where, problem)
-        return rule
 
-    def _error(self, where: str, problem: str) -> InputError:
-        return InputError(f"thresholds {self.path}, {where}: {problem}")
+def _rule(kind: type[Rule], entry: object, names: tuple[str, str, str]) -> Rule:
+    (_, task, metric), where = names, ".".join(names)
+    if figure_of(task, metric) is None:
+        raise CodecError(f"{where}: unknown metric of task {task!r}")
+    rule = decode(kind, _table(entry, where), where)
+    if not 0 < rule.alpha < 1:
+        raise CodecError(f"{where}.alpha: must lie between 0 and 1, is {rule.alpha:g}")
+    if problem := _limit(rule, metric) if isinstance(rule, Limit) else _tolerance(rule):
+        raise CodecError(f"{where}: {problem}")
+    return rule
 
 
 def _limit(limit: Limit, metric: str) -> str:
