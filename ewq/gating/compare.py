@@ -46,11 +46,10 @@ class Comparison:
     @property
     def verdict(self) -> Verdict:
         """One verdict for the whole; refusals count as a missing baseline."""
-        if self.losses and not self.foreign:
-            return Verdict.FAIL
-        verdicts = [row.change.verdict for row in self.rows if row.change.verdict is not None]
-        refused = [Verdict.NO_BASELINE] if self.refusals else []
-        return overall([*verdicts, *refused])
+        found = [row.change.verdict for row in self.rows if row.change.verdict is not None]
+        found += [Verdict.NO_BASELINE] * bool(self.refusals)
+        found += [Verdict.FAIL] * (bool(self.losses) and not self.foreign)
+        return overall(found)
 
     @property
     def exit_code(self) -> int:
@@ -64,10 +63,13 @@ class Comparison:
 def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> Comparison:
     """Compare every benchmark that a run and its baseline ``before`` both hold."""
     shared = [key for key in after.records if key in before.records]
-    old_only = [key for key in before.records if key not in after.records and key not in after.lost]
+    old_only = [key for key in before.records if key not in (*after.records, *after.lost)]
     new_only = [key for key in after.records if key not in before.records]
     hardware = comparable(before.machine, after.machine)
-    refusals, rows = [*hardware, *_other_tokenizer(before, after)], []
+    refusals, rows = list(hardware), []
+    # The checkpoint's fingerprint says nothing of its tokenizer; older runs do not know theirs.
+    if len({run.settings.get("tokenizer") for run in (before, after)} - {None}) > 1:
+        refusals.append("measured with another tokenizer")
     whole, device = bool(refusals), str(after.machine.get("device"))
     for key in shared:
         old, new = before.records[key], after.records[key]
@@ -94,9 +96,3 @@ def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> 
         differences=tuple(differences(before.machine, after.machine)),
         foreign=bool(hardware),
     )
-
-
-def _other_tokenizer(before: Run, after: Run) -> list[str]:
-    """The checkpoint's fingerprint says nothing of its tokenizer; older runs do not know theirs."""
-    digests = [run.settings.get("tokenizer") for run in (before, after)]
-    return ["measured with another tokenizer"] if all(digests) and digests[0] != digests[1] else []
