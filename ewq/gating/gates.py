@@ -15,13 +15,7 @@ from ewq.tasks.table import Tolerance, figure_of
 
 _MOST_DECIMALS = 7
 """Figures that would need more are written with six digits, or as a power of ten."""
-PRECEDENCE = (
-    Verdict.FAIL,
-    Verdict.INCONCLUSIVE,
-    Verdict.NO_BASELINE,
-    Verdict.IMPROVED,
-    Verdict.PASS,
-)
+PRECEDENCE = tuple(map(Verdict, ("fail", "inconclusive", "no-baseline", "improved", "pass")))
 """The first verdict that any finding has is the verdict of the whole."""
 
 
@@ -175,9 +169,8 @@ def _figure(metric: Metric, limit: Limit) -> str:
     """The value to two digits of its error, to six where fewer lie beyond the limit."""
     if metric.stderr is None:
         return f"{metric.value:.6g}"
-    decimals = _MOST_DECIMALS
-    if metric.stderr:
-        decimals = max(0, 1 - math.floor(math.log10(metric.stderr)))
+    exponent = math.floor(math.log10(metric.stderr)) if metric.stderr else -_MOST_DECIMALS
+    decimals = max(0, 1 - exponent)
     value = round(metric.value, decimals) + 0.0  # no "-0.00"
     bounds = [bound for bound in (limit.min, limit.max) if bound is not None]
     crossed = any((value > b, value < b) != (metric.value > b, metric.value < b) for b in bounds)
