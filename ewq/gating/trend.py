@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -33,7 +33,6 @@ ALPHA = 0.05
 SHIFT_ALPHA = 0.01
 """Probability that any shift is found in a line that has none."""
 _PERMUTATIONS, _SEED = 1999, 20250307
-_FEWEST_ON_A_SIDE = 2
 _EQUAL = 1e-6
 """Relative scatter that is arithmetic, not a change."""
 
@@ -85,7 +84,7 @@ class Trend:
 
     @cached_property
     def shifts(self) -> tuple[Shift, ...]:
-        """Changes of level; see :func:`shifts`."""
+        """See :func:`shifts`."""
         return shifts([metric.value for metric in self.metrics])
 
     @property
@@ -137,9 +136,9 @@ def history_of(runs: Iterable[Run], metrics: Sequence[str] = (), window: int = W
             kept.append(run)
         else:
             left_out.append(f"{run.name}: {'; '.join(reasons)}")
-    found = [_trend(kept, *each, window) for each in _named(metrics, newest)]
-    shared = tuple(replace(trend, lines=len(found)) for trend in found)
-    return History(tuple(kept), tuple(left_out), shared)
+    named = _named(metrics, newest)
+    trends = tuple(_trend(kept, *each, window, len(named)) for each in named)
+    return History(tuple(kept), tuple(left_out), trends)
 
 
 def _named(metrics: Sequence[str], run: Run) -> list[tuple[RecordKey, str]]:
@@ -156,15 +155,15 @@ def _named(metrics: Sequence[str], run: Run) -> list[tuple[RecordKey, str]]:
     return found
 
 
-def _trend(runs: Sequence[Run], key: RecordKey, metric: str, window: int) -> Trend:
-    newest = runs[-1].records[key]
+def _trend(runs: Sequence[Run], key: RecordKey, metric: str, window: int, lines: int) -> Trend:
     having = [
-        run
+        (run, record)
         for run in runs
-        if (record := run.records.get(key))
-        if metric in record.metrics and not incomparable(record, newest)
+        if (record := run.records.get(key)) and metric in record.metrics
+        if not incomparable(record, runs[-1].records[key])
     ]
-    return Trend(tuple(having), tuple(run.records[key] for run in having), metric, window)
+    those, records = zip(*having, strict=True)
+    return Trend(those, records, metric, window, lines)
 
 
 def prediction(earlier: Sequence[Metric], alpha: float) -> Interval:
@@ -197,7 +196,7 @@ def shifts(values: Sequence[float], alpha: float = SHIFT_ALPHA) -> tuple[Shift, 
 
 
 def _places(values: np.ndarray[tuple[int], np.dtype[np.float64]], alpha: float) -> list[int]:
-    n, least = len(values), _FEWEST_ON_A_SIDE
+    n, least = len(values), 2
     if n < 2 * least or np.ptp(values) <= _EQUAL * np.abs(values).max():
         return []
     own = values - values.mean()
