@@ -142,6 +142,9 @@ def changes(
         certainty = paired.get(name) or _unpaired(old, new)
         verdict, why, worse = _verdict(name, before, after, tolerance, certainty)
         tolerated = f"tolerance {tolerance}; " if tolerance else ""
+        delta = f"{new.value - old.value:+.3g}"
+        if old.value:
+            delta += f", {(new.value - old.value) / abs(old.value):+.2%}"
         found.append(
             Change(
                 metric=name,
@@ -151,7 +154,7 @@ def changes(
                 stderr=certainty.stderr if certainty else None,
                 p_value=certainty.p_value if certainty else None,
                 verdict=verdict,
-                text=_sentence(name, old, new, why),
+                text=f"{name}: {old.value:.6g} -> {new.value:.6g} {new.unit} ({delta}): {why}",
                 statistic=f"{tolerated}{certainty or 'exact'}",
                 worse=worse,
             )
@@ -218,12 +221,6 @@ def _size(loss: float, allowed: float, certain: bool) -> tuple[Verdict, str]:
     if loss > 0:
         return (Verdict.FAIL, "worse") if certain else (Verdict.INCONCLUSIVE, "worse, within noise")
     return (Verdict.IMPROVED, "better") if certain else (Verdict.PASS, "better, within noise")
-
-
-def _sentence(name: str, old: Metric, new: Metric, why: str) -> str:
-    delta = new.value - old.value
-    share = f", {delta / abs(old.value):+.2%}" if old.value else ""
-    return f"{name}: {old.value:.6g} -> {new.value:.6g} {new.unit} ({delta:+.3g}{share}): {why}"
 
 
 def doubt_about(metric: str, record: Record, verdict: Verdict | None = None) -> Doubt | None:
