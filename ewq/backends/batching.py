@@ -4,8 +4,6 @@ Batches follow from the rows' lengths alone, so that every variant and repetitio
 half precision a different composition alone can move single answers.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ With a cache of fixed size every step is the same computation, which CUDA can re
 after a minute or more.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

@@ -6,8 +6,6 @@ step. With Triton two kernels compute a product of few rows whatever its outlier
 first, the others times zero; more outliers are noticed afterwards, and the result is dropped.
 """
 
-from __future__ import annotations
-
 import logging
 import subprocess
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 One ``llama_decode`` carries many sequences; a shared prefix is computed once and lent to them.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path

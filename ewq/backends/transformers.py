@@ -1,7 +1,5 @@
 """Language models run by Hugging Face transformers, plain or quantized."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ A family is data: a model type with known names is one more word in ``FAMILY_OF`
 no pattern explains is an error, never a guess.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

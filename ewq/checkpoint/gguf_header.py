@@ -5,8 +5,6 @@ with the bytes that are there, so a hostile file costs neither memory nor time, 
 sees validated files only. ``gguf.GGUFReader`` believes them, and is ten times as slow.
 """
 
-from __future__ import annotations
-
 import math
 import mmap
 import struct

@@ -1,7 +1,5 @@
 """From what the user typed to files on this machine: folders, the hub's cache, downloads."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

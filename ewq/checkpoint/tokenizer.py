@@ -1,7 +1,5 @@
 """The tokenizer of a checkpoint: loaded without running code that comes with the model."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Texts to score: a folder of domains, one file, or WikiText-2 from the hub."""
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import unicodedata

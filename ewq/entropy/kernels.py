@@ -1,7 +1,5 @@
 """Compiled loops. All release the interpreter lock; compiled code is cached on disk."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 

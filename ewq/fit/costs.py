@@ -7,8 +7,6 @@ Hurwitz 1943): rows of one tensor differ widely in how much they matter and litt
 they round.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """From a model to a :class:`~ewq.fit.plans.Fitting`: sensitivity, target and costs, each cached."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a plan can give types to, and what they weigh: a GGUF file, or bitsandbytes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ run in a child process, which runs no code of the model. ``python -m ewq.gguf.co
 them now, so that exports need no network.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

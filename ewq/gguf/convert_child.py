@@ -5,8 +5,6 @@ here transformers is kept from it, whoever asks. Called as ``python -P convert_c
 ARGUMENTS...``; it must not import ewq, whose environment has another ``gguf``.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Importance matrices: how much each input column of a weight mattered on some text."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Collection, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The thin layer over llama.cpp's C interface: a model, its context and batches of tokens."""
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import os

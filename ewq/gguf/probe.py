@@ -5,8 +5,6 @@ and computes two tokens first. A file of another model would be scored on this m
 finite numbers without a meaning. A fine-tuned model passes, with its base's shape and tokens.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

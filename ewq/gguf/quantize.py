@@ -4,8 +4,6 @@ The quantizer may abort on bad input, so it runs in a child (``python -m ewq.ggu
 reads the job from standard input, passes llama.cpp's log on, and ends with 0 if the file is whole.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -1,7 +1,5 @@
 """Reading an exported file back: what is in it, against what was asked for."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The values equal those of files that llama.cpp's quantizer writes, bit by bit.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Mapping
 from functools import cache

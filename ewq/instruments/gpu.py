@@ -5,8 +5,6 @@ process is often missing in containers. So the whole device is read, against a b
 the CUDA context exists; that is the engine's memory exactly when nothing else uses the GPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Time and memory of loading a model, and the baselines its later peaks are read against."""
 
-from __future__ import annotations
-
 import importlib
 import time
 from collections.abc import Callable

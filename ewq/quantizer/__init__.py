@@ -1,7 +1,5 @@
 """EWQ as a quantization method of transformers: importing this package registers it."""
 
-from __future__ import annotations
-
 from ewq.quantizer.config import METHOD, EwqConfig
 from ewq.quantizer.hf_quantizer import EwqHfQuantizer
 

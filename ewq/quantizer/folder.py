@@ -1,7 +1,5 @@
 """A quantized model as a folder that ``from_pretrained`` opens."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

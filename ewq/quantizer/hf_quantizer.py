@@ -1,7 +1,5 @@
 """The quantizer that transformers calls while it loads a model."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The bitsandbytes module that stands for a linear one at each precision, and the way back."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

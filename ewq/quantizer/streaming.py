@@ -4,8 +4,6 @@ Mapped pages of quantized tensors and freed working copies stay resident. On Lin
 back as loading goes on, so that the peak follows the finished model and not the checkpoint.
 """
 
-from __future__ import annotations
-
 import ctypes
 import sys
 from collections.abc import Collection

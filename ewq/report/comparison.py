@@ -1,7 +1,5 @@
 """Two stored runs against each other as a page; as Markdown, a comment under a pull request."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any

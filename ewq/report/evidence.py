@@ -5,8 +5,6 @@ asked of (Bonferroni). A uniform control differs in size, so it can only win or 
 and quality. Random plans of the same bytes ask: did the scorer choose better than chance?
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

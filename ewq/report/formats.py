@@ -4,8 +4,6 @@ An HTML page needs no other file and runs nothing but its own two scripts, whose
 its content security policy: should a text ever escape its escaping, the browser still refuses it.
 """
 
-from __future__ import annotations
-
 import base64
 import csv
 import hashlib

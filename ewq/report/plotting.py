@@ -5,8 +5,6 @@ their marks, so that nothing depends on colour. Ink, lines and paper are the sty
 overrides plotly's, so that a plot follows dark mode and prints on white.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Which variant to take for which need: said only where the run's statistics support it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The text that sensitivity is measured on, as token sequences."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 from dataclasses import dataclass

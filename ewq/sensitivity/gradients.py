@@ -5,8 +5,6 @@ accounted for, it is reduced to its sums and let go. Decoder blocks are checkpoi
 activations of one block at a time are in memory.
 """
 
-from __future__ import annotations
-
 import bisect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """How much is measured: three tiers, and less of it where there is no GPU."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,7 +1,5 @@
 """From stored runs to a page: its sections, functions ``ReportedRun -> Section | None``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any

@@ -1,7 +1,5 @@
 """Quality and speed against size, each measure of quality with its Pareto front."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Where a variant loses more than elsewhere: by domain of text, group, subject and prompt."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice, takewhile

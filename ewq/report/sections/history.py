@@ -1,7 +1,5 @@
 """The same measurements over several stored runs, as a section of a report or a page of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby

@@ -1,7 +1,5 @@
 """Plans: what they have to beat, and where they spend their bits."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The run as a whole: which variant to take, what its gates said, where and how it was measured."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
