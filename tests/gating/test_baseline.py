@@ -266,13 +266,15 @@ def test_a_pinned_run_that_is_damaged_is_an_error(tmp_path):
         find_baseline(str(path), tmp_path, WANTED, tmp_path)
 
 
-def test_a_damaged_file_in_the_storage_is_passed_over_and_named_when_nothing_is_left(tmp_path):
+def test_a_damaged_file_in_the_storage_is_passed_over_and_named(tmp_path):
     broken = tmp_path / "0009_x.json"
     broken.write_text('{"benchmarks": [')
 
     assert str(broken) in "; ".join(find_baseline(NEWEST, tmp_path, WANTED, tmp_path).reasons)
     good = stored_run(tmp_path, [FP16, EWQ])
-    assert find_baseline(NEWEST, tmp_path, WANTED, tmp_path).run.path == good
+    found = find_baseline(NEWEST, tmp_path, WANTED, tmp_path)
+    assert found.run.path == good
+    assert str(broken) in "; ".join(found.reasons)
 
 
 def test_of_many_refused_runs_the_newest_are_explained_and_the_others_counted(tmp_path):
