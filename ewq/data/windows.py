@@ -61,8 +61,8 @@ class Definition:
 
 FEWEST_TOKENS = 2
 """Of one token there is no error."""
-CERTAINLY_ENOUGH_CHARACTERS = 1000
-"""No tokenizer makes so few tokens of them that there is nothing to score."""
+MOST_CHARACTERS_A_TOKEN = 500
+"""No text has fewer tokens than this says."""
 
 DEFINITIONS = {
     definition.name: definition
@@ -163,12 +163,13 @@ def make_windows(
     )
 
 
-def require_tokens(texts: TextSet, tokenizer: Any) -> None:
+def require_tokens(texts: TextSet, tokenizer: Any, definition: Definition) -> None:
     """Raise an InputError of a domain too short to be scored, without tokenizing long ones."""
+    needed = definition.window if definition.whole_windows else FEWEST_TOKENS
     for domain in texts.domains:
         documents = texts.of(domain)
-        if sum(len(each.text) for each in documents) < CERTAINLY_ENOUGH_CHARACTERS:
-            make_windows(replace(texts, documents=documents), tokenizer, DEFINITIONS["disjoint"])
+        if sum(len(each.text) for each in documents) < MOST_CHARACTERS_A_TOKEN * needed:
+            make_windows(replace(texts, documents=documents), tokenizer, definition)
 
 
 def _domain_windows(

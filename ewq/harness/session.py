@@ -228,14 +228,18 @@ def identify(
     subject: Subject, placement: Placement, data: RunData, selected: tuple[RecordKey, ...]
 ) -> RunIdentity:
     """Reads the data of every task, so that broken data ends the run here."""
-    from ewq.data.windows import require_tokens
+    from ewq.data.windows import DEFINITIONS, require_tokens
     from ewq.storage.environment import DATA, RunIdentity, describe
 
     tasks = [find_task(name) for name in sorted({task for _, task in selected})]
     if subject.is_dummy:
         tasks = [task for task in tasks if task.on_random_weights]
     if any(task.data is Data.TEXTS for task in tasks):
-        require_tokens(data.texts, subject.tokenizer)
+        config: Any = subject.checkpoint.config.get("text_config") or subject.checkpoint.config
+        context = config.get("max_position_embeddings") or config.get("n_positions")
+        known = isinstance(context, int)
+        definition = data.definition.fit(context) if known else DEFINITIONS["disjoint"]
+        require_tokens(data.texts, subject.tokenizer, definition)
     settings = {
         "tier": data.options.tier,
         "tokenizer": subject.tokenizer_digest,

@@ -135,9 +135,12 @@ def test_a_text_of_one_scored_token_has_no_error_and_is_refused(text, adds_bos):
 
 def test_texts_too_short_are_told_from_the_tokenizer_alone():
     long, short = Document("long", "1", "a" * 2000), Document("short", "1", "a")
-    require_tokens(text_set([long]), None)
+    require_tokens(text_set([long]), None, DEFINITIONS["disjoint"])
     with pytest.raises(InputError, match="'short' are too short"):
-        require_tokens(text_set([long, short]), CharTokenizer(True))
+        require_tokens(text_set([long, short]), CharTokenizer(True), DEFINITIONS["disjoint"])
+    with pytest.raises(InputError, match=r"'long' are too short: .* one papers window of 2048"):
+        require_tokens(text_set([long]), CharTokenizer(True), DEFINITIONS["papers"])
+    require_tokens(text_set([long]), CharTokenizer(True), DEFINITIONS["papers"].fit(1024))
 
 
 class SpellingTokenizer(CharTokenizer):

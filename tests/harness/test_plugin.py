@@ -246,6 +246,15 @@ def test_what_no_variant_could_be_loaded_with_ends_the_run_at_once(
     assert not (project.path / "loads.txt").exists()
 
 
+def test_a_text_too_short_for_its_definition_ends_the_run_at_once(bench, project):
+    (project.path / "conftest.py").write_text(REAL_SUBJECT)
+    (project.path / "wiki.test.raw").write_text("a few words\n" * 40)
+    result = bench(*TWO, "-k", "perplexity", "--ewq-texts", "wiki.test.raw")
+    assert result.ret == 4
+    result.stdout.fnmatch_lines(["*'wikitext2' are too short: *one papers window of 2048 tokens*"])
+    assert not (project.path / "loads.txt").exists()
+
+
 def test_collecting_imports_no_heavy_library(project):
     script = (
         "import sys, pytest\n"
