@@ -295,21 +295,29 @@ def main():
     base = converted(checkpoint)
     bench = Bench(checkpoint, fitting, evaluation)
     results = {"model": checkpoint.model, "sequences": len(evaluation), "sizes": {}}
+
+    def keep():
+        """What was measured is on disk before anything else is tried."""
+        if asked.out:
+            asked.out.write_text(json.dumps(results, indent=1))
+
     for recipe in filter(None, asked.recipes.split(",")):
         say(recipe)
         results["sizes"][recipe] = rows_of_size(bench, fitting, base, recipe, asked.draws)
+        keep()
     if asked.singles:
         results["spearman"] = spearman(bench, fitting, asked.singles)
         say(f"spearman of single tensors {results['spearman']}")
-    if asked.check:
-        results["file"] = check_file(bench, fitting, base, "Q4_K_M")
+        keep()
     if asked.bitsandbytes:
         say("bitsandbytes")
         results["bitsandbytes"] = rows_of_bitsandbytes(
             checkpoint, calibration, how, evaluation, asked.draws
         )
-    if asked.out:
-        asked.out.write_text(json.dumps(results, indent=1))
+        keep()
+    if asked.check:
+        results["file"] = check_file(bench, fitting, base, "Q4_K_M")
+        keep()
 
 
 if __name__ == "__main__":
