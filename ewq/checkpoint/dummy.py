@@ -75,7 +75,9 @@ def _shapes(text: str, config_file: Path) -> tuple[dict[str, torch.Size], torch.
         config = AutoConfig.for_model(**fields)
         _require_vocabulary(config_file, fields)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=False
+            )
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{config_file} is no causal language model's config") from error
     tied = set(model.all_tied_weights_keys)
