@@ -56,6 +56,15 @@ def test_exit_code(run, arguments, exit_code):
     assert run(*arguments).exit_code == exit_code
 
 
+@pytest.mark.parametrize("number", ["1", "3"])
+def test_a_run_did_not_change_from_itself(run, number):
+    result = run(number, number)
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith("### ewq: no change\n")
+    assert "inconclusive" not in result.stdout
+
+
 def test_json_is_one_document_and_nothing_else(run):
     document = json.loads(run("1", "3", "--format", "json").stdout)
 
