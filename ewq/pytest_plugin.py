@@ -157,10 +157,14 @@ def variant(request: pytest.FixtureRequest, ewq_session: Session) -> Iterator[Va
     handle = ewq_session.handle(ewq_session.options.variant(request.param))
     yield handle
     handle.close()
+    from ewq.harness.terminal import row_line
+
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter and (line := state_of(request.config).expectation(handle.name)):
-        reporter.ensure_newline()
-        reporter.write_line(line)
+    if reporter and reporter.verbosity >= 0:
+        expected = state_of(request.config).expectation(handle.name)
+        for line in filter(None, [row_line(ewq_session, handle.name), expected]):
+            reporter.ensure_newline()
+            reporter.write_line(line)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ewq.progress import NO_PROGRESS, LogProgress, Progress, TerminalProgress, in_ci
-from ewq.report.document import terminal_line
+from ewq.report.document import VERDICT, terminal_line
 from ewq.report.rows import VariantRow, variant_rows
-from ewq.report.table import footnotes, terminal_table
+from ewq.report.table import footnotes, terminal_table, variants_table
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -35,6 +35,18 @@ def write_summary(reporter: TerminalReporter, session: Session, stored: Path | N
     for line in [*footnotes(rows), *_gates(session), *_skips(session)]:
         reporter.write_line(terminal_line(line))
     reporter.write_line(f"saved: {stored}" if stored else "not saved, as asked")
+
+
+def row_line(session: Session, variant: str) -> str:
+    """A variant's row of the table as soon as it is measured; empty where nothing was."""
+    rows = variant_rows(each for each in session.records.values() if each.variant == variant)
+    table = variants_table(rows, brief=True)
+    if not rows or len(table.headings) < 2:
+        return ""
+    cells = dict(zip(table.headings, table.rows[0], strict=True))
+    verdict = cells.pop(VERDICT, "")
+    told = [f"{heading} {cell}" for heading, cell in list(cells.items())[1:]]
+    return terminal_line(f"ewq: {variant}: {', '.join(told)} {verdict}".rstrip())
 
 
 def _drawn(rows: list[VariantRow], width: int, markup: bool) -> str:
