@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 import platform
 import re
 import subprocess
@@ -53,19 +54,13 @@ class RunIdentity:
     def code_differences(self, later: RunIdentity) -> list[str]:
         """What besides forbids that figures of one stand in for the other's: code and libraries."""
         before, now = self.environment, later.environment
-        return [
-            f"{key} was {before.get(key)}, is {now.get(key)}"
-            for key in _CODE
-            if before.get(key) != now.get(key)
-        ]
+        changed = [key for key in _CODE if before.get(key) != now.get(key)]
+        return [f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed]
 
     def key(self, task: str) -> str:
         """A digest that is equal only where results of ``task`` may stand in for each other."""
-        own = {
-            name: value
-            for name, value in self.settings.items()
-            if not name.endswith(DATA) or name == task + DATA
-        }
+        others = [key for key in self.settings if key.endswith(DATA) and key != task + DATA]
+        own = {key: value for key, value in self.settings.items() if key not in others}
         keys = ("device", *_hardware(self.environment), *_CODE)
         return content_key(task, self.fingerprint, own, [self.environment.get(key) for key in keys])
 
@@ -73,9 +68,8 @@ class RunIdentity:
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Differences in what both know: runs stored by an older ewq know less."""
     changed = [key for key, value in now.items() if key in before and before[key] != value]
-    if "tier" in changed:
-        # Its sizes go with it.
-        changed = [key for key in changed if key != "sizes"]
+    if "tier" in changed and "sizes" in changed:
+        changed.remove("sizes")  # they go with it
     return [f"setting {key} was {before[key]!r}, is {now[key]!r}" for key in changed]
 
 
@@ -89,7 +83,7 @@ def comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     # A partitioned card has the name of a whole one; its memory tells.
     found = (each.get("vram_bytes") for each in (a, b))
     sizes = [size for size in found if isinstance(size, int | float)]
-    if len(sizes) < 2 or max(sizes) - min(sizes) <= _SAME_VRAM * max(sizes):
+    if len(sizes) < 2 or math.isclose(*sizes, rel_tol=_SAME_VRAM):
         return []
     return [f"another amount of VRAM: {sizes[0] / 1e9:.1f} GB and {sizes[1] / 1e9:.1f} GB"]
 
@@ -127,23 +121,21 @@ def code_version() -> str:
 
 def git_lines(folder: Path, *arguments: str) -> list[str] | None:
     """What git says; ``None`` without git, a repository, or what is asked for."""
-    try:
-        done = subprocess.run(
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.check_output(
             ["git", *arguments],
             cwd=folder,
-            check=True,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stderr=subprocess.DEVNULL,
             text=True,
             timeout=30,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.splitlines()
+        ).splitlines()
+    return None
 
 
 def _gpu(device: str) -> dict[str, Json]:
     """Name and memory through torch, which knows what CUDA_VISIBLE_DEVICES did to the index."""
+    import pynvml
     import torch
 
     if not torch.cuda.is_available():
@@ -151,23 +143,16 @@ def _gpu(device: str) -> dict[str, Json]:
     gpus = [torch.cuda.get_device_properties(torch.device(name)) for name in gpus_of(device)]
     counts = Counter(sorted(gpu.name for gpu in gpus))
     names = [f"{number} x {name}" if len(gpus) > 1 else name for name, number in counts.items()]
-    driver, power_limit_w = _driver_facts(uuid_of(gpus[0]))
-    vram_bytes = sum(gpu.total_memory for gpu in gpus)
-    facts = (", ".join(names), driver, torch.version.cuda, vram_bytes, power_limit_w)
-    return dict(zip(_GPU, facts, strict=True))
-
-
-def _driver_facts(uuid: str) -> tuple[str | None, float | None]:
-    """Driver version and power limit in watts; ``None`` where it does not say (WSL, MIG)."""
-    import pynvml
-
     driver = power_limit_w = None
+    # The driver does not say everything under WSL or of a partition.
     with suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
         driver = str(pynvml.nvmlSystemGetDriverVersion())
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid_of(gpus[0]))
         power_limit_w = pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000
-    return driver, power_limit_w
+    vram_bytes = sum(gpu.total_memory for gpu in gpus)
+    facts = (", ".join(names), driver, torch.version.cuda, vram_bytes, power_limit_w)
+    return dict(zip(_GPU, facts, strict=True))
 
 
 def package_version(library: str) -> str | None:
