@@ -16,7 +16,6 @@ from ewq.record import Record, RecordKey, Verdict
 from ewq.storage.environment import RunIdentity, git_lines
 from ewq.tasks.table import TASKS
 
-_MOST_DIGITS = 30
 STORAGE = Path(".benchmarks")
 """Where pytest-benchmark keeps runs unless ``--benchmark-storage`` says otherwise."""
 
@@ -105,7 +104,7 @@ def resolve_run(text: str, storage: Path = STORAGE, repository: Path = Path()) -
     """The run that a file, a number, a commit, branch or tag means; else an InputError."""
     if Path(text).is_file():
         return read_run(Path(text))
-    if text.isdigit() and len(text) <= 6:
+    if re.fullmatch(r"\d{1,6}", text):
         numbered = [p for p in stored_runs(storage) if re.match(rf"0*{int(text)}_", p.name)]
         if numbered:
             return read_run(numbered[-1])
@@ -114,10 +113,9 @@ def resolve_run(text: str, storage: Path = STORAGE, repository: Path = Path()) -
     known = git_lines(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", name)
     commit = known[-1] if known else text
     found = [run for run in runs if len(commit) >= 4 and (run.commit or "").startswith(commit)]
-    # A finished run of clean files stands for its commit better than a later partial one.
-    found.sort(key=lambda run: (run.complete, not run.dirty), reverse=True)
     if found:
-        return found[0]
+        # A finished run of clean files stands for its commit better than a later partial one.
+        return max(found, key=lambda run: (run.complete, not run.dirty))
     unreadable = f" ({len(damaged)} unreadable)" if damaged else ""
     where = f"a number nor a commit among the {len(runs)} runs in {storage}{unreadable}"
     raise InputError(f"no stored run {text!r}: not a file, and neither {where}")
@@ -126,10 +124,10 @@ def resolve_run(text: str, storage: Path = STORAGE, repository: Path = Path()) -
 def newest_run(storage: Path = STORAGE) -> Run:
     """The latest stored run that is readable; an InputError where there is none."""
     runs, damaged = read_storage(storage)
-    if runs:
-        return runs[0]
-    advice = f"no stored run in {storage}: run `pytest benchmarks/` first"
-    raise InputError("; ".join([advice, *damaged]))
+    if not runs:
+        advice = f"no stored run in {storage}: run `pytest benchmarks/` first"
+        raise InputError("; ".join([advice, *damaged]))
+    return runs[0]
 
 
 def whole_benchmarks(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -137,12 +135,9 @@ def whole_benchmarks(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     from pytest_benchmark.stats import Stats
 
     names = [name for name in Stats.fields if name != "outliers"]
-    return [
-        benchmark
-        for benchmark in benchmarks
-        if isinstance(benchmark.get("fullname"), str)
-        if all(isinstance(benchmark["stats"].get(name), int | float) for name in names)
-    ]
+    named = [each for each in benchmarks if isinstance(each.get("fullname"), str)]
+    numbers = int | float
+    return [b for b in named if all(isinstance(b["stats"].get(n), numbers) for n in names)]
 
 
 def storage_path(text: str) -> Path:
@@ -155,7 +150,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _whole_number(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:
+    if len(digits) > 30:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 
@@ -228,7 +223,5 @@ def _check_details(record: Record) -> None:
 
 def _moment(text: object) -> datetime:
     """The time of storing; runs of unknown age count as the oldest."""
-    if not isinstance(text, str):
-        return datetime.min.replace(tzinfo=UTC)
-    moment = datetime.fromisoformat(text)
+    moment = datetime.fromisoformat(text) if isinstance(text, str) else datetime.min
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
