@@ -9,7 +9,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +130,7 @@ class Journal:
             why = "; ".join(reasons)
             raise InputError(f"cannot resume {self.path}: {why}; run without --ewq-resume")
         # A run resumed with other tasks reads other data besides.
-        settings = {**stored.settings, **identity.settings}
-        joined = RunIdentity(identity.fingerprint, settings, identity.environment)
+        joined = replace(identity, settings={**stored.settings, **identity.settings})
         self._write(("UPDATE identity SET json = ?", (_encode(asdict(joined)),)))
         for kind, variant, task, content in self._file.execute("SELECT * FROM events"):
             self.crashes[variant] += 1 if kind == "started" else -1
