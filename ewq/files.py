@@ -23,11 +23,8 @@ ABANDONED_AFTER_S = 60
 
 def cache_dir(*parts: str) -> Path:
     """``$EWQ_CACHE``, ``$XDG_CACHE_HOME/ewq`` or ``~/.cache/ewq``, then ``parts``; not created."""
-    if explicit := os.environ.get("EWQ_CACHE"):
-        root = Path(explicit)
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ewq"
-    return root.joinpath(*parts)
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("EWQ_CACHE") or Path(user, "ewq"), *parts)
 
 
 CACHES = {
@@ -43,8 +40,6 @@ CACHES = {
     "dummy": "models with random weights",
 }
 """Kinds of what is cached, each a folder -> what it holds."""
-WORTH_A_LINE = 10_000_000
-"""Bytes of a new cache that a user should hear of."""
 
 
 def cached_kinds() -> list[str]:
@@ -66,20 +61,13 @@ def caches_made(before: Collection[str]) -> str:
     """A line on kinds that were not there ``before``; empty where they are small."""
     made = [kind for kind in cached_kinds() if kind not in before]
     size = sum(folder_bytes(cache_dir(kind)) for kind in made)
-    if size < WORTH_A_LINE:
-        return ""
-    return (
-        f"kept {size / 1e6:.0f} MB in {cache_dir()} ({', '.join(made)}): `ewq cache` lists it, "
-        "`ewq cache clean` removes it"
-    )
+    advice = "`ewq cache` lists it, `ewq cache clean` removes it"
+    said = f"kept {size / 1e6:.0f} MB in {cache_dir()} ({', '.join(made)}): {advice}"
+    return said if size >= 10_000_000 else ""
 
 
 def clean_cache(kind: str) -> None:
-    """Remove a kind of what is cached; whatever needs it makes it again.
-
-    Raises:
-        EwqError: no permission.
-    """
+    """Remove a kind of what is cached; an EwqError where that is not permitted."""
     folder = cache_dir(kind)
     with said_of(folder):
         if folder.is_symlink():
