@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-_REDRAW_S = 0.2
 _BAR_CELLS = 20
 LOG_CELLS = 100
 _CLEAR = "\x1b[K"
@@ -67,15 +66,12 @@ class Step:
         if self.total > 1:
             filled = _BAR_CELLS * min(self.done, self.total) // self.total
             bar = f"[{'#' * filled}{'-' * (_BAR_CELLS - filled)}]"
-            whole = f"{self.label} {bar} {self._amount}{self._left}"
-            lines = [whole, f"{self.label} {self._amount}", self.label]
+            amount = f"{self.done}/{self.total} {self.unit}"
+            if self.unit == "bytes":
+                amount = f"{self.done / 1e6:.0f}/{self.total / 1e6:.0f} MB"
+            whole = f"{self.label} {bar} {amount}{self._left}"
+            lines = [whole, f"{self.label} {amount}", self.label]
         return next((line for line in lines if cell_len(line) <= room), "")
-
-    @property
-    def _amount(self) -> str:
-        if self.unit == "bytes":
-            return f"{self.done / 1e6:.0f}/{self.total / 1e6:.0f} MB"
-        return f"{self.done}/{self.total} {self.unit}"
 
     @property
     def _left(self) -> str:
@@ -89,7 +85,7 @@ class Step:
 class TerminalProgress:
     """Draws in the ``room`` to the right of the cursor, leaving it there: nothing is erased."""
 
-    _every_s = _REDRAW_S
+    _every_s = 0.2
 
     def __init__(self, write: Callable[[str], None], room: Callable[[], int]) -> None:
         self._write = write
@@ -99,7 +95,7 @@ class TerminalProgress:
         self._drawn_s = 0.0
 
     def start(self, label: str, total: int, unit: str) -> None:
-        """Begin a step."""
+        """Begin a step, drawn at once."""
         printable = "".join(char if char.isprintable() else " " for char in label)
         with self._lock:
             self._step = Step(printable, total, unit)
@@ -150,6 +146,8 @@ class LogProgress(TerminalProgress):
             self._drawn_s = time.monotonic()
 
 
-def in_ci() -> bool:
-    """Whether this is a CI job, as GitHub, GitLab and most others say in ``$CI``."""
-    return bool(os.environ.get("CI"))
+def progress_on(terminal: bool, write: Callable[[str], None], room: Callable[[], int]) -> Progress:
+    """A drawn line on a ``terminal``, one a minute in a CI job (as ``$CI`` says), else silence."""
+    if terminal:
+        return TerminalProgress(write, room)
+    return LogProgress(write) if os.environ.get("CI") else NO_PROGRESS

@@ -14,7 +14,7 @@ import typer
 
 from ewq.planning.plan import QuantizationPlan
 from ewq.precision import Precision
-from ewq.progress import NO_PROGRESS, LogProgress, Progress, TerminalProgress, in_ci
+from ewq.progress import Progress, progress_on
 from ewq.report.document import terminal_line
 
 Bpw = Annotated[
@@ -27,16 +27,12 @@ Like = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 _COLUMNS = 80
-_LEAST_GB = 0.05
-"""Below, sizes are told in MB."""
 
 
 def terminal_progress() -> Progress:
-    """A drawn line where stderr is a terminal, one a minute in CI, else silence."""
+    """Progress on stderr."""
     write = partial(print, end="", file=sys.stderr, flush=True)
-    if not sys.stderr.isatty():
-        return LogProgress(write) if in_ci() else NO_PROGRESS
-    return TerminalProgress(write, lambda: shutil.get_terminal_size().columns)
+    return progress_on(sys.stderr.isatty(), write, lambda: shutil.get_terminal_size().columns)
 
 
 def quiet_transformers() -> None:
@@ -70,9 +66,7 @@ def legend() -> str:
 
 def size_text(size_bytes: int) -> str:
     """A size in GB, or in MB where GB would be mostly zeros."""
-    if size_bytes < _LEAST_GB * 1e9:
-        return f"{size_bytes / 1e6:.3f} MB"
-    return f"{size_bytes / 1e9:.3f} GB"
+    return f"{size_bytes / 1e6:.3f} MB" if size_bytes < 5e7 else f"{size_bytes / 1e9:.3f} GB"
 
 
 def strip_lines(labels: Sequence[str], plans: Sequence[QuantizationPlan]) -> Iterator[str]:
@@ -105,10 +99,8 @@ def types_text(plan: QuantizationPlan) -> str:
 
 def plan_lines(plan: QuantizationPlan, numel: int) -> Iterator[str]:
     """What ``ewq plan`` prints about one plan, of a model of ``numel`` parameters."""
-    yield (
-        f"{plan.model} ({plan.architecture}): {rule_text(plan)}, scorer {plan.scorer}, "
-        f"by {plan.granularity}"
-    )
+    made = f"{rule_text(plan)}, scorer {plan.scorer}, by {plan.granularity}"
+    yield f"{plan.model} ({plan.architecture}): {made}"
     yield from _type_lines(plan) if plan.types else _precision_lines(plan)
     yield (
         f"  {size_text(plan.size_bytes)} as {plan.target}, {plan.bits_per_weight:.3f} bits per "

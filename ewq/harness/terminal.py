@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ewq.progress import NO_PROGRESS, LogProgress, Progress, TerminalProgress, in_ci
+from ewq.progress import NO_PROGRESS, Progress, progress_on
 from ewq.report.document import VERDICT, terminal_line
 from ewq.report.rows import VariantRow, variant_rows
 from ewq.report.table import footnotes, terminal_table, variants_table
@@ -18,20 +18,16 @@ if TYPE_CHECKING:
 
     from ewq.harness.session import Session
 
-NARROWEST = 60
-
 
 def write_summary(reporter: TerminalReporter, session: Session, stored: Path | None) -> None:
     """Write which variant to take, the table, the verdicts and where the run is stored."""
     rows = variant_rows(session.records.values())
     reporter.section(f"ewq: {terminal_line(session.subject.label)}")
-    placement = session.placement
-    reporter.write_line(
-        f"tier {session.options.tier}, {placement.device}, {placement.dtype} compute"
-    )
+    tier, placement = session.options.tier, session.placement
+    reporter.write_line(f"tier {tier}, {placement.device}, {placement.dtype} compute")
     for line in _recommended(rows, verbose=reporter.verbosity > 0):
         reporter.write_line(terminal_line(line))
-    reporter.write(_drawn(rows, max(NARROWEST, reporter._tw.fullwidth), reporter.hasmarkup))
+    reporter.write(_drawn(rows, max(60, reporter._tw.fullwidth), reporter.hasmarkup))
     for line in [*footnotes(rows), *_gates(session), *_skips(session)]:
         reporter.write_line(terminal_line(line))
     reporter.write_line(f"saved: {stored}" if stored else "not saved, as asked")
@@ -89,10 +85,10 @@ def _skips(session: Session) -> list[str]:
 
 
 def find_progress(config: pytest.Config) -> Progress:
-    """A line behind what pytest wrote, on a terminal; one a minute in CI logs; else silence."""
+    """Progress behind what pytest wrote."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
-    if reporter is None or capture is None or not (reporter.isatty or in_ci()):
+    if reporter is None or capture is None:
         return NO_PROGRESS
     writer = reporter._tw
 
@@ -102,6 +98,6 @@ def find_progress(config: pytest.Config) -> Progress:
             writer._file.write(text)
             writer._file.flush()
 
-    if not reporter.isatty:
-        return LogProgress(write)
-    return TerminalProgress(write, lambda: writer.fullwidth - writer.width_of_current_line)
+    return progress_on(
+        reporter.isatty, write, lambda: writer.fullwidth - writer.width_of_current_line
+    )
