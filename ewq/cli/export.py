@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,16 +22,12 @@ if TYPE_CHECKING:
 
 Factor = Annotated[float | None, typer.Option(help="4-bit starts below mean - FACTOR * std.")]
 SHOWN = 3
-
-
-class Rounding(StrEnum):
-    """How matrices are rounded to their types."""
-
-    NEAREST = "nearest"
-    GPTQ = "gptq"
-
-
-ROUNDING_HELP = "gptq: let the errors of columns cancel on the calibration text (GGUF only)."
+Rounding = Annotated[
+    Literal["nearest", "gptq"],
+    typer.Option(
+        help="gptq: let the errors of columns cancel on the calibration text (GGUF only)."
+    ),
+]
 
 
 def export(
@@ -54,7 +49,7 @@ def export(
     converter: Annotated[
         Path | None, typer.Option(help="llama.cpp's own convert_hf_to_gguf.py.")
     ] = None,
-    rounding: Annotated[Rounding, typer.Option(help=ROUNDING_HELP)] = Rounding.NEAREST,
+    rounding: Rounding = "nearest",
     calibration: Annotated[
         Path | None, typer.Option(help="Text for --rounding gptq: a file, or a folder of domains.")
     ] = None,
@@ -66,13 +61,18 @@ def export(
     """Convert and quantize with llama.cpp; the file appears once it is complete and checked."""
     from ewq.gguf.export import export_command, export_gguf
     from ewq.gguf.recipe import make_recipe, parse_types
+    from ewq.planning.plan import read_plan
 
     check_output(out)
     progress, named = terminal_progress(), parse_types(types)
     size = None if target_size is None else parse_size(target_size)
-    planned = _plan(model, type_name, plan, factor, target_bpw, size)
+    if sum(each is not None for each in (type_name, plan, factor, target_bpw, size)) > 1:
+        raise InputError("give only one of --type, --plan, --factor, --target-bpw, --target-size")
+    planned = read_plan(plan) if plan else _planned(model, factor, target_bpw, size)
     recipe = make_recipe(type_name, planned, named, imatrix)
-    calibrated = _calibration(model, rounding, calibration, progress)
+    calibrated = _calibrated(model, calibration, progress) if rounding == "gptq" else None
+    if calibration and not calibrated:
+        raise InputError("--calibration is read with --rounding gptq only")
     if print_command:
         if calibrated:
             raise InputError("llama.cpp's own programs cannot do --rounding gptq: leave it out")
@@ -85,41 +85,24 @@ def export(
     show(report.to_json(), _lines(report), as_json=as_json)
 
 
-def _plan(
-    model: str,
-    type_name: str | None,
-    plan: Path | None,
-    factor: float | None,
-    target_bpw: float | None,
-    size: int | None,
+def _planned(
+    model: str, factor: float | None, target_bpw: float | None, size: int | None
 ) -> QuantizationPlan | None:
-    """The plan of a file or of a rule, if one is given."""
+    """The plan of a rule, if one is given."""
     from ewq.planning.analysis import analyze
-    from ewq.planning.plan import read_plan
 
-    given = [each for each in (type_name, plan, factor, target_bpw, size) if each is not None]
-    if len(given) > 1:
-        raise InputError("give only one of --type, --plan, --factor, --target-bpw, --target-size")
-    if plan:
-        return read_plan(plan)
-    if type_name or not given:
+    if factor is target_bpw is size is None:
         return None
     analysis = analyze(model, progress=terminal_progress())
     return analysis.plan(factor, target_bpw=target_bpw, target_size_bytes=size, target="gguf")
 
 
-def _calibration(
-    model: str, rounding: Rounding, text: Path | None, progress: Progress
-) -> Calibration | None:
+def _calibrated(model: str, text: Path | None, progress: Progress) -> Calibration:
     from ewq.checkpoint.opening import open_checkpoint
     from ewq.fit.prepare import calibrate
     from ewq.gguf.gptq import require_folder
     from ewq.sensitivity.calibration import Calibrating
 
-    if rounding is Rounding.NEAREST:
-        if text:
-            raise InputError("--calibration is read with --rounding gptq only")
-        return None
     checkpoint = open_checkpoint(model, progress)
     require_folder(checkpoint)
     return calibrate(checkpoint, Calibrating(text))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ewq.cli.export import ROUNDING_HELP, Rounding
+from ewq.cli.export import Rounding
 from ewq.cli.terminal import (
     AsJson,
     Bpw,
@@ -68,7 +68,7 @@ def fit(
     versus: Annotated[
         str, typer.Option(help="Recipes to measure beside it, such as Q4_K_M,Q5_K_M.")
     ] = "",
-    rounding: Annotated[Rounding, typer.Option(help=ROUNDING_HELP)] = Rounding.NEAREST,
+    rounding: Rounding = "nearest",
     texts: Annotated[
         Path | None, typer.Option(help="Texts to measure on (default: ewq's own, other ones).")
     ] = None,
@@ -91,23 +91,22 @@ def fit(
 
     check_output(out, folder=engine == BITSANDBYTES)
     quiet_transformers()
-    if engine == BITSANDBYTES and rounding is Rounding.GPTQ:
+    if engine == BITSANDBYTES and rounding == "gptq":
         raise InputError("--rounding gptq rounds GGUF files: leave it out for bitsandbytes")
     progress, size_bytes = terminal_progress(), None if size is None else parse_size(size)
     if vram and size:
         raise InputError("give --size or --vram, not both")
     card = find_card(model, vram, context, engine, progress)
-    aim = Aim(card.room if card else size_bytes, bpw, kld, like, granularity)
     made = run_fit(
         model,
         out,
-        aim,
+        Aim(card.room if card else size_bytes, bpw, kld, like, granularity),
         engine=engine,
         how=Calibrating(calibration, sequences, sequence_tokens, seed, device, cache),
         versus=[name.strip() for name in versus.split(",") if name.strip()],
         texts=load_texts(texts or fixture_path("texts")),
         tokens_per_domain=text_tokens,
-        gptq=rounding is Rounding.GPTQ,
+        gptq=rounding == "gptq",
         progress=progress,
     )
     show(_document(made), _lines(made, card), as_json=as_json)
@@ -159,13 +158,10 @@ def _lines(made: Fitted, card: Card | None) -> Iterator[str]:
 
 
 def _row(one: Measured) -> str:
-    kld, top, perplexity = (
-        one.metrics[key] for key in ("kld_mean", "top1_agreement", "ln_ppl_ratio")
-    )
-    change = math.expm1(perplexity.value)
+    kld, top = one.metrics["kld_mean"], one.metrics["top1_agreement"]
     return (
         f"{one.label:<44} {size_text(one.nbytes):>11} {kld.value:>8.5f} ± {kld.stderr or 0:.5f} "
-        f"{top.value:>9.2%} {change:>+11.2%}"
+        f"{top.value:>9.2%} {math.expm1(one.metrics['ln_ppl_ratio'].value):>+11.2%}"
     )
 
 
@@ -185,24 +181,19 @@ def sentence(made: Fitted) -> str:
         theirs = rival.metrics["kld_mean"].value
         said += f"; {rival.label} ({size_text(rival.nbytes)}) diverges by {theirs:.4f}"
     off = kld.value / expected.value - 1 if expected.value else 0.0
-    if abs(off) > MOST_OFF:
+    if abs(off) > 0.25:
         said += f". Note that this is {off:+.0%} from what was expected"
     return said + "."
 
 
-MOST_OFF = 0.25
-"""Share of the expected divergence beyond which the difference is pointed out."""
-
-
 def _document(made: Fitted) -> dict[str, Any]:
-    measured = [
-        {"label": one.label, "bytes": one.nbytes, "metrics": encode(one.metrics)}
-        for one in (made.own, *made.rivals)
-    ]
     return {
         "path": str(made.path),
         "plan": made.plan.to_json(),
-        "measured": measured,
+        "measured": [
+            {"label": one.label, "bytes": one.nbytes, "metrics": encode(one.metrics)}
+            for one in (made.own, *made.rivals)
+        ],
         "notes": list(made.notes),
         "sentence": sentence(made),
     }
