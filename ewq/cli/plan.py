@@ -33,14 +33,13 @@ from ewq.precision import Precision
 from ewq.variants import parse_size
 
 if TYPE_CHECKING:
+    from ewq.fit.run import Aim
     from ewq.planning.analysis import Analysis
     from ewq.planning.sizes import Card
     from ewq.sensitivity.calibration import Calibrating
 
 TYPE_SCORERS = ("fisher", "higgs")
 """The scorers whose plans are of types."""
-Draft = tuple[float | None, int | None]
-"""Factor and seed of one plan, where they are given."""
 
 
 def plan(
@@ -107,7 +106,7 @@ def plan(
 
     size_bytes = None if target_size is None else parse_size(target_size)
     targets = (target_bpw, target_size, target_vram, target_kld, like)
-    _check_rules(factor, [each for each in targets if each is not None])
+    _check_rules(factor, sum(each is not None for each in targets))
     if seed and scorer != "random":
         raise InputError(f"--seed is for --scorer random; {scorer} draws nothing")
     progress, data_free = terminal_progress(), scorer == "higgs"
@@ -116,16 +115,16 @@ def plan(
         size_bytes = card.room
     how = Calibrating(calibration, device=device or "cpu", cache=cache, data_free=data_free)
     if scorer in TYPE_SCORERS:
+        from ewq.fit.run import Aim
+
         paths = _paths(out, [(None, None)])
-        aim = (size_bytes, target_bpw, target_kld, like, granularity or "tensor")
+        aim = Aim(size_bytes, target_bpw, target_kld, like, granularity or "tensor")
         made, numel = _typed(model, aim, target, how)
         _deliver(numel, [made], paths, as_json, [str(card)] * bool(card))
         return
     granularity = granularity or "block"
     check_choices(scorer, granularity, target)
-    factors: list[float | None] = [*factor] if factor else [None]
-    seeds: list[int | None] = [*seed] if seed else [None]
-    drafts = list(product(factors, seeds))
+    drafts = list(product(factor or (None,), seed or (None,)))
     paths = _paths(out, drafts)
     analysis = analyze(model, cache=cache, progress=progress, workers=workers, device=device)
     if like is not None:
@@ -175,32 +174,28 @@ def _smallest(
     return [smallest_below(fitting, kld, each) for each in within]
 
 
-def _check_rules(factor: list[float] | None, targets: list[object]) -> None:
+def _check_rules(factor: list[float] | None, targets: int) -> None:
     if factor and targets:
         raise InputError("give --factor or a target, not both")
-    if len(targets) > 1:
+    if targets > 1:
         given = "--target-bpw, --target-size, --target-vram, --target-kld and --like"
         raise InputError(f"give only one of {given}")
 
 
-def _typed(
-    model: str,
-    aim: tuple[int | None, float | None, float | None, str | None, str],
-    target: str,
-    how: Calibrating,
-) -> tuple[QuantizationPlan, int]:
+def _typed(model: str, aim: Aim, target: str, how: Calibrating) -> tuple[QuantizationPlan, int]:
     """A plan of types, and the model's number of parameters."""
     from ewq.fit.prepare import open_fitting
-    from ewq.fit.run import Aim, check_recipes, make_plan
+    from ewq.fit.run import check_recipes, make_plan
 
     quiet_transformers()
-    wanted = Aim(*aim)
-    check_recipes([wanted.like], target)
+    check_recipes([aim.like], target)
     fitting = open_fitting(model, target, how, terminal_progress())
-    return make_plan(fitting, wanted), fitting.target.parameters
+    return make_plan(fitting, aim), fitting.target.parameters
 
 
-def _paths(out: str | None, drafts: list[Draft]) -> list[Path | None]:
+def _paths(
+    out: str | None, drafts: Sequence[tuple[float | None, int | None]]
+) -> Sequence[Path | None]:
     """Where each plan goes, checked before any work: a folder gets one per factor and seed."""
     if out is None:
         return [None] * len(drafts)
@@ -214,7 +209,7 @@ def _paths(out: str | None, drafts: list[Draft]) -> list[Path | None]:
         raise InputError(f"{len(drafts)} plans need a folder, not a file: -o {out}/")
     for path in paths:
         check_output(path)
-    return [*paths]
+    return paths
 
 
 def _name(factor: float | None, seed: int | None) -> str:
@@ -235,7 +230,7 @@ def _card_lines(card: Card, analysis: Analysis, target: str) -> Iterator[str]:
 def _deliver(
     numel: int,
     plans: list[QuantizationPlan],
-    paths: list[Path | None],
+    paths: Sequence[Path | None],
     as_json: bool,
     notes: list[str],
 ) -> None:
@@ -245,9 +240,8 @@ def _deliver(
         if path is not None:
             write_plan(one, path)
             lines.append(f"written to {path}")
-    lines += notes
-    documents = [one.to_json() for one in plans]
-    show(documents[0] if len(documents) == 1 else documents, lines, as_json=as_json)
+    first, *others = documents = [one.to_json() for one in plans]
+    show(documents if others else first, [*lines, *notes], as_json=as_json)
 
 
 def diff(
