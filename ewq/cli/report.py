@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ewq.cli.bench import THRESHOLDS
 from ewq.files import check_output, write_text
 
 STDOUT = Path("-")
@@ -21,9 +22,8 @@ Storage = Annotated[
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="A file instead of standard output.")
 ]
+_OR_MD = typer.Option("--format", help="By default as the output's name ends, or md.")
 _PAGE = Path("ewq-report.html")
-THRESHOLDS = Path("benchmarks/thresholds.toml")
-"""What pytest applies by itself: both must judge alike."""
 
 
 def report(
@@ -78,10 +78,7 @@ def compare(
     current: Annotated[
         str | None, typer.Argument(help="The run in question; the newest stored one by default.")
     ] = None,
-    format_: Annotated[
-        Literal["md", "json", "html"] | None,
-        typer.Option("--format", help="By default as the output's name ends, or md."),
-    ] = None,
+    format_: Annotated[Literal["md", "json", "html"] | None, _OR_MD] = None,
     output: Output = None,
     thresholds: Annotated[
         Path | None,
@@ -136,10 +133,7 @@ def history(
             "before the newest.",
         ),
     ] = False,
-    format_: Annotated[
-        Literal["md", "html", "json", "csv"] | None,
-        typer.Option("--format", help="By default as the output's name ends, or md."),
-    ] = None,
+    format_: Annotated[Literal["md", "html", "json", "csv"] | None, _OR_MD] = None,
     output: Output = None,
     storage: Storage = ".benchmarks",
 ) -> None:
