@@ -52,7 +52,7 @@ class Command(TyperCommand):
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """``MODEL [OPTIONS]``."""
         taken = [param for param in self.params if param.param_type_name == "argument"]
-        return [*(_named(param) for param in taken), "[OPTIONS]"]
+        return [*map(_named, taken), "[OPTIONS]"]
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """Arguments and options, one list."""
@@ -62,24 +62,23 @@ class Command(TyperCommand):
 
 def _named(argument: Any) -> str:
     """``MODEL``, or ``[RUNS]`` where it may be left out."""
-    if argument.metavar:
-        return str(argument.metavar)
-    name = argument.name.upper() + ("..." if argument.nargs != 1 else "")
-    return name if argument.required else f"[{name}]"
+    name = argument.name.upper() + "..." * (argument.nargs != 1)
+    return str(argument.metavar or (name if argument.required else f"[{name}]"))
 
 
 def _described(param: Any) -> tuple[str, str]:
     """``-o, --output FILE`` and what it does, with its default where that is a value."""
+    said = param.help or ""
     if param.param_type_name == "argument":
-        return _named(param), param.help or ""
+        return _named(param), said
     names = ", ".join([*sorted(param.opts, key=len), *param.secondary_opts])
     if param.is_flag:
-        return names, param.help or ""
+        return names, said
     choices = "|".join(map(str, param.type_descriptor.choices or ()))
     value = param.metavar or choices or param.opts[-1].split("-")[-1].upper()
-    default = param.show_default and param.default not in (None, "")
-    said = f" (default: {param.default})" if default else ""
-    return f"{names} {value}", f"{param.help or ''}{said}"
+    if param.show_default and param.default not in (None, ""):
+        said += f" (default: {param.default})"
+    return f"{names} {value}", said
 
 
 app = typer.Typer(
