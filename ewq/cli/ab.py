@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -136,8 +137,7 @@ def lines(names: Sequence[str], measured: tuple[Sequence[Record], Sequence[Recor
             doubts = (doubt_about(metric, record) for side in measured for record in side)
             doubt = next((f", in doubt: {doubt.text}" for doubt in doubts if doubt), "")
             differs = doubt or ("" if low <= 1 <= high else ", a difference")
-            means = " and ".join(f"{sum(side) / len(side):.4g}" for side in speeds)
-            found.append(
-                f"{metric}: {means}; B / A {ratio:.3f}, 95 % {low:.3f} to {high:.3f}{differs}"
-            )
+            means = " and ".join(f"{fmean(side):.4g}" for side in speeds)
+            ratios = f"B / A {ratio:.3f}, 95 % {low:.3f} to {high:.3f}"
+            found.append(f"{metric}: {means}; {ratios}{differs}")
     return found
