@@ -24,8 +24,6 @@ TEMPLATES = {
     Path(".github/workflows/ewq.yml"): "workflow.yml.txt",
 }
 """What ``ewq init`` writes, and what it is written from."""
-CONFIGS = ("pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
-"""Where a project may have its configuration of pytest."""
 
 
 def bench(
@@ -67,18 +65,17 @@ def init(
     templates = {folder / path: name for path, name in TEMPLATES.items()}
     for path in templates:
         check_output(path)
-    taken = [path for path in templates if path.exists()]
-    if folder / CONFTEST in taken:
-        if PLUGIN not in (folder / CONFTEST).read_text(encoding="utf-8"):
+    if (conftest := folder / CONFTEST).exists():
+        if PLUGIN not in conftest.read_text(encoding="utf-8"):
             line = f'pytest_plugins = ["{PLUGIN}"]'
-            raise InputError(f"{folder / CONFTEST} exists: add {line} to it and run this again")
-        del templates[folder / CONFTEST]
-        taken.remove(folder / CONFTEST)
-    if taken:
+            raise InputError(f"{conftest} exists: add {line} to it and run this again")
+        del templates[conftest]
+    if taken := [path for path in templates if path.exists()]:
         raise InputError(f"{taken[0]} exists, and nothing is overwritten: remove it or rename it")
     for path, name in templates.items():
         text = Path(__file__).with_name("project") / name
         print(write_text(path, text.read_text(encoding="utf-8")))
-    if not any((folder / name).exists() for name in CONFIGS):
+    configs = ("pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
+    if not any((folder / name).exists() for name in configs):
         print(write_text(folder / "pytest.ini", "[pytest]\n"))
     print("next: add .benchmarks/ to .gitignore, then run `pytest benchmarks/ -k ewq`")
