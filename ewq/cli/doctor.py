@@ -31,13 +31,12 @@ def doctor(as_json: AsJson = False) -> None:
     versions = {name: package_version(name) for name in (*REQUIRED, *EXTRAS)}
     there = [f"{name} {found}" for name, found in versions.items() if found]
     chosen = os.environ.get("OMP_NUM_THREADS")
+    threads = f"{machine['cores']} cores" + f", {chosen} by OMP_NUM_THREADS" * bool(chosen)
     found = {
         "installed": [f"ewq {machine['ewq']}, Python {machine['python']}", ", ".join(there)],
         "missing": [*_missing(versions)] or ["nothing"],
         "GPU": [_gpu()],
-        "threads": [
-            f"{machine['cores']} cores" + (f", {chosen} by OMP_NUM_THREADS" * bool(chosen))
-        ],
+        "threads": [threads],
         "data": [*_data()],
         "caches": [*_caches(_sizes())],
         "disk": [f"{_free(folder)} free in {folder}" for folder in (Path.cwd(), cache_dir())],
@@ -75,9 +74,8 @@ def _gpu() -> str:
     from ewq.storage.environment import describe
 
     if torch.version.cuda is None:
-        return (
-            f"none: torch {torch.__version__} is built for CPUs; see https://pytorch.org for CUDA"
-        )
+        built = f"torch {torch.__version__} is built for CPUs"
+        return f"none: {built}; see https://pytorch.org for CUDA"
     if find_device("auto") == "cpu":
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         why = "is the driver there?" if hidden is None else f"CUDA_VISIBLE_DEVICES is {hidden!r}"
