@@ -95,9 +95,8 @@ FIXED: Mapping[str, Recipe] = {
 
 def default_names(factors: Sequence[str]) -> tuple[str, ...]:
     """The variants of a run that names none: reference, EWQ, controls, GGUF."""
-    planned = [f"ewq-{factor}" for factor in factors]
-    gguf = [name for name in FIXED if name.startswith("gguf-")]
-    return (REFERENCE, *planned, "bnb-int8", "bnb-nf4", *gguf, "gguf-ewq-0.65")
+    others = [name for name in FIXED if name != REFERENCE]
+    return (REFERENCE, *(f"ewq-{factor}" for factor in factors), *others, "gguf-ewq-0.65")
 
 
 def parse_size(text: str) -> int:
@@ -128,17 +127,16 @@ def find_variant(name: str) -> Variant:
         return Variant(f"{match[1] or ''}ewq-{factor}", Planned(float(factor)))
     if match := _FIT_VARIANT.fullmatch(name):
         # ``q5_k_m`` is a recipe whose size is taken, ``100mb`` and ``1.5gib`` are sizes.
-        if match[1] and not match[2][0].isdigit():
-            return Variant(name, Fitted(like=match[2].upper()))
-        return Variant(name, Fitted(parse_size(match[2])))
+        like = match[2].upper() if match[1] and not match[2][0].isdigit() else None
+        return Variant(name, Fitted(None if like else parse_size(match[2]), like))
     if name.lower().endswith(".gguf"):
         path = _existing_file(name, name)
         return Variant(path.name, GgufFile(path))
     if name.lower().endswith(".json"):
         return _plan_variant(name)
-    known = [*FIXED, "ewq-FACTOR", "gguf-ewq-FACTOR", "fit-SIZE", "gguf-fit-SIZE", "FILE.gguf"]
-    known += ["PLAN.json", "gguf:PLAN.json"]
-    raise InputError(f"unknown variant {name!r}; known: {', '.join(known)}")
+    made = "ewq-FACTOR, gguf-ewq-FACTOR, fit-SIZE, gguf-fit-SIZE, FILE.gguf, PLAN.json"
+    known = f"{', '.join(FIXED)}, {made}, gguf:PLAN.json"
+    raise InputError(f"unknown variant {name!r}; known: {known}")
 
 
 def _plan_variant(name: str) -> Variant:
