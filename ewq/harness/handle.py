@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ewq.model import LanguageModel
     from ewq.planning.plan import QuantizationPlan
 
-_REQUEST = re.compile(r"tried to allocate (?P<amount>[\d.]+ ?\w*)", re.IGNORECASE)
 _ALLOCATION_FAILED = ("not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 LoadVariant = Callable[[Variant, Subject, Placement], Loaded]
 
@@ -72,11 +71,10 @@ class VariantHandle:
 
     def close(self) -> None:
         """Free the model, even where a traceback still refers to it."""
-        loaded, self._loaded = self._loaded, None
         self._failure = EwqError(f"variant {self.name} was used after it was closed")
-        if loaded is not None:
-            loaded[0].model.close()
-        del loaded
+        if self._loaded is not None:
+            self._loaded[0].model.close()
+        self._loaded = None
         # The interpreter's memory of the last failure has frames, which keep models alive.
         for name in ("last_exc", "last_value", "last_type", "last_traceback"):
             if hasattr(sys, name):
@@ -137,8 +135,8 @@ def report_out_of_memory(
         while each is not None:
             traceback.clear_frames(each.__traceback__)
             each = each.__cause__ or each.__context__
-    request = _REQUEST.search(reason)
-    asked = request["amount"] if request else "an unknown amount"
+    request = re.search(r"tried to allocate ([\d.]+ ?\w*)", reason, re.IGNORECASE)
+    asked = request[1] if request else "an unknown amount"
     needed = f" (the weights take {needed_bytes():,} bytes)" if needed_bytes else ""
     raise MeasurementError(
         f"{what}: out of memory on {device}: {asked} more needed{needed}; {_available(device)}; "
@@ -148,10 +146,8 @@ def report_out_of_memory(
 
 def _ran_out(error: MemoryError | RuntimeError) -> bool:
     """Python's own error, CUDA's error class, or the plain ones of the CPU allocator and cuBLAS."""
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
-        return True
-    return any(sign in str(error) for sign in _ALLOCATION_FAILED)
+    own = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return own or any(sign in str(error) for sign in _ALLOCATION_FAILED)
 
 
 def _available(device: str) -> str:
