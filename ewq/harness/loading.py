@@ -66,19 +66,15 @@ def load_variant(variant: Variant, subject: Subject, placement: Placement) -> Lo
     from ewq.backends.llama_cpp import load_llama_cpp
     from ewq.gguf.cache import export_notes
 
-    given = isinstance(variant.recipe, GgufFile)
     running = load_llama_cpp(file, subject.tokenizer, device=placement.device)
+    given = isinstance(variant.recipe, GgufFile)
     return Loaded(running, plan, () if given else export_notes(file))
 
 
 def check_variant(variant: Variant, subject: Subject, *, named: bool) -> None:
-    """Refuse before anything loads what could not be loaded.
+    """Refuse before anything loads what could not be loaded, with an InputError.
 
     An optional library may be missing unless the variant is ``named`` by the user.
-
-    Raises:
-        InputError: a missing library, a plan or a file of another model, a plan that exceeds its
-            budget in the variant's engine, or a recipe that llama.cpp does not have.
     """
     recipe, native = variant.recipe, engine_of(variant.name) == LLAMA_CPP
     if native and not all(map(find_spec, ("llama_cpp", "gguf"))):
@@ -90,9 +86,9 @@ def check_variant(variant: Variant, subject: Subject, *, named: bool) -> None:
     if isinstance(recipe, GgufFile):
         _require_own_file(recipe.path, subject)
     elif isinstance(recipe, Planned) and isinstance(recipe.plan, Path):
-        plan, gguf = subject.plan(recipe.plan), "gguf"
-        require_target(plan, gguf if native else BITSANDBYTES)
-        applied = gguf if native else "nf4" if plan.target == gguf else plan.target
+        plan = subject.plan(recipe.plan)
+        require_target(plan, "gguf" if native else BITSANDBYTES)
+        applied = "gguf" if native else "nf4" if plan.target == "gguf" else plan.target
         check_budget(plan, subject.checkpoint, applied)
     elif isinstance(recipe, Fitted) and recipe.like:
         from ewq.gguf.recipe import make_recipe
@@ -115,8 +111,7 @@ def get_ready(variant: Variant, subject: Subject, placement: Placement) -> None:
     if engine_of(variant.name) == TRANSFORMERS and not isinstance(variant.recipe, Raw):
         _quantizer()
         plan_of(variant, subject)
-    file = _file_of(variant, subject)
-    if file is not None:
+    if file := _file_of(variant, subject):
         from ewq.gguf.probe import probe_file
 
         probe_file(file)
@@ -138,13 +133,11 @@ def warm_up(is_gguf: bool, placement: Placement) -> None:
 
 def weights_bytes(variant: Variant, subject: Subject, placement: Placement) -> int:
     """What a variant's weights take in memory, known without loading them."""
-    file = _file_of(variant, subject)
-    if file is not None:
+    if file := _file_of(variant, subject):
         return file.stat().st_size
-    plan = plan_of(variant, subject)
-    precisions = plan.weights if plan else {}
-    value_bytes = 4 if placement.dtype == "float32" else 2
-    return subject.analysis.footprint.loaded_nbytes(precisions, format_of("nf4"), value_bytes)
+    plan, value_bytes = plan_of(variant, subject), 4 if placement.dtype == "float32" else 2
+    footprint, precisions = subject.analysis.footprint, plan.weights if plan else {}
+    return footprint.loaded_nbytes(precisions, format_of("nf4"), value_bytes)
 
 
 def plan_of(variant: Variant, subject: Subject) -> QuantizationPlan | None:
@@ -186,10 +179,9 @@ def _file_of(variant: Variant, subject: Subject) -> Path | None:
     from ewq.gguf.cache import cached_gguf
     from ewq.gguf.recipe import make_recipe
 
-    name, weighted = None, isinstance(recipe, Fitted)
-    if isinstance(recipe, GgufType):
-        name, weighted = recipe.type_name, recipe.imatrix
+    own = recipe if isinstance(recipe, GgufType) else None
+    weighted = own.imatrix if own else isinstance(recipe, Fitted)
     imatrix = subject.imatrix if weighted else None
-    made = make_recipe(name, plan_of(variant, subject), imatrix=imatrix)
+    made = make_recipe(own.type_name if own else None, plan_of(variant, subject), imatrix=imatrix)
     folder = cache_dir("gguf")
     return cached_gguf(subject.checkpoint.path, made, folder, progress=subject.progress)
