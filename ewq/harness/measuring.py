@@ -5,6 +5,7 @@ from __future__ import annotations
 import timeit
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,8 @@ if TYPE_CHECKING:
     from ewq.planning.plan import QuantizationPlan
     from ewq.record import RecordKey
 
-WAITING_TOLERATED = 0.1
-"""Share of a timed task's processor time that other programs may take without a doubt."""
 FIRST = "first_measurement"
 """Where a record keeps what it replaces."""
-CRASHES_TOLERATED = 2
-"""A process may have been killed, and the resumed one too; the third time the variant did it."""
 
 
 def measure(
@@ -62,26 +59,22 @@ def prepare_references(session: Session) -> None:
 
     One that cannot be measured (FP16 may not fit where a plan does) takes paired figures away only.
     """
-    own = {task for variant, task in session.selected if variant == REFERENCE}
     paired = {
         task
-        for variant, task in session.selected
-        if variant != REFERENCE and TASKS[task].pairing is not Pairing.NONE
+        for _, task in session.selected
+        if (REFERENCE, task) not in session.selected and TASKS[task].pairing is not Pairing.NONE
         if TASKS[task].on_random_weights or not session.subject.is_dummy
     }
-    missing = [task for task in sorted(paired - own) if not session.references.recall(task)]
+    missing = [task for task in sorted(paired) if not session.references.recall(task)]
     if not missing:
         return
-    handle = session.handle(find_variant(REFERENCE))
-    try:
+    with closing(session.handle(find_variant(REFERENCE))) as handle:
         for task in missing:
             try:
                 with report_out_of_memory(f"{REFERENCE}, {task}", session.placement.device):
                     _measure_for_pairing(session, handle, task)
             except EwqError as error:
                 session.references.origin[task] = f"{MISSING}: {error}"
-    finally:
-        handle.close()
 
 
 def _measure_for_pairing(session: Session, handle: VariantHandle, task: str) -> None:
@@ -162,8 +155,9 @@ def _measure_now(
     """Measure and keep the record; ``first`` is one whose gate failed and that is replaced."""
     variant, task = key
     times = session.journal.crashes[variant]
-    if times > CRASHES_TOLERATED:
-        # Counted over all tasks: most crashes happen while loading.
+    if times > 2:
+        # The process may have been killed, and the resumed one too; the third time the variant did
+        # it. Counted over all tasks: most crashes happen while loading.
         raise MeasurementError(f"{variant} crashed the process {times} times; skipping {task}")
     session.journal.started(key)
     try:
@@ -193,7 +187,7 @@ def _timed(
     with ProcessorWait() as waiting:
         _time(benchmark, work.once, work.rounds, work.warmup_rounds)
     result, share = work.result(), waiting.share
-    if not TASKS[task].in_rounds or share is None or share <= WAITING_TOLERATED:
+    if not TASKS[task].in_rounds or share is None or share <= 0.1:
         return result
     # Waiting for other programs varies from run to run, not within one.
     text = f"other programs kept the processor busy: {share:.0%} of the time was spent waiting"
@@ -232,14 +226,13 @@ def _plan_for_reports(task: str, plan: QuantizationPlan | None) -> dict[str, Any
     """What a report draws of the plan: stored once a variant, with the memory it explains."""
     if task != "memory" or plan is None:
         return {}
-    blocks = [[b.index, b.entropy, b.precision and b.precision.value] for b in plan.blocks]
     drawn = {
         "rule": dict(plan.rule),
         "scorer": plan.scorer,
         "mean": plan.mean,
         "std": plan.std,
         "thresholds": dict(plan.thresholds),
-        "blocks": blocks,
+        "blocks": [[b.index, b.entropy, b.precision and b.precision.value] for b in plan.blocks],
         "types": dict(Counter(plan.types.values()).most_common()),
         "expected_kld": plan.expected_kld.value if plan.expected_kld else None,
     }
