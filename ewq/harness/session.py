@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from ewq.storage.journal import Journal
     from ewq.storage.runs import Run
 
-MMLU_SEED = 1234
-
 
 @dataclass(frozen=True)
 class RunData:
@@ -55,7 +53,7 @@ class RunData:
         with step(self.progress, "reading MMLU questions", 1, "data set"):
             data = load_mmlu(self.options.mmlu or self._default("mmlu"))
         wanted = min(self.sizes.mmlu_questions or len(data.test), len(data.test))
-        return data if wanted == len(data.test) else data.subset(wanted, MMLU_SEED)
+        return data if wanted == len(data.test) else data.subset(wanted, seed=1234)
 
     @cached_property
     def texts(self) -> TextSet:
@@ -113,9 +111,8 @@ class Gate:
             tolerances=self.thresholds.tolerances_for(record.task, device),
             missing_baseline=missing,
         )
-        verdict = judgement.verdict
-        if self.require_baseline and verdict is Verdict.NO_BASELINE:
-            verdict = Verdict.FAIL
+        unmet = self.require_baseline and judgement.verdict is Verdict.NO_BASELINE
+        verdict = Verdict.FAIL if unmet else judgement.verdict
         return replace(record, verdict=verdict, reasons=judgement.reasons)
 
 
@@ -157,8 +154,7 @@ class Session:
         # A project's own kind of subject has no plans.
         others = self.options.variants if isinstance(self.subject, Subject) else ()
         measured = [each for each in others if (each.name, task) in self.journal.completed]
-        twins = (each for each in measured if same_model(each, variant, self.subject))
-        return next(twins, None)
+        return next((each for each in measured if same_model(each, variant, self.subject)), None)
 
     def at_chance(self, variant: str, task: str) -> bool:
         """Whether the reference guesses at what a task asks, which then says nothing."""
@@ -201,7 +197,6 @@ class Session:
         """End the run: delete temporary reference data, close the journal, collect as before."""
         if self._distributions is not None:
             self._distributions.close()
-            self._distributions = None
         self.journal.close()
         gc.unfreeze()
 
