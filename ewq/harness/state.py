@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ewq.storage.environment import RunIdentity
 
 TASK_MARK = "task"
-LONG_S = 60
-"""A first variant that takes longer is worth a word on all."""
 
 
 @dataclass(eq=False)
@@ -64,8 +62,8 @@ class PluginState:
     @property
     def ungated(self) -> str:
         """A sentence where pytest-benchmark is switched off, and so nothing is stored or gated."""
-        options = ("benchmark_skip", "benchmark_disable")
-        if any(self.config.getoption(option, False) for option in options):
+        asked = self.config.getoption
+        if asked("benchmark_skip", False) or asked("benchmark_disable", False):
             return "benchmarks are disabled: nothing is stored or gated"
         if getattr(self._benchmarks, "disabled", False):
             return "pytest-benchmark is disabled under xdist: nothing is stored or gated"
@@ -100,10 +98,7 @@ class PluginState:
             saving.save = saving.autosave = saving.json = None
 
     def hide_timing_tables(self, others: Sequence[pytest.Item]) -> None:
-        """Leave pytest-benchmark's tables out where all its benchmarks are ewq's.
-
-        What they time is an evaluation, once; ``--benchmark-columns`` brings them back.
-        """
+        """Leave pytest-benchmark's tables out where all its benchmarks are ewq's."""
         theirs = any("benchmark" in getattr(item, "fixturenames", ()) for item in others)
         if self._benchmarks and not theirs:
             self._benchmarks.quiet = True
@@ -135,12 +130,10 @@ class PluginState:
         check_variants(asked, subject, data, keys)
         identity = identify(subject, placement, data, keys)
         gate = self._gate(identity)
-        if ungated:
-            journal = Journal.unkept(identity)
-        else:
-            # An interrupted run's measurements stay until the next run, whatever is asked for now.
-            open_journal = Journal.resume if asked.resume else Journal.create
-            journal = open_journal(self.storage / JOURNAL, identity)
+        # An interrupted run's measurements stay until the next run, whatever is asked for now.
+        kept = Journal.resume if asked.resume else Journal.create
+        path = self.storage / JOURNAL
+        journal = Journal.unkept(identity) if ungated else kept(path, identity)
         self.session = Session(
             asked, subject, placement, data, identity, gate, journal, progress, loader, keys
         )
@@ -167,33 +160,28 @@ class PluginState:
     @property
     def plan_in_words(self) -> str:
         """How much is going to be measured."""
-        variants = list(dict.fromkeys(variant for variant, _ in self.selected))
-        tasks = {task for _, task in self.selected}
-        return (
-            f"ewq: {len(self.selected)} measurements: {len(tasks)} tasks on {len(variants)} "
-            f"variants ({', '.join(variants)})"
-        )
+        variants, tasks = (dict.fromkeys(key[part] for key in self.selected) for part in (0, 1))
+        asked = f"{len(tasks)} tasks on {len(variants)} variants ({', '.join(variants)})"
+        return f"ewq: {len(self.selected)} measurements: {asked}"
 
     @property
     def absent_variants(self) -> Iterator[str]:
         """A line for each variant that ``-k`` names and this run does not have."""
         here = [variant.name for variant in self.options.variants]
-        for word in re.findall(r"[\w.+-]+", self.config.getoption("keyword") or ""):
-            if any(word in name for name in here):
-                continue
+        words = re.findall(r"[\w.+-]+", self.config.getoption("keyword") or "")
+        for word in (word for word in words if not any(word in name for name in here)):
             with suppress(InputError):
                 name = find_variant(word).name
-                factor = not self.options.variants_named and name.startswith("ewq-")
-                option = (
-                    f"factors {name.removeprefix('ewq-')}" if factor else f"variants fp16,{name}"
-                )
+                option = f"variants fp16,{name}"
+                if name.startswith("ewq-") and not self.options.variants_named:
+                    option = f"factors {name.removeprefix('ewq-')}"
                 yield f"ewq: -k {word} selects nothing: to measure it, add --ewq-{option}"
 
     def expectation(self, variant: str) -> str:
         """How long all variants will take, after the first; empty where that is soon or known."""
         variants = {name for name, _ in self.selected}
         passed_s = time.time() - self.started_s
-        if self._told_expectation or len(variants) < 2 or passed_s < LONG_S:
+        if self._told_expectation or len(variants) < 2 or passed_s < 60:
             return ""
         self._told_expectation = True
         one, whole = (f"{passed_s * n / 60:.0f}" for n in (1, len(variants)))
@@ -205,10 +193,9 @@ class PluginState:
         session = self.session
         assert session is not None
         wanted = [key for key in self.selected if key not in session.skipped]
-        complete = bool(session.records) and all(key in session.records for key in wanted)
         return {
             "schema": 1,
-            "complete": complete,
+            "complete": bool(session.records) and session.records.keys() >= {*wanted},
             "selected": [list(key) for key in wanted],
             "skipped": {"/".join(key): reason for key, reason in session.skipped.items()},
             "failed": {"/".join(key): reason for key, reason in session.failures.items()},
