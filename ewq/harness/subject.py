@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from ewq.planning.plan import QuantizationPlan
 
 TINY_MODEL = "tiny-llama"
-SMOKE_SEQUENCES = 8
-"""Of the calibration text, where only the way is tested."""
-BATCH_TOKENS = 8192
-"""Tokens of one batch, equal for all variants: its composition moves half-precision results."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,8 @@ class Subject:
     def tokenizer(self) -> Any:
         """The one tokenizer all variants share."""
         if self.checkpoint.is_gguf:
-            advice = "name the .gguf file in --ewq-variants"
             takes = "--ewq-model takes the Hugging Face folder, whose tokenizer all variants share"
+            advice = "name the .gguf file in --ewq-variants"
             raise CheckpointError(f"{self.label}: {takes}; {advice}")
         return load_tokenizer(self.checkpoint.path, self.label)
 
@@ -134,7 +130,8 @@ def find_subject(
         label, source = f"fixture {TINY_MODEL}", str(fixture_path(TINY_MODEL))
     elif not model:
         label, source = EMBEDDED_MODEL, str(embedded_model(progress))
-    sequences = SMOKE_SEQUENCES if smoke else SEQUENCES
+    # In the smoke tier only the way is tested.
+    sequences = 8 if smoke else SEQUENCES
     how = Calibrating(calibration or None, sequences=sequences, device=first)
     subject = Subject(label, source, progress, is_dummy, how)
     # What is no reference ends the run before anything is loaded.
@@ -150,7 +147,8 @@ class Placement:
     device: str
     dtype: str
     decode: str = "auto"
-    batch_tokens: int = BATCH_TOKENS
+    batch_tokens: int = 8192
+    """Of one batch: its composition moves half-precision results."""
 
 
 def find_placement(device: str, dtype: str, decode: str, checkpoint: Checkpoint) -> Placement:
@@ -171,8 +169,6 @@ def find_device(asked: str) -> str:
     names = [f"cuda:{index}" for index in range(gpus)]
     if asked in names or (asked == ALL and len(names) > 1):
         return asked
-    if names and asked in ("auto", "cuda", ALL):
-        return names[0]
-    if asked == "auto":
-        return "cpu"
+    if asked == "auto" or (names and asked in ("cuda", ALL)):
+        return [*names, "cpu"][0]
     raise BackendUnavailable(f"--ewq-device {asked}: torch sees no such device; use cpu")
