@@ -221,19 +221,16 @@ def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
     """Add GPU and library versions; drop the clock readings that differ every second."""
-    session = state_of(config).session
-    cpu = machine_info.get("cpu") or {}
-    for volatile in [key for key in cpu if key.startswith("hz_actual")]:
-        del cpu[volatile]
-    if session is not None:
+    for volatile in [key for key in machine_info.get("cpu") or {} if key.startswith("hz_actual")]:
+        del machine_info["cpu"][volatile]
+    if session := state_of(config).session:
         machine_info["ewq"] = dict(session.identity.environment)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     """Say in the stored run whether it is complete and what its gates said."""
-    state = state_of(config)
-    if state.session is not None:
+    if (state := state_of(config)).session:
         output_json["ewq"] = state.storage_json
 
 
