@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -71,13 +71,6 @@ class PairedAccuracy:
     smallest_detectable: float
     """True difference that this comparison would have found with 80 % power at 5 %."""
     n: int
-
-
-class Quantile(NamedTuple):
-    """One quantile of a sample."""
-
-    value: float
-    stderr: float
 
 
 def mcnemar_exact(n01: int, n10: int) -> float:
@@ -153,14 +146,7 @@ def clustered_ratio(
     return RatioEstimate(ratio, math.sqrt(variance) / whole, count)
 
 
-def bootstrap_clustered(
-    totals: ArrayLike,
-    sizes: ArrayLike,
-    clusters: Clusters = None,
-    *,
-    resamples: int = BOOTSTRAP_RESAMPLES,
-    seed: int = BOOTSTRAP_SEED,
-) -> Interval:
+def bootstrap_clustered(totals: ArrayLike, sizes: ArrayLike, clusters: Clusters = None) -> Interval:
     """95 % percentile-bootstrap interval of ``sum(totals) / sum(sizes)``, drawing whole clusters.
 
     Too narrow with fewer than about twenty clusters; of no width with one.
@@ -176,11 +162,11 @@ def bootstrap_clustered(
         lambda tops, bottoms, axis: tops.sum(axis=axis) / bottoms.sum(axis=axis),
         paired=True,
         vectorized=True,
-        n_resamples=resamples,
+        n_resamples=BOOTSTRAP_RESAMPLES,
         batch=max(1, _BOOTSTRAP_BATCH_ELEMENTS // len(numerators)),
         confidence_level=1 - ALPHA,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(BOOTSTRAP_SEED),
     ).confidence_interval
     return Interval(float(bounds.low), float(bounds.high))
 
@@ -220,14 +206,14 @@ def paired_ratio(before: Sequence[float], after: Sequence[float]) -> tuple[float
 
 def half_width(stderr: float, df: float | None = None) -> float:
     """Half of a two-sided 95 % interval: Student's for ``df`` degrees of freedom, else normal."""
-    return _quantile(1 - ALPHA / 2, df) * stderr
+    return float(_student(df).ppf(1 - ALPHA / 2)) * stderr
 
 
 def two_sided_p(value: float, stderr: float, df: float | None = None) -> float:
     """Probability of a value as far from zero as this one, where the truth is zero."""
     if stderr == 0.0:
         return 1.0 if value == 0.0 else 0.0
-    return 2 * _tail(abs(value) / stderr, df)
+    return 2 * float(_student(df).sf(abs(value) / stderr))
 
 
 def noninferiority(delta: float, stderr: float, margin: float, df: float | None = None) -> float:
@@ -242,7 +228,7 @@ def noninferiority(delta: float, stderr: float, margin: float, df: float | None 
         raise MeasurementError(f"cannot test {delta} with a standard error of {stderr}")
     if stderr == 0.0:
         return 0.0 if delta > -margin else 1.0
-    return _tail((delta + margin) / stderr, df)
+    return float(_student(df).sf((delta + margin) / stderr))
 
 
 def smallest_detectable_difference(stderr: float, df: float | None = None) -> float:
@@ -250,7 +236,7 @@ def smallest_detectable_difference(stderr: float, df: float | None = None) -> fl
 
     ``(q(1 - ALPHA/2) + q(POWER)) * stderr``, normal quantiles or Student's for ``df``.
     """
-    return (_quantile(1 - ALPHA / 2, df) + _quantile(POWER, df)) * stderr
+    return float(_student(df).ppf([1 - ALPHA / 2, POWER]).sum()) * stderr
 
 
 def share_stderr(count: int, n: int) -> float:
@@ -283,7 +269,7 @@ def pooled_stderr(stderrs: Sequence[float], sizes: Sequence[int]) -> float:
     return math.sqrt(squares / (total - len(sizes)) / total)
 
 
-def quantile(values: ArrayLike, share: float) -> Quantile:
+def quantile(values: ArrayLike, share: float) -> tuple[float, float]:
     """The ``share`` quantile (linear interpolation) and its Maritz-Jarrett standard error.
 
     The error is the spread of the order statistics, as of independent values, under the beta
@@ -304,7 +290,7 @@ def quantile(values: ArrayLike, share: float) -> Quantile:
     value = float(np.quantile(ordered, share))
     deviations = ordered - value  # centred: squares of raw values would cancel badly
     first, second = float(weights @ deviations), float(weights @ deviations**2)
-    return Quantile(value, math.sqrt(max(0.0, second - first**2)))
+    return value, math.sqrt(max(0.0, second - first**2))
 
 
 def _pair(base: ArrayLike, new: ArrayLike) -> tuple[Array, Array]:
@@ -331,13 +317,8 @@ def _by_cluster(totals: ArrayLike, sizes: ArrayLike, clusters: Clusters) -> tupl
     return numerators, denominators
 
 
-def _quantile(probability: float, df: float | None) -> float:
+def _student(df: float | None) -> Any:
+    """Student's distribution for ``df`` degrees of freedom, the normal one for ``None``."""
     from scipy.stats import norm, t
 
-    return float(norm.ppf(probability) if df is None else t.ppf(probability, df))
-
-
-def _tail(statistic: float, df: float | None) -> float:
-    from scipy.stats import norm, t
-
-    return float(norm.sf(statistic) if df is None else t.sf(statistic, df))
+    return norm if df is None else t(df)

@@ -138,7 +138,7 @@ def test_one_cluster_gives_no_error():
 
 def test_bootstrap_of_single_items_is_scipys():
     values = np.random.default_rng(4).normal(size=50)
-    ours = bootstrap_clustered(values, np.ones(50), seed=7)
+    ours = bootstrap_clustered(values, np.ones(50))
     scipys = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(7)
     ).confidence_interval
@@ -162,7 +162,7 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
     clusters = list(np.repeat(range(50), 4))
     for _ in range(trials):
         values = np.repeat(rng.normal(size=50), 4) + rng.normal(size=200)
-        interval = bootstrap_clustered(values, np.ones(200), clusters, resamples=400)
+        interval = bootstrap_clustered(values, np.ones(200), clusters)
         hits += interval.low <= 0 <= interval.high
     assert 0.89 < hits / trials < 0.99
 

@@ -108,19 +108,6 @@ class MmluData:
             chosen += [rows[i] for i in sorted(ranked[: quota[subject]])]
         return MmluData(tuple(chosen), self.dev, f"{self.source}, {n} of {len(self.test)}")
 
-    def first(self, per_subject: int) -> MmluData:
-        """The first questions of every subject: what other harnesses call a limit; no sample."""
-        chosen = [q for _, rows in self.by_subject() for q in rows[:per_subject]]
-        return MmluData(tuple(chosen), self.dev, f"{self.source}, first {per_subject}")
-
-    def only(self, subjects: Sequence[str]) -> MmluData:
-        """The questions of some subjects; an InputError where this data lacks one."""
-        unknown = [name for name in subjects if name not in self.subjects]
-        if unknown:
-            raise InputError(f"no MMLU subject {unknown[0]!r} in {self.source}")
-        chosen = tuple(q for q in self.test if q.subject in subjects)
-        return MmluData(chosen, self.dev, f"{self.source}, {len(subjects)} subjects")
-
 
 def load_mmlu(source: str | Path) -> MmluData:
     """Read MMLU: ``hub`` for ``cais/mmlu``, or a folder of CSV files.

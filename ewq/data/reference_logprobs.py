@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -52,58 +53,53 @@ class Reference:
         self.file.close()
 
 
-class ReferenceWriter:
-    """Writes rows ``[tokens, vocab_size]`` block by block; to be entered.
+def write_reference(
+    folder: Path,
+    tokens: int,
+    vocab_size: int,
+    settings: Mapping[str, Json],
+    blocks: Iterable[NDArray[np.float32]],
+) -> Reference:
+    """Store ``blocks`` of rows, together ``[tokens, vocab_size]``.
 
     ``folder`` lies on a disk (``/tmp`` is memory on many systems) and is made where absent.
 
     Raises:
         InputError: the folder cannot be written, or has no room for all rows.
+        MeasurementError: rows of another width or number, or a disk that filled up meanwhile.
     """
-
-    def __init__(
-        self, folder: Path, tokens: int, vocab_size: int, settings: Mapping[str, Json]
-    ) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            require_disk_space(folder, tokens, vocab_size)
-            # Unbuffered: a block is large, and nothing is left to be flushed to a full disk.
-            file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - kept open
-        except OSError as error:
-            raise InputError(
-                f"cannot write reference log-probabilities to {folder}: {error.strerror}; "
-                "set EWQ_CACHE to a folder with space"
-            ) from error
-        self.reference = Reference(file, tokens, vocab_size, dict(settings))
-        self._folder = folder
-        self._written = 0
-
-    def append(self, rows: NDArray[np.float32]) -> None:
-        """Add rows ``[n, vocab_size]``; a MeasurementError of another width or a full disk."""
-        if rows.shape[1:] != (self.reference.vocab_size,):
-            raise MeasurementError(
-                f"rows are {rows.shape[1:]} wide, the vocabulary has {self.reference.vocab_size}"
-            )
-        left = np.ascontiguousarray(rows, dtype=np.float32).data.cast("B")
-        try:
-            while left:
-                left = left[self.reference.file.write(left) :]
-        except OSError as error:
-            raise MeasurementError(
-                f"reference log-probabilities stop at {self._written} of {self.reference.tokens} "
-                f"tokens, {self._folder}: {error.strerror}; set EWQ_CACHE to a folder with space"
-            ) from error
-        self._written += len(rows)
-
-    def __enter__(self) -> ReferenceWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        written, wanted = self._written, self.reference.tokens
-        if kind is not None or written != wanted:
-            self.reference.close()
-        if kind is None and written != wanted:
-            raise MeasurementError(f"reference has {written} rows instead of {wanted}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        require_disk_space(folder, tokens, vocab_size)
+        # Unbuffered: a block is large, and nothing is left to be flushed to a full disk.
+        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - kept open
+    except OSError as error:
+        raise InputError(
+            f"cannot write reference log-probabilities to {folder}: {error.strerror}; "
+            "set EWQ_CACHE to a folder with space"
+        ) from error
+    written = 0
+    with ExitStack() as on_failure:
+        on_failure.callback(file.close)
+        for rows in blocks:
+            if rows.shape[1:] != (vocab_size,):
+                raise MeasurementError(
+                    f"rows are {rows.shape[1:]} wide, the vocabulary has {vocab_size}"
+                )
+            left = np.ascontiguousarray(rows, dtype=np.float32).data.cast("B")
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError as error:
+                raise MeasurementError(
+                    f"reference log-probabilities stop at {written} of {tokens} tokens, {folder}: "
+                    f"{error.strerror}; set EWQ_CACHE to a folder with space"
+                ) from error
+            written += len(rows)
+        if written != tokens:
+            raise MeasurementError(f"reference has {written} rows instead of {tokens}")
+        on_failure.pop_all()
+    return Reference(file, tokens, vocab_size, settings)
 
 
 def require_disk_space(folder: Path, tokens: int, vocab_size: int) -> None:

@@ -13,8 +13,7 @@ from ewq.errors import InputError
 HUB = "hub"
 _HUB_DATASET = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 _WIKITEXT_2 = "wikitext2"
-# Files that are WikiText-2 under another name: same domain, so the same digest as from the hub.
-_DOMAIN_OF_FILE = {"wiki.test.raw": _WIKITEXT_2}
+_WIKITEXT_FILE = "wiki.test.raw"
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ def load_texts(source: str | Path) -> TextSet:
         return text_set([_wikitext_from_hub()])
     path = Path(source)
     if path.is_file():
-        domain = _DOMAIN_OF_FILE.get(path.name, path.stem)
-        return text_set([_read(path, domain)])
+        # The same digest as from the hub.
+        return text_set([_read(path, _WIKITEXT_2 if path.name == _WIKITEXT_FILE else path.stem)])
     if not path.is_dir():
         raise InputError(f"no texts at {path}: expected a folder, a text file or {HUB!r}")
     return text_set(_read_folder(path))
@@ -134,7 +133,7 @@ def _wikitext_from_hub() -> Document:
     """WikiText-2's test part as the very text of ``wiki.test.raw``."""
     # The hub stores the file's blank lines, " \n", as empty rows.
     text = "".join(row or " \n" for row in hub_rows(*_HUB_DATASET, split="test")["text"])
-    return Document(_WIKITEXT_2, "wiki.test.raw", text, lines_are_rows=True)
+    return Document(_WIKITEXT_2, _WIKITEXT_FILE, text, lines_are_rows=True)
 
 
 def hub_rows(name: str, configuration: str, split: str) -> Any:

@@ -32,8 +32,6 @@ class LoadReading:
 
     load_s: float
     load_peak_ram_bytes: int
-    ram_baseline_bytes: int
-    """Resident memory before loading, freed memory given back."""
     device_baseline_bytes: int
     """Bytes in use before loading by the instrument of the model's device."""
 
@@ -57,7 +55,7 @@ def watch_loading(
             torch.cuda.synchronize(gpu)
         load_s = time.perf_counter() - started_s
     peak = max(0, watch.peak_bytes - ram_baseline)
-    return loaded, LoadReading(load_s, peak, ram_baseline, device_baseline)
+    return loaded, LoadReading(load_s, peak, device_baseline)
 
 
 def instrument_for(device: str) -> MemoryInstrument:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ewq.data.reference_logprobs import Reference, ReferenceWriter
+from ewq.data.reference_logprobs import Reference, write_reference
 from ewq.data.windows import DEFINITIONS, Definition, Window, fitted_windows, window_notes
 from ewq.errors import MeasurementError
 from ewq.measurement import Items, Metric, TaskResult, require_same_settings
@@ -54,15 +54,15 @@ def record_reference(
     """Store the reference's log-probabilities of every scored token on the disk of ``folder``."""
     settings, windows = fitted_windows(model, texts, definition, max_tokens_per_domain)
     tokens = sum(window.scored for window in windows)
-    with (
-        step(progress, "reference log-probabilities", tokens, "tokens") as advance,
-        ReferenceWriter(folder, tokens, model.info.vocab_size, settings) as writer,
-    ):
+
+    def blocks() -> Iterator[NDArray[np.float32]]:
         for window in windows:
             for block in model.logprobs(window.ids, window.start):
-                writer.append(block.to("cpu").numpy())
+                yield block.to("cpu").numpy()
                 advance(len(block))
-    return writer.reference
+
+    with step(progress, "reference log-probabilities", tokens, "tokens") as advance:
+        return write_reference(folder, tokens, model.info.vocab_size, settings, blocks())
 
 
 def measure(inputs: Inputs) -> TaskResult:
@@ -193,8 +193,8 @@ def _metrics(tokens: Array, clusters: list[Hashable]) -> dict[str, Metric]:
         )
     metrics = {"kld_mean": _mean(kld, clusters, "nats", False)}
     for percent in _KLD_PERCENTILES:
-        found = quantile(kld, percent / 100)
-        metrics[f"kld_p{percent}"] = Metric(found.value, "nats", False, len(kld), found.stderr)
+        value, stderr = quantile(kld, percent / 100)
+        metrics[f"kld_p{percent}"] = Metric(value, "nats", False, len(kld), stderr)
     return metrics | {
         "top1_agreement": _agreement(same_top, clusters),
         "rms_delta_p": _root_mean_square(delta_p, clusters),

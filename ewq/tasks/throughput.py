@@ -196,9 +196,11 @@ def random_prompts(vocab_size: int, count: int, length: int, seed: int) -> list[
 
 def _spread(key: str, values: Sequence[float], unit: str, better: bool) -> dict[str, Metric]:
     """Median, 10th and 90th percentile."""
-    found = {key + suffix: quantile(values, share) for suffix, share in _SHARES.items()}
-    n = len(values)
-    return {name: Metric(each.value, unit, better, n, each.stderr) for name, each in found.items()}
+    metrics = {}
+    for suffix, share in _SHARES.items():
+        value, stderr = quantile(values, share)
+        metrics[key + suffix] = Metric(value, unit, better, len(values), stderr)
+    return metrics
 
 
 def _ratio(new: Metric, base: Metric) -> Metric:

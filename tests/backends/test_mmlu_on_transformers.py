@@ -1,6 +1,7 @@
 """MMLU through the real engine: no way of batching may change a letter."""
 
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -26,8 +27,12 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def data():
-    every = load_mmlu(fixture_path("mmlu"))
-    return every.only(list(every.subjects)[:3]).first(4)
+    return first(load_mmlu(fixture_path("mmlu")), subjects=3, questions=4)
+
+
+def first(data, subjects, questions):
+    rows = islice(data.by_subject(), subjects)
+    return replace(data, test=tuple(q for _, own in rows for q in own[:questions]))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +89,7 @@ def test_the_same_run_twice_is_identical(folder, tokenizer, data, task):
     results = []
     for _ in range(2):
         model = load_transformers(folder, tokenizer=tokenizer)
-        results.append(task.run(model, data.first(2)))
+        results.append(task.run(model, first(data, subjects=3, questions=2)))
         model.close()
     assert results[0].items == results[1].items
     assert results[0].side == results[1].side

@@ -122,14 +122,6 @@ def test_an_impossible_subset_is_refused(n):
         make({"a": 3, "b": 2}).subset(n)
 
 
-def test_first_and_only_choose_by_position_and_name():
-    data = make({"a": 3, "b": 5})
-    assert data.first(2).subjects == {"a": 2, "b": 2}
-    assert data.only(["b"]).subjects == {"b": 5}
-    with pytest.raises(InputError, match="'z'"):
-        data.only(["z"])
-
-
 def test_rows_of_the_hub_become_the_same_data(tmp_path):
     row = {
         "subject": "anatomy",

@@ -10,7 +10,7 @@ from ewq.tasks import memory
 from tests.instruments.fake_nvml import UUID, FakeNvml
 from tests.tasks.numpy_model import NumpyModel
 
-LOAD = LoadReading(1.5, 3_000, 10_000, 500)
+LOAD = LoadReading(1.5, 3_000, 500)
 SIZE = 80_000_000
 
 
