@@ -96,8 +96,7 @@ BUILT_IN = Thresholds(source="built-in tolerances")
 def load_thresholds(path: Path, variants: Collection[str]) -> Thresholds:
     """Read a thresholds file; ``variants`` are ids that count as known beside the variant table's.
 
-    Raises:
-        InputError: not readable, or anything unknown or out of range; the message names the place.
+    An InputError, which names the place, for anything unreadable, unknown or out of range.
     """
     try:
         return _read(tomllib.loads(path.read_text(encoding="utf-8")), str(path), variants)
