@@ -116,11 +116,7 @@ def _measured(side: Side, storage: Path, options: Sequence[str]) -> Record:
 
 
 def lines(names: Sequence[str], measured: tuple[Sequence[Record], Sequence[Record]]) -> list[str]:
-    """What was found of each speed; see :func:`ewq.stats.paired_ratio`.
-
-    Raises:
-        InputError: the two sides measured different models, or under different protocols.
-    """
+    """Each speed's :func:`ewq.stats.paired_ratio`; an InputError where that would say nothing."""
     from ewq.gating.change import doubt_about, incomparable
     from ewq.stats import paired_ratio
     from ewq.tasks.table import figure_of
