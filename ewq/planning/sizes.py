@@ -1,7 +1,6 @@
 """What a model weighs in each target format: its weights, their scales, and everything else.
 
-Counted are packed values and scales, not the constant tables that bitsandbytes saves beside each
-4-bit weight: they hold nothing about the weight.
+Not counted are the constant tables that bitsandbytes saves beside each 4-bit weight.
 """
 
 from __future__ import annotations
@@ -229,11 +228,7 @@ class Card:
 def find_card(
     model: str, vram: str | None, context: int | None, target: str, progress: Progress
 ) -> Card | None:
-    """The card that options describe, if they do; see :func:`card_for`.
-
-    Raises:
-        InputError: no size, a context without a card, or no room for weights.
-    """
+    """The card that options describe, if they do; an InputError without room for weights."""
     if vram is None:
         if context is not None:
             raise InputError("--context is read with a card's memory only")
