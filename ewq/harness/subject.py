@@ -115,10 +115,8 @@ def find_subject(
 ) -> Subject:
     """The model that ``--ewq-model`` names: the embedded one, or the tiny one in the smoke tier.
 
-    ``dummy:CONFIG`` is a shape with random weights, drawn on the (first) device.
-
-    Raises:
-        CheckpointError: it cannot be found or read, is incomplete, or quantized already.
+    ``dummy:CONFIG`` is a shape with random weights, drawn on the (first) device. A CheckpointError
+    where it cannot be found or read, is incomplete, or quantized already.
     """
     first, is_dummy, smoke = next(iter(gpus_of(device)), device), False, tier == "smoke"
     label = source = model
