@@ -1,7 +1,4 @@
-"""The pytest plugin; opt in with ``pytest_plugins = ["ewq.pytest_plugin"]``.
-
-Hooks and fixtures only; heavy libraries are imported when the first benchmark runs.
-"""
+"""The pytest plugin: hooks and fixtures; the first benchmark imports heavy libraries."""
 
 from __future__ import annotations
 
