@@ -91,10 +91,8 @@ class DoubtKind(StrEnum):
     NOISE = "noise"
     """Times that vary, or that are too short for the clock."""
     THROTTLING = "throttling"
-    """The GPU slowed itself down because of heat or power faults."""
     BUSY = "busy"
     OTHER_SESSION = "other_session"
-    """The reference's speed is from another session of the machine."""
     DECODE_MODE = "decode_mode"
     CHANCE = "chance"
     """An accuracy that guessing has too."""
@@ -119,9 +117,7 @@ class TaskResult:
     """Everything two results must share to be comparable: protocol, data digest, batch policy."""
     metrics: Mapping[str, Metric]
     items: Items = NO_ITEMS
-    """What a later paired comparison needs, compact."""
     doubts: tuple[Doubt, ...] = ()
-    """Reasons not to trust some of the metrics; they can make gates inconclusive."""
     notes: tuple[str, ...] = ()
     side: Mapping[str, Json] = field(default_factory=dict)
     """Bulky extras for reports (generation samples, answers by subject); never compared."""

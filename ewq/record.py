@@ -72,7 +72,6 @@ class Record:
     plan: str | None = None
     verdict: Verdict = Verdict.NO_BASELINE
     reasons: tuple[Reason, ...] = ()
-    """Why the verdict is what it is; empty for a plain pass."""
     doubts: tuple[Doubt, ...] = ()
     notes: tuple[str, ...] = ()
     side: Mapping[str, Json] = field(default_factory=dict)

@@ -69,7 +69,6 @@ class PairedAccuracy:
     mcnemar_p: float
     interval: Interval
     smallest_detectable: float
-    """True difference that this comparison would have found with 80 % power at 5 %."""
     n: int
 
 

@@ -48,7 +48,6 @@ GROUPS = {
 GROUP_OF = {subject: group for group, names in GROUPS.items() for subject in names.split()}
 """Subject to group; subjects outside MMLU belong to none."""
 SHOWN = 40
-"""Characters of a cell that an error shows."""
 _COLUMNS = "question, A, B, C, D, answer letter"
 
 
@@ -60,7 +59,6 @@ class Question:
     text: str
     choices: tuple[str, str, str, str]
     answer: int
-    """Index of the right choice."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,6 @@ class MmluData:
     test: tuple[Question, ...]
     dev: Mapping[str, tuple[Question, ...]]
     source: str
-    """Where the questions came from, for people."""
 
     @cached_property
     def subjects(self) -> dict[str, int]:

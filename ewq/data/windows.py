@@ -45,7 +45,6 @@ class Definition:
     """A domain's rows are joined with blank lines and encoded as one text."""
     bos: Bos
     scored_from: int = 1
-    """First scored position within a window."""
     whole_windows: bool = False
     """An incomplete last window is dropped."""
 
@@ -90,7 +89,6 @@ class Window:
     start: int
     """At least 1: no token is ever scored without one before it."""
     scored_bytes: int
-    """UTF-8 bytes of the scored tokens' text."""
 
     @property
     def scored(self) -> int:

@@ -12,7 +12,6 @@ from ewq.report.rows import MISSING, metric_title, run_data
 from ewq.tasks.table import TASKS, Kind
 
 COMMENT_LIMIT = 65_536
-"""Largest comment GitHub takes; counted here in UTF-8 bytes, which are never fewer."""
 _LISTED = 20
 """Lines shown of a list in a comment, which may be as long as the run has benchmarks."""
 _SENTENCE_LENGTH = 600
@@ -146,9 +145,9 @@ def _changes(comparison: Comparison, rows: Sequence[Row]) -> Table:
             VERDICT: str(row.change.verdict),
             "Before": _number(row.change.before),
             "After": f"{_number(row.change.after)} {row.change.unit}",
-            "Change": f"{row.change.delta:+.3g}{_share(row)}"
-            if row.change.delta is not None
-            else MISSING,
+            "Change": MISSING
+            if row.change.delta is None
+            else f"{row.change.delta:+.3g}{_share(row)}",
             "±": "" if row.change.stderr is None else f"{row.change.stderr:.2g}",
             "Possible cause": _cause(comparison, row),
         }

@@ -66,7 +66,6 @@ class Table:
     title: str = ""
     folded: bool = False
     verdicts: tuple[Verdict, ...] = ()
-    """Of each row, where rows have one."""
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, str]], *words: str, **options: Any) -> Table:

@@ -1,27 +1,24 @@
 """What a run's statistics say: losses against FP16, and plans against what they have to beat.
 
 Every statement is a one-sided test at :data:`ewq.stats.ALPHA`, shared among all variants that it is
-asked of (Bonferroni). A uniform control differs in size, so it can only win or lose in both size
-and quality. Random plans of the same bytes ask: did the scorer choose better than chance?
+asked of (Bonferroni).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from statistics import median
 
 from ewq.gating.change import incomparable, paired_changes
 from ewq.measurement import Metric
 from ewq.report.plotting import variant_kind
 from ewq.report.rows import MMLU_TASKS, Estimate, VariantRow
-from ewq.stats import ALPHA
+from ewq.stats import ALPHA, fewest_flips, noninferiority, smallest_detectable_difference
 from ewq.variants import engine_of
 
 SAME_SIZE = 0.005
 """Largest relative difference in bytes of plans that count as equally large."""
 RANDOM = "random"
-"""The scorer that looks at nothing."""
 
 
 class Standing(Enum):
@@ -70,8 +67,6 @@ class Loss:
     @property
     def detectable(self) -> str:
         """The smallest loss that this comparison would have found with 80 % power at 5 %."""
-        from ewq.stats import fewest_flips, smallest_detectable_difference
-
         found = smallest_detectable_difference(self.stderr, df=self.metric.freedom)
         # No error, however small, makes fewer flips than these detectable.
         least = 0.0 if self.is_perplexity else fewest_flips() / self.metric.n
@@ -79,8 +74,6 @@ class Loss:
 
     def standing(self, margin: float, alpha: float) -> Standing:
         """Test the loss against a margin in the metric's unit, once from each side."""
-        from ewq.stats import noninferiority
-
         loss, freedom = self.metric.value * (1 if self.is_perplexity else -1), self.metric.freedom
         if noninferiority(-loss, self.stderr, margin, freedom) < alpha:
             return Standing.WITHIN
@@ -110,20 +103,17 @@ class ControlComparison:
     plan: str
     control: str
     size_percent: float
-    """By how much the plan is larger than the control."""
     perplexity: Estimate
     """By how much the plan's perplexity is higher than the control's, in percent, paired."""
     certain: bool
-    """Whether it is certain which of them has the lower perplexity."""
 
     @property
     def winner(self) -> str | None:
         """The one that is no larger and certainly better."""
         if self.certain and self.perplexity.value < 0 and self.size_percent <= 0:
             return self.plan
-        if self.certain and self.perplexity.value > 0 and self.size_percent >= 0:
-            return self.control
-        return None
+        beaten = self.certain and self.perplexity.value > 0 and self.size_percent >= 0
+        return self.control if beaten else None
 
     @property
     def outcome(self) -> str:
@@ -152,8 +142,8 @@ def _compare(plan: VariantRow, control: VariantRow, alpha: float) -> ControlComp
     old, new = (row.records.get("perplexity") for row in (control, plan))
     if not (old and new and plan.weights_bytes and control.weights_bytes):
         return None
-    change = None if incomparable(old, new) else paired_changes(old, new).get("perplexity")
-    if change is None:
+    change = paired_changes(old, new).get("perplexity")
+    if change is None or incomparable(old, new):
         return None
     base, planned = old.metrics["perplexity"].value, new.metrics["perplexity"].value
     return ControlComparison(
@@ -182,8 +172,8 @@ class RandomRanking:
     @property
     def p_better(self) -> float:
         """Chance that a random plan's rank is as good; never 0."""
-        random = self.random_klds_nats
-        return (1 + len(random) - self.beaten) / (1 + len(random))
+        count = len(self.random_klds_nats)
+        return (1 + count - self.beaten) / (1 + count)
 
     @property
     def p_worse(self) -> float:
@@ -201,11 +191,6 @@ class RandomRanking:
         needed = math.ceil(1 / ALPHA) - 1
         enough = len(self.random_klds_nats) >= needed
         return "no different from chance" if enough else f"undecided: needs {needed} random plans"
-
-    @property
-    def median_kld_nats(self) -> float:
-        """Of the random plans."""
-        return median(self.random_klds_nats)
 
 
 def rank_among_random(rows: Sequence[VariantRow]) -> list[RandomRanking]:

@@ -10,10 +10,19 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ewq.report.document import Figure, Plot, plot_text
-from ewq.variants import FIXED, GgufType, Raw, Uniform, engine_of, is_fit_name, is_plan_name
+from ewq.variants import (
+    FIXED,
+    LLAMA_CPP,
+    GgufType,
+    Raw,
+    Uniform,
+    engine_of,
+    is_fit_name,
+    is_plan_name,
+)
 
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
-VERMILLION, PURPLE, YELLOW, GREY = "#D55E00", "#CC79A7", "#F0E442", "#8A8F98"
+VERMILLION, PURPLE, GREY = "#D55E00", "#CC79A7", "#8A8F98"
 SERIES = (BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, GREY)
 MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 # Blue is better, vermillion worse, as deep as text stays readable on; no change is clear.
@@ -35,9 +44,7 @@ class VariantKind:
     color: str
     mark: str
     planned: bool = False
-    """Whether a plan chose the precisions."""
     control: bool = False
-    """Whether every block has the same precision: what a plan has to beat."""
 
 
 UNQUANTIZED = VariantKind("16 bits, not quantized", GREY, "star")
@@ -55,23 +62,22 @@ VARIANT_KINDS = (
 
 def variant_kind(variant: str) -> VariantKind:
     """The kind of a stored variant; names this version does not know are ``OTHER``."""
-    native = engine_of(variant) == "llama.cpp"
-    if variant == "gguf-f16":
-        return UNQUANTIZED
+    native = engine_of(variant) == LLAMA_CPP
     if is_plan_name(variant):
         return GGUF_PLANNED if native else PLANNED
     if is_fit_name(variant):
         return GGUF_FITTED if native else FITTED
+    if variant == "gguf-f16":
+        return UNQUANTIZED
     kinds = {Raw: UNQUANTIZED, Uniform: UNIFORM, GgufType: GGUF_UNIFORM}
     return kinds.get(type(FIXED.get(variant)), OTHER)
 
 
 def layout(x: str, y: str, **more: Any) -> dict[str, Any]:
     """A layout with titled axes; what all layouts share stands in ``draw.js``."""
-    titles = {"xaxis": x, "yaxis": y}
     return more | {
         axis: {"title": {"text": text, "standoff": 8}, **more.get(axis, {})}
-        for axis, text in titles.items()
+        for axis, text in (("xaxis", x), ("yaxis", y))
     }
 
 

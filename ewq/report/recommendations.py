@@ -10,7 +10,7 @@ from ewq.record import Verdict
 from ewq.report.evidence import Loss, Standing, compare_with_controls, losses
 from ewq.report.plotting import UNQUANTIZED, variant_kind
 from ewq.report.rows import Estimate, VariantRow, decimals_for, reference_row, size_unit
-from ewq.stats import ALPHA
+from ewq.stats import ALPHA, noninferiority
 
 _NAMED = 4
 
@@ -24,9 +24,7 @@ class Recommendation:
     """The variant to take; ``None`` where no single one is."""
     sentence: str
     details: str = ""
-    """What the sentence rests on, and what is left open."""
     decided: bool = True
-    """Whether the run's statistics settle it."""
 
 
 class Need(NamedTuple):
@@ -122,11 +120,8 @@ def _undecided(candidates: Sequence[_Candidate], below_bytes: float) -> str:
         for each in candidates
         if each.standing is Standing.OPEN and each.size_bytes < below_bytes
     ]
-    if not named:
-        return ""
-    more = len(named) - _NAMED
-    rest = f" and {more} more" if more > 0 else ""
-    return f"Undecided: {', '.join(named[:_NAMED])}{rest}."
+    rest = f" and {len(named) - _NAMED} more" * (len(named) > _NAMED)
+    return f"Undecided: {', '.join(named[:_NAMED])}{rest}." if named else ""
 
 
 def _sized(size_bytes: float, rows: Sequence[VariantRow]) -> str:
@@ -144,8 +139,7 @@ def _smallest(rows: Sequence[VariantRow]) -> Recommendation | None:
         loss.phrase + " (may be chance)" * (not Estimate.of(loss.metric).differs_from_zero)
         for loss in losses(row)
     )
-    cost = costs or "its quality was not measured"
-    sentence = f"{row.variant} ({_sized(size, rows)}): {cost}."
+    sentence = f"{row.variant} ({_sized(size, rows)}): {costs or 'its quality was not measured'}."
     return Recommendation("Smallest", row.variant, sentence)
 
 
@@ -172,8 +166,6 @@ def _fastest(rows: Sequence[VariantRow]) -> Recommendation | None:
 
 def _is_faster(best: Metric, rival: Metric, alpha: float) -> bool:
     """Whether that is shown, with the rounds' degrees of freedom."""
-    from ewq.stats import noninferiority
-
     stderr = math.hypot(best.stderr or 0.0, rival.stderr or 0.0)
     freedom = max(1, min(best.n, rival.n) - 1)
     return noninferiority(best.value - rival.value, stderr, 0.0, freedom) < alpha

@@ -13,14 +13,12 @@ from ewq.gating.change import at_chance, doubt_about
 from ewq.gating.gates import overall
 from ewq.measurement import Metric
 from ewq.record import Record, Verdict
+from ewq.stats import half_width
 from ewq.storage.runs import Run
 from ewq.variants import REFERENCE, table_place
 
 MISSING = "–"
-"""What stands for a figure that was not measured."""
 MMLU_TASKS = {"mmlu": "MMLU", "mmlu_cloze": "MMLU (cloze)"}
-_LEAST_GB = 0.05
-"""Models of less are given in MB, since GB would be a row of zeros."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,6 @@ class Estimate:
     value: float
     stderr: float | None = None
     freedom: int | None = None
-    """Degrees of freedom of ``stderr``; ``None`` for the normal distribution."""
 
     @classmethod
     def of(cls, metric: Metric, scale: float = 1.0) -> Estimate:
@@ -48,8 +45,6 @@ class Estimate:
     @property
     def half_width(self) -> float:
         """Half of the 95 % interval; zero where no error is known."""
-        from ewq.stats import half_width
-
         return half_width(self.stderr, self.freedom) if self.stderr else 0.0
 
     @property
@@ -107,12 +102,12 @@ class VariantRow:
     def estimate(self, task: str, name: str, scale: float = 1.0) -> Estimate | None:
         """One figure with its error, times ``scale``."""
         metric = self.metric(task, name)
-        return None if metric is None else Estimate.of(metric, scale)
+        return Estimate.of(metric, scale) if metric else None
 
     def perplexity_change(self, suffix: str = "") -> Estimate | None:
         """Change from FP16 in percent, paired on the same tokens; of one domain by ``/NAME``."""
         metric = self.metric("perplexity", f"ln_ppl_ratio{suffix}")
-        return None if metric is None else Estimate.percent_change(metric)
+        return Estimate.percent_change(metric) if metric else None
 
     @property
     def verdict(self) -> Verdict:
@@ -147,9 +142,8 @@ class VariantRow:
         """The stored summary of the plan that made it; ``None`` for uniform and other variants."""
         record = self.records.get("memory")
         plan: Any = record.side.get("plan") if record else None
-        if not isinstance(plan, Mapping) or (plan.get("rule") or {}).get("kind") == "uniform":
-            return None
-        return plan
+        made = isinstance(plan, Mapping) and (plan.get("rule") or {}).get("kind") != "uniform"
+        return plan if made else None
 
 
 def variant_rows(records: Iterable[Record]) -> list[VariantRow]:
@@ -180,7 +174,7 @@ class SizeUnit(NamedTuple):
 def size_unit(rows: Sequence[VariantRow]) -> SizeUnit:
     """GB, or MB for small models."""
     largest = max((row.memory_bytes or 0 for row in rows), default=0)
-    return SizeUnit("MB", 1e6) if 0 < largest < _LEAST_GB * 1e9 else SizeUnit("GB", 1e9)
+    return SizeUnit("MB", 1e6) if 0 < largest < 50e6 else SizeUnit("GB", 1e9)
 
 
 @dataclass(frozen=True)
@@ -189,7 +183,6 @@ class ReportedRun:
 
     run: Run
     history: tuple[Run, ...]
-    """Oldest first; the last is ``run``."""
 
     @cached_property
     def rows(self) -> list[VariantRow]:

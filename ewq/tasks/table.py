@@ -56,7 +56,6 @@ class Kind(StrEnum):
     CHOICE = "choice"
     """A share of right answers, or its change: it says nothing at chance level."""
     CLOCK = "clock"
-    """It suffers from noise and throttling."""
     COUNT = "count"
 
 
@@ -65,11 +64,9 @@ class Tolerance:
     """How much worse than its baseline a metric may get before that is a regression."""
 
     relative: float | None = None
-    """Share of the baseline's value."""
     absolute: float | None = None
     """In the metric's unit; the larger of the two counts where both are given."""
     alpha: float = 0.05
-    """Probability of a false alarm."""
 
     def allowed(self, before: float) -> float:
         """The tolerated change from a baseline of ``before``, in the metric's unit."""
@@ -124,9 +121,7 @@ class Inputs:
     questions: Callable[[], MmluData]
     texts: Callable[[], TextSet]
     definition: Callable[[], Definition]
-    """How perplexity cuts the texts into windows."""
     distributions: Callable[[], Reference]
-    """The reference's log-probabilities."""
     sizes: Tier
     progress: Progress
 
@@ -154,13 +149,10 @@ class Task:
     item_names: tuple[str, ...] = ()
     """Columns that say which item a row is: equal in two runs that can be compared by items."""
     item_values: tuple[str, ...] = ()
-    """Columns that were measured."""
     in_rounds: bool = False
-    """One measurement takes several timed rounds."""
     same_session: bool = False
     """The reference must be measured in the same session: clocks drift between runs."""
     on_random_weights: bool = False
-    """The values of the weights do not matter to it."""
     probe: str = ""
     """The task at which the reference must do better than chance for this one to say something."""
     first: bool = False

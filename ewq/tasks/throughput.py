@@ -50,7 +50,6 @@ class Protocol:
     warmup_rounds: int
     rounds: int
     seed: int = SEED
-    """Of the prompts' token ids."""
 
 
 class Rounds:
@@ -195,7 +194,6 @@ def random_prompts(vocab_size: int, count: int, length: int, seed: int) -> list[
 
 
 def _spread(key: str, values: Sequence[float], unit: str, better: bool) -> dict[str, Metric]:
-    """Median, 10th and 90th percentile."""
     metrics = {}
     for suffix, share in _SHARES.items():
         value, stderr = quantile(values, share)

@@ -24,7 +24,6 @@ class Measure(NamedTuple):
     title: str
     axis: str
     estimate: Callable[[VariantRow], Estimate | None]
-    """In the axis's unit."""
     digits: int
     caption: str
     higher_is_better: bool = False

@@ -27,14 +27,11 @@ from ewq.storage.environment import differences
 VALUES = (
     "variant", "task", "metric", "run", "commit", "datetime", "value", "stderr", "n", "unit"
 )  # fmt: skip
-"""What is stored of each value: the columns of the CSV."""
 
 
 def history(shown: ReportedRun) -> Section | None:
     """The section of a report on several runs."""
-    if len(shown.history) < 2:
-        return None
-    return history_section(history_of(shown.history))
+    return history_section(history_of(shown.history)) if len(shown.history) > 1 else None
 
 
 def history_page(found: History) -> Page:
@@ -58,16 +55,14 @@ def headline(found: History) -> str:
 def history_section(found: History) -> Section:
     """The newest run against what is expected of it, changes of level, and a plot a metric."""
     changed = differences(found.runs[0].machine, found.runs[-1].machine)
-    versions = f" Between the first and the last: {'; '.join(changed)}." if changed else ""
     intro = Paragraph(
         f"{len(found.runs)} runs of the same model, settings and device, oldest first. Expected: "
         "where the newest values lie, all of them in 95 % of runs, if nothing changed since the "
         "runs before. Change of level: also found in 1 % of the lines that have none."
-        f"{versions}"
+        + f" Between the first and the last: {'; '.join(changed)}."
+        * bool(changed)
     )
-    parts: list[Part] = [intro]
-    if found.trends:
-        parts.append(_table(found.trends))
+    parts: list[Part] = [intro, *([_table(found.trends)] if found.trends else [])]
     parts += [_plot(found, list(own)) for _, own in groupby(found.trends, key=_title)]
     if found.left_out:
         points = tuple(Point(text, open_question=True) for text in found.left_out)

@@ -25,7 +25,6 @@ METHOD = (
     "support it. Changes from fp16 are paired on the same items."
 )
 _LONGEST = 160
-"""Characters of a setting that are shown; longer ones are lists of prompts."""
 _CAUSES = {
     DoubtKind.NOISE: "noisy clock",
     DoubtKind.THROTTLING: "throttled GPU",
