@@ -56,9 +56,9 @@ FP8 = ("F8_E4M3", "F8_E5M2")
 def measure_weights(
     checkpoint: Checkpoint,
     layout: Layout,
-    progress: Progress = NO_PROGRESS,
-    workers: int | None = None,
-    device: str | None = None,
+    progress: Progress,
+    workers: int | None,
+    device: str | None,
 ) -> dict[str, WeightStatistics]:
     """Statistics of every weight by name, in block order; arguments as for ``analyze``.
 
@@ -87,12 +87,10 @@ def measure_nf4_errors(
     checkpoint: Checkpoint,
     layout: Layout,
     statistics: Mapping[str, WeightStatistics],
-    progress: Progress = NO_PROGRESS,
-    workers: int | None = None,
 ) -> dict[str, float]:
     """``|W - NF4(W)| / |W|`` of every weight in Frobenius norms, blocks of 64 along output rows.
 
-    Arguments and errors are those of :func:`measure_weights`, whose results are ``statistics``.
+    ``statistics`` are the results of :func:`measure_weights`.
     """
     reader = _Reader(checkpoint)
 
@@ -101,7 +99,7 @@ def measure_nf4_errors(
         norm = statistics[weight.name].square_norm
         return math.sqrt(square / norm) if norm > 0 else 0.0
 
-    return _on_all_processors(measure, "round to NF4", reader, layout, progress, workers)
+    return _on_all_processors(measure, "round to NF4", reader, layout)
 
 
 def _on_all_processors(
@@ -109,8 +107,8 @@ def _on_all_processors(
     label: str,
     reader: _Reader,
     layout: Layout,
-    progress: Progress,
-    workers: int | None,
+    progress: Progress = NO_PROGRESS,
+    workers: int | None = None,
 ) -> dict[str, T]:
     if workers is not None and workers < 1:
         raise InputError(f"workers is {workers}; give at least 1")

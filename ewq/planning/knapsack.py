@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Places = NDArray[np.int64]
 RELATIVE = 1e-12
 """Differences of costs below this share of their total are rounding."""
 SCOUTED_STATES = 512
@@ -31,14 +33,9 @@ class Choice:
 
 
 def choose(groups: Sequence[Sequence[Choice]], limit: float) -> list[int] | None:
-    """The index of the choice of every group; of equal plans any one.
+    """The index of the choice of every group, of which none is empty; of equal plans any one.
 
-    Args:
-        groups: at least one choice each.
-        limit: most total weight.
-
-    Returns:
-        ``None`` where even the lightest choices exceed the limit.
+    ``None`` where even the lightest choices exceed the limit, the most total weight.
     """
     kept = [_undominated(group) for group in groups]
     room = limit - sum(group[0][1].weight for group in kept)
@@ -81,9 +78,10 @@ class _Search:
     def __init__(self, tables: Sequence[_Table], room: float) -> None:
         self._tables, self._room = tables, room
         self._price = self._find_price()
+        priced = [table.costs + self._price * table.weights for table in tables]
         # What a choice costs beyond the best one of its group at this price.
-        self._extra = [_extra(table, self._price) for table in tables]
-        self._start = [table.cheapest(self._price) for table in tables]
+        self._extra: list[Floats] = [costs - costs.min() for costs in priced]
+        self._start = [int(costs.argmin()) for costs in priced]
 
     def best(self) -> list[int]:
         """The best plan."""
@@ -135,9 +133,9 @@ class _Search:
     def _search(self, gap: float, most_states: int | None) -> list[int] | None:
         """The best plan with less than ``gap``, if there is one.
 
-        States are partial plans: the weight beyond that of the starting plan, and the extras. A
-        plan better than the one known has extras below the gap and, in the end, no more weight
-        than fits and no less than the gap can pay for.
+        States are partial plans, ``[2, states]``: the weight beyond that of the starting plan, and
+        the extras. A plan better than the one known has extras below the gap and, in the end, no
+        more weight than fits and no less than the gap can pay for.
         """
         gap *= 1 - RELATIVE
         open_groups = [
@@ -152,75 +150,41 @@ class _Search:
         room = self._room - self._weight(self._start)
         lightest = _sums_from_behind([float(move.min()) for move in moves])
         heaviest = _sums_from_behind([float(move.max()) for move in moves])
-        states = _States(np.zeros(1), np.zeros(1))
-        trail: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        states = np.zeros((2, 1))
+        trail: list[tuple[int, Places, Places]] = []
         for step, (group, choices) in enumerate(open_groups):
-            states, parents, taken = states.extended(moves[step], self._extra[group][choices])
-            unspent = room - states.weights - heaviest[step + 1]
-            worst = states.extras + self._price * np.maximum(unspent, 0.0)
-            fits = states.weights + lightest[step + 1] <= room
-            order = states.front(np.flatnonzero(fits & (worst < gap)), self._price, most_states)
-            states = states.at(order)
-            trail.append((parents[order], taken[order]))
-        gaps = states.extras + self._price * (room - states.weights)
-        good = np.flatnonzero((states.weights <= room) & (gaps < gap))
+            added = np.stack([moves[step], self._extra[group][choices]])
+            states = (states[:, :, None] + added[:, None, :]).reshape(2, -1)
+            weights, extras = states
+            unspent = room - weights - heaviest[step + 1]
+            worst = extras + self._price * np.maximum(unspent, 0.0)
+            fits = weights + lightest[step + 1] <= room
+            order = self._front(states, np.flatnonzero(fits & (worst < gap)), most_states)
+            states = states[:, order]
+            parents, taken = np.divmod(order, len(choices))
+            trail.append((group, parents, choices[taken]))
+        weights, extras = states
+        gaps = extras + self._price * (room - weights)
+        good = np.flatnonzero((weights <= room) & (gaps < gap))
         if not good.size:
             return None
-        return self._read(int(good[np.argmin(gaps[good])]), open_groups, trail)
-
-    def _read(
-        self,
-        state: int,
-        open_groups: Sequence[tuple[int, NDArray[np.int64]]],
-        trail: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
-    ) -> list[int]:
-        plan = list(self._start)
-        for (group, choices), (parents, taken) in zip(
-            reversed(open_groups), reversed(trail), strict=True
-        ):
-            plan[group] = int(choices[taken[state]])
-            state = int(parents[state])
+        state, plan = good[np.argmin(gaps[good])], list(self._start)
+        for group, parents, taken in reversed(trail):
+            plan[group] = int(taken[state])
+            state = parents[state]
         return plan
 
-
-@dataclass(frozen=True)
-class _States:
-    """Partial plans."""
-
-    weights: Floats
-    extras: Floats
-
-    def extended(
-        self, weights: Floats, extras: Floats
-    ) -> tuple[_States, NDArray[np.int64], NDArray[np.int64]]:
-        """Every state with every choice; also each one's parent and choice."""
-        count, choices = len(self.weights), len(weights)
-        made = _States(
-            (self.weights[:, None] + weights).ravel(), (self.extras[:, None] + extras).ravel()
-        )
-        return made, np.repeat(np.arange(count), choices), np.tile(np.arange(choices), count)
-
-    def at(self, places: NDArray[np.int64]) -> _States:
-        """The states at some places."""
-        return _States(self.weights[places], self.extras[places])
-
-    def front(self, among: NDArray[np.int64], price: float, most: int | None) -> NDArray[np.int64]:
+    def _front(self, states: Floats, among: Places, most: int | None) -> Places:
         """Places that no other state beats in both weight and cost."""
-        costs = self.extras[among] - price * self.weights[among]
-        order = among[np.lexsort((costs, self.weights[among]))]
-        costs = self.extras[order] - price * self.weights[order]
-        least = np.minimum.accumulate(costs)
-        better = np.concatenate([[True], costs[1:] < least[:-1]])[: len(order)]
+        weights, extras = states[:, among]
+        costs = extras - self._price * weights
+        order = np.lexsort((costs, weights))
+        least = np.minimum.accumulate(costs[order])
+        better = np.concatenate([[True], costs[order][1:] < least[:-1]])[: len(order)]
         order = order[better]
         if most is not None and len(order) > most:
-            order = np.sort(order[np.argpartition(self.extras[order], most)[:most]])
-        return order
-
-
-def _extra(table: _Table, price: float) -> Floats:
-    priced = table.costs + price * table.weights
-    extra: Floats = priced - priced.min()
-    return extra
+            order = np.sort(order[np.argpartition(extras[order], most)[:most]])
+        return among[order]
 
 
 def _slopes(table: _Table) -> Floats:
@@ -231,7 +195,4 @@ def _slopes(table: _Table) -> Floats:
 
 
 def _sums_from_behind(values: Sequence[float]) -> list[float]:
-    sums = [0.0]
-    for value in reversed(values):
-        sums.append(sums[-1] + value)
-    return sums[::-1]
+    return list(accumulate(reversed(values), initial=0.0))[::-1]
