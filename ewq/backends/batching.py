@@ -6,7 +6,6 @@ half precision a different composition alone can move single answers.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -107,22 +106,14 @@ def plan_batches(
     return [tuple(order[begin:end]) for begin, end in pairwise([*begins, len(order)]) if end]
 
 
-@dataclass(frozen=True)
-class PaddedRows:
-    """One batch, padded on the right and ready for the model."""
+def pad_rows(
+    rows: Sequence[Sequence[int]], kept: Sequence[int], shared: int
+) -> dict[str, torch.Tensor]:
+    """Rows padded on the right as arguments of a model; the ``kept`` last logits of each are kept.
 
-    ids: torch.Tensor
-    """``[rows, width]`` token ids."""
-    positions: torch.Tensor
-    """``[rows, width]`` position of each token in its own sequence."""
-    mask: torch.Tensor | None
-    """``[rows, shared + width]``, 1 where there is a token; ``None`` where nothing is padded."""
-    keep: torch.Tensor
-    """``[rows, width]`` bool: positions whose logits are needed."""
-
-
-def pad_rows(rows: Sequence[Sequence[int]], kept: Sequence[int], shared: int) -> PaddedRows:
-    """Pad rows to the longest, ``kept`` last positions of each needed, after ``shared`` tokens."""
+    All are ``[rows, width]`` but the mask, which counts ``shared`` earlier tokens in: ``[rows,
+    shared + width]``, and absent where nothing is padded.
+    """
     width = max(len(row) for row in rows)
     ids = torch.zeros((len(rows), width), dtype=torch.long)
     real = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -133,8 +124,10 @@ def pad_rows(rows: Sequence[Sequence[int]], kept: Sequence[int], shared: int) ->
         keep[index, len(row) - count : len(row)] = True
     positions = shared + real.long().cumsum(dim=1) - 1
     seen = torch.ones((len(rows), shared), dtype=torch.bool)
-    mask = None if real.all() else torch.cat([seen, real], dim=1).long()
-    return PaddedRows(ids, positions, mask, keep)
+    inputs = {"input_ids": ids, "position_ids": positions, "logits_to_keep": keep}
+    if not real.all():
+        inputs["attention_mask"] = torch.cat([seen, real], dim=1).long()
+    return inputs
 
 
 def new_cache(config: Any) -> Any:

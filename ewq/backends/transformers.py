@@ -44,9 +44,7 @@ class TransformersModel:
 
     ``batch_tokens`` counts shared prefix and padding, raw weights are weighed in
     ``checkpoint_dtype``, and ``device`` is what :attr:`info` calls the place of more than one GPU.
-
-    Raises:
-        InputError: no room in a batch, an unknown decode mode, or no known context length.
+    An InputError of no room in a batch, an unknown decode mode, or no known context length.
     """
 
     def __init__(
@@ -196,20 +194,15 @@ class TransformersModel:
         self, cache: Any, shared: int, rows: Sequence[Sequence[int]], kept: Sequence[int]
     ) -> torch.Tensor:
         """Float32 logits ``[sum(kept), vocab]`` of each row's last ``kept`` positions."""
-        padded = pad_rows(rows, kept, shared)
-        device = self._input_device
-        keep = padded.keep.to(device)
+        device, padded = self._input_device, pad_rows(rows, kept, shared)
+        inputs = {name: values.to(device) for name, values in padded.items()}
         with torch.no_grad():
             logits = self._model(
-                input_ids=padded.ids.to(device),
-                attention_mask=None if padded.mask is None else padded.mask.to(device),
-                position_ids=padded.positions.to(device),
-                past_key_values=cache,
-                use_cache=cache is not None,
-                logits_to_keep=keep,
+                **inputs, past_key_values=cache, use_cache=cache is not None
             ).logits
             # Architectures that know no logits_to_keep return every position.
-            chosen: torch.Tensor = logits if logits.dim() == 2 else logits[keep.to(logits.device)]
+            keep = inputs["logits_to_keep"].to(logits.device)
+            chosen: torch.Tensor = logits if logits.dim() == 2 else logits[keep]
             return chosen.float()
 
     def _long_logprobs(self, prefix: TokenIds, suffix: TokenIds) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from ewq.entropy.statistics import (
     WeightStatistics,
     bin_edges,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 Values = NDArray[np.generic]
 """Flat: uint16 bit patterns of 16-bit floats, else float32 or float64."""
@@ -88,9 +92,15 @@ def _counted_on(device: str, parts: Iterable[Values]) -> NDArray[np.int64]:
 
     total = torch.zeros(kernels.PATTERNS, dtype=torch.int64, device=device)
     for part in parts:
-        bits = torch.from_numpy(part.view(np.int16)).to(device).int() & (kernels.PATTERNS - 1)
-        total += torch.bincount(bits, minlength=kernels.PATTERNS)
+        total += count_patterns(torch.from_numpy(part.view(np.int16)).to(device))
     return np.asarray(total.cpu().numpy())
+
+
+def count_patterns(bits: torch.Tensor) -> torch.Tensor:
+    """How often each pattern occurs in ``bits`` (int16, flat), ``[65536]`` int64 on its device."""
+    import torch
+
+    return torch.bincount(bits.int() & (kernels.PATTERNS - 1), minlength=kernels.PATTERNS)
 
 
 def measure_floats(parts: Callable[[], Iterable[Values]], in_features: int) -> WeightStatistics:

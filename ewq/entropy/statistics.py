@@ -110,10 +110,8 @@ def bin_edges(minimum: float, maximum: float, dtype: np.dtype[Any]) -> NDArray[n
     """NumPy's 257 edges between the extremes of data of ``dtype``, in that dtype.
 
     Where it has no 256 bins between them (neighbouring or denormal values, a range beyond its
-    largest number) they are made in float64. One value alone is always in one bin.
-
-    Raises:
-        UnmeasurableError: float64 has none either.
+    largest number) they are made in float64, or an UnmeasurableError is raised where that has none
+    either. One value alone is always in one bin.
     """
     if minimum == maximum:
         minimum = maximum = 0.0

@@ -76,8 +76,7 @@ class StoredMatrix:
 def stored_matrix(checkpoint: Checkpoint, layout: Layout, name: str) -> StoredMatrix | None:
     """Where a matrix of the loaded model lies; ``None`` where the checkpoint has nothing like it.
 
-    Raises:
-        CheckpointError: it is stored as something else than floating-point numbers.
+    A CheckpointError of one that is not stored as floating-point numbers.
     """
     weight = layout.details.get(name)
     sources = weight.sources if weight else _named_alike(checkpoint, layout, name)

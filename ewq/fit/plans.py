@@ -46,10 +46,7 @@ class Fitting:
     ) -> QuantizationPlan:
         """The plan of least expected divergence whose tensors take at most ``budget_bytes``.
 
-        Where a file pads its tensors, padding counts.
-
-        Raises:
-            PlanError: even the smallest plan is larger.
+        A file's padding of tensors counts; a PlanError where even the smallest plan is larger.
         """
         units = self._units(granularity)
         found = choose(units, budget_bytes - self.target.fixed_stored_bytes)
@@ -58,11 +55,7 @@ class Fitting:
         return self.of_types(_taken(units, found), rule, granularity)
 
     def below(self, kld: float, rule: Rule, granularity: str = "tensor") -> QuantizationPlan:
-        """The smallest plan whose expected divergence is at most ``kld`` nats per token.
-
-        Raises:
-            PlanError: below what the least rounding gives.
-        """
+        """The smallest plan expected to diverge by at most ``kld`` nats (else a PlanError)."""
         units = self._units(granularity)
         found = choose([[Choice(o.weight, o.cost) for o in unit] for unit in units], kld)
         if found is None:
@@ -161,10 +154,8 @@ def smallest_below(
 ) -> QuantizationPlan:
     """The smallest of a scorer's plans (of a size in bytes) expected to diverge by ``kld`` nats.
 
-    Found by halving the range of sizes, to a thousandth of it, as if more bytes never cost more.
-
-    Raises:
-        PlanError: no plan of this scorer is below.
+    Found by halving the range of sizes, to a thousandth of it, as if more bytes never cost more; a
+    PlanError where no plan of this scorer is below.
     """
     sizes = [tensor.sizes.values() for tensor in fitting.target.tensors]
     low, high = (fitting.target.fixed_bytes + sum(map(end, sizes)) for end in (min, max))

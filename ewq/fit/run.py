@@ -90,11 +90,7 @@ class Fitted:
 
 
 def make_plan(fitting: Fitting, aim: Aim, *, file_bytes: bool = False) -> QuantizationPlan:
-    """The plan that reaches an aim; ``file_bytes``: a size includes the file's header.
-
-    Raises:
-        PlanError: it cannot be reached, or a recipe's bytes for bitsandbytes.
-    """
+    """The plan that reaches an aim, or a PlanError; ``file_bytes``: a size includes the header."""
     rule: Rule
     if aim.kld is not None:
         rule = {"kind": "target_kld", "target_kld": aim.kld}
@@ -123,11 +119,7 @@ def check_recipes(names: Sequence[str | None], engine: str) -> None:
 
 
 def recipe_bytes(checkpoint: Checkpoint, name: str) -> int:
-    """Bytes of all tensors of one of llama.cpp's recipes, its fallbacks included.
-
-    Raises:
-        InputError: llama.cpp has no such recipe.
-    """
+    """Bytes of all tensors of a recipe of llama.cpp (else an InputError), fallbacks included."""
     make_recipe(name)
     base = converted(checkpoint)
     chosen = recipe_types(base, name.upper())

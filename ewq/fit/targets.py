@@ -62,12 +62,9 @@ def padded(nbytes: int) -> int:
 
 
 def gguf_target(checkpoint: Checkpoint, base: Path, sensitivity: Sensitivity) -> Target:
-    """The tensors of ``base`` that llama.cpp quantizes and the sensitivity covers.
+    """The tensors that llama.cpp quantizes and the sensitivity covers (none is a PlanError).
 
     ``base`` is the checkpoint's conversion to 16 bits.
-
-    Raises:
-        PlanError: none of them can be planned.
     """
     header = read_header(base)
     takes_types = recipe_types(base, "Q8_0").keys()
@@ -126,8 +123,7 @@ def _planned(
 def bitsandbytes_target(checkpoint: Checkpoint, sensitivity: Sensitivity) -> Target:
     """The linear weights of a model in transformers; experts, embedding and head stay as stored.
 
-    Raises:
-        PlanError: none of them can be planned.
+    A PlanError where none of them can be planned.
     """
     layout = find_layout(checkpoint)
     footprint, rule = footprint_of(checkpoint, layout), format_of(NF4)

@@ -78,9 +78,9 @@ def exact_pattern(tensor: str) -> str:
     return f"^{re.escape(tensor)}$"
 
 
-def recipe_types(source: Path, type_name: str, imatrix: Path | None = None) -> Mapping[str, str]:
+def recipe_types(source: Path, type_name: str) -> Mapping[str, str]:
     """The type of every tensor that one of llama.cpp's recipes changes; EwqError of an unknown."""
-    job = QuantizeJob(source, source, type_name, imatrix=imatrix, requantize=True, dry_run=True)
+    job = QuantizeJob(source, source, type_name, requantize=True, dry_run=True)
     return run_quantizer(job).chosen
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -57,9 +57,8 @@ Recipe = TypeRecipe | PlanRecipe
 
 def plain_type(recipe: Recipe) -> str | None:
     """The type of a recipe that needs no quantizer, only the converter."""
-    if isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES:
-        return recipe.name
-    return None
+    known = isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES
+    return recipe.name if known else None
 
 
 def make_recipe(
@@ -83,7 +82,9 @@ def make_recipe(
 
         require_target(plan, "gguf")
         chosen = {**DEFAULT_TYPES, **(types or {})}
-        _check_types([*chosen.values(), *plan.types.values()])
+        for name in (*chosen.values(), *plan.types.values()):
+            if name not in _gguf().GGMLQuantizationType.__members__:
+                raise InputError(NO_TYPE.format(name, "F16, Q8_0, Q6_K, Q4_K"))
         check_imatrix((plan.types or chosen).values(), imatrix)
         return PlanRecipe(plan, chosen, imatrix)
     if types:
@@ -173,12 +174,6 @@ def _planned_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
 def _is_quantizable(tensor: GgufTensor) -> bool:
     """Whether llama.cpp's quantizer touches it: no vector, also none stored as one row."""
     return math.prod(tensor.shape[1:]) > 1 and not tensor.name.endswith(ROUTER)
-
-
-def _check_types(names: Iterable[str]) -> None:
-    for name in names:
-        if name not in _gguf().GGMLQuantizationType.__members__:
-            raise InputError(NO_TYPE.format(name, "F16, Q8_0, Q6_K, Q4_K"))
 
 
 def _gguf() -> Any:

@@ -133,10 +133,9 @@ class QuantizationPlan:
 
     @classmethod
     def from_json(cls, data: Any, source: str = "plan") -> QuantizationPlan:
-        """Build a plan from its JSON; also reads ``{"plan": {"0": "raw", "1": "4-bit"}}``.
+        """Build a plan from its JSON (also ``{"plan": {"0": "raw", "1": "4-bit"}}``).
 
-        Raises:
-            PlanError: unknown or missing keys, another schema, an unknown precision.
+        A PlanError of unknown or missing keys, another schema, an unknown precision.
         """
         if not isinstance(data, Mapping):
             raise PlanError(f"{source} is not a plan: it holds no JSON object")

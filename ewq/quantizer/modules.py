@@ -82,17 +82,10 @@ def _four_bit(module: nn.Module, options: StorageOptions, dtype: torch.dtype) ->
         quant_type=options.quant_type,
         module=new,
     )
-    new.support_avx512bf16_for_cpu = _may_repack(new, options.block_size, dtype)
+    # The kernel rounds activations and scales to bfloat16, and fails on shapes it does not divide.
+    fits = new.out_features % CPU_KERNEL_ROWS == 0 and new.in_features % options.block_size == 0
+    new.support_avx512bf16_for_cpu &= fits and dtype == torch.bfloat16
     return new
-
-
-def _may_repack(module: Linear4bit, block_size: int, dtype: torch.dtype) -> bool:
-    """Whether bitsandbytes may repack this weight for its kernel on processors.
-
-    It rounds activations and scales to bfloat16, and fails on shapes it does not divide.
-    """
-    fits = module.out_features % CPU_KERNEL_ROWS == 0 and module.in_features % block_size == 0
-    return bool(module.support_avx512bf16_for_cpu) and fits and dtype == torch.bfloat16
 
 
 def state_to_save(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -76,8 +76,7 @@ class EwqQuantize(ConversionOps):
 def int8_parameter(module: Any, weight: torch.Tensor, name: str) -> Int8Params:
     """A weight quantized where it lies; transformers' own operation takes each through the CPU.
 
-    Raises:
-        InputError: a value beyond float16, through which bitsandbytes takes it.
+    An InputError of a value beyond float16, through which bitsandbytes takes it.
     """
     laid_out = weight.T if issubclass(module.source_cls, Conv1D) else weight
     values, scales, _ = int8_vectorwise_quant(laid_out.contiguous().to(torch.float16))

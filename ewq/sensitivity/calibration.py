@@ -71,10 +71,8 @@ def make_calibration(
     """Cut texts into sequences and draw some of them, as evenly over domains as they allow.
 
     Each begins with the tokenizer's beginning-of-text token where it adds one, whether or not a
-    text spells it out; the last one of a domain may have fewer ``tokens``.
-
-    Raises:
-        InputError: the texts are too short.
+    text spells it out; the last one of a domain may have fewer ``tokens``. An InputError of texts
+    that are too short.
     """
     from ewq.data.windows import bos_token, spelt_bos
 
@@ -112,11 +110,7 @@ def _windows(ids: list[int], prefix: tuple[int, ...], length: int) -> list[tuple
 
 
 def refuse_evaluation_text(calibration: TextSet, evaluation: TextSet) -> None:
-    """A plan must not be judged on the text that it was made from.
-
-    Raises:
-        InputError: the two share more than a tenth of a document's long lines.
-    """
+    """An InputError where the two share more than a tenth of a document's long lines."""
     known = {line for document in calibration.documents for line in _long_lines(document)}
     for document in evaluation.documents:
         lines = _long_lines(document)

@@ -62,10 +62,8 @@ class GradientSums:
     def add(self, ids: Sequence[int], seed: int) -> Mapping[str, float]:
         """Run one sequence; the squared norm of its gradient by matrix.
 
-        Labels are sampled from the model's own distributions.
-
-        Raises:
-            MeasurementError: a gradient that is not finite.
+        Labels are sampled from the model's own distributions. A MeasurementError of a gradient
+        that is not finite.
         """
         self._squares = dict.fromkeys(self._names, 0.0)
         device = next(self._model.parameters()).device

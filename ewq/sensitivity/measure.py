@@ -97,10 +97,7 @@ class Sensitivity:
         """``rows`` and ``columns`` with ``KLD = sum_ij rows_i columns_j dW_ij^2`` nats per token.
 
         ``rows = R / 2T`` for the summed squares ``R`` over ``T`` tokens, ``columns = C / sum C``;
-        ``[experts, rows]`` and ``[experts, columns]``.
-
-        Raises:
-            InputError: the model has no such matrix.
+        ``[experts, rows]`` and ``[experts, columns]``. An InputError where there is no such matrix.
         """
         if name not in self.matrices:
             raise InputError(f"the sensitivity of {name} was not measured")
@@ -184,11 +181,7 @@ def measure_sensitivity(
 
 
 def check_trained(checkpoint: Checkpoint) -> None:
-    """Refuse what has no gradients, before any work: a GGUF file, or a quantized model.
-
-    Raises:
-        CheckpointError: it is one of them, or not whole.
-    """
+    """A CheckpointError of what has no gradients: a GGUF file, a quantized model, half a one."""
     if checkpoint.is_gguf:
         raise CheckpointError(
             f"{checkpoint.model}: sensitivity needs the Hugging Face folder, not a GGUF file"
@@ -197,11 +190,7 @@ def check_trained(checkpoint: Checkpoint) -> None:
 
 
 def load_model(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
-    """The model in evaluation mode, its experts one product each.
-
-    Raises:
-        CheckpointError: transformers cannot load it.
-    """
+    """The model in evaluation mode; a CheckpointError where transformers cannot load it."""
     import torch
     import transformers
 
