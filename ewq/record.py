@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -13,11 +13,16 @@ from ewq.measurement import NO_ITEMS, Doubt, DoubtKind, Items, Json, Metric
 from ewq.variants import LLAMA_CPP, engine_of
 
 SCHEMA = 2
-_PERPLEXITY_FIELDS = ["domain", "nll", "tokens", "bytes", "document"]
-_DIVERGENCE_FIELDS = [
-    *("domain", "tokens", "kld", "same_top", "delta_p_squared", "nll_change"),
-    "document",
-]
+_SCHEMA1_FIELDS = {
+    **{task: ["answer"] for task in ("mmlu", "mmlu_cloze", "noise_floor")},
+    "perplexity": ["domain", "nll", "tokens", "bytes", "document"],
+    "divergence": [
+        *("domain", "tokens", "kld", "same_top", "delta_p_squared", "nll_change"),
+        "document",
+    ],
+    "throughput": ["batch_size", "first_token_s", "decode_s"],
+    "samples": ["prompt", "tokens"],
+}
 _DOUBT_WORDS = (
     ("noisy ratio", DoubtKind.OTHER_SESSION),
     ("throttl", DoubtKind.THROTTLING),
@@ -106,15 +111,14 @@ class Record:
 
 def _upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored record in the shape of schema 2; a KeyError, TypeError or ValueError if damaged."""
-    notes, items = stored.get("notes", ()), stored["items"]
+    notes = stored.get("notes", ())
     words = {note: [of for word, of in _DOUBT_WORDS if word in note.lower()] for note in notes}
-    named = _SCHEMA1_ITEMS.get(stored["task"]) if items else None
     # What it wrote on llama.cpp's records although it was transformers' own.
     foreign = ("batch_tokens", "dtype") if engine_of(stored["variant"]) == LLAMA_CPP else ()
     return {
         **stored,
         "settings": {k: value for k, value in stored["settings"].items() if k not in foreign},
-        "items": named(items) if named else {"fields": [], "rows": []},
+        "items": _items(stored["task"], stored["items"]),
         "reasons": [_reason(text, stored["verdict"]) for text in stored["reasons"]],
         "doubts": [{"kind": of[0].value, "text": note} for note, of in words.items() if of],
         "notes": [note for note in notes if not words[note]],
@@ -128,25 +132,14 @@ def _reason(text: str, verdict: str) -> dict[str, Any]:
     return {"verdict": verdict, "text": sentence, "statistic": statistic, "worse": worse}
 
 
-def _times(batches: Mapping[str, Any]) -> dict[str, Any]:
-    rows = [
-        [int(name.removeprefix("b")), first, decode]
-        for name, times in batches.items()
-        for first, decode in zip(times["first_token_s"], times["decode_s"], strict=True)
-    ]
-    return {"fields": ["batch_size", "first_token_s", "decode_s"], "rows": rows}
-
-
-def _letters(items: str) -> dict[str, Any]:
-    return {"fields": ["answer"], "rows": items}
-
-
-_SCHEMA1_ITEMS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
-    "mmlu": _letters,
-    "mmlu_cloze": _letters,
-    "noise_floor": _letters,
-    "perplexity": lambda rows: {"fields": _PERPLEXITY_FIELDS, "rows": rows},
-    "divergence": lambda rows: {"fields": _DIVERGENCE_FIELDS, "rows": rows},
-    "throughput": _times,
-    "samples": lambda texts: {"fields": ["prompt", "tokens"], "rows": list(texts.items())},
-}
+def _items(task: str, items: Any) -> dict[str, Any]:
+    if not items or task not in _SCHEMA1_FIELDS:
+        return {"fields": [], "rows": []}
+    if task == "throughput":
+        items = [
+            [int(name.removeprefix("b")), first, decode]
+            for name, times in items.items()
+            for first, decode in zip(times["first_token_s"], times["decode_s"], strict=True)
+        ]
+    rows = list(items.items()) if task == "samples" else items
+    return {"fields": _SCHEMA1_FIELDS[task], "rows": rows}

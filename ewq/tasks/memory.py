@@ -15,7 +15,7 @@ from ewq.instruments.gpu import gpus_of
 from ewq.instruments.load_watch import LoadReading, MemoryInstrument, instrument_for
 from ewq.instruments.memory import release_free_memory
 from ewq.measurement import Json, Metric, TaskResult
-from ewq.tasks.throughput import SEED, random_prompts
+from ewq.tasks.throughput import random_prompts
 
 if TYPE_CHECKING:
     from ewq.model import LanguageModel
@@ -48,7 +48,7 @@ def run(
     instrument = instrument or instrument_for(model.info.device)
     what = f"{prompt_tokens} prompt and {new_tokens} new tokens"
     model.info.require_context(prompt_tokens + new_tokens, what)
-    prompts = random_prompts(model.info.vocab_size, 1, prompt_tokens, SEED)
+    prompts = random_prompts(model.info.vocab_size, 1, prompt_tokens)
     with _torch_peaks(model) as torch_peaks, instrument.watch() as watch:
         model.generate(prompts, new_tokens)
         model.synchronize()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ewq.data.windows import Definition, Window, fitted_windows, window_notes
 from ewq.errors import MeasurementError
@@ -52,14 +52,15 @@ def run(
     document (by window where a scope has fewer than four). Items are windows, ``nll`` in nats.
     """
     settings, windows = fitted_windows(model, texts, definition, max_tokens_per_domain)
-    columns: dict[str, Sequence[Any]] = {
-        "domain": [window.domain for window in windows],
-        "nll": list(_score(model, windows, progress)),
-        "tokens": [window.scored for window in windows],
-        "bytes": [window.scored_bytes for window in windows],
-        "document": [window.document for window in windows],
-    }
-    items = Items(columns)
+    items = Items(
+        {
+            "domain": [window.domain for window in windows],
+            "nll": list(_score(model, windows, progress)),
+            "tokens": [window.scored for window in windows],
+            "bytes": [window.scored_bytes for window in windows],
+            "document": [window.document for window in windows],
+        }
+    )
     return TaskResult(
         task=TASK,
         settings=settings,
@@ -101,26 +102,25 @@ def _score(model: LanguageModel, windows: Sequence[Window], progress: Progress) 
 
 
 def _metrics(items: Items) -> dict[str, Metric]:
-    metrics = dict(zip(("perplexity", "bits_per_byte"), _figures(items), strict=True))
+    metrics = _figures(items)
     for domain in dict.fromkeys(items.column("domain")):
-        perplexity, bits = _figures(_within(items, domain))
-        metrics[f"perplexity/{domain}"] = perplexity
-        metrics[f"bits_per_byte/{domain}"] = bits
+        own = _figures(_within(items, domain))
+        metrics |= {f"{name}/{domain}": metric for name, metric in own.items()}
     return metrics
 
 
-def _figures(items: Items) -> tuple[Metric, Metric]:
+def _figures(items: Items) -> dict[str, Metric]:
     """Perplexity with the delta method's error, and bits per byte."""
-    clusters, scored = clusters_of(items.column("document")), sum(items.column("tokens"))
-    nats = clustered_ratio(items.column("nll"), items.column("tokens"), clusters)
-    per_byte = clustered_ratio(items.column("nll"), items.column("bytes"), clusters)
-    perplexity, per_bit = math.exp(nats.value), 1 / math.log(2)
-    errors = _scaled(nats.stderr, perplexity), _scaled(per_byte.stderr, per_bit)
-    bits = per_byte.value / math.log(2)
-    return (
-        Metric(perplexity, "ratio", False, scored, errors[0], nats.freedom),
-        Metric(bits, "bits", False, scored, errors[1], per_byte.freedom),
-    )
+    nll, tokens = items.column("nll"), items.column("tokens")
+    clusters, scored = clusters_of(items.column("document")), sum(tokens)
+    nats = clustered_ratio(nll, tokens, clusters)
+    per_byte = clustered_ratio(nll, items.column("bytes"), clusters)
+    perplexity, bits = math.exp(nats.value), per_byte.value / math.log(2)
+    errors = _scaled(nats.stderr, perplexity), _scaled(per_byte.stderr, 1 / math.log(2))
+    return {
+        "perplexity": Metric(perplexity, "ratio", False, scored, errors[0], nats.freedom),
+        "bits_per_byte": Metric(bits, "bits", False, scored, errors[1], per_byte.freedom),
+    }
 
 
 def _ln_ratio(new: Items, base: Items) -> Metric:

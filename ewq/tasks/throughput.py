@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, cast
 
@@ -27,11 +26,14 @@ from ewq.tasks.table import Work
 if TYPE_CHECKING:
     from ewq.model import LanguageModel
     from ewq.tasks.table import Inputs
+    from ewq.tasks.tiers import Tier
 
 TASK = "throughput"
 DECODE_MODE = "decode_mode"
 """How a transformers model decoded; two of them are not compared silently."""
-SEED = 20250307
+_SEED = 20250307
+_PROTOCOL = ("prompt_tokens", "new_tokens", "batch_sizes", "warmup_rounds", "rounds")
+_COLUMNS = ("batch_size", "first_token_s", "decode_s")
 _SHARES = {"": 0.5, "_p10": 0.1, "_p90": 0.9}
 # Coefficient of variation above which a median is not to be trusted.
 _NOISY = 0.05
@@ -40,79 +42,53 @@ _NOISY = 0.05
 _SHORTEST_S = {"cpu": 0.05, "cuda": 0.002}
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """What one round does, and how many there are."""
-
-    prompt_tokens: int
-    new_tokens: int
-    batch_sizes: tuple[int, ...]
-    warmup_rounds: int
-    rounds: int
-    seed: int = SEED
-
-
 class Rounds:
     """Rounds to be timed one by one; whoever calls :meth:`one` owns the stopwatch.
 
-    Raises:
-        MeasurementError: the model's context is too short, or the protocol measures nothing.
+    A MeasurementError where the model's context is too short.
     """
 
-    def __init__(self, model: LanguageModel, protocol: Protocol) -> None:
-        prompt, new = protocol.prompt_tokens, protocol.new_tokens
+    def __init__(self, model: LanguageModel, sizes: Tier) -> None:
+        prompt, new = sizes.prompt_tokens, sizes.new_tokens
         model.info.require_context(prompt + new, f"{prompt} prompt and {new} new tokens")
-        if prompt < 1 or new < 2 or not protocol.batch_sizes:
-            raise MeasurementError(
-                "throughput needs a prompt token, two new tokens and a batch size at least; got "
-                f"{prompt}, {new} and {protocol.batch_sizes}"
-            )
-        self.protocol = protocol
+        self._sizes = sizes
         self._model = model
         self._prompts = {
-            size: random_prompts(model.info.vocab_size, size, protocol.prompt_tokens, protocol.seed)
-            for size in protocol.batch_sizes
+            size: random_prompts(model.info.vocab_size, size, prompt) for size in sizes.batch_sizes
         }
         self._calls = 0
-        self._first_s: dict[int, list[float]] = {size: [] for size in protocol.batch_sizes}
-        self._decode_s: dict[int, list[float]] = {size: [] for size in protocol.batch_sizes}
+        self._times_s: dict[int, list[tuple[float, float]]] = {n: [] for n in sizes.batch_sizes}
         self._before: ClockState | None = None
         self._unknown_clocks: str | None = None
-        if protocol.warmup_rounds == 0:
-            self._before = self._clocks()
 
     def one(self) -> None:
         """One round: every batch size once, from a synchronised start."""
         self._model.synchronize()
         for size, prompts in self._prompts.items():
-            generation = self._model.generate(prompts, self.protocol.new_tokens)
-            if self._calls >= self.protocol.warmup_rounds:
-                self._first_s[size].append(generation.first_token_s)
-                self._decode_s[size].append(sum(generation.step_s))
+            generation = self._model.generate(prompts, self._sizes.new_tokens)
+            if self._calls >= self._sizes.warmup_rounds:
+                times_s = generation.first_token_s, sum(generation.step_s)
+                self._times_s[size].append(times_s)
         self._calls += 1
-        if self._calls == self.protocol.warmup_rounds:
+        if self._calls == self._sizes.warmup_rounds:
             self._before = self._clocks()
 
     def result(self) -> TaskResult:
         """The figures of all measured rounds; a MeasurementError of fewer than two."""
-        warmup = self.protocol.warmup_rounds
+        warmup = self._sizes.warmup_rounds
         measured = max(self._calls - warmup, 0)
         if measured < 2:
             raise MeasurementError(
                 f"{measured} measured rounds after {warmup} to warm up: speed needs at least 2"
             )
         after = self._clocks()
+        rows = [(size, *times_s) for size, own in self._times_s.items() for times_s in own]
         return TaskResult(
             task=TASK,
-            settings=encode(self.protocol),
+            settings=encode({name: getattr(self._sizes, name) for name in _PROTOCOL})
+            | {"seed": _SEED},
             metrics=self._metrics(),
-            items=Items(
-                {
-                    "batch_size": [size for size, times in self._first_s.items() for _ in times],
-                    "first_token_s": [t for times in self._first_s.values() for t in times],
-                    "decode_s": [t for times in self._decode_s.values() for t in times],
-                }
-            ),
+            items=Items(dict(zip(_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))),
             doubts=(*self._noise(), *self._throttling(after)),
             notes=() if self._unknown_clocks is None else (self._unknown_clocks,),
             side={
@@ -129,22 +105,21 @@ class Rounds:
             return None
 
     def _metrics(self) -> dict[str, Metric]:
-        prompt, new = self.protocol.prompt_tokens, self.protocol.new_tokens
+        prompt, new = self._sizes.prompt_tokens, self._sizes.new_tokens
         metrics: dict[str, Metric] = {}
-        for size, first_s in self._first_s.items():
+        for size, times_s in self._times_s.items():
             suffix = _suffix(size)
-            prefill = [size * prompt / seconds for seconds in first_s]
-            decode = [size * (new - 1) / seconds for seconds in self._decode_s[size]]
+            prefill = [size * prompt / first_s for first_s, _ in times_s]
+            decode = [size * (new - 1) / decode_s for _, decode_s in times_s]
             metrics |= _spread(f"prefill_tokens_per_s{suffix}", prefill, "tokens/s", True)
             metrics |= _spread(f"decode_tokens_per_s{suffix}", decode, "tokens/s", True)
-            metrics |= _spread(f"ttft_s{suffix}", first_s, "s", False)
+            metrics |= _spread(f"ttft_s{suffix}", [first_s for first_s, _ in times_s], "s", False)
         return metrics
 
     def _noise(self) -> Iterator[Doubt]:
         shortest_s = _SHORTEST_S["cpu" if self._model.info.device == "cpu" else "cuda"]
-        timed = {"prefill": self._first_s, "decode": self._decode_s}
-        for size, phase in product(self.protocol.batch_sizes, timed):
-            work, times_s = f"{phase} at batch size {size}", timed[phase][size]
+        for size, (place, phase) in product(self._times_s, enumerate(("prefill", "decode"))):
+            work, times_s = f"{phase} at batch size {size}", [t[place] for t in self._times_s[size]]
             variation = statistics.stdev(times_s) / statistics.fmean(times_s)
             median_s = statistics.median(times_s)
             if variation > _NOISY:
@@ -166,9 +141,7 @@ class Rounds:
 def prepare(inputs: Inputs) -> Work:
     """The tier's rounds, to be timed one by one."""
     sizes = inputs.sizes
-    lengths = sizes.prompt_tokens, sizes.new_tokens
-    protocol = Protocol(*lengths, sizes.batch_sizes, sizes.warmup_rounds, sizes.rounds)
-    rounds = Rounds(inputs.model(), protocol)
+    rounds = Rounds(inputs.model(), sizes)
     return Work(rounds.one, rounds.result, sizes.rounds, sizes.warmup_rounds)
 
 
@@ -186,9 +159,9 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     return ratios
 
 
-def random_prompts(vocab_size: int, count: int, length: int, seed: int) -> list[list[int]]:
-    """``count`` prompts of ``length`` uniformly random token ids, the same for the same seed."""
-    ids = np.random.default_rng(seed).integers(0, vocab_size, (count, length))
+def random_prompts(vocab_size: int, count: int, length: int) -> list[list[int]]:
+    """``count`` prompts of ``length`` uniformly random token ids, always the same."""
+    ids = np.random.default_rng(_SEED).integers(0, vocab_size, (count, length))
     rows: list[list[int]] = ids.tolist()
     return rows
 

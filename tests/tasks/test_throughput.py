@@ -11,7 +11,7 @@ from ewq.instruments.gpu import ClockState
 from ewq.measurement import DoubtKind, Items
 from ewq.model import Generation
 from ewq.tasks import throughput
-from ewq.tasks.throughput import Protocol
+from ewq.tasks.tiers import Tier
 from tests.tasks.numpy_model import NumpyModel
 
 COOL = ClockState(1980, 60, 300.0, ())
@@ -39,6 +39,11 @@ class TimedModel(NumpyModel):
         return Generation(tokens, next(self._first), (next(self._step),) * (new_tokens - 1))
 
 
+def sizes(prompt_tokens, new_tokens, batch_sizes, warmup_rounds, rounds):
+    lengths = prompt_tokens, new_tokens, batch_sizes
+    return Tier(24, 256, 128, *lengths, rounds, warmup_rounds, sample_tokens=12, noise_questions=8)
+
+
 def run(model, protocol):
     rounds = throughput.Rounds(model, protocol)
     for _ in range(protocol.warmup_rounds + protocol.rounds):
@@ -47,7 +52,7 @@ def run(model, protocol):
 
 
 def test_prefill_and_decode_are_computed_apart():
-    result = run(TimedModel(), Protocol(100, 11, (1, 8), 1, 3))
+    result = run(TimedModel(), sizes(100, 11, (1, 8), 1, 3))
     value = {key: metric.value for key, metric in result.metrics.items()}
     assert value["prefill_tokens_per_s"] == pytest.approx(100 / 0.5)
     assert value["decode_tokens_per_s"] == pytest.approx(10 / 2.5)
@@ -60,7 +65,7 @@ def test_prefill_and_decode_are_computed_apart():
 def test_medians_and_percentiles_are_over_measured_rounds_only():
     # The first two rounds warm up and are slow.
     model = TimedModel(first_token_s=(9.0, 9.0, 1.0, 1.01, 1.02, 1.03, 1.04))
-    result = run(model, Protocol(100, 2, (1,), 2, 5))
+    result = run(model, sizes(100, 2, (1,), 2, 5))
     times = result.items.column("first_token_s")
     assert times == [1.0, 1.01, 1.02, 1.03, 1.04]
     assert result.metrics["ttft_s"].value == pytest.approx(1.02)
@@ -73,20 +78,20 @@ def test_medians_and_percentiles_are_over_measured_rounds_only():
 
 def test_every_round_runs_each_batch_size_once_from_a_synchronised_start():
     model = TimedModel()
-    run(model, Protocol(10, 4, (1, 8), 1, 2))
+    run(model, sizes(10, 4, (1, 8), 1, 2))
     assert model.events == ["synchronize", (1, 10, 4), (8, 10, 4)] * 3
 
 
 def test_prompts_are_the_same_for_every_model():
-    prompts = throughput.random_prompts(50, 8, 20, seed=1)
-    assert prompts == throughput.random_prompts(50, 8, 20, seed=1)
-    assert prompts != throughput.random_prompts(50, 8, 20, seed=2)
+    prompts = throughput.random_prompts(50, 8, 20)
+    assert prompts == throughput.random_prompts(50, 8, 20)
+    assert prompts[0] != prompts[1]
     assert {len(prompt) for prompt in prompts} == {20}
     assert 0 <= min(map(min, prompts)) <= max(map(max, prompts)) < 50
 
 
 def test_times_that_vary_are_called_noisy():
-    result = run(TimedModel(first_token_s=(1.0, 2.0)), Protocol(10, 2, (1,), 0, 4))
+    result = run(TimedModel(first_token_s=(1.0, 2.0)), sizes(10, 2, (1,), 0, 4))
     assert len(result.items.column("decode_s")) == 4
     (doubt,) = result.doubts
     assert (doubt.kind, set(doubt.figures)) == (DoubtKind.NOISE, {"variation"})
@@ -95,7 +100,7 @@ def test_times_that_vary_are_called_noisy():
 
 def test_rounds_too_short_for_a_processor_are_called_so():
     model = TimedModel(first_token_s=(0.005,), step_s=(0.25,))
-    (doubt,) = run(model, Protocol(10, 2, (1,), 0, 4)).doubts
+    (doubt,) = run(model, sizes(10, 2, (1,), 0, 4)).doubts
     assert (doubt.kind, doubt.figures) == (DoubtKind.NOISE, {"median_s": 0.005})
     assert doubt.text.startswith("too noisy to gate: a round's prefill at batch size 1 takes 5 ms")
 
@@ -115,7 +120,7 @@ def test_rounds_too_short_for_a_processor_are_called_so():
 def test_clocks_are_read_before_and_after(monkeypatch, states, texts):
     readings = iter(states)
     monkeypatch.setattr(throughput, "read_clocks", lambda device: next(readings))
-    result = run(TimedModel(), Protocol(10, 4, (1,), 1, 2))
+    result = run(TimedModel(), sizes(10, 4, (1,), 1, 2))
     assert tuple(doubt.text for doubt in result.doubts) == texts
     assert {doubt.kind for doubt in result.doubts} <= {DoubtKind.THROTTLING}
     moments = [encode(state) for state in states]
@@ -128,12 +133,12 @@ def test_a_driver_that_tells_no_clocks_is_noted(monkeypatch, error):
         raise error("Not Supported")
 
     monkeypatch.setattr(throughput, "read_clocks", refuse)
-    result = run(TimedModel(), Protocol(10, 4, (1,), 1, 2))
+    result = run(TimedModel(), sizes(10, 4, (1,), 1, 2))
     assert result.notes == ("clock state unknown: Not Supported",)
 
 
 def test_ratios_are_to_the_reference():
-    protocol = Protocol(100, 11, (1, 8), 0, 3)
+    protocol = sizes(100, 11, (1, 8), 0, 3)
     base = run(TimedModel(first_token_s=(0.5,), step_s=(0.2,)), protocol)
     new = run(TimedModel(first_token_s=(1.0,), step_s=(0.1,)), protocol)
     ratios = {key: metric.value for key, metric in throughput.pair(new, base).items()}
@@ -143,7 +148,7 @@ def test_ratios_are_to_the_reference():
 
 
 def test_a_ratios_error_joins_both_errors():
-    protocol = Protocol(100, 11, (1,), 0, 4)
+    protocol = sizes(100, 11, (1,), 0, 4)
     steady = run(TimedModel(), protocol)
     varying = run(TimedModel(step_s=(0.25, 0.26, 0.25, 0.24)), protocol)
     one = throughput.pair(varying, steady)["decode_ratio"].stderr
@@ -155,13 +160,11 @@ def test_a_ratios_error_joins_both_errors():
     ("protocol", "message"),
     [
         pytest.param(
-            Protocol(600, 128, (1,), 0, 2),
+            sizes(600, 128, (1,), 0, 2),
             "600 prompt and 128 new tokens: 728",
             id="context",
         ),
-        pytest.param(Protocol(10, 1, (1,), 0, 2), "two new tokens", id="no decode"),
-        pytest.param(Protocol(10, 4, (), 0, 2), "batch size at least", id="no batch"),
-        pytest.param(Protocol(10, 4, (1,), 2, 1), "1 measured rounds", id="one round"),
+        pytest.param(sizes(10, 4, (1,), 2, 1), "1 measured rounds", id="one round"),
     ],
 )
 def test_a_protocol_that_measures_nothing_is_an_error(protocol, message):
@@ -170,6 +173,6 @@ def test_a_protocol_that_measures_nothing_is_an_error(protocol, message):
 
 
 def test_different_protocols_cannot_be_paired():
-    runs = [run(TimedModel(), Protocol(n, 4, (1,), 0, 2)) for n in (10, 20)]
+    runs = [run(TimedModel(), sizes(n, 4, (1,), 0, 2)) for n in (10, 20)]
     with pytest.raises(MeasurementError, match="prompt_tokens is 10 here, 20 there"):
         throughput.pair(*runs)
