@@ -117,11 +117,7 @@ def _make(source: Path, folder: Path) -> None:
         weight.data = weight.half()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    manifest = {
-        "label": EMBEDDED_MODEL,
-        "source_sha256": file_digest(source),
-        "weights_sha256": file_digest(folder / _WEIGHTS),
-    }
+    manifest = {"label": EMBEDDED_MODEL, "weights_sha256": file_digest(folder / _WEIGHTS)}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 

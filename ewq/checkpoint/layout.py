@@ -202,7 +202,17 @@ def _collect(model: str, placed: Sequence[_Placed], family: Family) -> Layout:
     blocks = (
         Block(index, grouped[inside[0]][0].block, tuple(inside)) for index, inside in names.items()
     )
-    details = {name: _weight(name, items, family) for name, items in grouped.items()}
+    details = {
+        name: Weight(
+            name,
+            tuple(item.info.name for item in items),
+            sum(item.info.numel for item in items),
+            items[0].info.shape[0 if family.transposed else -1],
+            family.transposed,
+            items[0].expert,
+        )
+        for name, items in grouped.items()
+    }
     return Layout(tuple(blocks), details)
 
 
@@ -222,18 +232,6 @@ def _quantizable(model: str, family: Family, placed: Sequence[_Placed]) -> Itera
             f"{model} has {len(unknown)} matrices in its blocks that ewq does not know "
             f"for this model type: {', '.join(unknown[:NAMED])}"
         )
-
-
-def _weight(name: str, items: Sequence[_Placed], family: Family) -> Weight:
-    infos = [item.info for item in items]
-    return Weight(
-        name,
-        tuple(info.name for info in infos),
-        sum(info.numel for info in infos),
-        infos[0].shape[0 if family.transposed else -1],
-        family.transposed,
-        items[0].expert,
-    )
 
 
 def _check_complete(model: str, placed: Sequence[_Placed]) -> None:

@@ -214,12 +214,8 @@ class _Reader:
 
     def not_finite(self, weight: Weight) -> str:
         """The tensor behind a :class:`NotFiniteError`."""
-        return next((each for each in weight.sources if not self._finite(each)), weight.name)
-
-    def _finite(self, source: str) -> bool:
-        import torch
-
-        return bool(torch.isfinite(self._checkpoint.load(source).float()).all())
+        loaded = ((source, self._checkpoint.load(source)) for source in weight.sources)
+        return next((name for name, of in loaded if not of.float().isfinite().all()), weight.name)
 
 
 @cache

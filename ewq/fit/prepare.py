@@ -59,17 +59,19 @@ def open_fitting(
     how: Calibrating,
     progress: Progress = NO_PROGRESS,
     *,
+    calibration: Calibration | None = None,
     rows_drawn: int = ROWS_DRAWN,
 ) -> Fitting:
     """Measure and cost a model for ``gguf`` or ``bitsandbytes`` (or one of its formats).
 
-    An EwqError of a model that cannot be loaded, measured or converted.
+    ``calibration`` are sequences instead of the text of ``how``. An EwqError of a model that cannot
+    be loaded, measured or converted.
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, progress)
     engine = BITSANDBYTES if target.startswith(NF4) else target
     if engine not in TARGETS:
         raise InputError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
-    calibration = calibrate(checkpoint, how)
+    calibration = calibration or calibrate(checkpoint, how)
     # What cannot be converted is better told before the long pass.
     base = converted(checkpoint, progress) if engine == GGUF else None
     sensitivity = measure_sensitivity(checkpoint, calibration, how, progress)

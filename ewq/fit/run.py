@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ewq.checkpoint.gguf_header import read_header
+from ewq.checkpoint.gguf_header import nominal_bytes, read_header
 from ewq.checkpoint.opening import Checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.errors import InputError, PlanError
@@ -22,7 +22,6 @@ from ewq.gguf.cache import cached_gguf
 from ewq.gguf.export import export_gguf
 from ewq.gguf.quantize import recipe_types
 from ewq.gguf.recipe import make_recipe
-from ewq.gguf.rounding import stored_bytes
 from ewq.planning.plan import BITSANDBYTES, QuantizationPlan
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.sensitivity.calibration import (
@@ -124,7 +123,7 @@ def recipe_bytes(checkpoint: Checkpoint, name: str) -> int:
     base = converted(checkpoint)
     chosen = recipe_types(base, name.upper())
     return sum(
-        padded(stored_bytes(chosen.get(tensor.name, tensor.type_name), tensor.numel))
+        padded(nominal_bytes(chosen.get(tensor.name, tensor.type_name), tensor.numel))
         for tensor in read_header(base).tensors
     )
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ewq.checkpoint.gguf_header import GgufHeader, GgufTensor, read_header
+from ewq.checkpoint.gguf_header import GgufHeader, GgufTensor, nominal_bytes, read_header
 from ewq.checkpoint.layout import Layout, find_layout
 from ewq.checkpoint.opening import Checkpoint
 from ewq.errors import PlanError
 from ewq.fit.costs import PlannedTensor, Rounding, StoredMatrix, Values, stored_matrix
 from ewq.gguf.quantize import recipe_types
 from ewq.gguf.recipe import EMBEDDING, OUTPUT, TensorNames
-from ewq.gguf.rounding import divides, rounded, stored_bytes
+from ewq.gguf.rounding import divides, rounded
 from ewq.planning.plan import BITSANDBYTES, PRECISION_OF_TYPE
 from ewq.planning.sizes import footprint_of, format_of
 from ewq.precision import Precision
@@ -116,7 +116,7 @@ def _planned(
     halves = ("F16",) if tensor.type_name == "F32" else ()
     smaller = (name for name in GGUF_TYPES if divides(name, tensor.shape[0]))
     types = (*smaller, *halves, tensor.type_name)
-    sizes = {name: stored_bytes(name, tensor.numel) for name in types}
+    sizes = {name: nominal_bytes(name, tensor.numel) for name in types}
     return PlannedTensor(tensor.name, matrix, types, sizes, block, rows)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ewq.checkpoint.gguf_header import nominal_bytes
 from ewq.errors import BackendUnavailable, InputError
 
 Values = NDArray[np.float32]
@@ -68,12 +69,6 @@ def divides(type_name: str, columns: int) -> bool:
     return columns % block_size(type_name) == 0
 
 
-def stored_bytes(type_name: str, numel: int) -> int:
-    """Bytes of whole rows in a type."""
-    _, block, block_bytes = _sizes()[type_name]
-    return numel // block * block_bytes
-
-
 def pack(values: Values, type_name: str, importance: Values | None = None) -> NDArray[np.uint8]:
     """Rows, ``[rows, columns]``, as ggml's quantizer stores them, ``[rows, bytes of a row]``.
 
@@ -84,7 +79,7 @@ def pack(values: Values, type_name: str, importance: Values | None = None) -> ND
         raise InputError(f"rows of {values.shape[1]} values cannot be stored as {type_name}")
     source = np.ascontiguousarray(values, dtype=np.float32)
     rows, columns = source.shape
-    packed = np.empty((rows, stored_bytes(type_name, columns)), dtype=np.uint8)
+    packed = np.empty((rows, nominal_bytes(type_name, columns)), dtype=np.uint8)
     weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
     number, pointer = _sizes()[type_name][0], None if weights is None else weights.ctypes.data
     _library().ggml_quantize_chunk(

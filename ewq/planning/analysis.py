@@ -18,12 +18,12 @@ from ewq.planning.plan import PlanBlock, QuantizationPlan
 from ewq.planning.scorers import (
     DEFAULT_SCORER,
     NEED_NF4_ERRORS,
+    SCORERS,
     Spread,
     Unit,
     by_thresholds,
     check_scorer,
     factor_thresholds,
-    score_units,
     spread,
     within_budget,
 )
@@ -60,16 +60,12 @@ class Analysis:
         target: str = DEFAULT_FORMAT,
         seed: int = 0,
     ) -> QuantizationPlan:
-        """A plan by the factor rule (0.65 unless given) or within a budget.
+        """A plan by the factor rule (0.65 unless given) or within a budget for the whole model.
 
-        Args:
-            factor: 4-bit starts below ``mean - factor * std``.
-            target_bpw: bits per weight over the whole model, never exceeded.
-            target_size_bytes: bytes of the whole model, never exceeded.
-            scorer: a name of :data:`ewq.planning.scorers.SCORERS`.
-            granularity: ``block`` or ``tensor``.
-            target: storage to count sizes for, of :data:`ewq.planning.sizes.FORMATS`.
-            seed: of the ``random`` scorer.
+        4-bit starts below ``mean - factor * std`` of the scores, which are of a ``scorer`` of
+        :data:`ewq.planning.scorers.SCORERS` for each unit of a ``granularity`` (``block`` or
+        ``tensor``); ``seed`` is of the random one. Sizes are counted for ``target``, of
+        :data:`ewq.planning.sizes.FORMATS`.
 
         Raises:
             PlanError: more than one rule, or a budget that cannot be met.
@@ -137,7 +133,7 @@ class _Draft:
     @cached_property
     def scores(self) -> list[float]:
         """One per unit."""
-        return score_units(self.scorer, self.units, self.seed)
+        return SCORERS[self.scorer](self.units, self.seed)
 
     @cached_property
     def spread(self) -> Spread:
@@ -234,15 +230,9 @@ def analyze(
 ) -> Analysis:
     """Measure every quantizable weight of a checkpoint, or find its statistics in the cache.
 
-    Args:
-        model: hub id, folder, ``.gguf`` file, or a checkpoint already opened.
-        cache: use and keep the statistics under the user's cache folder.
-        progress: told about bytes downloaded and read.
-        workers: threads; all available processors unless given.
-        device: ``cuda`` counts 16-bit patterns on the GPU; the processor unless given.
-
-    Raises:
-        CheckpointError: not found, damaged, of an unknown layout, or a weight with NaN or infinity.
+    ``workers`` are threads, one for each processor unless given; on a ``device`` such as ``cuda``
+    16-bit patterns are counted there. A CheckpointError of a model that is not found, damaged, of
+    an unknown layout, or has a weight with NaN or infinity.
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, progress)
     layout = find_layout(checkpoint)

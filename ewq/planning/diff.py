@@ -111,6 +111,6 @@ def _weight_moves(plans: Sequence[QuantizationPlan]) -> Iterator[Move]:
         if all(block.precision is None for block in blocks)
     )
     for name in plans[0].weights:
-        precisions = tuple(plan.precision_of(name) for plan in plans)
+        precisions = tuple(plan.weights.get(name, Precision.RAW) for plan in plans)
         if name.startswith(mixed) and len(set(precisions)) > 1:
             yield Move(name, precisions, (None,) * len(plans))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ewq.checkpoint.layout import Layout, find_layout
+from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import Checkpoint
 from ewq.codec import CodecError, decode, encode
 from ewq.errors import PlanError
@@ -102,10 +102,6 @@ class QuantizationPlan:
     expected_kld: ExpectedKld | None = None
     calibration: str = ""
     """``sha256:...`` of the token sequences that the expectation comes from."""
-
-    def precision_of(self, weight_name: str) -> Precision:
-        """Precision of a weight; anything the plan does not quantize is raw."""
-        return self.weights.get(weight_name, Precision.RAW)
 
     @property
     def block_precisions(self) -> tuple[Precision | None, ...]:
@@ -215,17 +211,8 @@ def write_plan(plan: QuantizationPlan, path: str | Path) -> Path:
     return write_text(Path(path), json.dumps(plan.to_json(), indent=1) + "\n")
 
 
-def check_plan(plan: QuantizationPlan, model: Checkpoint | Layout) -> None:
-    """Refuse a plan that does not belong to ``model``.
-
-    A ``Checkpoint`` is checked by fingerprint and by its weights, a ``Layout`` by weights only.
-
-    Raises:
-        PlanError: another fingerprint, weights the plan does not cover, or weights the model lacks.
-    """
-    if isinstance(model, Layout):
-        _check_weights(plan, model.weights)
-        return
+def check_plan(plan: QuantizationPlan, model: Checkpoint) -> None:
+    """Raise a PlanError of a plan for another fingerprint, or for more or fewer weights."""
     if not plan.weights and not plan.types:
         raise PlanError("the plan names blocks but no weights; make it again with `ewq plan`")
     _check_weights(plan, find_layout(model).weights)

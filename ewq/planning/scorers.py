@@ -85,12 +85,6 @@ def check_scorer(name: str) -> None:
         raise InputError(f"unknown scorer {name!r}; known: {', '.join(SCORERS)}")
 
 
-def score_units(name: str, units: Sequence[Unit], seed: int = 0) -> list[float]:
-    """Scores of all units, in order."""
-    check_scorer(name)
-    return SCORERS[name](units, seed)
-
-
 @dataclass(frozen=True)
 class Spread:
     """Mean and population standard deviation of the units' scores, each unit counting once."""

@@ -90,20 +90,16 @@ class StorageOptions:
 class EwqConfig(QuantizationConfigMixin):
     """Which weights get which precision, and how those are stored.
 
-    Give exactly one of the first four; all but ``plan`` analyse the checkpoint at loading.
+    Give exactly one of the first four; all but ``plan`` analyse the checkpoint at loading, by
+    ``scorer`` and ``granularity`` as :meth:`ewq.planning.analysis.Analysis.plan` does.
 
     Args:
         plan: a :class:`~ewq.planning.plan.QuantizationPlan`, its JSON, or the path of a plan file.
         factor: 4-bit starts below ``mean - factor * std`` of the block entropies.
         target_bpw: bits per weight over the whole model, never exceeded.
         target_size_bytes: bytes of the whole model, never exceeded.
-        scorer: of :data:`ewq.planning.scorers.SCORERS`, for the rules that analyse.
-        granularity: ``block`` or ``tensor``, for the rules that analyse.
         quant_type: this and the next four are :class:`StorageOptions`.
         double_quant: unless given, as the plan counted its sizes.
-        block_size: 64, 128, ... or 4096.
-        compute_dtype: a name or a ``torch.dtype``.
-        int8_threshold: 0 or more.
         llm_int8_enable_fp32_cpu_offload: as in ``BitsAndBytesConfig``: modules placed on the
             processor or the disk stay unquantized instead of being refused.
 

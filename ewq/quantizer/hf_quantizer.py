@@ -55,11 +55,6 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
     quantization_config: EwqConfig  # type: ignore[assignment]
     serialized_names = {"weight": list(dict.fromkeys(PARTS))}  # noqa: RUF012 - as transformers'
 
-    @property
-    def quantized_element_size(self) -> None:  # type: ignore[override]
-        """Differs from weight to weight: see :meth:`param_element_size`."""
-        return None
-
     def param_element_size(self, model: nn.Module, param_name: str, param: torch.Tensor) -> float:
         """Bytes per value of a parameter, for placing modules on devices."""
         if not is_quantized_weight(model, param_name):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ewq.errors import InputError
-from ewq.gguf.rounding import divides, rounded, stored_bytes
+from ewq.gguf.rounding import divides, rounded
 from tests.gguf.models import require_gguf, shared_gguf
 
 
@@ -41,9 +41,3 @@ def test_rows_that_do_not_divide_are_refused():
     assert divides("Q5_0", 288)
     with pytest.raises(InputError, match="288 values cannot be stored as Q4_K"):
         rounded(np.zeros((2, 288), np.float32), "Q4_K")
-
-
-def test_bytes_are_those_of_whole_blocks():
-    require_gguf()
-    assert stored_bytes("Q4_K", 512) == 288
-    assert stored_bytes("F16", 10) == 20

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from ewq import files
-from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import EwqError, PlanError
 from ewq.planning.analysis import analyze
@@ -62,10 +61,10 @@ def test_the_digest_is_about_what_the_plan_does(plan: QuantizationPlan):
 
 
 def test_what_a_plan_does_not_name_is_raw(plan: QuantizationPlan):
-    assert plan.precision_of("lm_head.weight") is Precision.RAW
+    assert "lm_head.weight" not in plan.weights
     for block in plan.blocks:
         name = f"{block.name}.mlp.up_proj.weight"
-        assert plan.precision_of(name) is block.precision
+        assert plan.weights[name] is block.precision
 
 
 def without(key: str):
@@ -146,21 +145,18 @@ def test_an_unknown_entry_of_a_poc_plan_is_refused(entry: dict[str, str], tmp_pa
         read_plan(path)
 
 
-def test_a_plan_fits_its_own_checkpoint_and_layout(plan: QuantizationPlan, folder: Path):
-    checkpoint = open_checkpoint(folder)
-
-    check_plan(plan, checkpoint)
-    check_plan(plan, find_layout(checkpoint))
+def test_a_plan_fits_its_own_checkpoint(plan: QuantizationPlan, folder: Path):
+    check_plan(plan, open_checkpoint(folder))
 
 
 def test_a_plan_for_other_weights_names_the_first_few(plan: QuantizationPlan, folder: Path):
-    layout = find_layout(open_checkpoint(folder))
+    checkpoint = open_checkpoint(folder)
     fewer = dict(list(plan.weights.items())[2:])
 
     with pytest.raises(PlanError, match=r"does not cover 2 weights: model\.layers\.0\."):
-        check_plan(replace(plan, weights=fewer), layout)
+        check_plan(replace(plan, weights=fewer), checkpoint)
     with pytest.raises(PlanError, match=r"names, but the model lacks, 1 weights: zz\.weight"):
-        check_plan(replace(plan, weights={**plan.weights, "zz.weight": Precision.RAW}), layout)
+        check_plan(replace(plan, weights={**plan.weights, "zz.weight": Precision.RAW}), checkpoint)
 
 
 def test_a_plan_of_the_same_shape_for_another_model_is_refused(

@@ -6,7 +6,7 @@ import pytest
 
 from ewq.entropy.statistics import WeightStatistics
 from ewq.errors import InputError
-from ewq.planning.scorers import SCORERS, Unit, score_units
+from ewq.planning.scorers import SCORERS, Unit, check_scorer
 
 PLAIN = WeightStatistics(
     numel=100,
@@ -47,7 +47,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_scores_are_parameter_weighted_means(name: str):
-    assert score_units(name, UNITS) == pytest.approx(EXPECTED[name])
+    assert SCORERS[name](UNITS, 0) == pytest.approx(EXPECTED[name])
 
 
 def test_every_scorer_is_tested():
@@ -55,10 +55,10 @@ def test_every_scorer_is_tested():
 
 
 def test_random_follows_its_seed_and_not_the_weights():
-    assert score_units("random", UNITS, 1) == score_units("random", UNITS[::-1], 1)
-    assert score_units("random", UNITS, 1) != score_units("random", UNITS, 2)
+    assert SCORERS["random"](UNITS, 1) == SCORERS["random"](UNITS[::-1], 1)
+    assert SCORERS["random"](UNITS, 1) != SCORERS["random"](UNITS, 2)
 
 
 def test_an_unknown_scorer_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match=r"unknown scorer 'entropy'; known: histogram, softmax"):
-        score_units("entropy", UNITS)
+        check_scorer("entropy")
