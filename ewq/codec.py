@@ -38,13 +38,10 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: type[T], data: Any, where: str = "") -> T:
-    """A dataclass from parsed JSON; ``where`` names it in errors.
+    """A dataclass from parsed JSON, else a CodecError; ``where`` names it there.
 
     Annotations may be ``str``, ``bool``, ``int``, ``float``, enums, dataclasses, ``X | None``,
     ``Mapping[str, X]`` and tuples; others pass unchecked. Fields with defaults may be missing.
-
-    Raises:
-        CodecError: a missing or unknown key, or a value of another kind.
     """
     if not isinstance(data, Mapping):
         raise _wrong(where, "a JSON object", data)

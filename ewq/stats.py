@@ -93,8 +93,7 @@ def paired_accuracy(
 ) -> PairedAccuracy:
     """Compare right (1) and wrong (0) answers to the same questions, each ``[n]``.
 
-    ``clusters`` are the questions' subjects, see :func:`clusters_of`. A MeasurementError where
-    lengths differ or there is no question.
+    ``clusters`` are the questions' subjects, see :func:`clusters_of`.
     """
     base, new = _pair(base_correct, new_correct)
     difference, ones = new - base, np.ones(len(new))
@@ -130,9 +129,7 @@ def clustered_ratio(
 
     The linearised (ratio estimator's) error, for ``G`` clusters ``g``, by default one an item:
     ``sqrt(G/(G-1) * sum_g (T_g - ratio * S_g)^2) / sum(sizes)``.
-
-    Raises:
-        MeasurementError: no item, lengths that differ, or a cluster without size.
+    A MeasurementError without items, or of a cluster without size.
     """
     numerators, denominators = _by_cluster(totals, sizes, clusters)
     whole = float(denominators.sum())
@@ -189,10 +186,7 @@ def paired_interval(
 def paired_ratio(before: Sequence[float], after: Sequence[float]) -> tuple[float, Interval]:
     """The ratio of two positive figures measured in pairs, ``after / before``, with 95 % bounds.
 
-    Student's interval over the logarithms of the pairs' ratios.
-
-    Raises:
-        MeasurementError: fewer than two pairs, or lists of different lengths.
+    Student's interval over the logarithms of the pairs' ratios; a MeasurementError of one pair.
     """
     old, new = _pair(before, after)
     estimate = clustered_ratio(np.log(new / old), np.ones(len(new)))
@@ -219,9 +213,7 @@ def noninferiority(delta: float, stderr: float, margin: float, df: float | None 
     """One-sided p-value of ``true difference > -margin``: of data this good were it ``-margin``.
 
     Higher must be better. ``df`` are the degrees of freedom of ``stderr``, ``None`` for the normal.
-
-    Raises:
-        MeasurementError: an argument is not finite, or ``stderr`` negative.
+    A MeasurementError where an argument is not finite.
     """
     if not all(map(math.isfinite, (delta, stderr, margin))) or stderr < 0:
         raise MeasurementError(f"cannot test {delta} with a standard error of {stderr}")
@@ -273,10 +265,7 @@ def quantile(values: ArrayLike, share: float) -> tuple[float, float]:
 
     The error is the spread of the order statistics, as of independent values, under the beta
     distribution of a quantile's position with Harrell and Davis's parameters ``(n + 1) share`` and
-    ``(n + 1)(1 - share)``.
-
-    Raises:
-        MeasurementError: fewer than two values, or a share outside ``(0, 1)``.
+    ``(n + 1)(1 - share)``. A MeasurementError of fewer than two values.
     """
     from scipy.special import betainc
 

@@ -90,10 +90,7 @@ class MmluData:
             yield subject, list(rows)
 
     def subset(self, n: int, seed: int = 0) -> MmluData:
-        """A stratified sample of ``n`` questions: every subject by its share, order kept.
-
-        Membership is decided by hashes of the seed: it is the same on every machine.
-        """
+        """A sample of ``n`` questions, every subject by its share, the same on every machine."""
         if not 1 <= n <= len(self.test):
             raise InputError(f"cannot take {n} of {len(self.test)} MMLU questions")
         quota = _shares(self.subjects, n)
@@ -169,13 +166,10 @@ def from_rows(
 
 
 def _parse(rows: Iterable[Mapping[str, Any]], where: str) -> Iterator[Question]:
+    letters = dict(enumerate(LETTERS))
     for number, row in enumerate(rows, start=1):
-        choices, answer = tuple(row["choices"]), row["answer"]
-        if len(choices) != 4 or answer not in range(4):
-            raise InputError(f"{where}: row {number}: expected 4 choices and an answer from 0 to 3")
-        if not is_visible(row["question"]):
-            raise InputError(f"{where}: row {number}: the question is empty")
-        yield Question(row["subject"], row["question"], choices, int(answer))
+        cells = [row["question"], *row["choices"], letters.get(row["answer"], str(row["answer"]))]
+        yield _question(row["subject"], cells, f"{where}: row {number}")
 
 
 def _shares(sizes: Mapping[str, int], n: int) -> dict[str, int]:

@@ -1,9 +1,8 @@
 """The reference's log-probabilities on disk: exact float32, read a few rows at a time.
 
 llama.cpp keeps them in 16 bits, which alone makes a model diverge from itself by 5e-4 nats. Here a
-token costs ``4 * vocabulary`` bytes of disk: 100,000 tokens of a 152k vocabulary are 61 GB.
-
-The file has no name: whatever ends the process, the operating system takes its space back.
+token costs ``4 * vocabulary`` bytes of disk, of a file without a name: whatever ends the process,
+the operating system takes its space back.
 """
 
 from __future__ import annotations
@@ -41,10 +40,8 @@ class Reference:
     """Definition, window and digest of the texts: what a variant must share."""
 
     def read_into(self, rows: NDArray[np.float32], begin: int) -> None:
-        """Fill ``rows`` from row ``begin`` on.
-
-        The file is mapped for the copy only, so its pages never pile up in the process.
-        """
+        """Fill ``rows`` from row ``begin`` on."""
+        # Mapped for the copy only, so that pages never pile up in the process.
         offset = begin * self.vocab_size * _ITEM_BYTES
         rows[...] = np.memmap(self.file, np.float32, "r", offset, rows.shape)
 

@@ -1,7 +1,4 @@
-"""Perplexity's definitions: how texts become windows, and which tokens of them are scored.
-
-Figures of different definitions must never be mixed, so a result's settings name its definition.
-"""
+"""Perplexity's definitions: how texts become windows, and which tokens of them are scored."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """GPUs: which ones a device name means, their memory and clocks as the driver sees them.
 
-torch knows only what its own allocator holds, llama.cpp tells nothing, and the driver's figure per
-process is often missing in containers. So the whole device is read, against a baseline taken after
-the CUDA context exists; that is the engine's memory exactly when nothing else uses the GPU.
+torch knows only its own allocator, llama.cpp tells nothing, and the driver's figure per process is
+often missing in containers. So the whole device is read, against a baseline with a CUDA context.
 """
 
 from collections.abc import Iterator, Sequence

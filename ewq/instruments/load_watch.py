@@ -36,11 +36,9 @@ class LoadReading:
     """Bytes in use before loading by the instrument of the model's device."""
 
 
-def watch_loading(
-    device: str, load: Callable[[], T], libraries: tuple[str, ...] = _LIBRARIES
-) -> tuple[T, LoadReading]:
-    """What ``load`` makes, and what that cost; ``libraries`` and a CUDA context come before."""
-    for library in libraries:
+def watch_loading(device: str, load: Callable[[], T]) -> tuple[T, LoadReading]:
+    """What ``load`` makes, and what that cost beyond its libraries and a CUDA context."""
+    for library in _LIBRARIES:
         importlib.import_module(library)
     memory = ProcessMemory()
     release_free_memory()

@@ -50,9 +50,6 @@ class ProcessMemory:
 
     name = "process-rss"
 
-    def __init__(self, proc: Path = PROC) -> None:
-        self._proc = proc
-
     def used_bytes(self) -> int:
         """Resident bytes now, memory-mapped weights that were touched included."""
         import psutil
@@ -62,8 +59,8 @@ class ProcessMemory:
     def watch(self) -> KernelPeak | SampledPeak:
         """The kernel's high-water mark; by sampling where it cannot be reset."""
         try:
-            with KernelPeak(self._proc):
-                return KernelPeak(self._proc)
+            with KernelPeak():
+                return KernelPeak()
         except OSError:
             return SampledPeak(self.used_bytes)
 
@@ -75,24 +72,22 @@ class ProcessMemory:
 class KernelPeak:
     """Peak resident set size as the kernel keeps it: exact, at no cost."""
 
-    def __init__(self, proc: Path = PROC) -> None:
-        self.peak_bytes = 0
-        self._proc = proc
+    peak_bytes = 0
 
     def __enter__(self) -> KernelPeak:
-        (self._proc / "clear_refs").write_text("5")  # resets the peak, as proc(5) says
+        (PROC / "clear_refs").write_text("5")  # resets the peak, as proc(5) says
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self.peak_bytes = high_water_mark_bytes(self._proc)
+        self.peak_bytes = high_water_mark_bytes()
 
 
-def high_water_mark_bytes(proc: Path = PROC) -> int:
-    """``VmHWM`` of ``proc/status`` in bytes; an OSError without such a file or line."""
-    for line in (proc / "status").read_text().splitlines():
+def high_water_mark_bytes() -> int:
+    """``VmHWM`` of ``/proc/self/status`` in bytes; an OSError without such a file or line."""
+    for line in (PROC / "status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"{proc / 'status'} has no VmHWM line")
+    raise OSError(f"{PROC / 'status'} has no VmHWM line")
 
 
 def collect_garbage() -> None:
@@ -121,8 +116,7 @@ def weights_bytes(model: torch.nn.Module, checkpoint_dtype: torch.dtype | None =
     """Bytes of every distinct stored tensor of a loaded model; tied tensors count once.
 
     Counted are parameters, persistent buffers and all that bitsandbytes keeps beside its packed
-    weights. Raw parameters count with the checkpoint's width where the model computes in a wider
-    type: what a variant weighs is a property of its artefact.
+    weights. Raw parameters count with the checkpoint's width, even if computed in a wider type.
     """
     raw = {id(p) for p in model.parameters() if p.is_floating_point()}
     sizes = {}

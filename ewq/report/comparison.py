@@ -43,8 +43,7 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
 def comparison_page(comparison: Comparison, kept: int | None = None) -> Page:
     """The verdict, what changed and its possible causes, and the rest behind titles.
 
-    ``kept``: how many rows, the most important ones, a page that must be short shows; one that
-    need not be has the statistics of every row besides.
+    A page that must be short shows the ``kept`` most important rows, without their statistics.
     """
     ranked = sorted(comparison.rows, key=_importance)
     shown = ranked[:kept]

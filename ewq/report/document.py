@@ -1,8 +1,4 @@
-"""A report as data, before any format, and its texts made harmless for each place they go to.
-
-Names of models, prompts and generated text come from strangers: every format passes all of them
-through the function of its kind.
-"""
+"""A report as data, before any format, and its texts made harmless for each place they go to."""
 
 from __future__ import annotations
 

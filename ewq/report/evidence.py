@@ -85,10 +85,7 @@ class Loss:
 
 
 def losses(row: VariantRow) -> tuple[Loss, ...]:
-    """What was measured of perplexity and MMLU, the more sensitive first.
-
-    Of MMLU the letters, or the cloze form where the letters' score is chance.
-    """
+    """What was measured of perplexity, then of MMLU: its cloze form where letters are chance."""
     tasks = [task for task in MMLU_TASKS if not row.at_chance(task)]
     accuracies = [(MMLU_TASKS[task], row.metric(task, "accuracy_delta")) for task in tasks]
     found = [("perplexity", row.metric("perplexity", "ln_ppl_ratio")), *accuracies]

@@ -1,7 +1,6 @@
 """The formats of reports and comparisons; HTML and Markdown are templates of the same parts.
 
-An HTML page needs no other file and runs nothing but its own two scripts, whose digests stand in
-its content security policy: should a text ever escape its escaping, the browser still refuses it.
+An HTML page needs no other file and runs nothing but the scripts whose digests its policy names.
 """
 
 import base64
@@ -166,8 +165,7 @@ EXPORTS: dict[str, Callable[[Page], str]] = {
 
 
 def format_of(output: Path | None, known: Collection[str], default: str) -> str:
-    """The format, of those known, that a file's name asks for (InputError: none); ``default`` for
-    standard output."""
+    """What a file's name asks for, or an InputError; ``default`` for standard output."""
     if output is None or output == Path("-"):
         return default
     found = _SUFFIXES.get(output.suffix.lower())

@@ -1,8 +1,7 @@
 """What plots share: colours and marks of the kinds of variants, layouts, and three figures.
 
 Colours are Okabe and Ito's (2008), told apart with any common colour vision; kinds also differ in
-their marks, so that nothing depends on colour. Ink, lines and paper are the style sheet's, which
-overrides plotly's, so that a plot follows dark mode and prints on white.
+their marks. Ink, lines and paper are the style sheet's, so that a plot follows dark mode.
 """
 
 from collections.abc import Mapping, Sequence

@@ -85,13 +85,10 @@ def run(
     max_tokens_per_domain: int | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> TaskResult:
-    """Compare ``model`` with a reference recorded on the same texts and definition.
+    """Compare ``model`` with a reference recorded on the same texts, definition and vocabulary.
 
-    Items are windows, with sums over their tokens.
-
-    Raises:
-        MeasurementError: other texts, definition or vocabulary than the reference's, or a
-            divergence that is not finite.
+    Items are windows, with sums over their tokens. What cannot be compared, or is not finite, is
+    a MeasurementError.
     """
     settings, windows = fitted_windows(model, texts, definition, max_tokens_per_domain)
     require_same_settings(TASK, settings, reference.settings)
@@ -120,13 +117,10 @@ def run(
 def _compare_all(
     model: LanguageModel, windows: Sequence[Window], reference: Reference, progress: Progress
 ) -> Iterator[Array]:
-    """Figures of each window's scored tokens, ``[tokens, 4]`` (see :func:`_compare`).
-
-    In the same three buffers throughout: of fresh ones for every block the C allocator's heap kept
-    14 MB a block.
-    """
+    """Figures of each window's scored tokens, ``[tokens, 4]`` (see :func:`_compare`)."""
     import torch
 
+    # The same buffers throughout: of fresh ones the C allocator's heap kept 14 MB a block.
     rows = max(1, _BLOCK_BYTES // (4 * reference.vocab_size))
     base = np.empty((rows, reference.vocab_size), dtype=np.float32)
     buffers = torch.empty(base.shape), torch.empty(base.shape, dtype=torch.bool)

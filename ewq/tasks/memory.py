@@ -38,12 +38,9 @@ def run(
     new_tokens: int,
     instrument: MemoryInstrument | None = None,
 ) -> TaskResult:
-    """Measure one model that was loaded inside the ``LoadWatch`` that gave ``load``.
+    """The peak of one prefill and decode round of a model, and what loading it cost.
 
-    The peak is that of one prefill and decode round, by the device's own ``instrument``.
-
-    Raises:
-        MeasurementError: the round does not fit the context, or nothing was seen to be in use.
+    A MeasurementError where the round does not fit the context, or nothing is seen to be in use.
     """
     instrument = instrument or instrument_for(model.info.device)
     what = f"{prompt_tokens} prompt and {new_tokens} new tokens"
@@ -83,10 +80,7 @@ def run(
 
 @contextmanager
 def _torch_peaks(model: LanguageModel) -> Iterator[dict[str, Json]]:
-    """torch's own peaks, to see how much of the device's is the allocator's reserve.
-
-    It counts only its own allocator's bytes: of other engines it would say zero.
-    """
+    """torch's own peaks, to see how much of the device's is its allocator's reserve."""
     peaks: dict[str, Json] = {}
     gpus = gpus_of(model.info.device) if model.info.engine == "transformers" else []
     if not gpus:

@@ -30,10 +30,7 @@ def measure(inputs: Inputs) -> TaskResult:
 
 
 def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRESS) -> TaskResult:
-    """Score the four choices of every question as continuations; the likeliest is the answer.
-
-    The log-probabilities kept are sums over a choice's tokens.
-    """
+    """Score the four choices of every question as continuations; the likeliest is the answer."""
     import numpy as np
 
     require_questions(data, 0)

@@ -40,12 +40,8 @@ def encode_pairs(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Ids of contexts and of their continuations, encoded jointly.
 
-    A continuation alone would often be other tokens: ``" A"`` after text and ``"A"`` at the start
-    of one differ in most vocabularies. Trailing spaces of a context belong to its continuation,
-    where tokenizers put them.
-
-    Raises:
-        InputError: the tokenizer puts an end-of-text token after every text.
+    A continuation alone would often be other tokens. Trailing spaces of a context belong to its
+    continuation. An InputError where the tokenizer puts an end-of-text token after every text.
     """
     heads = encode(tokenizer, [context.rstrip() for context in contexts])
     eos = getattr(tokenizer, "eos_token_id", None)
@@ -150,10 +146,7 @@ def _total(tally: Tally) -> tuple[int, int]:
 
 
 def _subject_errors(tally: Tally) -> list[float]:
-    """The error of each subject's accuracy.
-
-    A subject all of whose answers are alike says nothing of their spread; that of all stands in.
-    """
+    """Of each subject's accuracy; where all its answers are alike, by the spread of all."""
     right, n = _total(tally)
     spread = stats.share_stderr(right, n) * math.sqrt(n)
     return [

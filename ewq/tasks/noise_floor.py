@@ -1,8 +1,4 @@
-"""How much answers move when nothing about the model changes.
-
-A difference between variants means something only above this floor. In other batches the same
-arithmetic is carried out in another order, which in half precision alone can turn single answers.
-"""
+"""How much answers move when nothing changes but the order of arithmetic, as in other batches."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Greedy continuations of a few fixed prompts, for people to read.
-
-The prompts are plain text to be continued, the same for base and for chat models.
-"""
+"""Greedy continuations of a few fixed prompts of plain text, for people to read."""
 
 from __future__ import annotations
 
@@ -51,11 +48,7 @@ def run(
     prompts: Mapping[str, str] = PROMPTS,
     progress: Progress = NO_PROGRESS,
 ) -> TaskResult:
-    """Continue every prompt greedily by exactly ``new_tokens`` tokens.
-
-    There is no metric before a reference is given to :func:`pair`. ``side["samples"]`` holds names,
-    prompts and continuations.
-    """
+    """Continue every prompt greedily by exactly ``new_tokens`` tokens; metrics come by pairing."""
     bos = bos_token(model.tokenizer)
     first = [] if bos is None else [bos]
     tokens: dict[str, list[int]] = {}

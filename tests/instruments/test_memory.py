@@ -3,6 +3,7 @@ import sys
 import numpy as np
 import pytest
 
+from ewq.instruments import memory as module
 from ewq.instruments.memory import (
     KernelPeak,
     ProcessMemory,
@@ -42,9 +43,9 @@ def test_each_watch_starts_from_now():
     assert second.peak_bytes < first.peak_bytes - SIZE / 2
 
 
-def test_sampling_stands_in_where_the_peak_cannot_be_reset(tmp_path):
-    memory = ProcessMemory(proc=tmp_path / "no such proc")
-    watch = memory.watch()
+def test_sampling_stands_in_where_the_peak_cannot_be_reset(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PROC", tmp_path / "no such proc")
+    watch = ProcessMemory().watch()
     assert isinstance(watch, SampledPeak)
     with watch:
         held = np.ones(SIZE // 8)
@@ -61,9 +62,10 @@ def test_sampling_reads_before_between_and_after():
     assert watch.peak_bytes >= 3
 
 
-def test_the_high_water_mark_is_read_from_the_status_file(tmp_path):
+def test_the_high_water_mark_is_read_from_the_status_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PROC", tmp_path)
     (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n")
-    assert high_water_mark_bytes(tmp_path) == 2048 * 1024
+    assert high_water_mark_bytes() == 2048 * 1024
     (tmp_path / "status").write_text("Name:\tpython\n")
     with pytest.raises(OSError, match="no VmHWM"):
-        high_water_mark_bytes(tmp_path)
+        high_water_mark_bytes()

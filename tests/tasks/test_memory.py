@@ -56,7 +56,7 @@ def test_a_cpus_peak_covers_weights_and_work():
         model.weights = np.ones(SIZE // 8)
         return model
 
-    model, reading = watch_loading("cpu", load, libraries=("torch",))
+    model, reading = watch_loading("cpu", load)
     result = memory.run(model, reading, 8, 4)
     assert 1.8 * SIZE < result.metrics["ram_peak_bytes"].value < 3 * SIZE
     assert 0.9 * SIZE < result.metrics["load_peak_ram_bytes"].value < 2 * SIZE

@@ -30,10 +30,7 @@ class Measure(NamedTuple):
 
 
 def quality_plots(shown: ReportedRun) -> dict[str, tuple[Plot, list[str]]]:
-    """Measure -> its picture and the variants on its Pareto front, smallest first.
-
-    The most sensitive measure is first; a report begins with its picture.
-    """
+    """Measure, the most sensitive first -> its picture and its Pareto front, smallest first."""
     found, unit = {}, shown.unit.name
     for measure in _measures(shown.rows):
         points = [
