@@ -189,10 +189,8 @@ def load_llama_cpp(
     ``cuda`` or ``cuda:all`` offloads all layers, ``cuda:1`` to that GPU; ``threads`` are torch's
     unless given; ``cache_type`` is one of :data:`ewq.gguf.llama_native.CACHE_TYPES`.
 
-    Raises:
-        BackendUnavailable: no llama.cpp, or no GPU support for a GPU device.
-        CheckpointError: not a GGUF file, damaged, or one llama.cpp cannot run.
-        InputError: a device or a type that does not exist.
+    A BackendUnavailable without llama.cpp or its support for GPUs, an InputError of an unknown
+    device or type, a CheckpointError of a file that is damaged or that llama.cpp cannot run.
     """
     check_device(device)
     header = read_header(path)

@@ -275,12 +275,9 @@ def load_transformers(
 ) -> TransformersModel:
     """Load a model folder as :class:`TransformersModel`, running no code that comes with it.
 
-    ``cuda:all`` spreads it over all GPUs; ``dtype`` is what is computed in.
-
-    Raises:
-        CheckpointError: the folder is missing, incomplete, or needs code of its own.
-        MeasurementError: all GPUs together cannot hold it.
-        InputError: an unknown dtype or decode mode.
+    ``cuda:all`` spreads it over all GPUs; ``dtype`` is what is computed in. A CheckpointError of a
+    folder that is missing, incomplete, or needs code of its own, a MeasurementError where all GPUs
+    together cannot hold it, an InputError of an unknown dtype or decode mode.
     """
     folder = Path(folder)
     if not isinstance(getattr(torch, dtype, None), torch.dtype):

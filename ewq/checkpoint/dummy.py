@@ -38,10 +38,8 @@ def dummy_checkpoint(
 ) -> Path:
     """A checkpoint with seeded random weights for a ``config.json``, made once for each device.
 
-    Raises:
-        CheckpointError: no such file, no causal language model's config, or fewer tokens in it
-            than the fixture's tokenizer has.
-        EwqError: the cache folder cannot be written.
+    A CheckpointError of no such file, no causal language model's config, or fewer tokens in it than
+    the fixture's tokenizer has, an EwqError where the cache folder cannot be written.
     """
     try:
         text = config_file.read_text(encoding="utf-8")
@@ -66,7 +64,6 @@ def dummy_checkpoint(
 
 
 def _shapes(text: str, config_file: Path) -> tuple[dict[str, torch.Size], torch.dtype]:
-    """Names and shapes of the model's weights, without allocating any."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

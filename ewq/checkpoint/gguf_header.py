@@ -79,9 +79,8 @@ class GgufHeader:
 def read_header(path: str | Path) -> GgufHeader:
     """Read and validate the header of a GGUF file.
 
-    Raises:
-        CheckpointError: no such file, not GGUF, or a header that contradicts itself or the file.
-        BackendUnavailable: the ``gguf`` extra, which knows ggml's types, is absent.
+    A CheckpointError where it is no such file or contradicts itself, a BackendUnavailable without
+    the ``gguf`` extra, which knows ggml's types.
     """
     path = Path(path)
     try:
@@ -121,7 +120,6 @@ class _Reader:
         self._at = 0
 
     def header(self) -> GgufHeader:
-        """The whole header."""
         if self._take(4) != MAGIC:
             raise self._bad("is not a GGUF file (no GGUF magic)")
         version = self._number("I")

@@ -97,9 +97,8 @@ def scale_of(checkpoint: Checkpoint, source: str) -> TensorInfo | None:
 def find_layout(checkpoint: Checkpoint) -> Layout:
     """Find the decoder layers and their linear weights.
 
-    Raises:
-        CheckpointError: an unknown model type, a matrix in a block that no pattern explains,
-            blocks that do not number 0, 1, 2, ..., or what the config says is not there.
+    A CheckpointError of an unknown model type, a matrix in a block that no pattern explains,
+    blocks that do not number 0, 1, 2, ..., or what the config says and is not there.
     """
     family = _family(checkpoint)
     stored = list(_placed(checkpoint.tensors.values(), family))
@@ -155,7 +154,6 @@ def _text_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 
 def _block_count(checkpoint: Checkpoint) -> int | None:
-    """Decoder layers according to the config, where it says."""
     text = _text_config(checkpoint)
     key = next((key for key in COUNT_KEYS if text.get(key) is not None), None)
     if key is not None and not isinstance(text[key], int):
@@ -166,7 +164,6 @@ def _block_count(checkpoint: Checkpoint) -> int | None:
 
 
 def _placed(tensors: Collection[TensorInfo], family: Family) -> Iterator[_Placed]:
-    """Every stored tensor that lies in a block."""
     pattern = re.compile(rf"({'|'.join(map(re.escape, family.roots))})(\d+)\.(.+)")
     for info in tensors:
         if match := pattern.fullmatch(info.name):

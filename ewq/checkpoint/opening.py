@@ -130,9 +130,8 @@ def _fits_float16(info: TensorInfo) -> bool:
 def open_checkpoint(model: str | Path, progress: Progress = NO_PROGRESS) -> Checkpoint:
     """Open a hub id (downloaded where not cached), a local folder or a ``.gguf`` file.
 
-    Raises:
-        CheckpointError: not found (or offline and not cached), truncated, a shard missing,
-            or weights only in pickle files.
+    A CheckpointError where it is not found (or offline and not cached), truncated, lacks a shard,
+    or has its weights only in pickle files.
     """
     path = resolve(str(model), progress)
     if path.suffix.lower() == ".gguf":

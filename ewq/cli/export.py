@@ -100,12 +100,9 @@ def _planned(
 def _calibrated(model: str, text: Path | None, progress: Progress) -> Calibration:
     from ewq.checkpoint.opening import open_checkpoint
     from ewq.fit.prepare import calibrate
-    from ewq.gguf.gptq import require_folder
     from ewq.sensitivity.calibration import Calibrating
 
-    checkpoint = open_checkpoint(model, progress)
-    require_folder(checkpoint)
-    return calibrate(checkpoint, Calibrating(text))
+    return calibrate(open_checkpoint(model, progress), Calibrating(text))
 
 
 def _lines(report: ExportReport) -> Iterator[str]:

@@ -106,9 +106,8 @@ def count_patterns(bits: torch.Tensor) -> torch.Tensor:
 def measure_floats(parts: Callable[[], Iterable[Values]], in_features: int) -> WeightStatistics:
     """Statistics of a float32 or float64 weight in two passes over ``parts()``.
 
-    Raises:
-        NotFiniteError: a value is NaN or infinite.
-        UnmeasurableError: a float64 value beyond float32, or no 256 bins between the values.
+    A NotFiniteError of NaN or infinity, an UnmeasurableError of a float64 value beyond float32 or
+    of no 256 bins between the values.
     """
     length = _chunk_length(in_features)
     extents = [kernels.extent(chunk) for chunk in _chunks(parts(), length)]

@@ -62,10 +62,8 @@ def measure_weights(
 ) -> dict[str, WeightStatistics]:
     """Statistics of every weight by name, in block order; arguments as for ``analyze``.
 
-    Raises:
-        CheckpointError: a weight is empty, holds NaN or infinity, or is not floating point.
-        InputError: fewer than one worker.
-        BackendUnavailable: torch cannot compute on ``device``.
+    A CheckpointError of a weight that is empty, holds NaN or infinity, or is not floating point; an
+    InputError of fewer than one worker; a BackendUnavailable where there is no such ``device``.
     """
     if device is not None:
         check_device(device)
@@ -154,7 +152,6 @@ class _Reader:
         return [self._checkpoint.tensors[source] for source in weight.sources]
 
     def nbytes(self, weight: Weight) -> int:
-        """Stored bytes of a weight."""
         return sum(info.nbytes for info in self._stored(weight))
 
     def dtype(self, weight: Weight) -> str:

@@ -31,9 +31,8 @@ COSTS_VERSION = 2
 def calibrate(checkpoint: Checkpoint, how: Calibrating) -> Calibration:
     """The token sequences of a model, once it is certain that they can be run.
 
-    Raises:
-        InputError: no such text, or one too short.
-        CheckpointError: the model is no original, or its tokenizer is unusable or another model's.
+    An InputError of no such text or one too short, a CheckpointError of a model that is no original
+    or whose tokenizer is unusable or another model's.
     """
     check_trained(checkpoint)
     config: Any = checkpoint.config.get("text_config") or checkpoint.config

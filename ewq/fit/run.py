@@ -144,11 +144,8 @@ def fit(
     """Make the best file (or folder) of a size, or the smallest of a divergence, and measure it.
 
     ``versus`` names recipes to measure beside it on ``texts``; with ``gptq`` rounding errors cancel
-    on the calibration text, and divergence is expected as if not.
-
-    Raises:
-        InputError: calibration and evaluation text are the same.
-        EwqError: the size cannot be reached, or something failed on the way.
+    on the calibration text, and divergence is expected as if not. An InputError where calibration
+    and evaluation text are the same, an EwqError where the size cannot be reached or a step fails.
     """
     refuse_evaluation_text(calibration_texts(how.source), texts)
     check_recipes([*versus, aim.like], engine)

@@ -19,7 +19,7 @@ from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.errors import CheckpointError, InputError
 from ewq.files import check_output, said_of, scratch_beside
 from ewq.gguf.convert import CONVERTED_TYPES, convert_folder
-from ewq.gguf.gptq import recode, require_folder
+from ewq.gguf.gptq import recode
 from ewq.gguf.imatrix import check_entries, effect_notes
 from ewq.gguf.quantize import QuantizeJob, as_command, run_quantizer
 from ewq.gguf.recipe import (
@@ -65,10 +65,8 @@ def export_gguf(
     script instead of the pinned one; ``base`` the model's conversion, where there is one. With a
     ``calibration`` weights are rounded so that errors cancel on its text (:mod:`ewq.gguf.gptq`).
 
-    Raises:
-        InputError: ``out`` cannot be written, the plan is another model's, a weight would become
-            infinite, or a calibration text has nothing to round.
-        EwqError: conversion or quantization failed, or the file is not what was asked for.
+    An InputError where ``out`` cannot be written, a weight would become infinite or nothing is
+    to be rounded, a PlanError of another model's plan, an EwqError where llama.cpp fails.
     """
     out = Path(out)
     check_output(out)
@@ -76,7 +74,9 @@ def export_gguf(
     check_export(checkpoint, recipe, out)
     rounding = None
     if calibration:
-        require_folder(checkpoint)
+        from ewq.sensitivity.measure import check_trained
+
+        check_trained(checkpoint)
         if plain := plain_type(recipe):
             raise InputError(f"{plain} rounds nothing: leave --rounding out, or name another type")
         rounding = partial(recode, checkpoint, calibration, progress)
@@ -273,7 +273,6 @@ def _becomes_f16(name: str, checkpoint: Checkpoint, recipe: Recipe) -> bool:
 
 
 def _is_converted(source: GgufHeader, recipe: Recipe) -> bool:
-    """Whether the converter already did all that was asked."""
     plain = plain_type(recipe)
     return plain is not None and {of.type_name for of in source.tensors} <= {plain, "F32"}
 

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from ewq.checkpoint.gguf_header import GgufHeader
 from ewq.checkpoint.layout import find_layout
 from ewq.entropy.kernels import Array, compiled
-from ewq.errors import InputError
 from ewq.gguf.convert import CONVERTED_TYPES
 from ewq.gguf.recipe import TensorNames
 from ewq.gguf.rounding import Values, block_size, pack, unpack
@@ -49,12 +48,6 @@ CODED = frozenset(
 
 MOMENTS_BYTES = 2 * 2**30
 """Most bytes of second moments at a time; matrices beyond wait for another pass over the text."""
-
-
-def require_folder(checkpoint: Checkpoint) -> None:
-    """Refuse a GGUF file, which cannot be run for the inputs of its matrices."""
-    if checkpoint.is_gguf:
-        raise InputError(f"{checkpoint.model}: --rounding gptq needs the Hugging Face folder")
 
 
 def recode(

@@ -90,12 +90,8 @@ def stretch(ids: Any, position: int, sequence: int, wanted_from: int) -> Tokens:
 class NativeModel:
     """One GGUF that passed the probe, and the context it is computed in.
 
-    The context grows to what a call needs, so that memory measured is memory used.
-
-    Raises:
-        BackendUnavailable: no llama.cpp, or one without support for that device.
-        CheckpointError: llama.cpp cannot load the file.
-        InputError: a device or type that does not exist.
+    The context grows to what a call needs, so that memory measured is memory used. Errors are those
+    of :func:`check_device`, and a CheckpointError of a file that llama.cpp cannot load.
     """
 
     def __init__(

@@ -57,8 +57,9 @@ Recipe = TypeRecipe | PlanRecipe
 
 def plain_type(recipe: Recipe) -> str | None:
     """The type of a recipe that needs no quantizer, only the converter."""
-    known = isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES
-    return recipe.name if known else None
+    if isinstance(recipe, TypeRecipe) and recipe.name in CONVERTED_TYPES:
+        return recipe.name
+    return None
 
 
 def make_recipe(
@@ -69,11 +70,8 @@ def make_recipe(
 ) -> Recipe:
     """The recipe that the arguments of an export describe.
 
-    Raises:
-        InputError: arguments that do not go together, a type that llama.cpp does not have, or an
-            importance matrix that is missing or damaged.
-        PlanError: the plan has types of bitsandbytes.
-        BackendUnavailable: the ``gguf`` extra is absent.
+    An InputError of arguments that do not go together, an unknown type, or a missing or damaged
+    importance matrix, a PlanError of types of bitsandbytes, a BackendUnavailable without ``gguf``.
     """
     if (type_name is None) == (plan is None):
         raise InputError("give exactly one of --type (such as Q4_K_M) and --plan")
@@ -162,7 +160,6 @@ def tensors_of_weights(
 
 
 def _planned_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
-    """Tensor name -> type, for every weight of the plan."""
     names = tensors_of_weights(source, recipe.plan.weights)
     return {
         tensor: recipe.types[precision]

@@ -67,9 +67,8 @@ class Analysis:
         ``tensor``); ``seed`` is of the random one. Sizes are counted for ``target``, of
         :data:`ewq.planning.sizes.FORMATS`.
 
-        Raises:
-            PlanError: more than one rule, or a budget that cannot be met.
-            InputError: an unknown scorer, granularity or target.
+        A PlanError of more than one rule or a budget that cannot be met, an InputError of an
+        unknown scorer, granularity or target.
         """
         if sum(value is not None for value in (factor, target_bpw, target_size_bytes)) > 1:
             raise PlanError("give only one of factor, target_bpw and target_size_bytes")
@@ -132,16 +131,13 @@ class _Draft:
 
     @cached_property
     def scores(self) -> list[float]:
-        """One per unit."""
         return SCORERS[self.scorer](self.units, self.seed)
 
     @cached_property
     def spread(self) -> Spread:
-        """Of the scores."""
         return spread(self.scores)
 
     def by_factor(self, factor: float) -> QuantizationPlan:
-        """The plan of the factor rule."""
         thresholds = factor_thresholds(self.spread, factor)
         rule: dict[str, Json] = {"kind": "factor", "factor": factor}
         return self.finish(by_thresholds(self.scores, thresholds), rule, thresholds)
@@ -163,7 +159,6 @@ class _Draft:
         rule: Mapping[str, Json],
         thresholds: Mapping[str, float] | None = None,
     ) -> QuantizationPlan:
-        """The plan that gives each unit its precision."""
         checkpoint, footprint = self.analysis.checkpoint, self.analysis.footprint
         weights = {
             name: precision

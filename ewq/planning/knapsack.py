@@ -84,7 +84,6 @@ class _Search:
         self._start = [int(costs.argmin()) for costs in priced]
 
     def best(self) -> list[int]:
-        """The best plan."""
         plan = self._filled(list(self._start))
         scouted = self._search(self._gap(plan), SCOUTED_STATES)
         plan = min((plan, scouted or plan), key=self._gap)

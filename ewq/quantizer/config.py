@@ -103,9 +103,8 @@ class EwqConfig(QuantizationConfigMixin):
         llm_int8_enable_fp32_cpu_offload: as in ``BitsAndBytesConfig``: modules placed on the
             processor or the disk stay unquantized instead of being refused.
 
-    Raises:
-        InputError: no rule or several, options that do not go together, an unknown option.
-        PlanError: the plan cannot be read.
+    An InputError of no rule or several, unknown options or such as do not go together, a PlanError
+    of a plan that cannot be read.
     """
 
     def __init__(

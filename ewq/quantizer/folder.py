@@ -104,10 +104,8 @@ def quantize_to_folder(
 ) -> Quantized:
     """Quantize a hub id or model folder, weight by weight on ``device``, into a new folder.
 
-    Raises:
-        InputError: ``out`` is in use or cannot be written, ``model`` is a GGUF file,
-            or torch has no such ``device``.
-        EwqError: it cannot be loaded or quantized; no folder appears.
+    An InputError where ``out`` is in use or cannot be written, ``model`` is a GGUF file or there is
+    no such ``device``, an EwqError where it cannot be loaded or quantized: then no folder appears.
     """
     out = Path(out)
     check_output(out, folder=True)
@@ -138,7 +136,6 @@ def quantize_to_folder(
 
 
 def _load(checkpoint: Checkpoint, config: EwqConfig, device: str) -> Any:
-    """The quantized model, of the class that the checkpoint names."""
     import torch
     import transformers
 

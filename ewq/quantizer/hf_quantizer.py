@@ -192,7 +192,6 @@ def _quantizable(plan: QuantizationPlan, model: nn.Module) -> dict[str, Precisio
 
 
 def _check_stored(tensors: Mapping[str, TensorInfo], modules: Mapping[str, Precision]) -> None:
-    """Refuse a quantized folder that lacks scales its plan calls for."""
     for precision, suffix in COMPANIONS.items():
         wanted = sum(of is precision for of in modules.values())
         found = [name for name in tensors if name.endswith(suffix)]

@@ -163,10 +163,8 @@ def measure_sensitivity(
     A pass found in the cache is not run again; one that was interrupted goes on where it was kept.
     Of ``how`` it takes seed, device and cache.
 
-    Raises:
-        CheckpointError: no Hugging Face folder, or not loadable.
-        BackendUnavailable: no such device, or more memory than there is.
-        MeasurementError: gradients or logits that are not finite.
+    A CheckpointError of what cannot be loaded or is no Hugging Face folder, a BackendUnavailable of
+    no such device or too little memory, a MeasurementError of gradients that are not finite.
     """
     check_trained(checkpoint)
     dtype = "float32" if how.device == "cpu" else "bfloat16"
@@ -209,7 +207,6 @@ def load_model(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
 
 
 def _require_memory(checkpoint: Checkpoint, device: str) -> None:
-    """Say what the pass needs before it starts."""
     check_device(device)
     parameters = sum(tensor.numel for tensor in checkpoint.tensors.values())
     if device == "cpu":

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ewq.checkpoint.embedded import fixture_path
-from ewq.errors import InputError
+from ewq.errors import EwqError
 from ewq.gguf import gptq
 from ewq.gguf.export import export_gguf
 from ewq.gguf.recipe import make_recipe
@@ -86,6 +86,6 @@ def test_passes_of_few_matrices_give_the_same_file(tiny, files, tmp_path, monkey
 def test_what_cannot_be_rounded_is_refused(files, tmp_path, source, type_name, message):
     model = files[0] if source == "made" else fixture_path(source)
     out = tmp_path / "out.gguf"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(EwqError, match=message):
         export_gguf(model, out, make_recipe(type_name), calibration=CALIBRATION)
     assert list(tmp_path.iterdir()) == []
