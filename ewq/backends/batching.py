@@ -130,14 +130,10 @@ def pad_rows(
     return inputs
 
 
-def new_cache(config: Any) -> Any:
-    """An empty growing cache laid out for the model (full or sliding attention per layer)."""
-    return DynamicCache(config=config)
-
-
 def can_share(config: Any) -> bool:
     """Whether every layer's cache can be shared; recurrent states, for one, cannot."""
-    return all(type(layer).__name__ in SHAREABLE_LAYERS for layer in new_cache(config).layers)
+    layers = DynamicCache(config=config).layers
+    return all(type(layer).__name__ in SHAREABLE_LAYERS for layer in layers)
 
 
 def fork(cache: Any, rows: int) -> Any:

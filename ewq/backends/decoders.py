@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-from transformers import StaticCache
+from transformers import DynamicCache, StaticCache
 from transformers.masking_utils import create_masks_for_generate
 
-from ewq.backends.batching import new_cache
 from ewq.backends.int8_step import DecoderUnsupported, StaticInt8
 from ewq.errors import InputError
 from ewq.model import Generation
@@ -38,7 +37,7 @@ class EagerDecoder:
 
     def begin(self, rows: int, length: int) -> Any:
         """An empty cache for ``rows`` sequences of at most ``length`` tokens."""
-        return new_cache(self._model.config)
+        return DynamicCache(config=self._model.config)
 
     def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         """Feed ``ids`` ``[rows, tokens]``; each row's most likely next token, ``[rows, 1]``."""
@@ -197,7 +196,7 @@ class CompiledDecoder(StaticDecoder):
             "emulate_precision_casts": True,
             "triton.cudagraphs": model.device.type == "cuda",
         }
-        sliding = any(new_cache(model.config).is_sliding)
+        sliding = any(DynamicCache(config=model.config).is_sliding)
         self._compiled: Callable[..., torch.Tensor] = torch.compile(
             self._best,
             backend=backend,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from ewq.backends.batching import (
     can_share,
@@ -17,7 +17,6 @@ from ewq.backends.batching import (
     check_suffixes,
     fork,
     log_softmax,
-    new_cache,
     pad_rows,
     plan_batches,
     split_shared,
@@ -185,7 +184,7 @@ class TransformersModel:
             yield batch, self._forward(forked, len(shared), chosen, [kept[i] for i in batch])
 
     def _prefill(self, shared: list[int]) -> Any:
-        cache = new_cache(self._model.config)
+        cache = DynamicCache(config=self._model.config)
         if shared:
             self._forward(cache, 0, [shared], [1])
         return cache

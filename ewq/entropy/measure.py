@@ -109,7 +109,9 @@ def measure_floats(parts: Callable[[], Iterable[Values]], in_features: int) -> W
     A NotFiniteError of NaN or infinity, an UnmeasurableError of a float64 value beyond float32 or
     of no 256 bins between the values.
     """
-    length = _chunk_length(in_features)
+    # About CHUNK_VALUES in whole rows: sums, rounded chunk by chunk, then repeat exactly.
+    step = math.lcm(in_features, NF4_BLOCK)
+    length = step * max(1, CHUNK_VALUES // step)
     extents = [kernels.extent(chunk) for chunk in _chunks(parts(), length)]
     if not all(extent[4] for extent in extents):
         raise NotFiniteError
@@ -138,12 +140,6 @@ def measure_floats(parts: Callable[[], Iterable[Values]], in_features: int) -> W
         mass=mass,
         weighted=weighted,
     ).statistics()
-
-
-def _chunk_length(in_features: int) -> int:
-    """About ``CHUNK_VALUES`` in whole rows: sums, rounded chunk by chunk, then repeat exactly."""
-    step = math.lcm(in_features, NF4_BLOCK)
-    return step * max(1, CHUNK_VALUES // step)
 
 
 def _chunks(parts: Iterable[Values], length: int) -> Iterator[Values]:

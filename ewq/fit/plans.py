@@ -20,7 +20,7 @@ from ewq.planning.plan import (
     QuantizationPlan,
     precisions_of,
 )
-from ewq.planning.scorers import spread
+from ewq.planning.scorers import out_of_reach, spread
 from ewq.precision import Precision
 from ewq.sensitivity.measure import Sensitivity
 from ewq.version import __version__
@@ -51,7 +51,10 @@ class Fitting:
         units = self._units(granularity)
         found = choose(units, budget_bytes - self.target.fixed_stored_bytes)
         if found is None:
-            raise PlanError(self._out_of_reach(budget_bytes, units))
+            sizes = [[int(option.weight) for option in unit] for unit in units]
+            fixed = self.target.fixed_stored_bytes
+            low, high = (fixed + sum(map(end, sizes)) for end in (min, max))
+            raise out_of_reach(budget_bytes, low, high, self.target.parameters)
         return self.of_types(_taken(units, found), rule, granularity)
 
     def below(self, kld: float, rule: Rule, granularity: str = "tensor") -> QuantizationPlan:
@@ -118,17 +121,6 @@ class Fitting:
             stored = sum(self.target.stored(t.sizes[types[t.name]]) for t in tensors)
             options.append(_Option(cost, stored, types))
         return options
-
-    def _out_of_reach(self, budget_bytes: int, units: Sequence[Sequence[_Option]]) -> str:
-        sizes = [[option.weight for option in unit] for unit in units]
-        fixed = self.target.fixed_stored_bytes
-        low, high = (fixed + int(sum(map(end, sizes))) for end in (min, max))
-        bits = [8 * size / self.target.parameters for size in (budget_bytes, low, high)]
-        return (
-            f"a target of {budget_bytes} bytes ({bits[0]:.3f} bits per weight) is out of reach: "
-            f"this model takes {low} to {high} bytes ({bits[1]:.3f} to {bits[2]:.3f} bits per "
-            "weight)"
-        )
 
     def _expected(self, types: Mapping[str, str]) -> ExpectedKld:
         by_matrix: dict[str, float] = {}

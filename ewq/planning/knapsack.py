@@ -37,37 +37,27 @@ def choose(groups: Sequence[Sequence[Choice]], limit: float) -> list[int] | None
 
     ``None`` where even the lightest choices exceed the limit, the most total weight.
     """
-    kept = [_undominated(group) for group in groups]
-    room = limit - sum(group[0][1].weight for group in kept)
+    tables = [_Table(group) for group in groups]
+    room = limit - sum(table.lightest for table in tables)
     if room < 0:
         return None
-    tables = [_Table.of([choice for _, choice in group]) for group in kept]
     found = _Search(tables, room).best()
-    return [group[place][0] for group, place in zip(kept, found, strict=True)]
+    return [table.places[index] for table, index in zip(tables, found, strict=True)]
 
 
-def _undominated(group: Sequence[Choice]) -> list[tuple[int, Choice]]:
-    """By rising weight and falling cost; what is heavier and no cheaper is left out."""
-    order = sorted(enumerate(group), key=lambda entry: (entry[1].weight, entry[1].cost))
-    kept: list[tuple[int, Choice]] = []
-    for entry in order:
-        if not kept or entry[1].cost < kept[-1][1].cost:
-            kept.append(entry)
-    return kept
-
-
-@dataclass(frozen=True)
 class _Table:
-    """The undominated choices of a group, weights counted from the lightest."""
+    """A group's choices by rising weight, counted from the lightest, and falling cost."""
 
-    costs: Floats
-    weights: Floats
-
-    @classmethod
-    def of(cls, choices: Sequence[Choice]) -> _Table:
-        weights = np.array([choice.weight for choice in choices], dtype=np.float64)
-        costs = np.array([choice.cost for choice in choices], dtype=np.float64)
-        return cls(costs, weights - weights[0])
+    def __init__(self, group: Sequence[Choice]) -> None:
+        self.places: list[int] = []
+        for place in sorted(range(len(group)), key=lambda i: (group[i].weight, group[i].cost)):
+            # What is heavier and no cheaper is left out.
+            if not self.places or group[place].cost < group[self.places[-1]].cost:
+                self.places.append(place)
+        self.lightest = group[self.places[0]].weight
+        self.costs = np.array([group[place].cost for place in self.places], dtype=np.float64)
+        self.weights = np.array([group[i].weight for i in self.places], dtype=np.float64)
+        self.weights -= self.weights[0]
 
     def cheapest(self, price: float) -> int:
         """The best choice where a unit of weight costs ``price``; of equals the lightest."""

@@ -130,7 +130,8 @@ def within_budget(
     room = target_bytes - fixed_bytes
     split = _best_split([sizes[unit] for unit in order], room)
     if split is None:
-        raise PlanError(_infeasible(sizes, fixed_bytes, target_bytes, numel))
+        low, high = (fixed_bytes + sum(end(of.values()) for of in sizes) for end in (min, max))
+        raise out_of_reach(target_bytes, low, high, numel)
     four, eight = split
     precisions = [Precision.RAW] * len(scores)
     for rank, unit in enumerate(order[:eight]):
@@ -166,12 +167,9 @@ def _raise_singly(
                 precisions[unit] = precision
 
 
-def _infeasible(
-    sizes: Sequence[Mapping[Precision, int]], fixed: int, target: int, numel: int
-) -> str:
-    low = fixed + sum(min(size.values()) for size in sizes)
-    high = fixed + sum(max(size.values()) for size in sizes)
-    return (
+def out_of_reach(target: int, low: int, high: int, numel: int) -> PlanError:
+    """What a budget of bytes is told that no plan of a model of ``numel`` parameters meets."""
+    return PlanError(
         f"a target of {target} bytes ({8 * target / numel:.3f} bits per weight) is out of reach: "
         f"this model takes {low} to {high} bytes "
         f"({8 * low / numel:.3f} to {8 * high / numel:.3f} bits per weight)"
