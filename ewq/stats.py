@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Clusters = Sequence[Hashable] | None
 
 ALPHA = 0.05
+FEWEST_FLIPS = math.ceil(math.log2(2 / ALPHA))
+"""Flips, all one way, below which the exact McNemar test can never reject at ``ALPHA``."""
 POWER = 0.8
 BOOTSTRAP_RESAMPLES = 2000
 BOOTSTRAP_SEED = 20250307
@@ -83,11 +85,6 @@ def mcnemar_exact(n01: int, n10: int) -> float:
     return float(binomtest(n01, discordant, 0.5).pvalue) if discordant else 1.0
 
 
-def fewest_flips() -> int:
-    """Flips, all one way, below which the exact McNemar test can never reject at ``ALPHA``."""
-    return math.ceil(math.log2(2 / ALPHA))
-
-
 def paired_accuracy(
     base_correct: ArrayLike, new_correct: ArrayLike, clusters: Clusters = None
 ) -> PairedAccuracy:
@@ -112,7 +109,7 @@ def paired_accuracy(
         flips=(n01 + n10) / n,
         mcnemar_p=mcnemar_exact(n01, n10),
         interval=paired_interval(difference, ones, labels, least_stderr=1.0 / n),
-        smallest_detectable=max(detectable, fewest_flips() / n),
+        smallest_detectable=max(detectable, FEWEST_FLIPS / n),
         n=n,
     )
 

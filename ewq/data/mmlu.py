@@ -113,10 +113,7 @@ def load_mmlu(source: str | Path) -> MmluData:
         # One configuration holds all subjects; its dev rows keep each subject's order.
         dev, test = (hub_rows(HUB_DATASET, "all", split=name) for name in ("dev", "test"))
         return from_rows(dev, test, HUB_DATASET)
-    return _from_folder(Path(source))
-
-
-def _from_folder(folder: Path) -> MmluData:
+    folder = Path(source)
     files = {f.name.removesuffix("_test.csv"): f for f in (folder / "test").glob("*_test.csv")}
     if not files:
         raise InputError(f"{folder} has no test/SUBJECT_test.csv: give the MMLU folder, or 'hub'")

@@ -11,7 +11,6 @@ from typing import Any
 from ewq.errors import InputError
 
 HUB = "hub"
-_HUB_DATASET = ("Salesforce/wikitext", "wikitext-2-raw-v1")
 _WIKITEXT_2 = "wikitext2"
 _WIKITEXT_FILE = "wiki.test.raw"
 
@@ -60,7 +59,10 @@ def load_texts(source: str | Path) -> TextSet:
     A folder holds ``DOMAIN/*.txt`` and/or ``DOMAIN.txt``. What cannot be read is an InputError.
     """
     if source == HUB:
-        return text_set([_wikitext_from_hub()])
+        rows = hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", split="test")["text"]
+        # The hub stores the file's blank lines, " \n", as empty rows.
+        text = "".join(row or " \n" for row in rows)
+        return text_set([Document(_WIKITEXT_2, _WIKITEXT_FILE, text, lines_are_rows=True)])
     path = Path(source)
     if path.is_file():
         # The same digest as from the hub.
@@ -127,13 +129,6 @@ def read_text(file: Path) -> str:
 def is_visible(text: str) -> bool:
     """Whether a text has a character to see: no blank, control or zero-width one."""
     return any(unicodedata.category(character)[0] not in "CZ" for character in text)
-
-
-def _wikitext_from_hub() -> Document:
-    """WikiText-2's test part as the very text of ``wiki.test.raw``."""
-    # The hub stores the file's blank lines, " \n", as empty rows.
-    text = "".join(row or " \n" for row in hub_rows(*_HUB_DATASET, split="test")["text"])
-    return Document(_WIKITEXT_2, _WIKITEXT_FILE, text, lines_are_rows=True)
 
 
 def hub_rows(name: str, configuration: str, split: str) -> Any:

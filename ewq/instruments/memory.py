@@ -23,10 +23,9 @@ class SampledPeak:
     The thread costs time, so it must never run beside a round whose time counts.
     """
 
-    def __init__(self, read: Callable[[], int], interval_s: float = 0.01) -> None:
+    def __init__(self, read: Callable[[], int]) -> None:
         self.peak_bytes = 0
         self._read = read
-        self._interval_s = interval_s
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
 
@@ -41,7 +40,7 @@ class SampledPeak:
         self.peak_bytes = max(self.peak_bytes, self._read())
 
     def _sample(self) -> None:
-        while not self._stopped.wait(self._interval_s):
+        while not self._stopped.wait(0.01):
             self.peak_bytes = max(self.peak_bytes, self._read())
 
 

@@ -56,7 +56,13 @@ def comparison_page(comparison: Comparison, kept: int | None = None) -> Page:
     if rest := [row for row in shown[len(notable) :] if row.change.delta != 0]:
         parts.append(_rest(rest))
     if kept is None and ranked:
-        parts.append(_statistics(ranked))
+        headings = ("Variant", "Metric", VERDICT, "Sentence")
+        cells = tuple(
+            (row.variant, row.task, str(row.change.verdict or "not gated"), row.change.sentence)
+            for row in ranked
+        )
+        title = "All metrics with their statistics"
+        parts.append(Table(headings, cells, frozenset(headings), title, folded=True))
     if left_out := len(ranked) - len(shown):
         said = f"{_count(left_out, 'row')} of least importance left out to fit a comment; "
         parts.append(Paragraph(said + "--format json or html has them all."))
@@ -176,15 +182,6 @@ def _rest(rows: Sequence[Row]) -> Table:
     )
     title = f"{_count(len(rows), 'metric')} changed within tolerance, or not gated"
     return Table(("Metric", *variants), body, title=title, folded=True)
-
-
-def _statistics(rows: Sequence[Row]) -> Table:
-    headings = ("Variant", "Metric", VERDICT, "Sentence")
-    cells = tuple(
-        (row.variant, row.task, str(row.change.verdict or "not gated"), row.change.sentence)
-        for row in rows
-    )
-    return Table(headings, cells, frozenset(headings), "All metrics with their statistics", True)
 
 
 def _number(value: float | None, digits: int = 6) -> str:

@@ -13,7 +13,7 @@ from ewq.gating.change import incomparable, paired_changes
 from ewq.measurement import Metric
 from ewq.report.plotting import variant_kind
 from ewq.report.rows import MMLU_TASKS, Estimate, VariantRow
-from ewq.stats import ALPHA, fewest_flips, noninferiority, smallest_detectable_difference
+from ewq.stats import ALPHA, FEWEST_FLIPS, noninferiority, smallest_detectable_difference
 from ewq.variants import engine_of
 
 SAME_SIZE = 0.005
@@ -69,7 +69,7 @@ class Loss:
         """The smallest loss that this comparison would have found with 80 % power at 5 %."""
         found = smallest_detectable_difference(self.stderr, df=self.metric.freedom)
         # No error, however small, makes fewer flips than these detectable.
-        least = 0.0 if self.is_perplexity else fewest_flips() / self.metric.n
+        least = 0.0 if self.is_perplexity else FEWEST_FLIPS / self.metric.n
         return f"{self._shown(max(found, least)):.2g} {self.unit}"
 
     def standing(self, margin: float, alpha: float) -> Standing:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 TASK = "divergence"
 DEFAULT_DEFINITION = DEFINITIONS["disjoint"].with_window(512)
 _DELTA_P_PERCENTILES = (0.1, 1, 5, 10, 50, 90, 95, 99, 99.9)
-_KLD_PERCENTILES = (50, 90, 95, 99)
 # Rows compared at once; the comparison holds a little over two such blocks.
 _BLOCK_BYTES = 16 * 1024**2
 
@@ -186,11 +185,13 @@ def _metrics(tokens: Array, clusters: list[Hashable]) -> dict[str, Metric]:
             "probability 0, or NaN, where the reference does not"
         )
     metrics = {"kld_mean": _mean(kld, clusters, "nats", False)}
-    for percent in _KLD_PERCENTILES:
+    for percent in (50, 90, 95, 99):
         value, stderr = quantile(kld, percent / 100)
         metrics[f"kld_p{percent}"] = Metric(value, "nats", False, len(kld), stderr)
+    agreement = _mean(same_top, clusters, "fraction", True)
+    stderr = clustered_share_stderr(agreement.stderr, int(same_top.sum()), len(same_top))
     return metrics | {
-        "top1_agreement": _agreement(same_top, clusters),
+        "top1_agreement": replace(agreement, stderr=stderr),
         "rms_delta_p": _root_mean_square(delta_p, clusters),
         "ln_ppl_ratio": _mean(nll_change, clusters, "nats", False),
     }
@@ -199,13 +200,6 @@ def _metrics(tokens: Array, clusters: list[Hashable]) -> dict[str, Metric]:
 def _mean(values: Array, clusters: list[Hashable], unit: str, better: bool) -> Metric:
     found = clustered_ratio(values, np.ones_like(values), clusters)
     return Metric(found.value, unit, better, len(values), found.stderr, found.freedom)
-
-
-def _agreement(same_top: Array, clusters: list[Hashable]) -> Metric:
-    """The share of tokens; its error is never that of certainty, however alike the tokens are."""
-    found = _mean(same_top, clusters, "fraction", True)
-    stderr = clustered_share_stderr(found.stderr, int(same_top.sum()), len(same_top))
-    return replace(found, stderr=stderr)
 
 
 def _root_mean_square(values: Array, clusters: list[Hashable]) -> Metric:

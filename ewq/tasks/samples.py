@@ -62,11 +62,7 @@ def run(
     decode = model.tokenizer.decode
     return TaskResult(
         task=TASK,
-        settings={
-            "new_tokens": new_tokens,
-            "bos_added": bos is not None,
-            "prompts": dict(prompts),
-        },
+        settings={"new_tokens": new_tokens, "bos_added": bos is not None, "prompts": dict(prompts)},
         metrics={},
         items=Items({"prompt": list(tokens), "tokens": list(tokens.values())}),
         side={

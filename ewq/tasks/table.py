@@ -313,9 +313,7 @@ TASKS: Mapping[str, Task] = {
             in_rounds=True, same_session=True, on_random_weights=True,
         ),
         Task("memory", _MEMORY, on_random_weights=True, first=True),
-        Task(
-            "noise_floor", _NOISE_FLOOR, Data.QUESTIONS, item_values=("answer",), probe="mmlu",
-        ),
+        Task("noise_floor", _NOISE_FLOOR, Data.QUESTIONS, item_values=("answer",), probe="mmlu"),
         Task(
             "samples", _SAMPLES, pairing=Pairing.RESULTS,
             item_names=("prompt",), item_values=("tokens",),

@@ -55,7 +55,7 @@ def test_sampling_stands_in_where_the_peak_cannot_be_reset(tmp_path, monkeypatch
 
 def test_sampling_reads_before_between_and_after():
     readings = iter([1, 5, 2])
-    watch = SampledPeak(lambda: next(readings, 3), interval_s=0.001)
+    watch = SampledPeak(lambda: next(readings, 3))
     with watch:
         while next(readings, None) is not None:
             pass

@@ -33,8 +33,6 @@ _CAUSES = {
     DoubtKind.DECODE_MODE: "another way of decoding than the reference",
     DoubtKind.CHANCE: "no better than guessing",
 }
-_TOO_FEW = "too few items to decide"
-_WORDS = {Verdict.NO_BASELINE: "not gated"}
 
 
 def overview(shown: ReportedRun) -> Section:
@@ -128,8 +126,8 @@ def verdicts(shown: ReportedRun) -> Section:
 def verdict_counts(records: Sequence[Record]) -> str:
     """``1 fail, 2 not gated, 20 pass``."""
     counted = Counter(record.verdict for record in records)
-    verdicts = [verdict for verdict in PRECEDENCE if verdict in counted]
-    return ", ".join(f"{counted[each]} {_WORDS.get(each, each.value)}" for each in verdicts)
+    found = [f"{counted[each]} {each.value}" for each in PRECEDENCE if each in counted]
+    return ", ".join(found).replace(Verdict.NO_BASELINE.value, "not gated")
 
 
 def verdict_points(records: Sequence[Record]) -> list[Point]:
@@ -153,7 +151,9 @@ def _having(records: Sequence[Record], *verdicts: Verdict) -> list[Record]:
 def _causes(record: Record) -> list[str]:
     """Why a record is inconclusive, in words that are the same for all variants."""
     doubts = (doubt_about(reason.metric, record) for reason in record.reasons)
-    return [*dict.fromkeys(_CAUSES[doubt.kind] for doubt in doubts if doubt)] or [_TOO_FEW]
+    return [*dict.fromkeys(_CAUSES[doubt.kind] for doubt in doubts if doubt)] or [
+        "too few items to decide"
+    ]
 
 
 def protocol(shown: ReportedRun) -> Section:
