@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from ewq.entropy import kernels
 from ewq.entropy.statistics import (
     HISTOGRAM_BINS,
-    Distribution,
     UnmeasurableError,
     WeightStatistics,
     bin_edges,
+    from_counts,
+    from_sums,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def measure_patterns(
     values = values_of_patterns(dtype)
     if counts[~np.isfinite(values)].any():
         raise NotFiniteError
-    return Distribution.from_counts(values, counts).statistics()
+    return from_counts(values, counts)
 
 
 def _counted(parts: Iterable[Values]) -> NDArray[np.int64]:
@@ -128,7 +129,7 @@ def measure_floats(parts: Callable[[], Iterable[Values]], in_features: int) -> W
         kernels.count_bins(chunk, edges, histogram)
         sums.append(kernels.moments(chunk, mean, float(maximum)))
     second, fourth, mass, weighted = (math.fsum(column) for column in zip(*sums, strict=True))
-    return Distribution(
+    return from_sums(
         numel=numel,
         minimum=float(minimum),
         maximum=float(maximum),
@@ -139,7 +140,7 @@ def measure_floats(parts: Callable[[], Iterable[Values]], in_features: int) -> W
         histogram=histogram,
         mass=mass,
         weighted=weighted,
-    ).statistics()
+    )
 
 
 def _chunks(parts: Iterable[Values], length: int) -> Iterator[Values]:

@@ -43,67 +43,60 @@ class UnmeasurableError(ValueError):
     """Values of which a statistic cannot be taken; the message completes a sentence."""
 
 
-@dataclass(frozen=True)
-class Distribution:
-    """Everything about a weight's values that does not depend on their order."""
+def from_counts(values: NDArray[np.float32], counts: NDArray[np.int64]) -> WeightStatistics:
+    """Statistics of a weight that holds ``values[i]`` exactly ``counts[i]`` times."""
+    present = np.flatnonzero(counts)
+    narrow, weight = values[present], counts[present]
+    wide = narrow.astype(np.float64)
+    numel = int(weight.sum())
+    mean = float(np.sum(wide * weight)) / numel
+    square = (wide - mean) ** 2
+    below = wide - wide.max()
+    mass = np.exp(below) * weight
+    return from_sums(
+        numel=numel,
+        minimum=float(wide.min()),
+        maximum=float(wide.max()),
+        mean=mean,
+        second=float(np.sum(square * weight)),
+        fourth=float(np.sum(square * square * weight)),
+        zeros=int(weight[narrow == 0].sum()),
+        histogram=_histogram(narrow, weight),
+        mass=float(np.sum(mass)),
+        weighted=float(np.sum(mass * below)),
+    )
 
-    numel: int
-    minimum: float
-    maximum: float
-    mean: float
-    second: float
-    """Sum of squared deviations from the mean."""
-    fourth: float
-    """Sum of fourth powers of the deviations."""
-    zeros: int
-    histogram: NDArray[np.int64]
-    """Counts in 256 bins."""
-    mass: float
-    """``sum e**(w - max)``."""
-    weighted: float
-    """``sum (w - max) e**(w - max)``."""
 
-    @classmethod
-    def from_counts(cls, values: NDArray[np.float32], counts: NDArray[np.int64]) -> Distribution:
-        """Of a weight that holds ``values[i]`` exactly ``counts[i]`` times."""
-        present = np.flatnonzero(counts)
-        narrow, weight = values[present], counts[present]
-        wide = narrow.astype(np.float64)
-        numel = int(weight.sum())
-        mean = float(np.sum(wide * weight)) / numel
-        square = (wide - mean) ** 2
-        below = wide - wide.max()
-        mass = np.exp(below) * weight
-        return cls(
-            numel=numel,
-            minimum=float(wide.min()),
-            maximum=float(wide.max()),
-            mean=mean,
-            second=float(np.sum(square * weight)),
-            fourth=float(np.sum(square * square * weight)),
-            zeros=int(weight[narrow == 0].sum()),
-            histogram=_histogram(narrow, weight),
-            mass=float(np.sum(mass)),
-            weighted=float(np.sum(mass * below)),
-        )
-
-    def statistics(self) -> WeightStatistics:
-        """What plans are made from."""
-        variance = self.second / self.numel
-        # H = ln S - T / S with S = sum e**u, T = sum u e**u, u = w - max.
-        softmax = float(np.log(self.mass) - self.weighted / self.mass)
-        return WeightStatistics(
-            numel=self.numel,
-            minimum=self.minimum,
-            maximum=self.maximum,
-            mean=self.mean,
-            variance=variance,
-            kurtosis=self.fourth / self.numel / variance**2 if variance**2 > 0 else 0.0,
-            sparsity=self.zeros / self.numel,
-            histogram_entropy=shannon_bits(self.histogram),
-            softmax_entropy=softmax,
-            centred_softmax_entropy=softmax - math.log(self.numel),
-        )
+def from_sums(
+    *,
+    numel: int,
+    minimum: float,
+    maximum: float,
+    mean: float,
+    second: float,
+    fourth: float,
+    zeros: int,
+    histogram: NDArray[np.int64],
+    mass: float,
+    weighted: float,
+) -> WeightStatistics:
+    """Statistics from sums over the values: ``second`` and ``fourth`` powers of deviations from the
+    mean, ``mass = sum e**u`` and ``weighted = sum u e**u`` of ``u = w - maximum``."""
+    variance = second / numel
+    # H = ln S - T / S with S = sum e**u, T = sum u e**u, u = w - max.
+    softmax = float(np.log(mass) - weighted / mass)
+    return WeightStatistics(
+        numel=numel,
+        minimum=minimum,
+        maximum=maximum,
+        mean=mean,
+        variance=variance,
+        kurtosis=fourth / numel / variance**2 if variance**2 > 0 else 0.0,
+        sparsity=zeros / numel,
+        histogram_entropy=shannon_bits(histogram),
+        softmax_entropy=softmax,
+        centred_softmax_entropy=softmax - math.log(numel),
+    )
 
 
 def bin_edges(minimum: float, maximum: float, dtype: np.dtype[Any]) -> NDArray[np.floating[Any]]:

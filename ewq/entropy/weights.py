@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from threading import Event
 from typing import TypeVar
@@ -41,6 +40,8 @@ from ewq.instruments.processor_wait import usable_cores
 from ewq.progress import NO_PROGRESS, Progress, step
 
 T = TypeVar("T")
+Scaling = Callable[[NDArray[np.float32], int], Values]
+"""``scaled(values, first_row)`` of flat values of whole rows from a row on."""
 
 FP8_TILE = (128, 128)
 KEPT_BYTES = 64 * 2**20
@@ -183,7 +184,7 @@ class _Reader:
 
     def _windows(self, info: TensorInfo) -> Iterator[Values]:
         """In stored order: uint16 patterns of 16-bit floats, else float32 or float64."""
-        scales = self._scales(info)
+        scaled = self._scaling(info)
         columns = info.shape[-1]
         rows = info.numel // columns
         row_bytes = info.nbytes // rows
@@ -199,15 +200,15 @@ class _Reader:
                 yield data.view(SEEN_AS[info.dtype])
             else:
                 values = _fp8_values(info.dtype)[data]
-                yield values if scales is None else scales.applied(values, columns, first)
+                yield values if scaled is None else scaled(values, first)
 
-    def _scales(self, info: TensorInfo) -> _Scales | None:
+    def _scaling(self, info: TensorInfo) -> Scaling | None:
         stored = scale_of(self._checkpoint, info.name)
         if stored is None:
             return None
         quantization = self._checkpoint.config.get("quantization_config") or {}
         tile = quantization.get("weight_block_size") or FP8_TILE
-        return _Scales.of(info, stored, (int(tile[0]), int(tile[1])))
+        return _scaling(info, stored, (int(tile[0]), int(tile[1])))
 
     def not_finite(self, weight: Weight) -> str:
         """The tensor behind a :class:`NotFiniteError`."""
@@ -225,34 +226,26 @@ def _fp8_values(dtype: str) -> NDArray[np.float32]:
     return table
 
 
-@dataclass(frozen=True)
-class _Scales:
-    """Of an FP8 weight, ``[tiles down, tiles across]``, and the rows and columns of a tile."""
+def _scaling(info: TensorInfo, stored: TensorInfo, tile: tuple[int, int]) -> Scaling:
+    """How the scales ``stored`` multiply an FP8 weight, in tiles of the config where of several."""
+    table = as_torch(stored).float().numpy()
+    table = table.reshape(-1, table.shape[-1] if table.ndim > 1 else 1)
+    sizes = info.numel // info.shape[-1], info.shape[-1]
+    # Along a side all values share a scale, or each has one, or those of a tile share it.
+    sides = [
+        {1: size, size: 1}.get(count, side)
+        for size, count, side in zip(sizes, table.shape, tile, strict=True)
+    ]
+    if tuple(-(-size // side) for size, side in zip(sizes, sides, strict=True)) != table.shape:
+        raise CheckpointError(
+            f"{stored.name} has shape {stored.shape}, which does not fit "
+            f"{info.name} {info.shape} in tiles of {tile}"
+        )
+    across = np.arange(sizes[1]) // sides[1]
 
-    table: NDArray[np.float32]
-    tile: tuple[int, int]
+    def scaled(values: NDArray[np.float32], first_row: int) -> Values:
+        rows = values.reshape(-1, sizes[1])
+        down = (first_row + np.arange(len(rows))) // sides[0]
+        return (rows * table[down][:, across]).reshape(-1)
 
-    @classmethod
-    def of(cls, info: TensorInfo, stored: TensorInfo, tile: tuple[int, int]) -> _Scales:
-        """Read from ``stored``; ``tile`` is the config's, where there is more than one scale."""
-        table = as_torch(stored).float().numpy()
-        table = table.reshape(-1, table.shape[-1] if table.ndim > 1 else 1)
-        sizes = info.numel // info.shape[-1], info.shape[-1]
-        # Along a side all values share a scale, or each has one, or those of a tile share it.
-        sides = [
-            {1: size, size: 1}.get(count, side)
-            for size, count, side in zip(sizes, table.shape, tile, strict=True)
-        ]
-        if tuple(-(-size // side) for size, side in zip(sizes, sides, strict=True)) != table.shape:
-            raise CheckpointError(
-                f"{stored.name} has shape {stored.shape}, which does not fit "
-                f"{info.name} {info.shape} in tiles of {tile}"
-            )
-        return cls(table, (sides[0], sides[1]))
-
-    def applied(self, values: NDArray[np.float32], columns: int, first_row: int) -> Values:
-        """Flat values of whole rows from ``first_row`` on, scaled."""
-        rows = values.reshape(-1, columns)
-        down = (first_row + np.arange(len(rows))) // self.tile[0]
-        across = np.arange(columns) // self.tile[1]
-        return (rows * self.table[down][:, across]).reshape(-1)
+    return scaled
