@@ -95,7 +95,6 @@ class DoubtKind(StrEnum):
     OTHER_SESSION = "other_session"
     DECODE_MODE = "decode_mode"
     CHANCE = "chance"
-    """An accuracy that guessing has too."""
 
 
 @dataclass(frozen=True)

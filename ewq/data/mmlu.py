@@ -48,7 +48,6 @@ GROUPS = {
 GROUP_OF = {subject: group for group, names in GROUPS.items() for subject in names.split()}
 """Subject to group; subjects outside MMLU belong to none."""
 SHOWN = 40
-_COLUMNS = "question, A, B, C, D, answer letter"
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,8 @@ def _read_csv(file: Path, subject: str) -> list[Question]:
 
 def _question(subject: str, row: Sequence[str], where: str) -> Question:
     if len(row) != 6:
-        raise InputError(f"{where}: {len(row)} columns, expected 6 ({_COLUMNS})")
+        wanted = "6 (question, A, B, C, D, answer letter)"
+        raise InputError(f"{where}: {len(row)} columns, expected {wanted}")
     text, a, b, c, d, letter = row
     if letter not in LETTERS or len(letter) != 1:
         raise InputError(f"{where}: answer {letter[:SHOWN]!r}, expected one of A, B, C, D")

@@ -43,7 +43,6 @@ class Definition:
     bos: Bos
     scored_from: int = 1
     whole_windows: bool = False
-    """An incomplete last window is dropped."""
 
     def with_window(self, window: int) -> Definition:
         """The same definition with another window, of which the same share is scored."""

@@ -52,7 +52,6 @@ def comparison_page(comparison: Comparison, kept: int | None = None) -> Page:
     parts += [_changes(comparison, notable)] * bool(notable)
     if equal := sum(row.change.delta == 0 for row in ranked):
         parts.append(Paragraph(f"{_count(equal, 'metric')} unchanged."))
-    # What did not change is counted above.
     if rest := [row for row in shown[len(notable) :] if row.change.delta != 0]:
         parts.append(_rest(rest))
     if kept is None and ranked:

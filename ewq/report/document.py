@@ -111,7 +111,6 @@ class Section:
     """A part of the page, under a heading if it has a title."""
 
     name: str
-    """Unique within the page; becomes an element id."""
     title: str
     parts: tuple[Part, ...]
 

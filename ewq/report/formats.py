@@ -32,7 +32,13 @@ _TIED = re.compile(r" (?=%|±|(?:[GM]B|points|tokens/s)\b)|(?<=±) ")
 def to_html(page: Page) -> str:
     """The page as one file."""
     plots = [part for section in page.sections for part in section.parts if isinstance(part, Plot)]
-    scripts = [_plotly(), _asset("draw.js")] if plots else []
+    scripts: list[str] = []
+    if plots:
+        from plotly.offline import get_plotlyjs
+
+        # HTML parsing turns CR LF into LF before the digest is taken.
+        plotly = get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
+        scripts = [plotly, _asset("draw.js")]
     digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
     return _filled(
         "page.html",
@@ -72,14 +78,6 @@ def _filled(template: str, clean: Callable[[str], str], **values: Any) -> str:
 
 def _asset(name: str) -> str:
     return files("ewq.report").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    source: str = get_plotlyjs()
-    # HTML parsing turns CR LF into LF before the digest is taken.
-    return source.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def to_json(page: Page) -> str:

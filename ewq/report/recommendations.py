@@ -130,7 +130,6 @@ def _sized(size_bytes: float, rows: Sequence[VariantRow]) -> str:
 
 
 def _smallest(rows: Sequence[VariantRow]) -> Recommendation | None:
-    """Size is an exact count; what it costs is said with its error."""
     sized = [(size, row) for row in rows if (size := row.weights_bytes) is not None]
     if len(sized) < 2:
         return None
@@ -172,12 +171,10 @@ def _is_faster(best: Metric, rival: Metric, alpha: float) -> bool:
 
 
 def _plan_or_uniform(rows: Sequence[VariantRow]) -> Recommendation | None:
-    """Whether planning paid: plans against uniform variants of the same engine."""
     pairs = compare_with_controls(rows)
     if not pairs:
         return None
-    need = "Plan or uniform"
-    won = [pair for pair in pairs if pair.winner]
+    need, won = "Plan or uniform", [pair for pair in pairs if pair.winner]
     if not won:
         text = "no plan beats a uniform control in both size and perplexity, or is beaten by one."
         return Recommendation(need, None, text, decided=False)

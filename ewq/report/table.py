@@ -29,7 +29,6 @@ VERDICT_MARKS = {
 }
 """Marks and styles in the order they are shown in; what was not gated has none."""
 _MOST_NAMED = 3
-_GAP = 2
 _LAST_TO_GO = (
     "Variant", VERDICT, "KLD", "VRAM", "GB", "MB", "Δ PPL", "Tok/s", "MMLU", "Δ points", "Bits/w",
     "PPL",
@@ -112,7 +111,7 @@ def terminal_table(rows: Sequence[VariantRow], width: int) -> RichTable:
 
     made = variants_table(rows, brief=True)
     columns = dict(zip(made.headings, zip(*made.rows, strict=True), strict=True))
-    widths = {head: _GAP + max(map(cell_len, (head, *own))) for head, own in columns.items()}
+    widths = {head: 2 + max(map(cell_len, (head, *own))) for head, own in columns.items()}
     shown = list(columns)
     while len(shown) > 1 and sum(widths[heading] for heading in shown) > width:
         shown.remove(max(shown, key=_place))

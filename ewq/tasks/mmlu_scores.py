@@ -173,14 +173,13 @@ def chance_doubts(items: str, data: MmluData) -> tuple[Doubt, ...]:
     constant = count / len(items)
     accuracy = _size_weighted(_tally(items, data.subjects))
     value, stderr = accuracy.value, accuracy.stderr or 0.0
-    if value - 2 * stderr >= constant:
-        return ()
     text = (
         f"accuracy {value:.3f} ± {stderr:.3f} is at chance level: always answering {letter} scores "
         f"{constant:.3f}, so differences between variants mean nothing"
     )
     figures = {"accuracy": value, "stderr": stderr, "constant": constant}
-    return (Doubt(DoubtKind.CHANCE, text, figures),)
+    at_chance = value - 2 * stderr < constant
+    return (Doubt(DoubtKind.CHANCE, text, figures),) if at_chance else ()
 
 
 def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:

@@ -113,7 +113,6 @@ def blocks(shown: ReportedRun) -> Section | None:
     if any(plan.factor is not None for plan in plans):
         measures = sorted({plan.measure.lower() for plan in plans})
         parts.insert(0, Paragraph(RULE.format(" or ".join(measures))))
-    # Plans that choose a type for every tensor: the divergence expected beside the one measured.
     typed = [
         {
             "Plan": row.variant,

@@ -45,7 +45,6 @@ def overview(shown: ReportedRun) -> Section:
     if remarks := _by_text(weighed, lambda record: record.remarks):
         # Such as types of tensors other than the variants' names say.
         parts.append(Bullets(tuple(Point(text, variants) for _, variants, text in remarks)))
-    # Each change from FP16 with its interval and what this run could have detected.
     changes = [
         {
             "Variant": row.variant,
@@ -69,9 +68,7 @@ def _warnings(shown: ReportedRun) -> list[str]:
         warnings.append(f"This run is partial{counts * bool(run.lost)}{listed}.")
     if run.foreign:
         warnings.append("Stored without ewq's plugin: whether the run finished is unknown.")
-    if run.dirty:
-        warnings.append("Measured with uncommitted changes to the code.")
-    return warnings
+    return warnings + ["Measured with uncommitted changes to the code."] * run.dirty
 
 
 def _recommended(shown: ReportedRun) -> list[Part]:
