@@ -110,8 +110,8 @@ def load_mmlu(source: str | Path) -> MmluData:
     """
     if str(source) == HUB:
         # One configuration holds all subjects; its dev rows keep each subject's order.
-        dev, test = (hub_rows(HUB_DATASET, "all", split=name) for name in ("dev", "test"))
-        return from_rows(dev, test, HUB_DATASET)
+        parts = [hub_rows(HUB_DATASET, "all", split=name) for name in ("dev", "test")]
+        return from_rows(parts[0], parts[1], HUB_DATASET)
     folder = Path(source)
     files = {f.name.removesuffix("_test.csv"): f for f in (folder / "test").glob("*_test.csv")}
     if not files:
