@@ -6,14 +6,9 @@ would make Q4_1 lossless and flatter every other 4-bit format, so the channels a
 rescaled, which changes the grid and not the function. Both are checked before the folder is
 published, and the label says so wherever it appears.
 
-Three symmetries of a Llama move its weights off their grid:
-
-- the residual stream may be permuted: embedding columns, norms, the inputs of q, k, v, gate
-  and up, the outputs of o and down;
-- what a norm's weight divides, the columns that read the norm may multiply;
-- value channels within a key-value head (rows of v against columns of o, for every query head
-  that shares it) and intermediate channels (rows of gate and up against columns of down) may be
-  permuted; rows of v and up may be scaled against those columns.
+A Llama's residual stream may be permuted, and what a norm's weight divides the columns that read
+it may multiply. Value channels within a key-value head (rows of v against columns of o) and
+intermediate channels (rows of gate and up against columns of down) may be permuted and scaled.
 """
 
 from __future__ import annotations

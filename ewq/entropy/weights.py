@@ -228,7 +228,7 @@ def _fp8_values(dtype: str) -> NDArray[np.float32]:
 
 def _scaling(info: TensorInfo, stored: TensorInfo, tile: tuple[int, int]) -> Scaling:
     """How the scales ``stored`` multiply an FP8 weight, in tiles of the config where of several."""
-    table = as_torch(stored).float().numpy()
+    table: NDArray[np.float32] = as_torch(stored).float().numpy()
     table = table.reshape(-1, table.shape[-1] if table.ndim > 1 else 1)
     sizes = info.numel // info.shape[-1], info.shape[-1]
     # Along a side all values share a scale, or each has one, or those of a tile share it.

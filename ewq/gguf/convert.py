@@ -1,9 +1,8 @@
 """From a Hugging Face folder to a GGUF of 16- or 32-bit weights, by llama.cpp's converter.
 
-The script and what it imports are taken from llama-cpp-python's source archive, at a pinned version
-and content, into a folder of their own, since they bring another ``gguf`` module; they only ever
-run in a child process, which runs no code of the model. ``python -m ewq.gguf.convert`` fetches
-them now, so that exports need no network.
+The script and what it imports, another ``gguf`` module too, are taken from llama-cpp-python's
+pinned source archive and only ever run in a child process, which runs no code of the model.
+``python -m ewq.gguf.convert`` fetches them now, so that exports need no network.
 """
 
 import os

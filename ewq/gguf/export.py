@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint
     from ewq.sensitivity.calibration import Calibration
 
-ANY_QUANTIZING_RECIPE = "Q8_0"
-"""llama.cpp looks at exact types only under a recipe that quantizes; which one does not matter."""
 WIDER_THAN_F16 = ("BF16", "F32", "F64")
 ROUNDED_TO_INFINITY = 65_520
 """From here on float16 has no finite number: half way between its last two steps."""
@@ -233,7 +231,8 @@ def make_job(source: GgufHeader, recipe: Recipe, out: Path) -> QuantizeJob:
     else:
         types, raw = exact_types(source, recipe), recipe.types[Precision.RAW]
         embedding, head = types.get(EMBEDDING, raw), types.get(OUTPUT, raw)
-        job = QuantizeJob(source.path, out, ANY_QUANTIZING_RECIPE, types, embedding, head)
+        # llama.cpp looks at exact types only under a recipe that quantizes, whichever it is.
+        job = QuantizeJob(source.path, out, "Q8_0", types, embedding, head)
     return replace(job, imatrix=recipe.imatrix, requantize=requantize)
 
 

@@ -1,8 +1,7 @@
 """Whether a GGUF file that somebody names can be used: it loads, and it is of the model under test.
 
-llama.cpp checks shapes and metadata with assertions that end the process, so a child loads the file
-and computes two tokens first. A file of another model would be scored on this model's token ids:
-finite numbers without a meaning. A fine-tuned model passes, with its base's shape and tokens.
+llama.cpp's assertions end the process, so a child loads the file and computes two tokens first. A
+file of another model would be scored on this model's token ids: finite numbers without a meaning.
 """
 
 import os

@@ -189,14 +189,10 @@ def _set_imatrix(library: Any, params: Any, path: Path) -> Any:
     return entries, importance
 
 
-def _job(text: str) -> QuantizeJob:
-    data: dict[str, Any] = json.loads(text)
-    paths = {key: Path(data[key]) for key in ("source", "out", "imatrix") if data[key]}
-    return QuantizeJob(**data | paths)
-
-
 if __name__ == "__main__":
+    data: dict[str, Any] = json.load(sys.stdin)
+    paths = {key: Path(data[key]) for key in ("source", "out", "imatrix") if data[key]}
     try:
-        sys.exit(main(_job(sys.stdin.read())))
+        sys.exit(main(QuantizeJob(**data | paths)))
     except EwqError as error:
         sys.exit(str(error))

@@ -5,8 +5,6 @@ rest rivals to judge them by; ``random``, ``first`` and ``last`` never look at v
 
 The budget rule ranks units by score. Of all splits of the ranking into 4-bit, 8-bit and raw the
 largest that fits is taken; then single units are raised, best score first, while they still fit.
-With units of equal size the result is the largest of all possible plans; otherwise no unit can be
-raised without exceeding the target.
 """
 
 from __future__ import annotations

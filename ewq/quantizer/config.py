@@ -41,10 +41,13 @@ METHOD = "ewq"
 """``quant_method`` in ``config.json``."""
 DOUBLE_TARGETS = {"nf4": False, "nf4-double": True}
 """Whether a plan counted its sizes with double quantization; GGUF plans do not say."""
-QUANT_TYPES = ("nf4", "fp4")
-BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
-"""What bitsandbytes quantizes to 4 bits on every device."""
-COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+ALLOWED: Mapping[str, tuple[object, ...]] = {
+    "quant_type": ("nf4", "fp4"),
+    "block_size": (64, 128, 256, 512, 1024, 2048, 4096),
+    "compute_dtype": ("auto", "float32", "bfloat16", "float16"),
+    "double_quant": (True, False),
+}
+"""What bitsandbytes takes on every device."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,7 @@ class StorageOptions:
     """Activations from this magnitude on are multiplied unquantized; 0 turns that off."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("quant_type", QUANT_TYPES),
-            ("block_size", BLOCK_SIZES),
-            ("compute_dtype", COMPUTE_DTYPES),
-            ("double_quant", (True, False)),
-        ):
+        for name, allowed in ALLOWED.items():
             value = getattr(self, name)
             if value not in allowed:
                 shown = ", ".join(map(str, allowed))

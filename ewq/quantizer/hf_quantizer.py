@@ -43,8 +43,9 @@ LOADED = {Precision.EIGHT_BIT: "is_loaded_in_8bit", Precision.FOUR_BIT: "is_load
 """Attributes by which peft and accelerate know bitsandbytes models."""
 COMPANIONS = {Precision.FOUR_BIT: ".weight.absmax", Precision.EIGHT_BIT: ".SCB"}
 """What save_pretrained stores beside each quantized weight."""
-KINDS = (Bnb4BitHfQuantizer, Bnb8BitHfQuantizer)
-PARTS = [name for kind in KINDS for name in kind.serialized_names["weight"]]
+PARTS = dict.fromkeys(
+    Bnb4BitHfQuantizer.serialized_names["weight"] + Bnb8BitHfQuantizer.serialized_names["weight"]
+)
 """What a weight may be stored as, by transformers' own quantizers."""
 
 
@@ -53,7 +54,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
     """Swaps linear modules on the meta device and quantizes each weight as it arrives."""
 
     quantization_config: EwqConfig  # type: ignore[assignment]
-    serialized_names = {"weight": list(dict.fromkeys(PARTS))}  # noqa: RUF012 - as transformers'
+    serialized_names = {"weight": list(PARTS)}  # noqa: RUF012 - as transformers'
 
     def param_element_size(self, model: nn.Module, param_name: str, param: torch.Tensor) -> float:
         """Bytes per value of a parameter, for placing modules on devices."""
