@@ -16,8 +16,7 @@ from ewq.report.rows import MMLU_TASKS, Estimate, VariantRow
 from ewq.stats import ALPHA, FEWEST_FLIPS, noninferiority, smallest_detectable_difference
 from ewq.variants import engine_of
 
-SAME_SIZE = 0.005
-"""Largest relative difference in bytes of plans that count as equally large."""
+_SAME_SIZE = 0.005
 RANDOM = "random"
 
 
@@ -211,4 +210,4 @@ def _same_size(one: VariantRow, other: VariantRow) -> bool:
     if not one.weights_bytes or not other.weights_bytes:
         return False
     same_engine = engine_of(one.variant) == engine_of(other.variant)
-    return same_engine and abs(one.weights_bytes / other.weights_bytes - 1) <= SAME_SIZE
+    return same_engine and abs(one.weights_bytes / other.weights_bytes - 1) <= _SAME_SIZE

@@ -104,8 +104,8 @@ def _score(model: LanguageModel, windows: Sequence[Window], progress: Progress) 
 def _metrics(items: Items) -> dict[str, Metric]:
     metrics = _figures(items)
     for domain in dict.fromkeys(items.column("domain")):
-        own = _figures(_within(items, domain))
-        metrics |= {f"{name}/{domain}": metric for name, metric in own.items()}
+        for name, metric in _figures(_within(items, domain)).items():
+            metrics[f"{name}/{domain}"] = metric
     return metrics
 
 

@@ -67,8 +67,7 @@ class Rounds:
         for size, prompts in self._prompts.items():
             generation = self._model.generate(prompts, self._sizes.new_tokens)
             if self._calls >= self._sizes.warmup_rounds:
-                times_s = generation.first_token_s, sum(generation.step_s)
-                self._times_s[size].append(times_s)
+                self._times_s[size].append((generation.first_token_s, sum(generation.step_s)))
         self._calls += 1
         if self._calls == self._sizes.warmup_rounds:
             self._before = self._clocks()
