@@ -28,8 +28,7 @@ OUTLIER_COLUMNS = 64
 KERNEL_ROWS = 8
 """Most rows that the kernels take; beyond, a matrix product is faster."""
 AGREEMENT = 0.01
-"""Most that the kernels may differ on a card, as a share of the largest value: a tie rounded the
-other way moves one value of 128 by one."""
+"""Most that the kernels may differ, as a share of the largest value: a tie moves it by 1 / 128."""
 
 
 class DecoderUnsupported(Exception):

@@ -1,7 +1,6 @@
 """Checkpoints of random weights in a real model's shape: for speed and memory only.
 
-Neither depends on the weights' values, so a shape is enough where the real weights cannot be
-had. The folder is an ordinary checkpoint: everything treats it like any other.
+Neither depends on the weights' values. Everything treats the folder like any other checkpoint.
 """
 
 from __future__ import annotations

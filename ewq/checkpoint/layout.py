@@ -61,8 +61,7 @@ class Layout:
     details: Mapping[str, Weight]
     """By the weight's name, in block order."""
     ignored: frozenset[str] = frozenset()
-    """Tensors that loading leaves out: of layers beyond those of the config, and of a head that
-    is the embedding once more."""
+    """Tensors that loading leaves out: of layers beyond the config's, or a copied head."""
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -234,8 +233,7 @@ def _quantizable(model: str, family: Family, placed: Sequence[_Placed]) -> Itera
 def _check_complete(model: str, placed: Sequence[_Placed]) -> None:
     """Refuse a block that lacks a tensor of a block with all of its others.
 
-    transformers would fill it with random values. Blocks of different kinds (dense and expert,
-    attention and convolution) have tensors that the other kind has not.
+    transformers would draw it. Blocks of other kinds have tensors of their own.
     """
     blocks: dict[int, set[str]] = {}
     for item in placed:

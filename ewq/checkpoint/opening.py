@@ -69,9 +69,8 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """``sha256:...`` of names, shapes, config and content sampled in every tensor.
 
-        Hashing whole files would cost more than analysing them. Every training step, merge, cast
-        or requantization changes practically every tensor everywhere, so a few pages of each tell
-        checkpoints apart. Sharding does not matter.
+        Every training step, merge or cast changes practically every tensor everywhere, so a few
+        pages of each tell checkpoints apart. Sharding does not matter.
         """
         kept = {key: value for key, value in self.config.items() if key not in NOT_THE_MODEL}
         text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=str)

@@ -31,8 +31,7 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
 def count_patterns(bits: Array, counts: Array) -> None:
     """Add the occurrences of each 16-bit pattern in ``bits`` to ``counts[2, 65536]``.
 
-    One load fetches four patterns. Two tables, because neighbouring equal
-    values would wait for each other's store; more would not fit the first cache.
+    Two tables, because neighbouring equal values would wait for each other's store.
     """
     whole = bits.size - bits.size % 4
     words = bits[:whole].view(np.uint64)
@@ -82,8 +81,7 @@ def moments(values: Array, mean: float, top: float) -> tuple[float, float, float
 def count_bins(values: Array, edges: Array, counts: Array) -> None:
     """Add ``values`` to ``counts[bins]``, in NumPy's bins: only the last one has both edges.
 
-    The estimate of the bin is off by one at most next to an edge; comparing
-    with the edges themselves settles it, as NumPy does.
+    Next to an edge the estimate may be off by one, which the edges themselves settle.
     """
     bins = counts.size
     first = edges[0]

@@ -1,7 +1,6 @@
 """All weights of a checkpoint, measured on all processors while the next ones are read.
 
-Values come a window of rows at a time, mapped (or dequantised), measured and let go while the
-system reads the next one ahead: memory is bounded by the number of workers, not by the tensors.
+Values come a window of rows at a time: memory is bounded by the number of workers.
 """
 
 from __future__ import annotations

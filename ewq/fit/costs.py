@@ -3,8 +3,7 @@
 ``cost = sum_ij rows_i columns_j (Q(W) - W)_ij^2`` in nats per token, with the weighting of
 :meth:`ewq.sensitivity.measure.Sensitivity.weighting`. Of large tensors some rows are drawn, each
 with a probability in proportion to its sensitivity, which keeps the sum unbiased (Hansen and
-Hurwitz 1943): rows of one tensor differ widely in how much they matter and little in how well
-they round.
+Hurwitz 1943): rows differ widely in how much they matter and little in how well they round.
 """
 
 import re

@@ -3,8 +3,7 @@
 Columns are rounded one after the other, and what rounding a column does to the layer's outputs is
 made up for by those that come later, as the inputs' second moments ``X X^T`` tell. Scales and
 offsets of a block stay ggml's own; only the codes of its values are chosen here. Which bits those
-are is found by flipping each bit of a block and looking at what changes, so no type's layout is
-written down, and every result is a valid tensor of the type.
+are is found by flipping each bit of a block, so no type's layout is written down.
 """
 
 from __future__ import annotations

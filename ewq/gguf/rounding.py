@@ -1,7 +1,4 @@
-"""What ggml's types make of a weight: its own quantizer, then its own dequantizer, in memory.
-
-The values equal those of files that llama.cpp's quantizer writes, bit by bit.
-"""
+"""What ggml's types make of a weight in memory, bit by bit as in llama.cpp's files."""
 
 import ctypes
 from collections.abc import Mapping

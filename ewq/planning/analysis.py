@@ -244,10 +244,7 @@ def analyze(
 
 
 def cache_key(checkpoint: Checkpoint) -> str:
-    """A checkpoint's place in the cache: its fingerprint, and its files' sizes and times.
-
-    The latter tell of an edit between the pages that the fingerprint samples.
-    """
+    """A checkpoint's place in the cache; files' times tell of edits that the fingerprint misses."""
     try:
         facts = [(file.name, file.stat()) for file in checkpoint.files]
     except OSError as error:

@@ -1,10 +1,9 @@
 """One choice from every group, at the least total cost within a total weight, exactly.
 
-The multiple-choice knapsack problem: groups are tensors and choices their types; cost is
-expected divergence and weight bytes, or the other way round. A Lagrange multiplier gives a plan
-that is nearly best and a proof how nearly; what could be better than that plan is little, and is
-searched through (Pisinger 1995, "A minimal algorithm for the multiple-choice
-knapsack problem").
+Groups are tensors and choices their types; cost is expected divergence and weight bytes, or the
+other way round. A Lagrange multiplier gives a plan that is nearly best and a proof how nearly; what
+could be better is little, and is searched through (Pisinger 1995, "A minimal algorithm for the
+multiple-choice knapsack problem").
 """
 
 from __future__ import annotations

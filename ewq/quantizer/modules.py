@@ -102,10 +102,7 @@ def state_to_save(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _undo_repacking(module: Linear4bit) -> None:
-    """Put a weight back in order that bitsandbytes repacked in place at its first forward pass.
-
-    Its own way back leaves the scales transposed; they stay rounded to bfloat16.
-    """
+    """Put a weight back in order that bitsandbytes repacked in place, scales included."""
     parameter: Any = module.weight
     state: Any = getattr(parameter, "quant_state", None)
     if not getattr(state, "packing_format_for_cpu", False):

@@ -1,7 +1,7 @@
 """Each tensor on its way from the checkpoint to its module, and the memory it gives back.
 
-Mapped pages of quantized tensors and freed working copies stay resident. On Linux both are handed
-back as loading goes on, so that the peak follows the finished model and not the checkpoint.
+On Linux mapped pages and freed working copies are handed back as loading goes on, so that the peak
+follows the finished model and not the checkpoint.
 """
 
 import ctypes

@@ -1,8 +1,7 @@
 """Sums over sequences: squared gradients and inputs of every matrix, and moments of inputs.
 
-A matrix's gradient exists for a moment only: autograd hands it over as soon as all its uses are
-accounted for, it is reduced to its sums and let go. Decoder blocks are checkpointed, so that the
-activations of one block at a time are in memory.
+A matrix's gradient is reduced to its sums as soon as autograd hands it over. Decoder blocks are
+checkpointed, so that the activations of one block at a time are in memory.
 """
 
 import bisect
