@@ -142,6 +142,12 @@ def weights_bytes(variant: Variant, subject: Subject, placement: Placement) -> i
 
 def plan_of(variant: Variant, subject: Subject) -> QuantizationPlan | None:
     """The plan that a variant is made by, known without loading it."""
+    if variant.name not in subject.plans:
+        subject.plans[variant.name] = _make_plan(variant, subject)
+    return subject.plans[variant.name]
+
+
+def _make_plan(variant: Variant, subject: Subject) -> QuantizationPlan | None:
     recipe = variant.recipe
     if isinstance(recipe, Uniform):
         return subject.analysis.uniform_plan(recipe.precision)

@@ -38,6 +38,10 @@ class Subject:
     is_dummy: bool = False
     """Random weights: only speed and memory mean anything."""
     calibrating: Calibrating = Calibrating()  # noqa: RUF009 (frozen)
+    plans: dict[str, QuantizationPlan | None] = field(
+        default_factory=dict, init=False, compare=False
+    )
+    """Of the variants by name, made once."""
     _fittings: dict[str, Fitting] = field(default_factory=dict, init=False, compare=False)
 
     @cached_property
