@@ -1,7 +1,5 @@
 """Frozen dataclasses as JSON objects, and back, checked against their annotations."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass

@@ -1,7 +1,5 @@
 """Loading with transformers, whose own errors do not say what failed, in one line."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

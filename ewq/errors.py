@@ -1,7 +1,5 @@
 """What can go wrong: every error that a user can meet is one line that says what to do."""
 
-from __future__ import annotations
-
 
 class EwqError(Exception):
     """A failure at work: the request was sound, carrying it out was not possible (exit 3)."""

@@ -1,7 +1,5 @@
 """Files and folders that appear whole or not at all, and the cache, with keys of its content."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

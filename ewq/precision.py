@@ -1,7 +1,5 @@
 """The three precisions a plan can give a weight."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 
 

@@ -1,7 +1,5 @@
 """Progress of long work, and the line on a terminal that shows it."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time

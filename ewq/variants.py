@@ -3,8 +3,6 @@
 Names are storage keys and parameter ids (``test_mmlu[ewq-0.65]``): renaming one loses its history.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The ``ewq`` command: the only place that prints; each command imports heavy libraries itself."""
 
-from __future__ import annotations
-
 import io
 import re
 import signal

@@ -1,7 +1,5 @@
 """``ewq bench`` and ``ewq init``: the benchmarks from anywhere, and a project of one's own."""
 
-from __future__ import annotations
-
 import os
 import sys
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """``ewq doctor`` and ``ewq cache``: what this machine has, and what ewq keeps on it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """``ewq report``, ``compare`` and ``history``: stored runs as a page, in pairs, in a row."""
 
-from __future__ import annotations
-
 import stat
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What commands write on the terminal: progress, plans in a few lines, one JSON document."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Which stored run to compare with: chosen deliberately, never just the latest file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime

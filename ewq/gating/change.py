@@ -1,7 +1,5 @@
 """How one metric changed between two stored runs, item by item where both carry their items."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Two stored runs against each other: every metric with its change and verdict."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ewq.gating.change import Change, changes, incomparable

@@ -1,7 +1,5 @@
 """The gate: one record against its limits and its baseline gives one of five verdicts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

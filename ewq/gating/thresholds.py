@@ -4,8 +4,6 @@
 ``[tolerance.TASK]`` and ``[cpu.tolerance.TASK]`` how much worse than the baseline they may get.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """One metric over comparable stored runs: what is expected of the next, and where it shifted."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """What distinguishes two or more plans of one model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 

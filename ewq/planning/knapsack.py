@@ -6,8 +6,6 @@ could be better is little, and is searched through (Pisinger 1995, "A minimal al
 multiple-choice knapsack problem").
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate

@@ -7,8 +7,6 @@ The budget rule ranks units by score. Of all splits of the ranking into 4-bit, 8
 largest that fits is taken; then single units are raised, best score first, while they still fit.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Not counted are the constant tables that bitsandbytes saves beside each 4-bit weight.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

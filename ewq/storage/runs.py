@@ -1,7 +1,5 @@
 """Stored runs. The only module that knows pytest-benchmark's JSON."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping
