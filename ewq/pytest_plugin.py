@@ -154,14 +154,10 @@ def variant(request: pytest.FixtureRequest, ewq_session: Session) -> Iterator[Va
     handle = ewq_session.handle(ewq_session.options.variant(request.param))
     yield handle
     handle.close()
-    from ewq.harness.terminal import row_line
+    from ewq.harness.terminal import row_line, tell
 
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter and reporter.verbosity >= 0:
-        expected = state_of(request.config).expectation(handle.name)
-        for line in filter(None, [row_line(ewq_session, handle.name), expected]):
-            reporter.ensure_newline()
-            reporter.write_line(line)
+    expected = state_of(request.config).expectation(handle.name)
+    tell(request.config, row_line(ewq_session, handle.name), expected)
 
 
 @pytest.fixture

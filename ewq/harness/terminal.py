@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,18 @@ def row_line(session: Session, variant: str) -> str:
     verdict = cells.pop(VERDICT, "")
     told = [f"{heading} {cell}" for heading, cell in list(cells.items())[1:]]
     return terminal_line(f"ewq: {variant}: {', '.join(told)} {verdict}".rstrip())
+
+
+def tell(config: pytest.Config, *lines: str) -> None:
+    """Write lines between tests, past pytest's capture of what tests write; none under ``-q``."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if reporter is None or reporter.verbosity < 0:
+        return
+    with capture.global_and_fixture_disabled() if capture else nullcontext():
+        for line in filter(None, lines):
+            reporter.ensure_newline()
+            reporter.write_line(line)
 
 
 def _drawn(rows: list[VariantRow], width: int, markup: bool) -> str:
