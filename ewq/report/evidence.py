@@ -44,6 +44,11 @@ class Loss:
         return self.measure == "perplexity"
 
     @property
+    def worse(self) -> float:
+        """How much is lost, in the metric's unit."""
+        return self.metric.value * (1 if self.is_perplexity else -1)
+
+    @property
     def unit(self) -> str:
         """Of the change: ``%`` or ``points``."""
         return "%" if self.is_perplexity else "points"
@@ -73,7 +78,7 @@ class Loss:
 
     def standing(self, margin: float, alpha: float) -> Standing:
         """Test the loss against a margin in the metric's unit, once from each side."""
-        loss, freedom = self.metric.value * (1 if self.is_perplexity else -1), self.metric.freedom
+        loss, freedom = self.worse, self.metric.freedom
         if noninferiority(-loss, self.stderr, margin, freedom) < alpha:
             return Standing.WITHIN
         beyond = noninferiority(loss - margin, self.stderr, 0.0, freedom) < alpha
@@ -115,7 +120,7 @@ class ControlComparison:
     def outcome(self) -> str:
         """The result in words."""
         if self.winner:
-            return f"{'plan' if self.winner == self.plan else 'control'} smaller and better"
+            return f"{'plan' if self.winner == self.plan else 'control'} no larger and better"
         return "size against quality" if self.certain else "perplexity undecided"
 
 

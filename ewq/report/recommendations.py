@@ -84,7 +84,9 @@ def _smallest_within(rows: Sequence[VariantRow], need: Need) -> Recommendation |
         undecided = _undecided(candidates, math.inf)
         sentence = f"no variant {'is shown to stay' if undecided else 'stays'} within {limit}."
         return Recommendation(need.name, None, sentence, undecided, decided=not undecided)
-    variant, size, found, standings = min(serving, key=lambda each: each.size_bytes)
+    variant, size, found, standings = min(
+        serving, key=lambda each: (each.size_bytes, each.losses[0].worse)
+    )
     reference = reference_row(rows)
     whole = reference and reference.weights_bytes
     share = f", {100 * (1 - size / whole):.0f} % smaller than FP16" if whole else ""
@@ -133,7 +135,7 @@ def _smallest(rows: Sequence[VariantRow]) -> Recommendation | None:
     sized = [(size, row) for row in rows if (size := row.weights_bytes) is not None]
     if len(sized) < 2:
         return None
-    size, row = min(sized, key=lambda pair: pair[0])
+    size, row = min(sized, key=lambda pair: (pair[0], [loss.worse for loss in losses(pair[1])]))
     costs = " and ".join(
         loss.phrase + " (may be chance)" * (not Estimate.of(loss.metric).differs_from_zero)
         for loss in losses(row)
@@ -183,7 +185,7 @@ def _plan_or_uniform(rows: Sequence[VariantRow]) -> Recommendation | None:
         loser = pair.control if pair.winner == pair.plan else pair.plan
         beaten.setdefault(str(pair.winner), []).append(loser)
     text = "; ".join(
-        f"{name} is smaller and better than {_listed(own)}" for name, own in beaten.items()
+        f"{name} is no larger and better than {_listed(own)}" for name, own in beaten.items()
     )
     details = "; ".join(
         f"{pair.plan} against {pair.control}: size {pair.size_percent:+.0f} %, "

@@ -102,10 +102,10 @@ def test_the_section_is_left_out_without_random_plans_and_shown_with_them(tmp_pa
 @pytest.mark.parametrize(
     ("size_percent", "perplexity", "certain", "outcome"),
     [
-        (-10, -20.0, True, "plan smaller and better"),
-        (0, -20.0, True, "plan smaller and better"),
+        (-10, -20.0, True, "plan no larger and better"),
+        (0, -20.0, True, "plan no larger and better"),
         (20, -20.0, True, "size against quality"),
-        (20, 25.0, True, "control smaller and better"),
+        (20, 25.0, True, "control no larger and better"),
         (-10, 25.0, True, "size against quality"),
         (-10, -20.0, False, "perplexity undecided"),
     ],
@@ -141,7 +141,7 @@ def test_perplexities_are_paired_with_the_error_of_their_ratio():
     ratio = math.exp(0.125)
     assert found.perplexity.value == pytest.approx(100 * (ratio - 1))
     assert found.perplexity.stderr == pytest.approx(100 * ratio * 0.025)
-    assert (found.size_percent, found.outcome) == (0, "control smaller and better")
+    assert (found.size_percent, found.outcome) == (0, "control no larger and better")
 
 
 def test_many_pairs_need_stronger_evidence_each():

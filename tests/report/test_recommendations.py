@@ -88,6 +88,12 @@ def test_what_stays_open_is_named():
     )
 
 
+def test_of_equal_bytes_the_better_one_is_taken():
+    equal = [variant("gguf-q4_k_m", 1.0, 0.006), variant("gguf-fit-q4_k_m", 1.0, 0.002)]
+    assert recommended(*equal, need=NEAR).variant == "gguf-fit-q4_k_m"
+    assert recommended(*equal, need="Smallest").variant == "gguf-fit-q4_k_m"
+
+
 def test_a_long_list_of_undecided_variants_is_cut_and_counted():
     open_ones = [variant(f"ewq-0.{n}", 1.0, 0.0095) for n in range(10, 17)]
     details = recommended(*open_ones, need=NEAR).details
@@ -161,7 +167,7 @@ def test_smallest_stands_with_its_cost():
 def test_plan_beats_a_uniform_control_only_when_smaller_and_certainly_better(tmp_path):
     found = recommendations(reported_run([read_run(write_example(tmp_path))]).rows)[-1]
     assert found.variant == "ewq-0.65"
-    assert found.sentence == "ewq-0.65 is smaller and better than bnb-int8."
+    assert found.sentence == "ewq-0.65 is no larger and better than bnb-int8."
     assert found.details.startswith("ewq-0.65 against bnb-int8: size -2 %, perplexity -0.")
     assert "other pairs undecided, or size against quality." in found.details
 
@@ -172,7 +178,7 @@ def test_a_control_that_beats_plans_is_an_answer_given_once(tmp_path):
     found = recommendations(reported_run([read_run(path)]).rows)[-1]
     assert found.decided
     assert found.variant == "bnb-int8"
-    assert found.sentence == "bnb-int8 is smaller and better than ewq-1.0 and ewq-0.8."
+    assert found.sentence == "bnb-int8 is no larger and better than ewq-1.0 and ewq-0.8."
 
 
 def _bnb_int8_as_good_as_fp16(stored):
