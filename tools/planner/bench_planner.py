@@ -34,7 +34,7 @@ LINEAR = {
     "mlp.up_proj": (INTERMEDIATE, HIDDEN),
     "mlp.down_proj": (HIDDEN, INTERMEDIATE),
 }
-SPEEDUP_AT_LEAST = 25.0
+SPEEDUP_AT_LEAST = 25
 COUNTING_AT_LEAST = 0.5
 """Of the speed of copying the same bytes."""
 MEMORY_BYTES = 500e6
