@@ -82,7 +82,7 @@ class Bench:
             matrix = tensor.matrix
             sums = self.fitting.sensitivity.matrices[matrix.name]
             use = with_imatrix and not sums.is_lookup
-            importance = sums.importance()[0].astype(np.float32) if use else None
+            importance = as_llama_cpp_reads(sums) if use else None
             rows = matrix.read(0, np.arange(matrix.rows))
             found = self.fitting.target.rounded(rows, type_name, importance)
             self.rounded[key] = torch.from_numpy(found.T.copy() if matrix.transposed else found)
@@ -106,6 +106,12 @@ class Bench:
             for name, values in self.raw.items():
                 parameters[name].copy_(values)
         return {"kld": klds, "same_top": float(np.mean(same)), "ln_ppl": float(np.mean(change))}
+
+
+def as_llama_cpp_reads(sums):
+    """Mean squared inputs by way of the file's float32 sums and their count."""
+    count = np.float32(sums.tokens[0])
+    return (sums.importance()[0] * sums.tokens[0]).astype(np.float32) / count
 
 
 def ratio(one, other):
