@@ -27,7 +27,7 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 tests: $(VENV)/.installed
-	@echo 'Running the tests: about 5 minutes on two cores.'
+	@echo 'Running the tests: about 6 minutes on two cores.'
 	$(BIN)/pytest tests/ --quiet --numprocesses $(WORKERS) --dist worksteal
 
 smoke: $(VENV)/.installed
