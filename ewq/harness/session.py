@@ -158,9 +158,11 @@ class Session:
 
     def at_chance(self, variant: str, task: str) -> bool:
         """Whether the reference guesses at what a task asks, which then says nothing."""
-        probe = self.references.get(TASKS[task].probe)
+        probe, baseline = self.references.get(TASKS[task].probe), self.gate.baseline
         if probe is None or (variant, task) == (REFERENCE, probe.task):
             return False
+        if baseline and (variant, task) in baseline.records:
+            return False  # What was gated once is measured: a reference may have broken since.
         return any(doubt.kind is DoubtKind.CHANCE for doubt in probe.doubts)
 
     def inputs(self, handle: VariantHandle) -> Inputs:

@@ -46,6 +46,14 @@ def test_each_variant_is_measured_by_every_task_and_stored(bench, project):
     assert stored(project)["ewq"]["complete"] is True
 
 
+def test_letters_of_a_baseline_are_asked_though_the_reference_guesses_now(bench, project):
+    select = ("-k", "mmlu and not cloze")
+    bench(*TWO, *select, "--benchmark-autosave").assert_outcomes(passed=2)
+    set_behaviour(project.path, **{"*": {"guesses": True}})
+    result = bench(*TWO, *select, "--benchmark-compare")
+    assert result.parseoutcomes().get("skipped", 0) == 0
+
+
 def test_rows_are_told_as_variants_end_past_the_capture_of_output(bench, project):
     result = bench(*TWO, "-k", "memory or divergence", subprocess=True)
     result.assert_outcomes(passed=4)
