@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,17 +19,6 @@ if TYPE_CHECKING:
     from ewq.model import LanguageModel
 
 
-class Bos(StrEnum):
-    """Where a tokenizer's beginning-of-text token goes, if it adds one at all."""
-
-    FIRST = "first"
-    """Before the first token of each encoded text, and nowhere else."""
-    EVERY = "every"
-    """Before the first token of each window."""
-    REPLACE = "replace"
-    """Before the text, and in place of the first token of each later window."""
-
-
 @dataclass(frozen=True)
 class Definition:
     """One way to compute perplexity."""
@@ -39,19 +27,16 @@ class Definition:
     window: int
     """Tokens per window, BOS included; at most the model's context length."""
     joined: bool
-    """A domain's rows are joined with blank lines and encoded as one text."""
-    bos: Bos
-    scored_from: int = 1
-    whole_windows: bool = False
+    """A domain's rows are joined with blank lines and encoded as one text, BOS before it; scored in
+    whole windows only. Else each document is by itself, with BOS before each window."""
 
     def with_window(self, window: int) -> Definition:
-        """The same definition with another window, of which the same share is scored."""
-        scored_from = 1 if self.scored_from == 1 else window // 2 + 1
-        return replace(self, window=window, scored_from=scored_from)
+        """The same definition with another window."""
+        return replace(self, window=window)
 
     def fit(self, context_length: int) -> Definition:
         """The definition with its window cut to the model's context."""
-        return self if self.window <= context_length else self.with_window(context_length)
+        return self.with_window(min(self.window, context_length))
 
 
 FEWEST_TOKENS = 2
@@ -62,14 +47,10 @@ MOST_CHARACTERS_A_TOKEN = 500
 DEFINITIONS = {
     definition.name: definition
     for definition in (
-        # Each document by itself, every window from scratch: the cheapest honest default.
-        Definition("disjoint", 2048, joined=False, bos=Bos.EVERY),
+        # Every window from scratch: the cheapest honest default.
+        Definition("disjoint", 2048, joined=False),
         # GPTQ, AWQ, QuIP ...: WikiText's rows joined by blank lines, encoded once.
-        Definition("papers", 2048, joined=True, bos=Bos.FIRST, whole_windows=True),
-        # llama-perplexity: the second half of every whole chunk of 512.
-        Definition(
-            "llama.cpp", 512, joined=True, bos=Bos.REPLACE, scored_from=257, whole_windows=True
-        ),
+        Definition("papers", 2048, joined=True),
     )
 }
 
@@ -101,8 +82,6 @@ def fitted_windows(
         "definition": fitted.name,
         "window": fitted.window,
         "stride": fitted.window,
-        "scored_from": fitted.scored_from,
-        "bos": fitted.bos.value,
         "bos_added": bos_token(model.tokenizer) is not None,
         "max_tokens_per_domain": max_tokens,
         "data": texts.digest,
@@ -159,7 +138,7 @@ def make_windows(
 
 def require_tokens(texts: TextSet, tokenizer: Any, definition: Definition) -> None:
     """Raise an InputError of a domain too short to be scored, without tokenizing long ones."""
-    needed = definition.window if definition.whole_windows else FEWEST_TOKENS
+    needed = definition.window if definition.joined else FEWEST_TOKENS
     for domain in texts.domains:
         documents = texts.of(domain)
         if sum(len(each.text) for each in documents) < MOST_CHARACTERS_A_TOKEN * needed:
@@ -173,15 +152,15 @@ def _domain_windows(
     scored, bos = 0, bos_token(tokenizer)
     for number, text in _texts_of(texts, domain, definition, spelt_bos(tokenizer)):
         encoded, bytes_before = _encode(tokenizer, text)
-        for ids, start, begin, end in _cut(encoded, definition, bos):
+        for ids, begin, end in _cut(encoded, definition, bos):
             size = int(bytes_before[end] - bytes_before[begin])
-            windows.append(Window(domain, number, tuple(ids), start, size))
+            windows.append(Window(domain, number, tuple(ids), 1, size))
             scored += end - begin
             if max_tokens is not None and scored >= max_tokens:
                 return windows
     if scored < FEWEST_TOKENS:
         wanted = f"one {definition.name} window of {definition.window} tokens"
-        wanted = wanted if definition.whole_windows else f"an error: {FEWEST_TOKENS} are needed"
+        wanted = wanted if definition.joined else f"an error: {FEWEST_TOKENS} are needed"
         raise InputError(
             f"the texts of {domain!r} are too short: {scored} tokens to score are not enough for "
             f"{wanted}; give longer texts"
@@ -197,15 +176,11 @@ def _texts_of(
         for number, each in enumerate(texts.documents)
         if each.domain == domain
     ]
-    if not definition.joined:
-        for number, document in numbered:
-            yield number, document.text
-    elif definition.bos is Bos.REPLACE:
-        # llama-perplexity reads one file and drops its last line break.
-        yield numbered[0][0], "\n\n".join(each.text for _, each in numbered).removesuffix("\n")
-    else:
+    if definition.joined:
         rows = itertools.chain.from_iterable(each.rows() for _, each in numbered)
         yield numbered[0][0], "\n\n".join(rows)
+    else:
+        yield from ((number, each.text) for number, each in numbered)
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], NDArray[np.int64]]:
@@ -226,20 +201,17 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], NDArray[np.int64]]:
 
 def _cut(
     ids: list[int], definition: Definition, bos: int | None
-) -> Iterator[tuple[list[int], int, int, int]]:
-    """Windows as ``(ids, start, begin, end)``; ``begin:end`` are the scored tokens of ``ids``."""
+) -> Iterator[tuple[list[int], int, int]]:
+    """Windows as ``(ids, begin, end)``, ``begin:end`` being what is scored: all but the first."""
     prefix = [] if bos is None else [bos]
-    everywhere = definition.bos is Bos.EVERY
-    before_text = [] if everywhere else prefix
+    before_text, before_window = (prefix, []) if definition.joined else ([], prefix)
     sequence = before_text + ids
-    step = definition.window - len(prefix) if everywhere else definition.window
+    step = definition.window - len(before_window)
     for position in range(0, len(sequence), step):
         part = sequence[position : position + step]
-        if len(part) < step and definition.whole_windows:
+        if len(part) < step and definition.joined:
             return
-        kept = part[1:] if definition.bos is Bos.REPLACE and prefix else part
-        window = part if definition.bos is Bos.FIRST else prefix + kept
-        scored = len(window) - definition.scored_from
-        if scored > 0:
+        window = before_window + part
+        if len(window) > 1:
             end = position + len(part) - len(before_text)
-            yield window, definition.scored_from, end - scored, end
+            yield window, end - len(window) + 1, end

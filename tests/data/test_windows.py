@@ -69,22 +69,6 @@ def test_papers_put_bos_before_the_text_only():
     assert [window.ids for window in windows] == [(BOS, 0, 1, 2), (3, 4, 5, 6)]
 
 
-def test_llama_cpp_replaces_each_chunks_first_token_and_scores_its_second_half():
-    windows = windows_of("abcdefghijk\n", "llama.cpp", 4, adds_bos=True)
-    assert [window.ids for window in windows] == [
-        (BOS, 0, 1, 2),
-        (BOS, 4, 5, 6),
-        (BOS, 8, 9, 10),
-    ]
-    assert {window.start for window in windows} == {3}
-
-
-def test_llama_cpp_scores_255_tokens_of_512():
-    texts = text_set([Document("d", "1", "a" * 520)])
-    (window,) = make_windows(texts, CharTokenizer(True), DEFINITIONS["llama.cpp"])
-    assert (len(window.ids), window.scored) == (512, 255)
-
-
 def test_bytes_are_those_of_the_scored_text():
     (window,) = windows_of("aơưb", "disjoint", 8, adds_bos=False)
     assert window.scored_bytes == len("ơưb".encode())
@@ -112,8 +96,7 @@ def test_a_limit_ends_each_domain_after_the_window_that_reaches_it():
 
 
 def test_a_short_context_shrinks_the_window():
-    fitted = DEFINITIONS["llama.cpp"].fit(100)
-    assert (fitted.window, fitted.scored_from) == (100, 51)
+    assert DEFINITIONS["papers"].fit(100).window == 100
     assert DEFINITIONS["disjoint"].fit(100_000) == DEFINITIONS["disjoint"]
 
 

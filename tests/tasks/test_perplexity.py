@@ -47,20 +47,9 @@ def naive_papers(documents, bos):
             yield ids[begin:position], ids[position]
 
 
-def naive_llama_cpp(documents, bos):
-    """As in llama-perplexity: tokens n/2 + 1 to n - 1 of every whole chunk of n."""
-    ids = bos + encode("\n\n".join(documents))
-    for chunk in range(len(ids) // WINDOW):
-        tokens = ids[chunk * WINDOW : (chunk + 1) * WINDOW]
-        tokens[: len(bos)] = bos
-        for j in range(WINDOW // 2, WINDOW - 1):
-            yield tokens[: j + 1], tokens[j + 1]
-
-
 NAIVE = {
     "disjoint": naive_disjoint,
     "papers": naive_papers,
-    "llama.cpp": naive_llama_cpp,
 }
 
 
@@ -177,7 +166,7 @@ def test_a_model_against_itself_has_ratio_zero():
 @pytest.mark.parametrize(
     ("texts", "name", "message"),
     [
-        pytest.param(TEXTS, "papers", "bos is 'every' here, 'first' there", id="definition"),
+        pytest.param(TEXTS, "papers", "definition is 'disjoint' here, 'papers", id="definition"),
         pytest.param(text_set(TEXTS.documents[:1]), "disjoint", "data is 'sha256:", id="texts"),
     ],
 )

@@ -3,8 +3,7 @@
     python tools/gguf/check_perplexity.py MODEL TEXT --type Q8_0 [--chunks N]
 
 The independent evaluation uses nothing of ewq: llama-cpp-python's ``Llama``, one sequence, one
-chunk of 512 tokens at a time, all logits, log-softmax in float64, positions 256 to 510 scored,
-the first token of each chunk replaced by BOS where the tokenizer adds one.
+chunk of 512 tokens at a time, all logits, log-softmax in float64, all but the first token scored.
 """
 
 import argparse
@@ -29,19 +28,17 @@ from ewq.tasks import perplexity
 CHUNK = 512
 
 
-def plain_loop(path, ids, first_token):
+def plain_loop(path, ids):
     # Flash attention is what llama.cpp chooses by itself, but not what this wrapper asks for; the
     # other kernel rounds differently (0.06 nats a token on the smallest model, none on average).
     model = llama_cpp.Llama(str(path), n_ctx=CHUNK, logits_all=True, flash_attn=True, verbose=False)
     nll, scored = 0.0, 0
     for begin in range(0, len(ids) - CHUNK + 1, CHUNK):
         chunk = list(ids[begin : begin + CHUNK])
-        if first_token is not None:
-            chunk[0] = first_token
         model.reset()
         model.eval(chunk)
         logits = np.array(model.scores[:CHUNK], dtype=np.float64)
-        for position in range(CHUNK // 2, CHUNK - 1):
+        for position in range(CHUNK - 1):
             row = logits[position]
             top = row.max()
             nll -= row[chunk[position + 1]] - top - math.log(np.exp(row - top).sum())
@@ -68,11 +65,10 @@ def main():
         (Path(folder) / "wikitext.txt").write_text(text, encoding="utf-8")
         texts = load_texts(Path(folder) / "wikitext.txt")
     model = load_llama_cpp(path, tokenizer)
-    ours = perplexity.run(model, texts, DEFINITIONS["llama.cpp"])
+    ours = perplexity.run(model, texts, DEFINITIONS["papers"].with_window(CHUNK))
     model.close()
     ids = tokenizer(texts.documents[0].text)["input_ids"]
-    adds_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
-    theirs, scored = plain_loop(path, ids, tokenizer.bos_token_id if adds_bos else None)
+    theirs, scored = plain_loop(path, ids)
     value = ours.metrics["perplexity"]
     result = {
         "model": options.model.name,
