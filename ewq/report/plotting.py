@@ -1,10 +1,10 @@
-"""What plots share: colours and marks of the kinds of variants, layouts, and three figures.
+"""What plots share: colours and marks of the kinds of variants, layouts, and figures against size.
 
 Colours are Okabe and Ito's (2008), told apart with any common colour vision; kinds also differ in
 their marks. Ink, lines and paper are the style sheet's, so that a plot follows dark mode.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -24,15 +24,6 @@ BLUE, SKY, ORANGE, GREEN = "#0072B2", "#56B4E9", "#E69F00", "#009E73"
 VERMILLION, PURPLE, GREY = "#D55E00", "#CC79A7", "#8A8F98"
 SERIES = (BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, GREY)
 MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
-# Blue is better, vermillion worse, as deep as text stays readable on; no change is clear.
-WORSE = [[0.0, "rgba(213,94,0,0)"], [1.0, "rgba(213,94,0,.65)"]]
-NEUTRAL = [[0.0, "rgba(0,114,178,0)"], [1.0, "rgba(0,114,178,.65)"]]
-BETTER_OR_WORSE = [
-    [0.0, "rgba(0,114,178,.65)"],
-    [0.5, "rgba(0,114,178,0)"],
-    [0.5, "rgba(213,94,0,0)"],
-    [1.0, "rgba(213,94,0,.65)"],
-]
 
 
 @dataclass(frozen=True)
@@ -153,49 +144,3 @@ def _padded(values: list[float], share: float) -> list[float]:
     low, high = min(values), max(values)
     room = share * (high - low or abs(high) or 1.0)
     return [low - room, high + room]
-
-
-class MapCell(NamedTuple):
-    """One cell of a map: what colours it, its text there, and in the table under the map."""
-
-    value: float | None
-    text: str
-    full_text: str = ""
-
-
-def map_plot(plot: Plot, cells: Mapping[str, Sequence[MapCell]], **colors: Any) -> Plot:
-    """``plot``, whose table has headings only, with rows of ``cells`` there and in a map."""
-    names = {"type": "category", "showgrid": False, "dtick": 1}
-    frame = layout(
-        "", "",
-        margin={"t": 4, "b": 8},
-        xaxis={**names, "side": "top", "tickangle": -45},
-        yaxis={**names, "autorange": "reversed", "tickfont": {"size": 11}},
-    )  # fmt: skip
-    columns = [plot_text(name) for name in plot.table.headings[1:]]
-    rows = tuple((name, *(cell.full_text for cell in line)) for name, line in cells.items())
-    return replace(
-        plot,
-        figure={"data": [heatmap(columns, cells, **colors)], "layout": frame},
-        table=replace(plot.table, rows=rows),
-        height_px=110 + 24 * len(cells),
-    )
-
-
-def heatmap(
-    columns: Sequence[str | int], cells: Mapping[str, Sequence[MapCell]], **more: Any
-) -> dict[str, Any]:
-    """A coloured grid with a text in each cell; names of rows are escaped here."""
-    return {
-        "type": "heatmap",
-        "x": list(columns),
-        "y": [plot_text(name) for name in cells],
-        "z": [[cell.value for cell in line] for line in cells.values()],
-        "text": [[cell.text for cell in line] for line in cells.values()],
-        "texttemplate": "%{text}",
-        "hovertemplate": "%{y}, %{x}: %{text}<extra></extra>",
-        "showscale": False,
-        "xgap": 2,
-        "ygap": 2,
-        **more,
-    }

@@ -57,16 +57,15 @@ class Reader(HTMLParser):
     ("case", "names"),
     {
         "twelve variants": [
-            "quality-kld", "quality-perplexity", "quality-mmlu", "speed", "domains", "blocks-1",
-            "flips",
+            "quality-kld", "quality-perplexity", "quality-mmlu", "speed", "blocks-1",
         ],
-        "one variant": ["quality-kld", "quality-perplexity", "quality-mmlu", "speed", "domains"],
+        "one variant": ["quality-kld", "quality-perplexity", "quality-mmlu", "speed"],
         "no reference": [
-            "quality-kld", "quality-perplexity", "quality-mmlu", "speed", "domains", "blocks-1",
+            "quality-kld", "quality-perplexity", "quality-mmlu", "speed", "blocks-1",
         ],
         "missing tasks": ["speed", "blocks-1"],
-        "partial": ["quality-perplexity", "domains"],
-        "letters at chance": ["quality-mmlu-cloze", "quality-mmlu", "blocks-1", "flips"],
+        "partial": ["quality-perplexity"],
+        "letters at chance": ["quality-mmlu-cloze", "quality-mmlu", "blocks-1"],
     }.items(),
 )  # fmt: skip
 def test_a_run_is_drawn_as_far_as_it_was_measured(pages, case, names):

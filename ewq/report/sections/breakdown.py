@@ -6,17 +6,8 @@ from itertools import islice, takewhile
 from typing import cast
 
 from ewq.record import Record
-from ewq.report.document import Excerpt, Excerpts, Paragraph, Plot, Section, Table
-from ewq.report.plotting import BETTER_OR_WORSE, NEUTRAL, WORSE, MapCell, map_plot
-from ewq.report.rows import (
-    MISSING,
-    MMLU_TASKS,
-    Estimate,
-    ReportedRun,
-    VariantRow,
-    figure_text,
-    reference_row,
-)
+from ewq.report.document import Excerpt, Excerpts, Paragraph, Section, Table
+from ewq.report.rows import MMLU_TASKS, ReportedRun, VariantRow, figure_text, reference_row
 
 NO_REFERENCE = (
     "This run holds no FP16 answers to the same questions: select fp16 together with the other "
@@ -27,8 +18,8 @@ _Answers = Mapping[str, Counter[tuple[bool, bool]]]
 
 
 def domains(shown: ReportedRun) -> Section | None:
-    """Domains of text as a map, groups of MMLU's subjects as tables."""
-    made = [_domain_map(shown.rows), *(_group_table(task, shown.rows) for task in MMLU_TASKS)]
+    """Domains of text, and groups of MMLU's subjects."""
+    made = [_domain_table(shown.rows), *(_group_table(task, shown.rows) for task in MMLU_TASKS)]
     parts = tuple(part for part in made if part is not None)
     return Section("domains", "By domain", parts) if parts else None
 
@@ -40,44 +31,29 @@ def _names(rows: Sequence[VariantRow], task: str, prefix: str) -> list[str]:
     return list(dict.fromkeys(key[len(prefix) :] for key in keys if key.startswith(prefix)))
 
 
-def _domain_map(rows: Sequence[VariantRow]) -> Plot | None:
+def _domain_table(rows: Sequence[VariantRow]) -> Table | None:
     paired = bool(_names(rows, "perplexity", "ln_ppl_ratio/"))
     prefix = "ln_ppl_ratio/" if paired else "perplexity/"
     found = _names(rows, "perplexity", prefix)
     if not found:
         return None
-    estimates = {
-        row.variant: [
-            row.perplexity_change(f"/{name}")
-            if paired
-            else row.estimate("perplexity", prefix + name)
-            for name in found
-        ]
-        for row in rows
-        if _names([row], "perplexity", prefix)
-    }
-    known = [abs(cell.value) for line in estimates.values() for cell in line if cell]
-    caption = (
-        "Change of perplexity from FP16 in %, paired on the same tokens. ~: not distinguishable "
-        "from no change at 95 %, or of unknown error."
+
+    def cell(row: VariantRow, name: str) -> str:
+        if not paired:
+            return figure_text(row.estimate("perplexity", prefix + name), 2)
+        change = row.perplexity_change(f"/{name}")
+        doubt = "~" * (change is not None and not change.differs_from_zero)
+        return doubt + figure_text(change, 2, signed=True)
+
+    measured = [row for row in rows if _names([row], "perplexity", prefix)]
+    body = tuple((row.variant, *(cell(row, name) for name in found)) for row in measured)
+    title = (
+        "Change of perplexity from FP16 in %, paired on the same tokens; ~: not distinguishable "
+        "from no change at 95 %, or of unknown error"
         if paired
-        else "Perplexity; nothing in this run was paired with FP16."
+        else "Perplexity; nothing in this run was paired with FP16"
     )
-    return map_plot(
-        Plot("domains", "Perplexity by domain", caption, Table(("Variant", *found), ())),
-        {name: [_domain_cell(each, paired) for each in line] for name, line in estimates.items()},
-        colorscale=BETTER_OR_WORSE if paired else NEUTRAL,
-        zmin=-max(known) if paired else min(known),
-        zmax=max(known) or 1.0,
-    )
-
-
-def _domain_cell(estimate: Estimate | None, paired: bool) -> MapCell:
-    if estimate is None:
-        return MapCell(None, MISSING, MISSING)
-    doubt = "~" * (paired and not estimate.differs_from_zero)
-    short = estimate.text(1, signed=paired, error=False)
-    return MapCell(estimate.value, doubt + short, estimate.text(2, signed=paired))
+    return Table(("Variant", *found), body, title=title)
 
 
 def _group_table(task: str, rows: Sequence[VariantRow]) -> Table | None:
@@ -108,7 +84,7 @@ def flips(shown: ReportedRun) -> Section | None:
     base = reference.records.get("mmlu") if reference else None
     found = [(row.variant, _by_subject(row.records["mmlu"], base)) for row in others if base]
     counted = {variant: subjects for variant, subjects in found if subjects}
-    parts = _flips_drawn(counted) if counted else (Paragraph(NO_REFERENCE),)
+    parts = _flips_table(counted) if counted else (Paragraph(NO_REFERENCE),)
     return Section("flips", "Answers that flipped", parts)
 
 
@@ -126,7 +102,7 @@ def _by_subject(record: Record, base: Record) -> _Answers:
     }
 
 
-def _flips_drawn(counted: Mapping[str, _Answers]) -> tuple[Paragraph | Plot, ...]:
+def _flips_table(counted: Mapping[str, _Answers]) -> tuple[Paragraph | Table, ...]:
     subjects = {name: own.total() for name, own in next(iter(counted.values())).items()}
     flipped = {
         name: sum(own[name][True, False] + own[name][False, True] for own in counted.values())
@@ -135,33 +111,25 @@ def _flips_drawn(counted: Mapping[str, _Answers]) -> tuple[Paragraph | Plot, ...
     moved = sorted(filter(flipped.get, subjects), key=lambda name: -flipped[name])
     steady = len(subjects) - len(moved)
     intro = Paragraph(
-        "A flip is an answer that became wrong or became right. Equal numbers of both leave the "
-        "accuracy as it was, yet the model changed."
+        "A flip is an answer that became wrong (−) or became right (+). Equal numbers of both "
+        "leave the accuracy as it was, yet the model changed."
         + f" {steady} of {len(subjects)} subjects did not flip in any variant."
         * bool(steady)
     )
-    if not moved:
-        return (intro,)
-    cells = {
-        f"{name.replace('_', ' ')} ({subjects[name]})": [
-            _flips_cell(own[name]) for own in counted.values()
-        ]
+    rows = tuple(
+        (
+            f"{name.replace('_', ' ')} ({subjects[name]})",
+            *(_flips_text(own[name]) for own in counted.values()),
+        )
         for name in moved
-    }
-    caption = (
-        "− became wrong, + became right; colour: their share of the subject's questions, whose "
-        "number stands behind its name."
     )
-    plot = Plot("flips", "Flips by subject", caption, Table(("Subject", *counted), ()))
-    return (intro, map_plot(plot, cells, colorscale=WORSE, zmin=0.0))
+    table = Table(("Subject (questions)", *counted), rows, title="Flips by subject", folded=True)
+    return (intro, table) if moved else (intro,)
 
 
-def _flips_cell(answers: Counter[tuple[bool, bool]]) -> MapCell:
+def _flips_text(answers: Counter[tuple[bool, bool]]) -> str:
     wrong, right = answers[True, False], answers[False, True]
-    if not wrong and not right:
-        return MapCell(0.0, "", "0")
-    text = f"−{wrong} +{right}"
-    return MapCell((wrong + right) / answers.total(), text, text)
+    return f"−{wrong} +{right}" if wrong or right else "0"
 
 
 def samples(shown: ReportedRun) -> Section | None:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
-from ewq.report.document import Paragraph, Part, Plot, Section, Table
+from ewq.report.document import Paragraph, Part, Plot, Section, Table, plot_text
 from ewq.report.evidence import compare_with_controls, rank_among_random
-from ewq.report.plotting import GREEN, GREY, ORANGE, PURPLE, SKY, MapCell, heatmap, layout
+from ewq.report.plotting import GREEN, GREY, ORANGE, PURPLE, SKY, layout
 from ewq.report.rows import MISSING, ReportedRun
 from ewq.report.table import kld
 
@@ -199,22 +199,19 @@ def _figure(plans: list[_Plan], thresholds: Mapping[float, str]) -> dict[str, An
 
 def _strips(plans: list[_Plan], indices: list[int]) -> dict[str, Any]:
     names, steps = list(_LETTERS), len(_COLORS)
-    return heatmap(
-        indices,
-        {
-            plan.variant: [MapCell(names.index(each), _LETTERS[each]) for each in plan.precisions]
-            for plan in plans
-        },
-        yaxis="y2",
-        texttemplate="%{text}" if len(indices) <= _LETTERED else "",
-        textfont={"size": 10, "color": "#000"},
-        colorscale=[
+    return {
+        "type": "heatmap", "yaxis": "y2", "showscale": False, "xgap": 1, "ygap": 3,
+        "x": indices,
+        "y": [plot_text(plan.variant) for plan in plans],
+        "z": [[names.index(each) for each in plan.precisions] for plan in plans],
+        "text": [[_LETTERS[each] for each in plan.precisions] for plan in plans],
+        "texttemplate": "%{text}" if len(indices) <= _LETTERED else "",
+        "textfont": {"size": 10, "color": "#000"},
+        "hovertemplate": "%{y}, %{x}: %{text}<extra></extra>",
+        "colorscale": [
             [end / steps, color]
             for place, color in enumerate(_COLORS)
             for end in (place, place + 1)
         ],
-        zmin=-0.5,
-        zmax=steps - 0.5,
-        xgap=1,
-        ygap=3,
-    )
+        "zmin": -0.5, "zmax": steps - 0.5,
+    }  # fmt: skip
