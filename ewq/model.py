@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ewq.measurement import Json
 
 TokenIds = Sequence[int]
+Stop = Callable[[list[list[int]]], bool]
+"""Told the new tokens of each row after every step: whether the generation may end there."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,11 @@ class Generation:
     """Greedy continuations of one batch of prompts, with synchronised clock readings."""
 
     tokens: tuple[tuple[int, ...], ...]
-    """``tokens[row][step]``: every row has exactly the requested number of new tokens."""
+    """``tokens[row][step]``: as many new tokens as requested in every row, fewer where stopped."""
     first_token_s: float
     """Seconds from the call to the first new token of the whole batch (TTFT; prefill time)."""
     step_s: tuple[float, ...]
-    """Seconds of each later decode step of the whole batch; ``len == new_tokens - 1``."""
+    """Seconds of each later decode step of the whole batch: one fewer than tokens."""
 
     @classmethod
     def from_clock(cls, tokens: Sequence[Sequence[int]], clock: Sequence[float]) -> Generation:
@@ -103,6 +105,11 @@ class LanguageModel(Protocol):
         ``prefix`` holds at least one token. Returns one array per suffix, ``[len(suffix)]``.
         """
 
+    def token_scores(
+        self, prefix: TokenIds, suffixes: Sequence[TokenIds]
+    ) -> list[NDArray[np.float32]]:
+        """As :meth:`token_logprobs`, ``[len(suffix), 2]``: beside each 1.0 for a greedy choice."""
+
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
         """The full distributions of ``ids[start:]``, each given all tokens before it.
 
@@ -110,8 +117,10 @@ class LanguageModel(Protocol):
         ``len(ids) - start`` rows altogether. ``start >= 1``.
         """
 
-    def generate(self, prompts: Sequence[TokenIds], new_tokens: int) -> Generation:
-        """Greedy decoding of exactly ``new_tokens`` tokens per prompt; end-of-text is ignored.
+    def generate(
+        self, prompts: Sequence[TokenIds], new_tokens: int, stop: Stop | None = None
+    ) -> Generation:
+        """Greedy decoding of exactly ``new_tokens`` tokens per prompt; only ``stop`` ends it early.
 
         All prompts have the same length. Tokenization and sampling are outside the clock.
         """

@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from ewq.errors import InputError, MeasurementError
 from ewq.model import ModelInfo, TokenIds, check_vocabulary
 
+Scores = NDArray[np.float32]
 FILLED_TOKENS = 512
 """Tokens from which on a larger batch gains less than padding its rows would cost."""
 PADDING_SHARE = 0.1
@@ -145,6 +148,12 @@ def fork(cache: Any, rows: int) -> Any:
             layer.keys = layer.keys.expand(rows, -1, -1, -1)
             layer.values = layer.values.expand(rows, -1, -1, -1)
     return forked
+
+
+def with_greedy(logits: torch.Tensor, logprobs: Scores, tokens: Sequence[int]) -> Scores:
+    """``token_scores`` ``[n, 2]`` of ``tokens``, whose log-probabilities are known, ``[n]``."""
+    greedy = logits.argmax(dim=-1).cpu().numpy() == np.array(tokens)
+    return np.stack([logprobs, greedy.astype(np.float32)], axis=1)
 
 
 def log_softmax(logits: torch.Tensor) -> torch.Tensor:

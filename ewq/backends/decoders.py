@@ -17,7 +17,7 @@ from transformers.masking_utils import create_masks_for_generate
 
 from ewq.backends.int8_step import DecoderUnsupported, StaticInt8
 from ewq.errors import InputError
-from ewq.model import Generation
+from ewq.model import Generation, Stop
 
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """``step(ids, positions)``: the next tokens."""
@@ -264,14 +264,14 @@ class GreedyDecoding:
         self.notes: list[str] = []
         """Every fallback, for people."""
 
-    def generate(self, ids: torch.Tensor, new_tokens: int) -> Generation:
+    def generate(self, ids: torch.Tensor, new_tokens: int, stop: Stop | None = None) -> Generation:
         """Decode ``new_tokens`` more of ``ids`` ``[rows, prompt]``, the clock read after each step.
 
         An unsupported decoder's generation is made anew by the next, so that no reading mixes two.
         """
         while True:
             try:
-                return self._generate(ids, new_tokens)
+                return self._generate(ids, new_tokens, stop)
             except DecoderUnsupported as reason:
                 refused = self.decoder.mode
                 self.decoder.close()
@@ -285,7 +285,7 @@ class GreedyDecoding:
         self.decoder.close()
         self._model = None
 
-    def _generate(self, ids: torch.Tensor, new_tokens: int) -> Generation:
+    def _generate(self, ids: torch.Tensor, new_tokens: int, stop: Stop | None) -> Generation:
         rows, prompt = ids.shape
         positions = torch.arange(prompt, device=ids.device).expand(rows, -1)
         cache = self.decoder.begin(rows, prompt + new_tokens)
@@ -294,6 +294,8 @@ class GreedyDecoding:
         clock.append(self._now())
         produced = [current]
         for step in range(1, new_tokens):
+            if stop and stop(torch.cat(produced, dim=1).tolist()):
+                break
             position = positions.new_full((rows, 1), prompt + step - 1)
             current = self.decoder.step(current, position, cache)
             clock.append(self._now())

@@ -18,13 +18,14 @@ from ewq.backends.batching import (
     check_suffixes,
     log_softmax,
     split_shared,
+    with_greedy,
 )
 from ewq.checkpoint.gguf_header import read_header
 from ewq.errors import InputError, MeasurementError
 from ewq.gguf.llama_native import TOKENS, NativeModel, Tokens, check_device, stretch
 from ewq.gguf.probe import probe_file
 from ewq.measurement import Json
-from ewq.model import Generation, ModelInfo, TokenIds
+from ewq.model import Generation, ModelInfo, Stop, TokenIds
 
 
 class LlamaCppModel:
@@ -51,6 +52,17 @@ class LlamaCppModel:
         self, prefix: TokenIds, suffixes: Sequence[TokenIds]
     ) -> list[NDArray[np.float32]]:
         """Log-probability of every token of every suffix, one array a suffix."""
+        return self._scored(prefix, suffixes, greedy=False)
+
+    def token_scores(
+        self, prefix: TokenIds, suffixes: Sequence[TokenIds]
+    ) -> list[NDArray[np.float32]]:
+        """The same, ``[len(suffix), 2]``: beside each 1.0 where the token is the likeliest."""
+        return self._scored(prefix, suffixes, greedy=True)
+
+    def _scored(
+        self, prefix: TokenIds, suffixes: Sequence[TokenIds], *, greedy: bool
+    ) -> list[NDArray[np.float32]]:
         check_suffixes(self.info, prefix, suffixes)
         results = [np.empty(len(suffix), dtype=np.float32) for suffix in suffixes]
         filled = [index for index, suffix in enumerate(suffixes) if len(suffix)]
@@ -59,7 +71,8 @@ class LlamaCppModel:
         rows = self._rows(prefix, fed, [len(prefix) - 1] * len(fed))
         for index, row in zip(filled, rows, strict=True):
             targets = torch.tensor(list(suffixes[index]))[:, None]
-            results[index] = row.gather(1, targets)[:, 0].numpy()
+            found = row.gather(1, targets)[:, 0].numpy()
+            results[index] = with_greedy(row, found, suffixes[index]) if greedy else found
         return results
 
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
@@ -68,7 +81,9 @@ class LlamaCppModel:
         self._begin(len(ids))
         yield from self._distributions(stretch(ids[:-1], 0, 0, start - 1))
 
-    def generate(self, prompts: Sequence[TokenIds], new_tokens: int) -> Generation:
+    def generate(
+        self, prompts: Sequence[TokenIds], new_tokens: int, stop: Stop | None = None
+    ) -> Generation:
         """Greedy decoding, timed; all prompts in one batch."""
         length = check_prompts(self.info, prompts, new_tokens)
         if len(prompts) > self._native.max_rows:
@@ -77,9 +92,11 @@ class LlamaCppModel:
             )
         self._begin(len(prompts) * (length + new_tokens))
         first = [stretch(prompt, 0, row, length - 1) for row, prompt in enumerate(prompts)]
-        return self._timed(np.concatenate(first), len(prompts), length, new_tokens)
+        return self._timed(np.concatenate(first), len(prompts), length, new_tokens, stop)
 
-    def _timed(self, prompt: Tokens, rows: int, length: int, new_tokens: int) -> Generation:
+    def _timed(
+        self, prompt: Tokens, rows: int, length: int, new_tokens: int, stop: Stop | None
+    ) -> Generation:
         current = np.ones(rows, dtype=TOKENS)
         current["sequence"] = np.arange(rows)
         self._native.synchronize()
@@ -88,6 +105,8 @@ class LlamaCppModel:
         produced = [np.concatenate(blocks)]
         clock.append(time.perf_counter())
         for step in range(1, new_tokens):
+            if stop and stop(np.stack(produced, axis=1).tolist()):
+                break
             current["id"], current["position"] = produced[-1], length + step - 1
             produced.append(self._native.run(current).argmax(axis=1))
             clock.append(time.perf_counter())

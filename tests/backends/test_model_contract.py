@@ -118,6 +118,26 @@ def test_token_logprobs_of_an_empty_suffix_are_empty(model, prompts):
     assert [len(values) for values in model.token_logprobs(prompts[0], [[], [5]])] == [0, 1]
 
 
+def test_scores_say_which_tokens_greedy_decoding_would_have_chosen(folder, model, prompts):
+    prefix = prompts[0]
+    chosen = list(naive_greedy(folder, prefix, 4))
+    other = [*chosen[:2], 3 if chosen[2] != 3 else 4]
+    for suffix, greedy in ((chosen, [1, 1, 1, 1]), (other, [1, 1, 0]), ([], [])):
+        (scores,), (plain,) = (
+            each(prefix, [suffix]) for each in (model.token_scores, model.token_logprobs)
+        )
+        assert np.array_equal(scores[..., 0], plain) if suffix else len(scores) == 0
+        assert not suffix or scores[:, 1].tolist() == greedy
+
+
+def test_scores_of_suffixes_longer_than_a_block_are_the_same(model, prompts, monkeypatch):
+    prefix, suffixes = prompts
+    whole = model.token_scores(prefix, suffixes)
+    monkeypatch.setattr("ewq.backends.transformers.LOGIT_BLOCK_BYTES", 4 * model.info.vocab_size)
+    for one, other in zip(whole, model.token_scores(prefix, suffixes), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
 @pytest.mark.parametrize("start", [1, 2, 30])
 def test_logprobs_yields_every_distribution_in_order(engine, folder, model, prompts, start):
     ids = prompts[0] + prompts[1][3]
@@ -141,6 +161,19 @@ def test_generate_is_greedy_and_of_fixed_length(folder, model, prompts):
     assert len(generation.step_s) == 5
     assert generation.first_token_s > 0
     assert all(seconds > 0 for seconds in generation.step_s)
+
+
+def test_generation_ends_where_it_is_told_to(model, prompts):
+    pair, seen = [prompts[0][:8], prompts[0][8:16]], []
+
+    def stop(tokens):
+        seen.append([len(row) for row in tokens])
+        return len(tokens[0]) == 3
+
+    stopped = model.generate(pair, 6, stop)
+    assert stopped.tokens == tuple(row[:3] for row in model.generate(pair, 6).tokens)
+    assert len(stopped.step_s) == 2
+    assert seen == [[1, 1], [2, 2], [3, 3]]
 
 
 def test_one_new_token_has_no_decode_steps(model, prompts):
