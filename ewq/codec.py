@@ -42,7 +42,7 @@ def decode(kind: type[T], data: Any, where: str = "") -> T:
     ``Mapping[str, X]`` and tuples; others pass unchecked. Fields with defaults may be missing.
     """
     if not isinstance(data, Mapping):
-        raise _wrong(where, "a JSON object", data)
+        raise _wrong(where, "keys and values", data)
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     needed = {n for n, f in known.items() if f.default is f.default_factory is MISSING}
     _no_keys(where, "lacks", needed - data.keys())
@@ -65,7 +65,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return _tuple(inner, value, where)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise _wrong(where, "a JSON object", value)
+            raise _wrong(where, "keys and values", value)
         return {key: _value(inner[1], entry, _at(where, key)) for key, entry in value.items()}
     if not isinstance(hint, type):
         return value

@@ -84,7 +84,7 @@ WRONG = {
     "a fraction": ({"spokes": 1.5, "size": 1.0}, r"spokes: expected a whole number, found 1\.5"),
     "infinity": ({"spokes": 1, "size": math.inf}, r"size: expected a number, found inf"),
     "an enum": ({"spokes": 1, "size": 1, "colour": "mud"}, r"colour: expected one of red, blue"),
-    "a list": ([], r"it: expected a JSON object, found \[\]"),
+    "a list": ([], r"it: expected keys and values, found \[\]"),
 }
 
 
@@ -98,8 +98,8 @@ def test_other_json_is_refused_by_key(case: str):
 NESTED = {
     "wheels": ([{"spokes": 1}], r"car\.wheels\[0\] lacks keys: size"),
     "range": ([1.0], r"car\.range: expected 2 entries"),
-    "spare": (7, r"car\.spare: expected a JSON object, found 7"),
-    "by_owner": ({"me": None}, r"car\.by_owner\.me: expected a JSON object"),
+    "spare": (7, r"car\.spare: expected keys and values, found 7"),
+    "by_owner": ({"me": None}, r"car\.by_owner\.me: expected keys and values"),
     "sold": (0, r"car\.sold: expected true or false, found 0"),
     "name": ({"a": "x" * 999}, r"car\.name: expected text, found \{'a': 'x{50}.*…$"),
 }

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ewq.codec import CodecError, decode
 from ewq.errors import InputError
@@ -60,19 +60,31 @@ CPU_TOLERANCES: ByTask[Tolerance] = {
 
 
 @dataclass(frozen=True)
-class Thresholds:
-    """A thresholds file, read and checked."""
+class OnCpu:
+    """What counts on a CPU before the rest."""
 
-    source: str
+    tolerance: ByTask[Tolerance] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class File:
+    """The tables of a thresholds file."""
+
     default: ByTask[Limit] = field(default_factory=dict)
-    variants: Mapping[str, ByTask[Limit]] = field(default_factory=dict)
-    tolerances: ByTask[Tolerance] = field(default_factory=dict)
-    cpu_tolerances: ByTask[Tolerance] = field(default_factory=dict)
-    """What counts on a CPU before :attr:`tolerances`."""
+    variant: Mapping[str, ByTask[Limit]] = field(default_factory=dict)
+    tolerance: ByTask[Tolerance] = field(default_factory=dict)
+    cpu: OnCpu = OnCpu()
+
+
+@dataclass(frozen=True)
+class Thresholds(File):
+    """A thresholds file, read and checked; without one, no limits and default tolerances."""
+
+    source: str = "built-in tolerances"
 
     def for_(self, variant: str, task: str) -> dict[str, Limit]:
         """Metric -> limit, the variant's own before the default; none on what pairs a reference."""
-        own = self.variants.get(variant, {}).get(task, {})
+        own = self.variant.get(variant, {}).get(task, {})
         return {
             metric: limit
             for metric, limit in {**self.default.get(task, {}), **own}.items()
@@ -81,14 +93,13 @@ class Thresholds:
 
     def tolerances_for(self, task: str, device: str) -> dict[str, Tolerance]:
         """Metric -> tolerance of one task on a device, built-in values where the file has none."""
-        layers = [DEFAULT_TOLERANCES, self.tolerances]
+        layers = [DEFAULT_TOLERANCES, self.tolerance]
         if device == "cpu":
-            layers = [DEFAULT_TOLERANCES, CPU_TOLERANCES, self.tolerances, self.cpu_tolerances]
+            layers = [DEFAULT_TOLERANCES, CPU_TOLERANCES, self.tolerance, self.cpu.tolerance]
         return {metric: rule for layer in layers for metric, rule in layer.get(task, {}).items()}
 
 
-BUILT_IN = Thresholds(source="built-in tolerances")
-"""No limits, default tolerances: for comparing runs without a file."""
+BUILT_IN = Thresholds()
 
 
 def load_thresholds(path: Path, variants: Collection[str]) -> Thresholds:
@@ -97,76 +108,49 @@ def load_thresholds(path: Path, variants: Collection[str]) -> Thresholds:
     An InputError, which names the place, for anything unreadable, unknown or out of range.
     """
     try:
-        return _read(tomllib.loads(path.read_text(encoding="utf-8")), str(path), variants)
+        found = decode(File, tomllib.loads(path.read_text(encoding="utf-8")))
+        _check(found, variants)
     except OSError as error:
         raise InputError(f"cannot read thresholds {path}: {error.strerror}") from error
     except CodecError as error:
         raise InputError(f"thresholds {path}, {error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"thresholds {path} are not valid TOML: {error}") from error
+    return Thresholds(**vars(found), source=str(path))
 
 
-def _read(document: dict[str, Any], source: str, variants: Collection[str]) -> Thresholds:
-    _table(document, "", ("default", "variant", "tolerance", "cpu"))
-    on_cpu = _table(document.get("cpu", {}), "cpu", ("tolerance",))
-    own = _table(document.get("variant", {}), "variant")
-    for variant in own:
-        _require_variant(variant, variants)
-    return Thresholds(
-        source=source,
-        default=_rules(Limit, document, "default"),
-        variants={name: _rules(Limit, own, name, f"variant.{name!r}") for name in own},
-        tolerances=_rules(Tolerance, document, "tolerance"),
-        cpu_tolerances=_rules(Tolerance, on_cpu, "tolerance", "cpu.tolerance"),
-    )
-
-
-def _table(value: object, place: str, known: Collection[str] | None = None) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise CodecError(f"{place}: must be a table, not {value!r}")
-    for name in value:
-        if known is not None and name not in known:
-            listed = ", ".join(sorted(known))
-            raise CodecError(f"{f'{place}.{name}'.lstrip('.')}: unknown; known: {listed}")
-    return value
-
-
-def _require_variant(variant: str, known: Collection[str]) -> None:
-    if variant in known or is_plan_name(variant):
-        return
-    try:
-        find_variant(variant)
-    except InputError as error:
-        raise CodecError(f"variant.{variant!r}: {error}") from error
-
-
-def _rules(
-    kind: type[Rule], parent: Mapping[str, Any], name: str, place: str = ""
-) -> dict[str, dict[str, Rule]]:
-    place = place or name
-    return {
-        task: {
-            metric: _rule(kind, entry, (place, task, metric))
-            for metric, entry in _table(metrics, f"{place}.{task}").items()
-        }
-        for task, metrics in _table(parent.get(name, {}), place, TASKS).items()
+def _check(file: File, variants: Collection[str]) -> None:
+    """Raise a CodecError of a variant, task or metric that is unknown, or a rule without sense."""
+    for variant in file.variant:
+        try:
+            _ = variant in variants or is_plan_name(variant) or find_variant(variant)
+        except InputError as error:
+            raise CodecError(f"variant.{variant!r}: {error}") from error
+    tables: dict[str, ByTask[Limit] | ByTask[Tolerance]] = {
+        "default": file.default,
+        "tolerance": file.tolerance,
+        "cpu.tolerance": file.cpu.tolerance,
+        **{f"variant.{name!r}": own for name, own in file.variant.items()},
     }
+    for place, table in tables.items():
+        for task, rules in table.items():
+            if task not in TASKS:
+                raise CodecError(f"{place}.{task}: unknown; known: {', '.join(sorted(TASKS))}")
+            for metric, rule in rules.items():
+                if problem := _problem(task, metric, rule):
+                    raise CodecError(f"{place}.{task}.{metric}: {problem}")
 
 
-def _rule(kind: type[Rule], entry: object, names: tuple[str, str, str]) -> Rule:
-    (_, task, metric), where = names, ".".join(names)
+def _problem(task: str, metric: str, rule: Limit | Tolerance) -> str:
+    """What is wrong with a rule; empty where nothing is."""
     if figure_of(task, metric) is None:
-        raise CodecError(f"{where}: unknown metric of task {task!r}")
-    rule = decode(kind, _table(entry, where), where)
+        return f"unknown metric of task {task!r}"
     if not 0 < rule.alpha < 1:
-        raise CodecError(f"{where}.alpha: must lie between 0 and 1, is {rule.alpha:g}")
-    if problem := _limit(rule, metric) if isinstance(rule, Limit) else _tolerance(rule):
-        raise CodecError(f"{where}: {problem}")
-    return rule
+        return f"alpha must lie between 0 and 1, is {rule.alpha:g}"
+    return _limit(rule, metric) if isinstance(rule, Limit) else _tolerance(rule)
 
 
 def _limit(limit: Limit, metric: str) -> str:
-    """What is wrong with a limit; empty where nothing is."""
     if limit.min is None and limit.max is None:
         return "needs min or max"
     if limit.min is not None and limit.max is not None and limit.min > limit.max:

@@ -120,7 +120,7 @@ def test_exit_code_and_verdict(compare, before, after, changes, exit_code, verdi
 
 
 def test_tolerances_of_a_thresholds_file_apply(compare):
-    wide = Thresholds("t", tolerances={"memory": {"weights_bytes": Tolerance(relative=0.5)}})
+    wide = Thresholds(tolerance={"memory": {"weights_bytes": Tolerance(relative=0.5)}})
 
     assert compare([size(1000)], [size(1100)]).exit_code == 1
     assert compare([size(1000)], [size(1100)], wide).exit_code == 0
@@ -134,7 +134,7 @@ def test_a_change_that_rests_on_few_texts_needs_more_to_be_certain(compare, free
         figure = Metric(value, "nats", False, 900, 0.01, freedom)
         return record("divergence", metrics={"kld_p99": figure})
 
-    limits = Thresholds("t", tolerances={"divergence": {"kld_p99": Tolerance(absolute=0.001)}})
+    limits = Thresholds(tolerance={"divergence": {"kld_p99": Tolerance(absolute=0.001)}})
     assert compare([changed(0.1)], [changed(0.1255)], limits).verdict is verdict
 
 

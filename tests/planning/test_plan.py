@@ -88,7 +88,7 @@ DAMAGED = {
     "blocks a number": (changed(blocks=7), r"blocks: expected a list, found 7"),
     "size infinite": (changed(size_bytes=float("inf")), r"size_bytes: expected a whole number"),
     "mean null": (changed(mean=None), r"mean: expected a number, found None"),
-    "weights a list": (changed(weights=[]), r"weights: expected a JSON object, found \[\]"),
+    "weights a list": (changed(weights=[]), r"weights: expected keys and values, found \[\]"),
     "a list": (lambda data: [data], r"holds no JSON object"),
 }
 
