@@ -192,7 +192,7 @@ def test_letters_at_chance_are_marked_and_the_cloze_form_stands_in(pages):
     assert "| Variant | VRAM GB | Bits/w | MMLU cloze % | Δ points | Verdict |" in text
 
 
-def test_uniform_plans_have_no_strip(tmp_path):
+def test_uniform_plans_have_no_column(tmp_path):
     def uniform(record):
         rule = {"kind": "uniform", "precision": "8bit"}
         plan = {**record.side["plan"], "rule": rule, "thresholds": {}}

@@ -1,7 +1,7 @@
 "use strict";
 // Draws each plot of the page and keeps labels of points from covering each other.
 (function () {
-  const LABEL_PX = 11, SMALL_PX = 560, CROWDED = 24, PRINT_WIDTH_PX = 680, PRINT_HEIGHT_PX = 300;
+  const LABEL_PX = 11, SMALL_PX = 560, PRINT_WIDTH_PX = 680, PRINT_HEIGHT_PX = 300;
   const OPTIONS = { displayModeBar: false, responsive: false, scrollZoom: false };
   // Above, below, right, left of the point, then the corners.
   const PLACES = [[0, -1], [0, 1], [1, 0], [-1, 0], [1, -1], [-1, -1], [1, 1], [-1, 1]];
@@ -95,9 +95,6 @@
     if (small) {
       layout.font.size -= 1;
       layout.margin.r = 6;
-      // Letters in cells narrower than themselves are blots: the colours and the table remain.
-      drawn.data.filter((trace) => trace.yaxis === "y2" && trace.x.length > CROWDED)
-        .forEach((trace) => { trace.texttemplate = ""; });
     }
     return Plotly.react(box, drawn.data, layout, OPTIONS).then(() => {
       const size = box._fullLayout._size;

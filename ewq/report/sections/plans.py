@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
-from ewq.report.document import Paragraph, Part, Plot, Section, Table, plot_text
+from ewq.report.document import Paragraph, Part, Plot, Section, Table
 from ewq.report.evidence import compare_with_controls, rank_among_random
-from ewq.report.plotting import GREEN, GREY, ORANGE, PURPLE, SKY, layout
+from ewq.report.plotting import GREY, layout
 from ewq.report.rows import MISSING, ReportedRun
 from ewq.report.table import kld
 
@@ -19,13 +19,9 @@ RULE = (
     "A block whose {} is at or above the mean stays raw; below the mean, but above "
     "mean − factor × standard deviation, it gets 8 bits; further below, 4 bits."
 )
-_LETTERS = {"raw": "R", "8bit": "8", "4bit": "4", "mixed": "M"}
 _WORDS = {"raw": "raw", "8bit": "8 bits", "4bit": "4 bits", "mixed": "mixed"}
-_COLORS = (GREEN, SKY, ORANGE, PURPLE)
 _ENTROPIES = {"histogram": "entropy, bits", "softmax": "entropy"}
 """Scorers that are entropies; of others the report speaks of scores."""
-_LETTERED = 48
-"""More blocks than this leave no room for letters in a strip."""
 
 
 def controls(shown: ReportedRun) -> Section | None:
@@ -75,7 +71,7 @@ class _Plan(NamedTuple):
     @property
     def precisions(self) -> list[str]:
         found = (precision for _, _, precision in self.stored["blocks"])
-        return [each if each in _LETTERS else "mixed" for each in found]
+        return [each if each in _WORDS else "mixed" for each in found]
 
     @property
     def factor(self) -> float | None:
@@ -149,11 +145,9 @@ def _plot(number: int, plans: list[_Plan]) -> Plot:
         caption=f"Mean {first.stored['mean']:.4f} (solid: raw begins), standard deviation "
         f"{first.stored['std']:.4f}. Dashed, from above: 4 bits begin for "
         f"{', '.join(thresholds.values()) or 'none'}. "
-        "Strips: R raw (green), 8 bits (blue), 4 bits (orange), M mixed (purple). "
         f"Blocks: {counts}.",
         figure=_figure(plans, thresholds),
         table=Table(("Block", first.measure, *names), rows, frozenset(names)),
-        height_px=400 + 24 * len(plans),
     )
 
 
@@ -168,18 +162,13 @@ def _thresholds(plans: list[_Plan]) -> dict[float, str]:
 
 
 def _figure(plans: list[_Plan], thresholds: Mapping[float, str]) -> dict[str, Any]:
-    first, strip_share = plans[0], min(0.5, 0.06 + 0.05 * len(plans))
+    first = plans[0]
     indices = [index for index, _, _ in first.stored["blocks"]]
     lines = [(first.stored["mean"], "solid"), *((value, "dash") for value in thresholds)]
     frame = layout(
         "block",
         _ENTROPIES.get(first.scorer, "score"),
-        xaxis={"anchor": "y2", "range": [indices[0] - 0.6, indices[-1] + 0.6]},
-        yaxis={"domain": [strip_share + 0.04, 1]},
-        yaxis2={
-            "domain": [0, strip_share], "autorange": "reversed", "type": "category",
-            "showgrid": False, "tickfont": {"size": 11},
-        },
+        xaxis={"range": [indices[0] - 0.6, indices[-1] + 0.6]},
         shapes=[
             {
                 "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value,
@@ -194,24 +183,4 @@ def _figure(plans: list[_Plan], thresholds: Mapping[float, str]) -> dict[str, An
         "line": {"color": GREY, "width": 1}, "marker": {"color": GREY, "size": 7},
         "hovertemplate": "block %{x}: %{y:.4f}<extra></extra>",
     }  # fmt: skip
-    return {"data": [curve, _strips(plans, indices)], "layout": frame}
-
-
-def _strips(plans: list[_Plan], indices: list[int]) -> dict[str, Any]:
-    names, steps = list(_LETTERS), len(_COLORS)
-    return {
-        "type": "heatmap", "yaxis": "y2", "showscale": False, "xgap": 1, "ygap": 3,
-        "x": indices,
-        "y": [plot_text(plan.variant) for plan in plans],
-        "z": [[names.index(each) for each in plan.precisions] for plan in plans],
-        "text": [[_LETTERS[each] for each in plan.precisions] for plan in plans],
-        "texttemplate": "%{text}" if len(indices) <= _LETTERED else "",
-        "textfont": {"size": 10, "color": "#000"},
-        "hovertemplate": "%{y}, %{x}: %{text}<extra></extra>",
-        "colorscale": [
-            [end / steps, color]
-            for place, color in enumerate(_COLORS)
-            for end in (place, place + 1)
-        ],
-        "zmin": -0.5, "zmax": steps - 0.5,
-    }  # fmt: skip
+    return {"data": [curve], "layout": frame}
