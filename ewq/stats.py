@@ -4,22 +4,19 @@ Measurements of the same items are compared item by item: what both share cancel
 document or subject are not independent, so errors are computed over *clusters*, their totals.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import betainc
+from scipy.stats import binomtest, bootstrap, norm, t
 
 from ewq.errors import MeasurementError
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-    Array = NDArray[np.float64]
-
+Array = NDArray[np.float64]
 Clusters = Sequence[Hashable] | None
 
 ALPHA = 0.05
@@ -79,8 +76,6 @@ def mcnemar_exact(n01: int, n10: int) -> float:
 
     ``min(1, 2 P(Bin(n01 + n10, 1/2) <= min(n01, n10)))`` (McNemar 1947).
     """
-    from scipy.stats import binomtest
-
     discordant = n01 + n10
     return float(binomtest(n01, discordant, 0.5).pvalue) if discordant else 1.0
 
@@ -144,8 +139,6 @@ def bootstrap_clustered(totals: ArrayLike, sizes: ArrayLike, clusters: Clusters 
 
     Too narrow with fewer than about twenty clusters; of no width with one.
     """
-    from scipy.stats import bootstrap
-
     numerators, denominators = _by_cluster(totals, sizes, clusters)
     ratio = float(numerators.sum() / denominators.sum())
     if len(numerators) < 2 or np.ptp(numerators / denominators) == 0.0:
@@ -264,8 +257,6 @@ def quantile(values: ArrayLike, share: float) -> tuple[float, float]:
     distribution of a quantile's position with Harrell and Davis's parameters ``(n + 1) share`` and
     ``(n + 1)(1 - share)``. A MeasurementError of fewer than two values.
     """
-    from scipy.special import betainc
-
     ordered = np.sort(np.asarray(values, dtype=np.float64).ravel())
     n = len(ordered)
     if n < 2 or not 0 < share < 1:
@@ -304,6 +295,4 @@ def _by_cluster(totals: ArrayLike, sizes: ArrayLike, clusters: Clusters) -> tupl
 
 def _student(df: float | None) -> Any:
     """Student's distribution for ``df`` degrees of freedom, the normal one for ``None``."""
-    from scipy.stats import norm, t
-
     return norm if df is None else t(df)

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import t
 
 from ewq.errors import InputError
 from ewq.gating.change import doubt_about, incomparable
@@ -171,8 +172,6 @@ def prediction(earlier: Sequence[Metric], alpha: float) -> Interval:
     one future value. ``s`` is their scatter, or their mean standard error where that is larger:
     figures that repeat to the last digit are not known to the last digit.
     """
-    from scipy.stats import t
-
     values = [metric.value for metric in earlier]
     n, mean = len(values), statistics.fmean(values)
     errors = statistics.fmean(metric.stderr or 0.0 for metric in earlier)

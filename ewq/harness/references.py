@@ -1,16 +1,10 @@
 """The reference's results, which paired figures need: of this run, stored, or measured for them."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from ewq.files import read_cached, write_cached
 from ewq.measurement import Doubt, DoubtKind, TaskResult
+from ewq.storage.environment import RunIdentity
 from ewq.tasks.table import TASKS, Pairing
 from ewq.tasks.throughput import DECODE_MODE
-
-if TYPE_CHECKING:
-    from ewq.storage.environment import RunIdentity
 
 MEASURED_FOR_PAIRING = "the reference was measured for this comparison only"
 BEFORE_INTERRUPTION = Doubt(

@@ -5,24 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from ewq.checkpoint.dummy import PREFIX, dummy_checkpoint, dummy_label
 from ewq.checkpoint.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
 from ewq.checkpoint.layout import check_original
+from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer, tokenizer_digest
 from ewq.errors import BackendUnavailable, CheckpointError
+from ewq.fit.plans import Fitting
+from ewq.fit.prepare import converted, importance_of, open_fitting
+from ewq.fit.run import Aim, make_plan
+from ewq.fit.targets import GGUF
 from ewq.instruments.gpu import ALL, gpus_of
-from ewq.planning.plan import BITSANDBYTES, check_plan, read_plan
+from ewq.planning.analysis import Analysis, analyze
+from ewq.planning.plan import BITSANDBYTES, QuantizationPlan, check_plan, read_plan
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.sensitivity.calibration import SEQUENCES, Calibrating
 from ewq.variants import LLAMA_CPP, Fitted
-
-if TYPE_CHECKING:
-    from ewq.checkpoint.opening import Checkpoint
-    from ewq.fit.plans import Fitting
-    from ewq.planning.analysis import Analysis
-    from ewq.planning.plan import QuantizationPlan
 
 TINY_MODEL = "tiny-llama"
 
@@ -47,8 +49,6 @@ class Subject:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """Its headers."""
-        from ewq.checkpoint.opening import open_checkpoint
-
         return open_checkpoint(self.source, self.progress)
 
     @property
@@ -59,8 +59,6 @@ class Subject:
     @cached_property
     def analysis(self) -> Analysis:
         """Statistics of every weight; cached on disk by fingerprint."""
-        from ewq.planning.analysis import analyze
-
         return analyze(self.checkpoint, progress=self.progress)
 
     @cached_property
@@ -87,9 +85,6 @@ class Subject:
 
     def fitted_plan(self, recipe: Fitted, engine: str) -> QuantizationPlan:
         """The plan of least expected divergence of a size; a PlanError if it cannot be reached."""
-        from ewq.fit.run import Aim, make_plan
-        from ewq.fit.targets import GGUF
-
         native = engine == LLAMA_CPP
         fitting = self._fitting(GGUF if native else BITSANDBYTES)
         return make_plan(fitting, Aim(recipe.size_bytes, like=recipe.like), file_bytes=native)
@@ -97,15 +92,10 @@ class Subject:
     @property
     def imatrix(self) -> Path:
         """The importance matrix of the calibration text."""
-        from ewq.fit.prepare import converted, importance_of
-        from ewq.fit.targets import GGUF
-
         sensitivity = self._fitting(GGUF).sensitivity
         return importance_of(sensitivity, converted(self.checkpoint, self.progress))
 
     def _fitting(self, target: str) -> Fitting:
-        from ewq.fit.prepare import open_fitting
-
         if self.is_dummy:
             raise BackendUnavailable(f"{self.label} has random weights: there is nothing to fit")
         if target not in self._fittings:
@@ -165,8 +155,6 @@ def find_device(asked: str) -> str:
     """The device that ``asked`` means here; a BackendUnavailable where it is not there."""
     if asked == "cpu":
         return asked
-    import torch
-
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = [f"cuda:{index}" for index in range(gpus)]
     if asked in names or (asked == ALL and len(names) > 1):

@@ -1,23 +1,20 @@
 """What a run writes on the terminal: its progress, then the table, the verdicts, where it lies."""
 
-from __future__ import annotations
-
 import io
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from _pytest.terminal import TerminalReporter
+from rich.console import Console
 
+from ewq.harness.session import Session
 from ewq.progress import NO_PROGRESS, Progress, progress_on
 from ewq.report.document import VERDICT, terminal_line
+from ewq.report.recommendations import recommendations
 from ewq.report.rows import VariantRow, variant_rows
+from ewq.report.sections.run import verdict_counts, verdict_points
 from ewq.report.table import footnotes, terminal_table, variants_table
-
-if TYPE_CHECKING:
-    from _pytest.terminal import TerminalReporter
-
-    from ewq.harness.session import Session
 
 
 def write_summary(reporter: TerminalReporter, session: Session, stored: Path | None) -> None:
@@ -59,8 +56,6 @@ def tell(config: pytest.Config, *lines: str) -> None:
 
 
 def _drawn(rows: list[VariantRow], width: int, markup: bool) -> str:
-    from rich.console import Console
-
     buffer = io.StringIO()
     console = Console(file=buffer, width=width, force_terminal=markup, no_color=not markup)
     console.print(terminal_table(rows, width))
@@ -69,8 +64,6 @@ def _drawn(rows: list[VariantRow], width: int, markup: bool) -> str:
 
 def _gates(session: Session) -> list[str]:
     """How many records each verdict has, then what is no pass, each cause once."""
-    from ewq.report.sections.run import verdict_counts, verdict_points
-
     records, gate = list(session.records.values()), session.gate
     lines = [f"gates: {gate.ungated or f'{verdict_counts(records)}, by {gate.thresholds.source}'}"]
     if gate.baseline:
@@ -80,8 +73,6 @@ def _gates(session: Session) -> list[str]:
 
 def _recommended(rows: list[VariantRow], *, verbose: bool) -> list[str]:
     """Which variant to take for which need, in a line each; what that rests on if ``verbose``."""
-    from ewq.report.recommendations import recommendations
-
     lines = []
     for each in recommendations(rows):
         lines.append(f"{each.need}: {'' if each.decided else '(undecided) '}{each.sentence}")

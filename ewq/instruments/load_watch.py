@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
 from ewq.errors import MeasurementError
 from ewq.instruments.gpu import Gpus, gpus_of, open_gpus
 from ewq.instruments.memory import ProcessMemory, release_free_memory
@@ -48,8 +50,6 @@ def watch_loading(device: str, load: Callable[[], T]) -> tuple[T, LoadReading]:
         started_s = time.perf_counter()
         loaded = load()
         for gpu in gpus_of(device):
-            import torch
-
             torch.cuda.synchronize(gpu)
         load_s = time.perf_counter() - started_s
     peak = max(0, watch.peak_bytes - ram_baseline)

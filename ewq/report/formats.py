@@ -17,6 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 from ewq.errors import InputError
 from ewq.report.document import Page, Plot, csv_text, markdown_block, markdown_text, printable
@@ -34,8 +35,6 @@ def to_html(page: Page) -> str:
     plots = [part for section in page.sections for part in section.parts if isinstance(part, Plot)]
     scripts: list[str] = []
     if plots:
-        from plotly.offline import get_plotlyjs
-
         # HTML parsing turns CR LF into LF before the digest is taken.
         plotly = get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
         scripts = [plotly, _asset("draw.js")]

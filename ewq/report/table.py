@@ -1,16 +1,15 @@
 """The table of variants: its columns, which of them fit a terminal, and its footnotes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.cells import cell_len
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from ewq.record import Verdict
 from ewq.report.document import VERDICT, Table, terminal_line
 from ewq.report.rows import MISSING, VariantRow, decimals_for, figure_text, size_unit
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
 
 TASK_LABELS = {
     "perplexity": "PPL",
@@ -104,11 +103,6 @@ def verdict_marks(row: VariantRow, *, brief: bool = False) -> str:
 
 def terminal_table(rows: Sequence[VariantRow], width: int) -> RichTable:
     """For a terminal; columns that do not fit ``width`` are named below, never cut off."""
-    from rich import box
-    from rich.cells import cell_len
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
     made = variants_table(rows, brief=True)
     columns = dict(zip(made.headings, zip(*made.rows, strict=True), strict=True))
     widths = {head: 2 + max(map(cell_len, (head, *own))) for head, own in columns.items()}

@@ -4,22 +4,17 @@ One instrument per kind of device serves every engine: the driver's device-level
 the process's resident memory on a CPU, both above a baseline taken before loading.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from ewq.errors import MeasurementError
 from ewq.instruments.gpu import gpus_of
 from ewq.instruments.load_watch import LoadReading, MemoryInstrument, instrument_for
 from ewq.instruments.memory import release_free_memory
 from ewq.measurement import Json, Metric, TaskResult
+from ewq.model import LanguageModel
+from ewq.tasks.table import Inputs
 from ewq.tasks.throughput import random_prompts
-
-if TYPE_CHECKING:
-    from ewq.model import LanguageModel
-    from ewq.tasks.table import Inputs
 
 TASK = "memory"
 

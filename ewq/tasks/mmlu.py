@@ -1,9 +1,10 @@
 """MMLU by the log-likelihood of the four letters, prompt and scoring as lm-evaluation-harness."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ewq.data.mmlu import LETTERS, MmluData, Question
 from ewq.errors import InputError
@@ -18,12 +19,7 @@ from ewq.tasks.mmlu_scores import (
     require_questions,
 )
 from ewq.tasks.mmlu_scores import pair as pair
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ewq.tasks.table import Inputs
+from ewq.tasks.table import Inputs
 
 TASK = "mmlu"
 SHOTS = 5
@@ -40,8 +36,6 @@ def run(
     model: LanguageModel, data: MmluData, *, shots: int = SHOTS, progress: Progress = NO_PROGRESS
 ) -> TaskResult:
     """Ask every question after ``shots`` worked examples; the likeliest letter is the answer."""
-    import numpy as np
-
     require_questions(data, shots)
     parts = []
     with step(progress, "MMLU", len(data.test), "questions") as advance:

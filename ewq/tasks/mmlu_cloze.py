@@ -4,9 +4,8 @@ Zero-shot; the log-likelihood of each choice is divided by its length in charact
 ``acc_norm`` of lm-evaluation-harness's ``mmlu_continuation``.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+import numpy as np
+from numpy.typing import NDArray
 
 from ewq.data.mmlu import MmluData, Question
 from ewq.measurement import Json, TaskResult
@@ -14,12 +13,7 @@ from ewq.model import LanguageModel
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.tasks.mmlu_scores import answers_result, encode_pairs, require_finite, require_questions
 from ewq.tasks.mmlu_scores import pair as pair
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ewq.tasks.table import Inputs
+from ewq.tasks.table import Inputs
 
 TASK = "mmlu_cloze"
 
@@ -31,8 +25,6 @@ def measure(inputs: Inputs) -> TaskResult:
 
 def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRESS) -> TaskResult:
     """Score the four choices of every question as continuations; the likeliest is the answer."""
-    import numpy as np
-
     require_questions(data, 0)
     rows = []
     with step(progress, "MMLU (cloze)", len(data.test), "questions") as advance:
@@ -53,8 +45,6 @@ def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRES
 
 def _score(model: LanguageModel, question: Question, number: int) -> NDArray[np.float32]:
     """Log-likelihood of each choice's text after the question, ``[4]``."""
-    import numpy as np
-
     contexts = [prompt(question)] * len(question.choices)
     heads, tails = encode_pairs(model.tokenizer, contexts, [f" {c}" for c in question.choices])
     # The last token is only predicted, never fed.

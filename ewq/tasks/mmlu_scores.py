@@ -1,24 +1,20 @@
 """What both MMLU tasks share: questions as tokens, answers as accuracies, doubts and pairs."""
 
-from __future__ import annotations
-
 import base64
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ewq import stats
 from ewq.data.mmlu import GROUP_OF, LETTERS, MmluData
 from ewq.errors import InputError, MeasurementError
 from ewq.measurement import Doubt, DoubtKind, Items, Json, Metric, TaskResult, require_same_settings
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ewq.model import LanguageModel
+from ewq.model import LanguageModel
 
 Tally = dict[str, tuple[int, int]]
 """Subject -> right answers and questions."""
@@ -94,8 +90,6 @@ def answers_result(
 
 def unpack_logprobs(packed: str) -> NDArray[np.float32]:
     """The ``[questions, 4]`` array from base64 of little-endian float32, row by row."""
-    import numpy as np
-
     return np.frombuffer(base64.b64decode(packed), dtype="<f4").reshape(-1, len(LETTERS))
 
 
@@ -201,8 +195,6 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
 
 def require_finite(logprobs: NDArray[np.float32], what: str) -> None:
     """Refuse log-probabilities that are no numbers: the greatest of them would be answer A."""
-    import numpy as np
-
     broken = np.flatnonzero(~np.isfinite(logprobs).all(axis=1))
     if len(broken):
         raise MeasurementError(

@@ -1,8 +1,7 @@
 """How much answers move when nothing changes but the order of arithmetic, as in other batches."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+import numpy as np
+from numpy.typing import NDArray
 
 from ewq.data.mmlu import MmluData
 from ewq.measurement import Metric, TaskResult
@@ -12,15 +11,9 @@ from ewq.stats import share_stderr
 from ewq.tasks.mmlu import SHOTS, score_subject
 from ewq.tasks.mmlu import run as run_mmlu
 from ewq.tasks.mmlu_scores import unpack_logprobs
+from ewq.tasks.table import Inputs
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ewq.tasks.table import Inputs
-
-    Logprobs = NDArray[np.float32]
-
+Logprobs = NDArray[np.float32]
 TASK = "noise_floor"
 
 
@@ -50,8 +43,6 @@ def run(
 
 
 def _one_by_one(model: LanguageModel, data: MmluData, progress: Progress) -> Logprobs:
-    import numpy as np
-
     letters = []
     with step(progress, "MMLU, one at a time", len(data.test), "questions") as advance:
         for question in data.test:

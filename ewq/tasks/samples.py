@@ -1,18 +1,13 @@
 """Greedy continuations of a few fixed prompts of plain text, for people to read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ewq.data.windows import bos_token
 from ewq.measurement import Items, Metric, TaskResult, require_same_settings
+from ewq.model import LanguageModel
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.stats import clustered_ratio, clustered_share_stderr
-
-if TYPE_CHECKING:
-    from ewq.model import LanguageModel
-    from ewq.tasks.table import Inputs
+from ewq.tasks.table import Inputs
 
 TASK = "samples"
 PROMPTS = {

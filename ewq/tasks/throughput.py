@@ -6,13 +6,11 @@ For ``B`` prompts of ``P`` tokens continued by exactly ``N``:
 ``_p90``; those of a batch size ``B`` above 1 have ``_bB`` before the percentile.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 
@@ -20,13 +18,10 @@ from ewq.codec import encode
 from ewq.errors import BackendUnavailable, MeasurementError
 from ewq.instruments.gpu import ClockState, read_clocks
 from ewq.measurement import Doubt, DoubtKind, Items, Metric, TaskResult, require_same_settings
+from ewq.model import LanguageModel
 from ewq.stats import quantile
-from ewq.tasks.table import Work
-
-if TYPE_CHECKING:
-    from ewq.model import LanguageModel
-    from ewq.tasks.table import Inputs
-    from ewq.tasks.tiers import Tier
+from ewq.tasks.table import Inputs, Work
+from ewq.tasks.tiers import Tier
 
 TASK = "throughput"
 DECODE_MODE = "decode_mode"
