@@ -11,7 +11,6 @@ Array = NDArray[Any]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PATTERNS = 65536
 TABLES = 2
 
 
@@ -47,51 +46,22 @@ def count_patterns(bits: Array, counts: Array) -> None:
 
 
 @compiled
-def extent(values: Array) -> tuple[float, float, float, int, bool]:
-    """``(minimum, maximum, sum, zeros, finite)`` of a chunk; the sum is in float64."""
-    low, high = values[0], values[0]
-    total, zeros, bad = 0.0, 0, 0
-    for position in range(values.size):
-        x = values[position]
-        low = min(low, x)
-        high = max(high, x)
-        total += np.float64(x)
-        zeros += x == 0
-        bad += not np.isfinite(x)
-    return low, high, total, zeros, bad == 0
-
-
-@compiled
-def moments(values: Array, mean: float, top: float) -> tuple[float, float, float, float]:
-    """Sums of ``d**2``, ``d**4``, ``e**u``, ``u e**u`` with ``d = w - mean``, ``u = w - top``."""
-    second, fourth, weight, weighted = 0.0, 0.0, 0.0, 0.0
-    for position in range(values.size):
-        x = np.float64(values[position])
-        square = (x - mean) * (x - mean)
-        second += square
-        fourth += square * square
-        below = x - top
-        mass = np.exp(below)
-        weight += mass
-        weighted += mass * below
-    return second, fourth, weight, weighted
-
-
-@compiled
-def count_bins(values: Array, edges: Array, counts: Array) -> None:
-    """Add ``values`` to ``counts[bins]``, in NumPy's bins: only the last one has both edges.
+def count_bins(values: Array, edges: Array) -> Array:
+    """How many values lie in each of NumPy's bins: only the last one has both edges.
 
     Next to an edge the estimate may be off by one, which the edges themselves settle.
     """
-    bins = counts.size
-    first = edges[0]
-    scale = bins / (np.float64(edges[bins]) - np.float64(first))
+    bins = edges.size - 1
+    counts = np.zeros(bins, np.int64)
+    first = np.float64(edges[0])
+    scale = bins / (np.float64(edges[bins]) - first)
     for position in range(values.size):
         x = values[position]
-        index = int((np.float64(x) - np.float64(first)) * scale)
+        index = int((np.float64(x) - first) * scale)
         index = min(max(index, 0), bins - 1)
         while index > 0 and x < edges[index]:
             index -= 1
         while index < bins - 1 and x >= edges[index + 1]:
             index += 1
         counts[index] += 1
+    return counts

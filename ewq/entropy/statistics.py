@@ -1,15 +1,32 @@
-"""Statistics of a weight, and how they follow from the distribution of its values."""
+"""Exact statistics of one weight, from parts of its values in stored order.
+
+Memory follows the size of a part and not of the weight.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    import torch
+
+PATTERNS = 65536
 HISTOGRAM_BINS = 256
+CHUNK_VALUES = 32 * 1024
+"""Fit the processor's cache."""
+
+Values = NDArray[np.generic]
+"""Flat: uint16 bit patterns of 16-bit floats, else float32 or float64."""
+Counted = tuple[NDArray[Any], NDArray[np.int64]]
+"""Floats, and how often each of them occurs."""
 
 
 @dataclass(frozen=True)
@@ -43,92 +60,158 @@ class UnmeasurableError(ValueError):
     """Values of which a statistic cannot be taken; the message completes a sentence."""
 
 
-def from_counts(values: NDArray[np.float32], counts: NDArray[np.int64]) -> WeightStatistics:
-    """Statistics of a weight that holds ``values[i]`` exactly ``counts[i]`` times."""
-    present = np.flatnonzero(counts)
-    narrow, weight = values[present], counts[present]
-    wide = narrow.astype(np.float64)
-    numel = int(weight.sum())
-    mean = float(np.sum(wide * weight)) / numel
-    square = (wide - mean) ** 2
-    below = wide - wide.max()
-    mass = np.exp(below) * weight
-    return from_sums(
-        numel=numel,
-        minimum=float(wide.min()),
-        maximum=float(wide.max()),
-        mean=mean,
-        second=float(np.sum(square * weight)),
-        fourth=float(np.sum(square * square * weight)),
-        zeros=int(weight[narrow == 0].sum()),
-        histogram=_histogram(narrow, weight),
-        mass=float(np.sum(mass)),
-        weighted=float(np.sum(mass * below)),
-    )
+class NotFiniteError(UnmeasurableError):
+    """The weight holds NaN or infinity."""
 
 
-def from_sums(
-    *,
-    numel: int,
-    minimum: float,
-    maximum: float,
-    mean: float,
-    second: float,
-    fourth: float,
-    zeros: int,
-    histogram: NDArray[np.int64],
-    mass: float,
-    weighted: float,
+@cache
+def values_of_patterns(dtype: str) -> NDArray[np.float32]:
+    """The value of each 16-bit pattern, ``[65536]`` float32, for ``BF16`` or ``F16``."""
+    bits = np.arange(PATTERNS, dtype=np.uint16)
+    if dtype == "F16":
+        return bits.view(np.float16).astype(np.float32)
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def measure_patterns(
+    parts: Iterable[Values], dtype: str, device: str | None = None
 ) -> WeightStatistics:
-    """Statistics from sums over the values: ``second`` and ``fourth`` powers of deviations from the
-    mean, ``mass = sum e**u`` and ``weighted = sum u e**u`` of ``u = w - maximum``."""
+    """Statistics of a 16-bit weight (``BF16`` or ``F16``), given as bit patterns, in one pass.
+
+    There are only 65,536 values: how often each occurs tells everything exactly. A NotFiniteError
+    of NaN or infinity.
+    """
+    counts = _counted(parts) if device is None else _counted_on(device, parts)
+    present = np.flatnonzero(counts)
+    found = values_of_patterns(dtype)[present], counts[present]
+    return _measure(lambda: [found], lambda v, n, edges: np.histogram(v, edges, weights=n)[0])
+
+
+def _counted(parts: Iterable[Values]) -> NDArray[np.int64]:
+    """How often each pattern occurs, ``[65536]``."""
+    # Imported late: an analysis found in the cache needs no compiled loops.
+    from ewq.entropy.kernels import TABLES, count_patterns
+
+    total, counts = np.zeros(PATTERNS, np.int64), np.zeros((TABLES, PATTERNS), np.uint32)
+    for part in parts:
+        counts[:] = 0
+        count_patterns(part, counts)
+        total += counts.sum(0, dtype=np.int64)
+    return total
+
+
+def _counted_on(device: str, parts: Iterable[Values]) -> NDArray[np.int64]:
+    import torch
+
+    total = torch.zeros(PATTERNS, dtype=torch.int64, device=device)
+    for part in parts:
+        total += count_patterns(torch.from_numpy(part.view(np.int16)).to(device))
+    return np.asarray(total.cpu().numpy())
+
+
+def count_patterns(bits: torch.Tensor) -> torch.Tensor:
+    """How often each pattern occurs in ``bits`` (int16, flat), ``[65536]`` int64 on its device."""
+    import torch
+
+    return torch.bincount(bits.int() & (PATTERNS - 1), minlength=PATTERNS)
+
+
+def measure_floats(parts: Callable[[], Iterable[Values]], in_features: int) -> WeightStatistics:
+    """Statistics of a float32 or float64 weight in two passes over ``parts()``.
+
+    A NotFiniteError of NaN or infinity, an UnmeasurableError of a float64 value beyond float32 or
+    of no 256 bins between the values.
+    """
+    from ewq.entropy.kernels import count_bins
+
+    # In whole rows: sums, rounded chunk by chunk, then repeat whatever the parts.
+    length = in_features * max(1, CHUNK_VALUES // in_features)
+
+    def counted() -> Iterator[Counted]:
+        for chunk in chunks(parts(), length):
+            yield chunk, np.broadcast_to(np.int64(1), chunk.shape)
+
+    return _measure(counted, lambda chunk, _, edges: count_bins(chunk, edges))
+
+
+def chunks(parts: Iterable[Values], length: int) -> Iterator[Values]:
+    """Parts in pieces of at most ``length`` values."""
+    for part in parts:
+        for start in range(0, part.size, length):
+            yield part[start : start + length]
+
+
+def _measure(
+    parts: Callable[[], Iterable[Counted]], bins: Callable[..., NDArray[np.int64]]
+) -> WeightStatistics:
+    with np.errstate(invalid="ignore"):
+        first = [_extent(values, counts) for values, counts in parts()]
+    lows, highs, totals, numels, zeros = zip(*first, strict=True)
+    if not np.isfinite([lows, highs]).all():
+        raise NotFiniteError
+    low, high, numel = min(lows), max(highs), sum(numels)
+    if max(-float(low), float(high)) > float(np.finfo(np.float32).max):
+        raise UnmeasurableError("has values beyond float32, which no quantized format can hold")
+    mean = math.fsum(totals) / numel
+    # One value alone is always in one bin; around a large one NumPy has none.
+    edges = None if low == high else _bin_edges(low, high)
+    histogram = np.zeros(HISTOGRAM_BINS, np.int64)
+    sums = []
+    for values, counts in parts():
+        sums.append(_sums(values.astype(np.float64), counts, mean, float(high)))
+        if edges is not None:
+            histogram += bins(values, counts, edges)
+    second, fourth, mass, weighted = map(math.fsum, zip(*sums, strict=True))
     variance = second / numel
     # H = ln S - T / S with S = sum e**u, T = sum u e**u, u = w - max.
     softmax = float(np.log(mass) - weighted / mass)
     return WeightStatistics(
         numel=numel,
-        minimum=minimum,
-        maximum=maximum,
+        minimum=float(low),
+        maximum=float(high),
         mean=mean,
         variance=variance,
         kurtosis=fourth / numel / variance**2 if variance**2 > 0 else 0.0,
-        sparsity=zeros / numel,
-        histogram_entropy=shannon_bits(histogram),
+        sparsity=sum(zeros) / numel,
+        histogram_entropy=_shannon_bits(histogram),
         softmax_entropy=softmax,
         centred_softmax_entropy=softmax - math.log(numel),
     )
 
 
-def bin_edges(minimum: float, maximum: float, dtype: np.dtype[Any]) -> NDArray[np.floating[Any]]:
-    """NumPy's 257 edges between the extremes of data of ``dtype``, in that dtype.
+def _extent(values: NDArray[Any], counts: NDArray[np.int64]) -> tuple[Any, Any, float, int, int]:
+    """Minimum, maximum and sum of the values, how many there are, and how many are zero."""
+    total = float(np.sum(values.astype(np.float64) * counts))
+    return values.min(), values.max(), total, int(counts.sum()), int(counts[values == 0].sum())
+
+
+def _sums(
+    wide: NDArray[np.float64], counts: NDArray[np.int64], mean: float, high: float
+) -> list[float]:
+    """Of ``d**2``, ``d**4``, ``e**u`` and ``u e**u`` with ``d = w - mean`` and ``u = w - high``."""
+    square, below = (wide - mean) ** 2, wide - high
+    mass = np.exp(below) * counts
+    terms = (square * counts, square * square * counts, mass, mass * below)
+    return [float(np.sum(term)) for term in terms]
+
+
+def _bin_edges(low: Any, high: Any) -> NDArray[np.floating[Any]]:
+    """NumPy's 257 edges between the extremes, in their type.
 
     Where it has no 256 bins between them (neighbouring or denormal values, a range beyond its
-    largest number) they are made in float64, or an UnmeasurableError is raised where that has none
-    either. One value alone is always in one bin.
+    largest number) they are made in float64.
     """
-    if minimum == maximum:
-        minimum = maximum = 0.0
-    for kind in (dtype, np.dtype(np.float64)):
-        with np.errstate(over="ignore", invalid="ignore"):
-            possible = np.isfinite(kind.type(maximum) - kind.type(minimum))
-        try:
+    for kind in (low.dtype, np.dtype(np.float64)):
+        ends = np.array([low, high], kind)
+        with np.errstate(over="ignore"):
+            possible = np.isfinite(np.ptp(ends))
+        with suppress(ValueError):  # NumPy: "Too many bins for data range"
             if possible:
-                return np.histogram_bin_edges(np.array([minimum, maximum], kind), HISTOGRAM_BINS)
-        except ValueError:  # NumPy: "Cannot create 256 finite-sized bins"
-            continue
+                return np.histogram_bin_edges(ends, HISTOGRAM_BINS)
     raise UnmeasurableError("has values that float64 cannot put into 256 bins")
 
 
-def _histogram(values: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What ``numpy.histogram(bins=256)`` counts on the values repeated ``counts`` times."""
-    edges = bin_edges(values.min(), values.max(), values.dtype)
-    index = np.searchsorted(edges, values, side="right") - 1
-    index = np.clip(index, 0, HISTOGRAM_BINS - 1)
-    return np.bincount(index, weights=counts, minlength=HISTOGRAM_BINS).astype(np.int64)
-
-
-def shannon_bits(histogram: NDArray[np.int64]) -> float:
-    """Shannon entropy in bits of a histogram's shares."""
+def _shannon_bits(histogram: NDArray[np.int64]) -> float:
     counted = histogram[histogram > 0]
     shares = counted / counted.sum()
     return float(-np.sum(shares * np.log2(shares))) + 0.0

@@ -25,14 +25,16 @@ from ewq.checkpoint.tensors import (
     read_ahead,
     torch_dtype,
 )
-from ewq.entropy.measure import (
+from ewq.entropy.statistics import (
     NotFiniteError,
+    UnmeasurableError,
     Values,
+    WeightStatistics,
+    chunks,
     measure_floats,
     measure_patterns,
-    nf4_square_error,
+    values_of_patterns,
 )
-from ewq.entropy.statistics import UnmeasurableError, WeightStatistics
 from ewq.errors import CheckpointError, InputError
 from ewq.instruments.gpu import check_device
 from ewq.instruments.processor_wait import usable_cores
@@ -45,6 +47,8 @@ Scaling = Callable[[NDArray[np.float32], int], Values]
 FP8_TILE = (128, 128)
 KEPT_BYTES = 64 * 2**20
 """Smaller weights are dequantised once for both passes instead of once for each."""
+ROUNDED_VALUES = 2**20
+"""Rounded at a time."""
 WINDOW_BYTES = 16 * 2**20
 ROW_STEP = 64
 """Windows start at multiples of this, so that NF4's blocks of 64 never straddle two."""
@@ -93,11 +97,29 @@ def measure_nf4_errors(
     reader = _Reader(checkpoint)
 
     def measure(weight: Weight) -> float:
-        square = nf4_square_error(reader.parts(weight), reader.dtype(weight))
+        dtype = reader.dtype(weight)
+        parts = chunks(reader.parts(weight), ROUNDED_VALUES)
+        square = math.fsum(_nf4_square_error(part, dtype) for part in parts)
         norm = statistics[weight.name].square_norm
         return math.sqrt(square / norm) if norm > 0 else 0.0
 
     return _on_all_processors(measure, "round to NF4", reader, layout)
+
+
+def _nf4_square_error(part: Values, dtype: str) -> float:
+    is_pattern = part.dtype == np.uint16
+    values = values_of_patterns(dtype)[part] if is_pattern else part.astype(np.float32)
+    return float(np.sum((four_bit(values, "nf4") - values).astype(np.float64) ** 2))
+
+
+def four_bit(values: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
+    """Values as they come back from bitsandbytes' ``nf4`` or ``fp4``, a scale for each 64."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed, state = quantize_4bit(torch.from_numpy(values), quant_type=kind)
+    back: NDArray[np.float32] = dequantize_4bit(packed, state).numpy()
+    return back
 
 
 def _on_all_processors(

@@ -9,6 +9,7 @@ import numpy as np
 from ewq.checkpoint.gguf_header import GgufHeader, GgufTensor, nominal_bytes, read_header
 from ewq.checkpoint.layout import Layout, find_layout
 from ewq.checkpoint.opening import Checkpoint
+from ewq.entropy.weights import four_bit
 from ewq.errors import PlanError
 from ewq.fit.costs import PlannedTensor, Rounding, StoredMatrix, Values, stored_matrix
 from ewq.gguf.quantize import recipe_types
@@ -158,12 +159,7 @@ def _as_bitsandbytes(values: Values, type_name: str, _importance: Values | None)
     if type_name == INT8:
         steps = np.abs(values).max(axis=1, keepdims=True) / 127
         return np.where(steps > 0, np.rint(values / np.where(steps > 0, steps, 1)) * steps, 0.0)
-    import torch
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    packed, state = quantize_4bit(torch.from_numpy(values), quant_type=type_name)
-    back: Values = dequantize_4bit(packed, state).numpy()
-    return back
+    return four_bit(values, type_name)
 
 
 def _block_of(layout: Layout) -> dict[str, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ewq.entropy.measure import count_patterns, measure_patterns
+from ewq.entropy.statistics import count_patterns, measure_patterns
 
 ROUNDS = 20
 BYTES = {"cuda": 4 * 1024**3, "cpu": 64 * 1024**2}

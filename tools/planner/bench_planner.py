@@ -74,7 +74,7 @@ PLANNER = (
     import numpy as np
     from ewq.planning.analysis import analyze
     from ewq.entropy import kernels, weights
-    counts = np.zeros((kernels.TABLES, kernels.PATTERNS), np.uint32)
+    counts = np.zeros((kernels.TABLES, 65536), np.uint32)
     kernels.count_patterns(np.zeros(64, np.uint16), counts)
     """,
     "analyze(sys.argv[1], cache=False).plan(0.65)",
@@ -185,12 +185,12 @@ target[:] = 0
 import os
 workers = len(os.sched_getaffinity(0))
 local = threading.local()
-kernels.count_patterns(parts[0][:64], np.zeros((kernels.TABLES, kernels.PATTERNS), np.uint32))
+kernels.count_patterns(parts[0][:64], np.zeros((kernels.TABLES, 65536), np.uint32))
 def copy(index):
     np.copyto(targets[index], parts[index])
 def count(index):
     if not hasattr(local, "counts"):
-        local.counts = np.zeros((kernels.TABLES, kernels.PATTERNS), np.uint32)
+        local.counts = np.zeros((kernels.TABLES, 65536), np.uint32)
     kernels.count_patterns(parts[index], local.counts)
 executor = ThreadPoolExecutor(workers)
 """
