@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -63,6 +64,11 @@ elif words[:2] == ["-m", "pytest"]:
     json.dump({"complete": not failing}, open(path, "w"))
     os.remove(journal)
     sys.exit(1)
+elif "--llama" in words:
+    sys.exit(os.path.exists(os.environ["NOTES"] + "/unbuilt"))
+elif words[:3] == ["-m", "pip", "wheel"]:
+    time.sleep(0.5)
+    note("measured", "wheel built")
 elif words[0].endswith("ceilings.py"):
     json.dump({}, open(words[-1], "w"))
 """
@@ -242,6 +248,54 @@ def test_what_an_earlier_call_left_half_done_is_removed(machine):
 
     assert whole.exists()
     assert not leftover.exists()
+
+
+@pytest.fixture
+def disks(machine, tmp_path, monkeypatch):
+    """What ``df`` says of the disk and of the memory, in GB; the memory is a folder here."""
+    monkeypatch.setenv("SHM", str(tmp_path / "shm"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "df").write_text(
+        f'#!/bin/sh\ncase "$*" in *{tmp_path / "shm"}*) echo $MEMORY ;; *) echo $DISK ;; esac\n'
+    )
+    (tmp_path / "bin" / "df").chmod(0o755)
+    (tmp_path / "shm").mkdir()
+    (machine.out / "work" / "cache" / "gguf").mkdir(parents=True)
+    (machine.out / "work" / "cache" / "gguf" / "embedded.gguf").write_text("made before")
+    return machine.out / "work" / "cache" / "gguf"
+
+
+@pytest.mark.parametrize(
+    ("disk", "memory", "moved"), [("50", "64", 1), ("50", "8", 0), ("90", "64", 0)]
+)
+def test_gguf_files_go_to_memory_where_the_disk_is_small(machine, disks, disk, memory, moved):
+    status, said = machine.run("gguf", DEVICE="cuda", DISK=disk, MEMORY=memory)
+
+    assert status == 0, said
+    assert disks.is_symlink() == bool(moved)
+    assert (disks / "embedded.gguf").read_text() == "made before"
+    assert ("too little for all GGUF files" in said) == (memory == "8")
+
+
+def test_a_restart_that_emptied_the_memory_does_no_harm(machine, disks, tmp_path):
+    machine.run("gguf", DEVICE="cuda", DISK="50", MEMORY="64")
+    shutil.rmtree(tmp_path / "shm" / "ewq-gguf")
+    (machine.out / "shape-gguf.json").unlink()
+    machine.run("gguf", DEVICE="cuda", DISK="50", MEMORY="64")
+    assert disks.is_dir()
+
+
+def test_the_reports_wait_for_a_build_that_is_under_way(machine):
+    (machine.out / "work" / "llama").mkdir(parents=True)
+    (machine.folder / "unbuilt").touch()
+    status, said = machine.run("build", "eager", STEP_S="0.1")
+
+    assert status == 0, said
+    words = [call.split()[:3] for call in machine.calls]
+    built = words.index(["-m", "pip", "wheel"])
+    assert built < words.index(["-m", "pytest", "benchmarks/"])
+    assert (machine.folder / "measured").read_text().splitlines()[0] == "wheel built"
 
 
 def cut(wheel, *parts):

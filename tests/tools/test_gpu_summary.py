@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,8 +96,8 @@ def test_one_row_of_an_untied_embedding_is_read_a_token(folder):
 
 
 def test_answers_and_figures_of_cpu_and_gpu_stand_side_by_side(folder):
-    store(folder, "agreement-cpu", [mmlu("AAbC", "fp16")])
-    store(folder, "agreement-gpu", [mmlu("AacC", "fp16")])
+    store(folder, "agreement-cpu", [replace(mmlu("AAbC", "fp16"), task="mmlu_cloze")])
+    store(folder, "agreement-gpu", [replace(mmlu("AacC", "fp16"), task="mmlu_cloze")])
     text = summary(folder)
     assert row(text, "fp16", "accuracy") == ["0.7500", "0.5000"]
     # B and C in the third place; the second question got the same answer.
@@ -104,10 +105,10 @@ def test_answers_and_figures_of_cpu_and_gpu_stand_side_by_side(folder):
 
 
 def test_figures_of_other_questions_are_not_compared(folder):
-    store(folder, "agreement-cpu", [mmlu("AAbC", "fp16")])
-    store(folder, "agreement-gpu", [mmlu("AAbCA", "fp16")])
+    store(folder, "agreement-cpu", [replace(mmlu("AAbC", "fp16"), task="mmlu_cloze")])
+    store(folder, "agreement-gpu", [replace(mmlu("AAbCA", "fp16"), task="mmlu_cloze")])
     text = summary(folder)
-    assert "fp16/mmlu: measured with different settings or data" in text
+    assert "fp16/mmlu_cloze: measured with different settings or data" in text
     assert "| fp16 | accuracy" not in text
 
 

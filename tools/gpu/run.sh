@@ -52,6 +52,7 @@ export PIP_NO_INDEX=1 PIP_FIND_LINKS=$wheels PIP_DISABLE_PIP_VERSION_CHECK=1
 export EWQ_CACHE=${EWQ_CACHE:-$work/cache} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export TMPDIR=$work/scratch
 
+SHM=${SHM:-/dev/shm}
 FINISH_S=${FINISH_S:-60} # for reports and packing
 LEAST_S=${LEAST_S:-20}   # with less, nothing is begun
 deadline=$((SECONDS + ${LIMIT_S:-540} - FINISH_S))
@@ -70,12 +71,14 @@ clean() { # what a call that was cut off left half done: up to 16 GB
 }
 
 roomy() { # GGUF files of the shape need 36 GB beside its checkpoint
-    local disk memory shared=/dev/shm/ewq-gguf
+    local disk memory shared=$SHM/ewq-gguf
+    if [ -L "$EWQ_CACHE/gguf" ]; then mkdir -p "$shared"; fi # a restart empties the memory
+    if [ "$device" = cpu ] || [ -L "$EWQ_CACHE/gguf" ]; then return 0; fi
     disk=$(df --output=avail -B 1000000000 "$EWQ_CACHE" | tail -1)
-    memory=$(df --output=avail -B 1000000000 /dev/shm | tail -1)
-    if [ "$device" = cpu ] || [ "$disk" -ge 60 ] || [ -L "$EWQ_CACHE/gguf" ]; then return 0; fi
+    memory=$(df --output=avail -B 1000000000 "$SHM" | tail -1)
+    if [ "$disk" -ge 60 ]; then return 0; fi
     if [ "$memory" -lt 40 ]; then
-        echo "$disk GB free on the disk and $memory GB in /dev/shm: too little for all GGUF files"
+        echo "$disk GB free on the disk and $memory GB in $SHM: too little for all GGUF files"
         return 0
     fi
     mkdir -p "$shared"
@@ -143,13 +146,14 @@ compile_llama() { # for the card at hand, in a folder that a later call goes on 
 build() { # begun here, beside what needs no quiet processor; awaited by built
     if ask "$device" --llama > "$out/build.txt"; then return 0; fi
     [ -d "$work/llama" ] || { echo "no llama-cpp-python in $wheels: no GGUF variant" && return 1; }
+    # Held as long as anything of the build runs: a process id stays after its end where nobody
+    # waits for it, as in containers.
+    exec 8> "$work/build.lock"
+    flock 8
     compile_llama > "$out/build.log" 2>&1 &
-    echo $! > "$work/build.pid"
 }
 
-build_ended() {
-    while kill -0 "$(cat "$work/build.pid" 2> /dev/null)" 2> /dev/null; do sleep 1; done
-}
+build_ended() { flock "$work/build.lock" true; }
 
 built() { # whether llama.cpp runs, once the build has ended
     build_ended
@@ -224,7 +228,7 @@ agreement() {
     model=$("$python" -c 'from ewq.checkpoint.embedded import embedded_model as m; print(m())')
     options=(--ewq-model "$model" --ewq-tier smoke --ewq-mmlu fixtures/mmlu --ewq-texts
         fixtures/texts --ewq-variants
-        fp16,ewq-0.65,bnb-int8,bnb-nf4 -k "(mmlu or perplexity or divergence) and not cloze")
+        fp16,ewq-0.65,bnb-int8,bnb-nf4 -k "cloze or perplexity or divergence")
     bench agreement-gpu "${options[@]}" || status=1
     bench agreement-gpu-float32 "${options[@]}" --ewq-dtype float32 || status=1
     bench agreement-cpu "${options[@]}" --ewq-device cpu || status=1
@@ -241,9 +245,9 @@ finish() { # of whatever there is
     build_ended
     for name in embedded shape shape-gguf; do
         [ -s "$out/$name.json" ] || continue
-        timeout 12 "$python" -m ewq report "$out/$name.json" -o "$out/$name.html" || true
+        timeout $((FINISH_S / 5)) "$python" -m ewq report "$out/$name.json" -o "$out/$name.html" || true
     done
-    timeout 12 "$python" "$here/summary.py" "$out" > "$work/summary.md" || true
+    timeout $((FINISH_S / 5)) "$python" "$here/summary.py" "$out" > "$work/summary.md" || true
     if [ -s "$work/summary.md" ]; then mv "$work/summary.md" "$out/" && cat "$out/summary.md"; fi
     tar -czf "$work/results.tar.gz" --exclude ./work --exclude ./results.tar.gz -C "$out" .
     mv "$work/results.tar.gz" "$out/"
@@ -256,7 +260,6 @@ for step in "$@"; do
     [[ " ${STEPS[*]} " == *" $step "* ]] || { echo "no step $step; ${STEPS[*]}" >&2 && exit 2; }
     if [ -f "$work/failed/$step" ]; then last+=("$step"); else first+=("$step"); fi
 done
-rm -f "$work/build.pid"
 clean
 LD_LIBRARY_PATH=$(ask "$device" --libraries)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export LD_LIBRARY_PATH
