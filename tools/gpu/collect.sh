@@ -42,8 +42,11 @@ if [ -n "${FOR_PYTHON:-}" ]; then
 fi
 get() { "$python" -m pip download --quiet --no-deps --dest "$wheels" "$@"; }
 get --prefer-binary "${target[@]}" "${wanted[@]}"
-# Its build dependencies are only looked at; the GPU machine needs them in fact.
-get "${target[@]}" scikit-build-core pathspec packaging ninja cmake
+# Its build dependencies are only looked at; the GPU machine needs them in fact. Two versions of one
+# package could not be installed together.
+needed=()
+for name in scikit-build-core pathspec packaging ninja cmake; do needed+=("$(version_of "$name")"); done
+get "${target[@]}" "${needed[@]}"
 get --no-binary llama-cpp-python "$(version_of llama_cpp_python)"
 "$python" "$here/slim.py" "$wheels" "${FOR_CUDA:-}"
 

@@ -1,0 +1,48 @@
+"""``tools/gpu/collect.sh`` asks for every package once; pip is a stand-in."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "tools" / "gpu" / "collect.sh"
+
+
+@pytest.fixture
+def collect(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@" >> "$CALLS"\n')
+    python.chmod(0o755)
+
+    def run(*names):
+        calls = tmp_path / "calls"
+        calls.write_text("")
+        given = {"PYTHON": str(python), "CALLS": str(calls)}
+        command = ["bash", SCRIPT, tmp_path / "wheels", *names]
+        subprocess.run(command, env=os.environ | given, check=True)
+        return calls.read_text().splitlines()
+
+    return run
+
+
+def asked(calls):
+    """What pip is asked to download, by name."""
+    given = [call.split("--dest")[1].split()[1:] for call in calls if "pip download" in call]
+    plain = [" ".join(words).replace("--no-binary llama-cpp-python", "") for words in given]
+    found = [word for each in plain for word in each.split() if not word.startswith("-")]
+    return [(word.partition("==")[0].lower().replace("_", "-"), word) for word in found]
+
+
+def test_no_package_is_fetched_in_two_versions(collect):
+    versions = {}
+    for name, requirement in asked(collect()):
+        versions.setdefault(name, set()).add(requirement.lower().replace("_", "-"))
+    assert {"packaging", "scikit-build-core", "numpy", "bitsandbytes"} <= versions.keys()
+    assert {name: found for name, found in versions.items() if len(found) > 1} == {}
+
+
+def test_what_the_gpu_machine_has_is_not_fetched(collect):
+    names = dict(asked(collect()))
+    assert not {"torch", "mypy", "ruff"} & names.keys()
+    assert {"numpy", "pytest"} & dict(asked(collect("numpy"))).keys() == {"numpy"}
