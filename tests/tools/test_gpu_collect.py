@@ -45,4 +45,6 @@ def test_no_package_is_fetched_in_two_versions(collect):
 def test_what_the_gpu_machine_has_is_not_fetched(collect):
     names = dict(asked(collect()))
     assert not {"torch", "mypy", "ruff"} & names.keys()
+    # Without it pytest refuses the project's settings.
+    assert "pytest-timeout" in names
     assert {"numpy", "pytest"} & dict(asked(collect("numpy"))).keys() == {"numpy"}

@@ -21,7 +21,7 @@ shift
 python=${PYTHON:-python3}
 here=$(cd "$(dirname "$0")" && pwd)
 constraints=$here/../../constraints.txt
-not_needed='^(torch|llama_cpp_python|mypy.*|ruff|peft|hypothesis|pytest-timeout|scipy-stubs|librt'
+not_needed='^(torch|llama_cpp_python|mypy.*|ruff|peft|hypothesis|scipy-stubs|librt'
 not_needed+='|optype|numpy-typing-compat|types-PyYAML|ast_serialize|editables|hatchling)==|^#'
 mkdir -p "$wheels"
 

