@@ -8,7 +8,7 @@ first, the others times zero; more outliers are noticed afterwards, and the resu
 
 import logging
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from types import SimpleNamespace
@@ -20,6 +20,8 @@ Kernel = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor
 ]
 """``kernel(x, weight, scales, bias, threshold)``."""
+Forwards = Sequence[tuple[Any, Callable[[torch.Tensor], torch.Tensor]]]
+"""Modules, and what computes in their stead for a while."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,20 +60,21 @@ class StaticInt8:
         fixed = modules if on_one_device else []
         kernel = working_kernel(model.device) if with_kernels and fixed else None
         # Made once: another object would have a compiled step compiled anew.
-        self._forwards = [
+        self._forwards: Forwards = [
             (module, partial(int8_product, module, self._exceeded, kernel=kernel))
             for module in fixed
         ]
 
     @contextmanager
-    def in_force(self) -> Iterator[None]:
-        """Every such module computes by :func:`int8_product`."""
-        for module, forward in self._forwards:
+    def in_force(self, others: Forwards = ()) -> Iterator[None]:
+        """Every such module computes by :func:`int8_product`, and ``others`` as they say."""
+        forwards = [*self._forwards, *others]
+        for module, forward in forwards:
             module.forward = forward
         try:
             yield
         finally:
-            for module, _ in self._forwards:
+            for module, _ in forwards:
                 del module.forward
 
     def reset(self) -> None:

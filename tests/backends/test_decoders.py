@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from ewq.backends import decoders
+from ewq.backends import decoders, norms
 from ewq.backends.decoders import (
     CompiledDecoder,
     DecoderUnsupported,
@@ -114,6 +114,22 @@ def test_int8_modules_decode_the_same_tokens_in_every_way(llama, graphs, mode):
         assert fast.generate(PROMPTS, 6).tokens == eager.generate(PROMPTS, 6).tokens
     assert fast.decode_mode == mode
     assert fast.notes == ()
+
+
+def test_a_recorded_step_has_fused_norms_and_a_prompt_has_not(llama, graphs, monkeypatch):
+    lengths = []
+    plain = norms.rms_norm
+
+    def count(x, *arguments):
+        lengths.append(x.shape[-2])
+        return plain(x, *arguments)
+
+    monkeypatch.setattr(norms, "rms_norm", count)
+    model = load(llama, "graph")
+    lengths.clear()
+    model.generate(PROMPTS, 3)
+    assert set(lengths) == {1}
+    assert "forward" not in vars(model._model.model.norm)
 
 
 def test_a_graph_needs_a_gpu_and_says_so(llama):
