@@ -97,9 +97,7 @@ def size_plot(
     plot: Plot,
     points: Sequence[SizedPoint],
     axes: tuple[str, str],
-    front: Sequence[SizedPoint] = (),
-    *,
-    from_zero: bool = False,
+    front: Sequence[SizedPoint],
 ) -> Plot:
     """``plot`` with figures against sizes: a trace a kind of variant, the Pareto front a line."""
     line = {
@@ -108,14 +106,14 @@ def size_plot(
         "line": {"color": GREY, "width": 1.5, "dash": "dot", "shape": "hv"},
     }  # fmt: skip
     kinds = {kind: [p for p in points if variant_kind(p.variant) is kind] for kind in VARIANT_KINDS}
-    ends = [0.0] * from_zero + [end for point in points for end in (point.low, point.high)]
+    ends = [end for point in points for end in (point.low, point.high)]
     frame = layout(
         *axes,
         xaxis={"range": _padded([point.size for point in points], 0.12)},
         yaxis={"range": _padded(ends, 0.1)},
     )
     traces = [_trace(kind, own, axes) for kind, own in kinds.items() if own]
-    return replace(plot, figure={"data": [line] * bool(front) + traces, "layout": frame})
+    return replace(plot, figure={"data": [line, *traces], "layout": frame})
 
 
 def _trace(kind: VariantKind, points: Sequence[SizedPoint], axes: tuple[str, str]) -> Figure:

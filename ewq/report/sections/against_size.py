@@ -13,7 +13,7 @@ from ewq.variants import REFERENCE
 DECODE = "decode_tokens_per_s"
 BARS = (
     " Bars: 95 % intervals. Dotted: the Pareto front, variants that no other beats in both size "
-    "and quality; where bars overlap, the order is uncertain. Open marks: uniform controls."
+    "and the figure; where bars overlap, the order is uncertain. Open marks: uniform controls."
 )
 
 
@@ -29,10 +29,27 @@ class Measure(NamedTuple):
     higher_is_better: bool = False
 
 
+_DECODING = Measure(
+    "speed",
+    "Decoding",
+    "tokens/s",
+    lambda row: row.estimate("throughput", DECODE),
+    1,
+    "Median tokens per second at batch size 1; higher is better.",
+    higher_is_better=True,
+)
+
+
 def quality_plots(shown: ReportedRun) -> dict[str, tuple[Plot, list[str]]]:
     """Measure, the most sensitive first -> its picture and its Pareto front, smallest first."""
+    return _plots(shown, "quality-", *_measures(shown.rows))
+
+
+def _plots(
+    shown: ReportedRun, prefix: str, *measures: Measure
+) -> dict[str, tuple[Plot, list[str]]]:
     found, unit = {}, shown.unit.name
-    for measure in _measures(shown.rows):
+    for measure in measures:
         points = [
             SizedPoint(
                 row.variant,
@@ -60,7 +77,7 @@ def quality_plots(shown: ReportedRun) -> dict[str, tuple[Plot, list[str]]]:
         ]
         title = f"{measure.title} against size"
         plot = Plot(
-            f"quality-{measure.name}", title, measure.caption + BARS, Table.of(rows, "Kind")
+            f"{prefix}{measure.name}", title, measure.caption + BARS, Table.of(rows, "Kind")
         )
         plot = size_plot(plot, points, (f"weights, {unit}", measure.axis), front)
         found[measure.name] = plot, [point.variant for point in front]
@@ -123,7 +140,7 @@ def _accuracy(rows: Sequence[VariantRow], task: str) -> Measure:
 
 
 def speed(shown: ReportedRun) -> Section | None:
-    """Decode speed with its spread over rounds; noise and throttling are said first."""
+    """Decode speed; noise and throttling are said first."""
     rows = [row for row in shown.rows if row.metric("throughput", DECODE)]
     if not rows:
         return None
@@ -132,46 +149,20 @@ def speed(shown: ReportedRun) -> Section | None:
         text = f"Unreliable speeds (~): {', '.join(row.variant for row in doubted)}. "
         text += f"{doubted[0].variant}: {doubted[0].clock_doubt}."
         parts.append(Paragraph(text, warning=True))
-    table = _speed_table(rows)
-    points = [
-        SizedPoint(row.variant, row.weights_bytes / shown.unit.size_bytes, *_spread(row))
-        for row in rows
-        if row.weights_bytes
-    ]
-    if not points:
-        return Section("speed", "Speed", (*parts, table))
-    caption = (
-        "Tokens per second at batch size 1; higher is better. Bars: 10th to 90th percentile of "
-        "the rounds."
-    )
-    plot = Plot("speed", "Decoding against size", caption, table)
-    axes = (f"weights, {shown.unit.name}", "tokens/s")
-    parts.append(size_plot(plot, points, axes, from_zero=True))
-    return Section("speed", "Speed against size", tuple(parts))
+    parts += [plot for plot, _ in _plots(shown, "", _DECODING).values()]
 
-
-def _spread(row: VariantRow) -> tuple[float, float, float]:
-    """The median, 10th and 90th percentile; the median again where percentiles are missing."""
-    names = (DECODE, f"{DECODE}_p10", f"{DECODE}_p90")
-    median, low, high = (row.value("throughput", name) for name in names)
-    assert median is not None
-    return median, median if low is None else low, median if high is None else high
-
-
-def _speed_table(rows: Sequence[VariantRow]) -> Table:
     def cell(row: VariantRow, name: str, scale: float = 1.0, digits: int = 1) -> str:
         return figure_text(row.estimate("throughput", name, scale), digits)
 
-    return Table.of(
-        [
-            {
-                "Variant": row.variant,
-                "Decode tok/s": tokens_per_s(row),
-                "10th – 90th": " – ".join(f"{value:.4g}" for value in _spread(row)[1:]),
-                "Against FP16": cell(row, "decode_ratio", digits=2),
-                "Prefill tok/s": cell(row, "prefill_tokens_per_s"),
-                "TTFT ms": cell(row, "ttft_s", 1000),
-            }
-            for row in rows
-        ]
-    )
+    table = [
+        {
+            "Variant": row.variant,
+            "Decode tok/s": tokens_per_s(row),
+            "10th – 90th": " – ".join(cell(row, f"{DECODE}_{end}") for end in ("p10", "p90")),
+            "Against FP16": cell(row, "decode_ratio", digits=2),
+            "Prefill tok/s": cell(row, "prefill_tokens_per_s"),
+            "TTFT ms": cell(row, "ttft_s", 1000),
+        }
+        for row in rows
+    ]
+    return Section("speed", "Speed against size", (*parts, Table.of(table)))
