@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,33 +20,8 @@ from ewq.errors import InputError
 LETTERS = "ABCD"
 HUB = "hub"
 HUB_DATASET = "cais/mmlu"
-GROUPS = {
-    "stem": """
-        abstract_algebra anatomy astronomy college_biology college_chemistry
-        college_computer_science college_mathematics college_physics computer_security
-        conceptual_physics electrical_engineering elementary_mathematics high_school_biology
-        high_school_chemistry high_school_computer_science high_school_mathematics
-        high_school_physics high_school_statistics machine_learning
-    """,
-    "humanities": """
-        formal_logic high_school_european_history high_school_us_history
-        high_school_world_history international_law jurisprudence logical_fallacies
-        moral_disputes moral_scenarios philosophy prehistory professional_law world_religions
-    """,
-    "social_sciences": """
-        econometrics high_school_geography high_school_government_and_politics
-        high_school_macroeconomics high_school_microeconomics high_school_psychology
-        human_sexuality professional_psychology public_relations security_studies sociology
-        us_foreign_policy
-    """,
-    "other": """
-        business_ethics clinical_knowledge college_medicine global_facts human_aging
-        management marketing medical_genetics miscellaneous nutrition professional_accounting
-        professional_medicine virology
-    """,
-}
-"""The division of MMLU's authors as lm-evaluation-harness uses it."""
-GROUP_OF = {subject: group for group, names in GROUPS.items() for subject in names.split()}
+GROUPS = tomllib.loads(Path(__file__).with_name("mmlu_groups.toml").read_text(encoding="utf-8"))
+GROUP_OF = {subject: group for group, subjects in GROUPS.items() for subject in subjects}
 """Subject to group; subjects outside MMLU belong to none."""
 SHOWN = 40
 

@@ -1,6 +1,8 @@
 """Greedy continuations of a few fixed prompts of plain text, for people to read."""
 
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 
 from ewq.data.windows import bos_token
 from ewq.measurement import Items, Metric, TaskResult, require_same_settings
@@ -10,25 +12,9 @@ from ewq.stats import clustered_ratio, clustered_share_stderr
 from ewq.tasks.table import Inputs
 
 TASK = "samples"
-PROMPTS = {
-    "code": 'def is_prime(n):\n    """Return True if n is a prime number."""\n',
-    "maths": (
-        "Question: A train leaves at 9:40 and arrives at 13:05. How long does the journey take?\n"
-        "Answer: Let us work it out step by step."
-    ),
-    "summary": (
-        "Text: The old bridge over the river was closed on Monday after engineers found cracks in "
-        "two of its pillars. Buses now take a detour of twenty minutes. Repairs are expected to "
-        "last until spring and to cost four million euros.\nSummary in one sentence:"
-    ),
-    "translation": (
-        "English: The weather is beautiful today, so we are going for a walk.\nFrench:"
-    ),
-    "vietnamese": "Câu hỏi: Thủ đô của Việt Nam là thành phố nào?\nTrả lời:",
-    "facts": "Question: Which planet of the solar system is the largest?\nAnswer:",
-    "story": "Once upon a time, in a small village by the sea, there lived a girl who",
-    "list": "Three simple ways to save energy at home:\n1.",
-}
+PROMPTS: Mapping[str, str] = tomllib.loads(
+    Path(__file__).with_name("prompts.toml").read_text(encoding="utf-8")
+)
 
 
 def measure(inputs: Inputs) -> TaskResult:

@@ -160,7 +160,7 @@ def test_the_groups_divide_the_57_subjects():
         "social_sciences": 12,
         "other": 13,
     }
-    assert sum(len(names.split()) for names in GROUPS.values()) == len(GROUP_OF) == 57
+    assert sum(len(names) for names in GROUPS.values()) == len(GROUP_OF) == 57
 
 
 @pytest.mark.parametrize("row", [ROW, "bare question,1,2,3,4,A\n"], ids=["quoted", "bare"])
