@@ -4,7 +4,6 @@ A family is data: a model type with known names is one more word in ``FAMILY_OF`
 no pattern explains is an error, never a guess.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -121,46 +120,9 @@ TIED_BY_DEFAULT = frozenset(
 )
 """Model types whose output head is the embedding unless the config says otherwise."""
 
-GGUF_ATTENTION = {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"} | {
-    "attn_output": "self_attn.o_proj"
-}
-GGUF_MLP, GGUF_SHARED_EXPERT = (
-    {f"ffn_{x}{suffix}": f"{parent}.{x}_proj" for x in ("gate", "up", "down")}
-    for suffix, parent in (("", "mlp"), ("_shexp", "mlp.shared_expert"))
+GGUF_FAMILY = Family(
+    {"blk.": "blk."},
+    r"attn_(q|k|v|qkv|output)|ffn_(gate|up|down)(_exps|_shexp)?",
+    "ffn_gate_inp(_shexp)?",
 )
-GGUF_LLAMA = GGUF_ATTENTION | GGUF_MLP
-GGUF_EXPERTS = {r"ffn_(gate|up)_exps\.weight": GATE_UP, r"ffn_down_exps\.weight": DOWN}
-
-
-def _gguf(
-    names: Mapping[str, str], root: str = "model.layers.", experts: Mapping[str, str] | None = None
-) -> Family:
-    linear = "|".join(map(re.escape, names.values()))
-    return Family({"blk.": root}, linear, "ffn_gate_inp(_shexp)?", names, experts or {})
-
-
-def _gguf_fused(root: str, modules: str) -> Family:
-    """With one matrix for q, k and v, and the four modules in the order of llama.cpp's graph."""
-    stored = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
-    return _gguf(dict(zip(stored, modules.split(), strict=True)), root)
-
-
-_DENSE_GGUF = "gemma gemma2 gemma3 granite nemotron olmo2 qwen2 qwen3 stablelm"
-_4H = "mlp.dense_h_to_4h mlp.dense_4h_to_h"
-GGUF_FAMILY_OF: Mapping[str, Family] = {
-    **dict.fromkeys(_DENSE_GGUF.split(), _gguf(GGUF_LLAMA)),
-    # Mixtral is a llama in llama.cpp's eyes.
-    **dict.fromkeys(("llama", "qwen3moe"), _gguf(GGUF_LLAMA, experts=GGUF_EXPERTS)),
-    "qwen2moe": _gguf(GGUF_LLAMA | GGUF_SHARED_EXPERT, experts=GGUF_EXPERTS),
-    "starcoder2": _gguf(GGUF_LLAMA | {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
-    "phi3": _gguf_fused(
-        "model.layers.", "self_attn.qkv_proj self_attn.o_proj mlp.gate_up_proj mlp.down_proj"
-    ),
-    "gpt2": _gguf_fused("transformer.h.", "attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj"),
-    **dict.fromkeys(
-        ("bloom", "falcon"),
-        _gguf_fused("transformer.h.", f"self_attention.query_key_value self_attention.dense {_4H}"),
-    ),
-    "gptneox": _gguf_fused("gpt_neox.layers.", f"attention.query_key_value attention.dense {_4H}"),
-}
-"""GGUF architecture -> family."""
+"""Of every architecture of llama.cpp: there weights keep the names that the file gives them."""

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ewq.checkpoint.families import FAMILY_OF, GGUF_FAMILY_OF, TIED_BY_DEFAULT, Family
+from ewq.checkpoint.families import FAMILY_OF, GGUF_FAMILY, TIED_BY_DEFAULT, Family
 from ewq.checkpoint.tensors import TensorInfo, as_torch
 from ewq.errors import CheckpointError
 
@@ -129,16 +129,15 @@ def check_original(checkpoint: Checkpoint) -> None:
 
 
 def _family(checkpoint: Checkpoint) -> Family:
-    known: Mapping[str, Family] = FAMILY_OF
-    what, kind = "model_type", _model_type(checkpoint)
     if checkpoint.is_gguf:
-        known, what, kind = GGUF_FAMILY_OF, "architecture", checkpoint.architecture
-    if kind not in known:
+        return GGUF_FAMILY
+    kind = _model_type(checkpoint)
+    if kind not in FAMILY_OF:
         raise CheckpointError(
-            f"{checkpoint.model} has {what} {kind!r}, whose blocks ewq does not know; "
-            f"known: {', '.join(sorted(known))}"
+            f"{checkpoint.model} has model_type {kind!r}, whose blocks ewq does not know; "
+            f"known: {', '.join(sorted(FAMILY_OF))}"
         )
-    return known[kind]
+    return FAMILY_OF[kind]
 
 
 def _model_type(checkpoint: Checkpoint) -> str:
@@ -205,7 +204,7 @@ def _collect(model: str, placed: Sequence[_Placed], family: Family) -> Layout:
             sum(item.info.numel for item in items),
             items[0].info.shape[0 if family.transposed else -1],
             family.transposed,
-            items[0].expert,
+            items[0].expert or len(items[0].info.shape) == 3,
         )
         for name, items in grouped.items()
     }

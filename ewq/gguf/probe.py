@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ewq.checkpoint.families import GGUF_FAMILY_OF
 from ewq.checkpoint.gguf_header import GgufHeader, read_header
 from ewq.errors import CheckpointError, EwqError
 
@@ -26,7 +25,6 @@ MOST_PADDING = 256
 """Rows of the embedding that converters add or drop to reach a round number."""
 MOST_RENAMED = 0.01
 """Share of normal tokens that another converter may spell otherwise."""
-SAME_TO_LLAMA_CPP = {"mistral": "llama", "mixtral": "llama"}
 _passed: set[tuple[str, int, int]] = set()
 
 
@@ -73,29 +71,19 @@ def why_ended(status: int, stderr: str) -> str:
 class Shape:
     """What a checkpoint's header and a GGUF header both tell."""
 
-    architecture: str
-    """llama.cpp's name, or transformers' ``model_type`` where llama.cpp's is not known."""
     blocks: int
     width: int
     vocabulary: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.architecture} with {self.blocks} blocks of width {self.width} "
-            f"and {self.vocabulary} tokens"
-        )
+        return f"{self.blocks} blocks of width {self.width} and {self.vocabulary} tokens"
 
 
 def shape_of_config(config: Mapping[str, Any], blocks: int) -> Shape:
     """The shape of a Hugging Face checkpoint with so many blocks, by its ``config.json``."""
     text = config.get("text_config") or config
-    kind = str(text.get("model_type", "")).removesuffix("_text").replace("_", "")
-    return Shape(
-        architecture=SAME_TO_LLAMA_CPP.get(kind, kind),
-        blocks=blocks,
-        width=text.get("hidden_size") or text.get("n_embd") or 0,
-        vocabulary=text.get("vocab_size") or 0,
-    )
+    width = text.get("hidden_size") or text.get("n_embd") or 0
+    return Shape(blocks, width, text.get("vocab_size") or 0)
 
 
 def require_same_model(path: Path, ours: Shape, tokenizer: Any, label: str) -> None:
@@ -103,14 +91,9 @@ def require_same_model(path: Path, ours: Shape, tokenizer: Any, label: str) -> N
     header = read_header(path)
     theirs = _shape_of(header)
     differing, compared = _differing_tokens(header.metadata, tokenizer)
-    # Only a known name can contradict: llama.cpp's names follow no rule.
-    known = ours.architecture in GGUF_FAMILY_OF and theirs.architecture in GGUF_FAMILY_OF
-    if (
-        (known and ours.architecture != theirs.architecture)
-        or (ours.blocks, ours.width) != (theirs.blocks, theirs.width)
-        or abs(ours.vocabulary - theirs.vocabulary) >= MOST_PADDING
-    ):
-        why = f"is {theirs}, {label} is {ours}"
+    same = (ours.blocks, ours.width) == (theirs.blocks, theirs.width)
+    if not same or abs(ours.vocabulary - theirs.vocabulary) >= MOST_PADDING:
+        why = f"has {theirs}, {label} has {ours}"
     elif differing > MOST_RENAMED * compared:
         why = f"spells {differing} of {compared} tokens otherwise than {label}"
     else:
@@ -119,14 +102,10 @@ def require_same_model(path: Path, ours: Shape, tokenizer: Any, label: str) -> N
 
 
 def _shape_of(header: GgufHeader) -> Shape:
-    kind = header.architecture
+    kind, metadata = header.architecture, header.metadata
     embedding = next((t.shape for t in header.tensors if t.name == "token_embd.weight"), (0, 0))
-    return Shape(
-        architecture=kind,
-        blocks=header.metadata.get(f"{kind}.block_count", 0),
-        width=header.metadata.get(f"{kind}.embedding_length", 0),
-        vocabulary=embedding[-1],
-    )
+    blocks, width = metadata.get(f"{kind}.block_count", 0), metadata.get(f"{kind}.embedding_length")
+    return Shape(blocks, width or 0, embedding[-1])
 
 
 def _differing_tokens(metadata: Mapping[str, Any], tokenizer: Any) -> tuple[int, int]:

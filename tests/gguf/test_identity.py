@@ -12,7 +12,7 @@ from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import CheckpointError
 from ewq.gguf.probe import Shape, require_same_model, shape_of_config
 
-OURS = Shape("llama", 8, 64, 1024)
+OURS = Shape(8, 64, 1024)
 """The tiny Llama, whose file is under test."""
 
 
@@ -31,7 +31,6 @@ def test_a_file_of_the_model_passes(tiny_file, tokenizer):
 
 
 FOREIGN = {
-    "architecture": {"architecture": "qwen3"},
     "blocks": {"blocks": 6},
     "width": {"width": 128},
     "vocabulary": {"vocabulary": 32000},
@@ -43,7 +42,7 @@ def test_another_shape_is_one_line(tiny_file, tokenizer, changes):
     ours = replace(OURS, **changes)
     with pytest.raises(CheckpointError) as caught:
         require_same_model(tiny_file, ours, tokenizer, "mine")
-    assert f"is {OURS}, mine is {ours}: not a file of this model" in str(caught.value)
+    assert f"has {OURS}, mine has {ours}: not a file of this model" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -53,24 +52,14 @@ def test_other_tokens_under_the_same_shape_are_seen(tiny_file):
         require_same_model(tiny_file, OURS, other, "mine")
 
 
-def test_padding_and_a_name_that_llama_cpp_gives_otherwise_pass(tiny_file, tokenizer):
-    padded = replace(OURS, vocabulary=1088)
-    require_same_model(tiny_file, padded, tokenizer, "mine")
-    require_same_model(tiny_file, replace(OURS, architecture="arcee"), tokenizer, "mine")
-
-
-@pytest.mark.parametrize(
-    ("name", "blocks", "architecture"),
-    [("tiny-mistral", 6, "llama"), ("tiny-gemma3", 6, "gemma3"), ("tiny-qwen3", 6, "qwen3")],
-)
-def test_names_of_architectures_are_llama_cpps(name, blocks, architecture):
-    assert shape_of_config(config_of(name), blocks) == Shape(architecture, blocks, 64, 1024)
+def test_padding_passes(tiny_file, tokenizer):
+    require_same_model(tiny_file, replace(OURS, vocabulary=1088), tokenizer, "mine")
 
 
 def test_text_models_inside_others_are_found():
     inner = {"model_type": "gemma3_text", "hidden_size": 64, "vocab_size": 512}
     config = {"model_type": "gemma3", "text_config": inner}
-    assert shape_of_config(config, 2) == Shape("gemma3", 2, 64, 512)
+    assert shape_of_config(config, 2) == Shape(2, 64, 512)
 
 
 def test_a_damaged_file_is_refused_by_its_header(tiny_file, tokenizer, tmp_path):
