@@ -134,40 +134,29 @@ def clustered_ratio(
     return RatioEstimate(ratio, math.sqrt(variance) / whole, count)
 
 
-def bootstrap_clustered(totals: ArrayLike, sizes: ArrayLike, clusters: Clusters = None) -> Interval:
-    """95 % percentile-bootstrap interval of ``sum(totals) / sum(sizes)``, drawing whole clusters.
-
-    Too narrow with fewer than about twenty clusters; of no width with one.
-    """
-    numerators, denominators = _by_cluster(totals, sizes, clusters)
-    ratio = float(numerators.sum() / denominators.sum())
-    if len(numerators) < 2 or np.ptp(numerators / denominators) == 0.0:
-        return Interval(ratio, ratio)
-    bounds = bootstrap(
-        (numerators, denominators),
-        lambda tops, bottoms, axis: tops.sum(axis=axis) / bottoms.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=BOOTSTRAP_RESAMPLES,
-        batch=max(1, _BOOTSTRAP_BATCH_ELEMENTS // len(numerators)),
-        confidence_level=1 - ALPHA,
-        method="percentile",
-        rng=np.random.default_rng(BOOTSTRAP_SEED),
-    ).confidence_interval
-    return Interval(float(bounds.low), float(bounds.high))
-
-
 def paired_interval(
     totals: ArrayLike, sizes: ArrayLike, clusters: Clusters = None, *, least_stderr: float = 0.0
 ) -> Interval:
     """95 % bounds of ``sum(totals) / sum(sizes)`` that hold for few clusters too.
 
-    By the clustered bootstrap from twenty clusters on; with fewer, or where no item differs, by
-    Student's t over the standard error, which is taken to be ``least_stderr`` at least.
+    By the percentile bootstrap, drawing whole clusters, from twenty on; with fewer, or where no
+    item differs, by Student's t over the standard error, taken to be ``least_stderr`` at least.
     """
-    estimate = clustered_ratio(totals, sizes, clusters)
+    numerators, denominators = _by_cluster(totals, sizes, clusters)
+    estimate = clustered_ratio(numerators, denominators)
     if estimate.clusters >= _FEWEST_TO_BOOTSTRAP and estimate.stderr:
-        return bootstrap_clustered(totals, sizes, clusters)
+        bounds = bootstrap(
+            (numerators, denominators),
+            lambda tops, bottoms, axis: tops.sum(axis=axis) / bottoms.sum(axis=axis),
+            paired=True,
+            vectorized=True,
+            n_resamples=BOOTSTRAP_RESAMPLES,
+            batch=max(1, _BOOTSTRAP_BATCH_ELEMENTS // len(numerators)),
+            confidence_level=1 - ALPHA,
+            method="percentile",
+            rng=np.random.default_rng(BOOTSTRAP_SEED),
+        ).confidence_interval
+        return Interval(float(bounds.low), float(bounds.high))
     stderr = max(estimate.stderr or 0.0, least_stderr)
     half = half_width(stderr, max(1, estimate.clusters - 1))
     return Interval(estimate.value - half, estimate.value + half)

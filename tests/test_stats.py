@@ -6,7 +6,6 @@ import scipy.stats
 
 from ewq.errors import MeasurementError
 from ewq.stats import (
-    bootstrap_clustered,
     clustered_ratio,
     clustered_share_stderr,
     mcnemar_exact,
@@ -138,7 +137,7 @@ def test_one_cluster_gives_no_error():
 
 def test_bootstrap_of_single_items_is_scipys():
     values = np.random.default_rng(4).normal(size=50)
-    ours = bootstrap_clustered(values, np.ones(50))
+    ours = paired_interval(values, np.ones(50))
     scipys = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(7)
     ).confidence_interval
@@ -150,9 +149,9 @@ def test_bootstrap_is_reproducible_and_draws_whole_clusters():
     values = np.random.default_rng(5).normal(size=30)
     clusters = list(np.repeat(range(30), 8))
     spread = np.repeat(values, 8), np.ones(240)
-    by_cluster = bootstrap_clustered(*spread, clusters)
-    assert by_cluster == bootstrap_clustered(*spread, clusters)
-    by_item = bootstrap_clustered(*spread)
+    by_cluster = paired_interval(*spread, clusters)
+    assert by_cluster == paired_interval(*spread, clusters)
+    by_item = paired_interval(*spread)
     assert by_item.high - by_item.low < 0.6 * (by_cluster.high - by_cluster.low)
 
 
@@ -162,7 +161,7 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
     clusters = list(np.repeat(range(50), 4))
     for _ in range(trials):
         values = np.repeat(rng.normal(size=50), 4) + rng.normal(size=200)
-        interval = bootstrap_clustered(values, np.ones(200), clusters)
+        interval = paired_interval(values, np.ones(200), clusters)
         hits += interval.low <= 0 <= interval.high
     assert 0.89 < hits / trials < 0.99
 
