@@ -7,10 +7,11 @@ asked of (Bonferroni).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
+from functools import partial
 
 from ewq.gating.change import incomparable, paired_changes
 from ewq.measurement import Metric
+from ewq.record import Verdict
 from ewq.report.plotting import variant_kind
 from ewq.report.rows import MMLU_TASKS, Estimate, VariantRow
 from ewq.stats import ALPHA, FEWEST_FLIPS, noninferiority, smallest_detectable_difference
@@ -18,14 +19,6 @@ from ewq.variants import engine_of
 
 _SAME_SIZE = 0.005
 RANDOM = "random"
-
-
-class Standing(Enum):
-    """Where a loss is shown to lie with respect to a margin, if it is."""
-
-    WITHIN = auto()
-    BEYOND = auto()
-    OPEN = auto()
 
 
 @dataclass(frozen=True)
@@ -56,10 +49,8 @@ class Loss:
     @property
     def phrase(self) -> str:
         """``perplexity +0.43 ±0.11 %``, with the sign that people know."""
-        if self.is_perplexity:
-            change = Estimate.percent_change(self.metric).text(2, signed=True)
-        else:
-            change = Estimate.of(self.metric, 100).text(1, signed=True)
+        percent = Estimate.percent_change if self.is_perplexity else partial(Estimate.of, scale=100)
+        change = percent(self.metric).text(1 + self.is_perplexity, signed=True)
         return f"{self.measure} {change} {self.unit}"
 
     @property
@@ -76,13 +67,13 @@ class Loss:
         least = 0.0 if self.is_perplexity else FEWEST_FLIPS / self.metric.n
         return f"{self._shown(max(found, least)):.2g} {self.unit}"
 
-    def standing(self, margin: float, alpha: float) -> Standing:
-        """Test the loss against a margin in the metric's unit, once from each side."""
+    def verdict(self, margin: float, alpha: float) -> Verdict:
+        """Is it shown to be within a margin in the metric's unit, or beyond it?"""
         loss, freedom = self.worse, self.metric.freedom
         if noninferiority(-loss, self.stderr, margin, freedom) < alpha:
-            return Standing.WITHIN
+            return Verdict.PASS
         beyond = noninferiority(loss - margin, self.stderr, 0.0, freedom) < alpha
-        return Standing.BEYOND if beyond else Standing.OPEN
+        return Verdict.FAIL if beyond else Verdict.INCONCLUSIVE
 
     def _shown(self, value: float) -> float:
         return 100 * (math.expm1(value) if self.is_perplexity else value)
@@ -171,27 +162,22 @@ class RandomRanking:
         return sum(kld > self.kld_nats for kld in self.random_klds_nats)
 
     @property
-    def p_better(self) -> float:
-        """Chance that a random plan's rank is as good; never 0."""
-        count = len(self.random_klds_nats)
-        return (1 + count - self.beaten) / (1 + count)
-
-    @property
-    def p_worse(self) -> float:
-        """Chance that a random plan's rank is as bad."""
+    def p_values(self) -> tuple[float, float]:
+        """Chances that a random plan's rank is as good, and as bad; never 0."""
         random = self.random_klds_nats
-        return (1 + sum(kld >= self.kld_nats for kld in random)) / (1 + len(random))
+        as_good = sum(kld <= self.kld_nats for kld in random)
+        as_bad = sum(kld >= self.kld_nats for kld in random)
+        return (1 + as_good) / (1 + len(random)), (1 + as_bad) / (1 + len(random))
 
     @property
     def outcome(self) -> str:
         """The result in words; where nothing may be said, how many random plans it would take."""
-        if self.p_better <= ALPHA:
-            return "better than chance"
-        if self.p_worse <= ALPHA:
-            return "worse than chance"
         needed = math.ceil(1 / ALPHA) - 1
-        enough = len(self.random_klds_nats) >= needed
-        return "no different from chance" if enough else f"undecided: needs {needed} random plans"
+        if len(self.random_klds_nats) < needed:
+            return f"undecided: needs {needed} random plans"
+        better, worse = (p_value <= ALPHA for p_value in self.p_values)
+        how = "better than" if better else "worse than" if worse else "no different from"
+        return f"{how} chance"
 
 
 def rank_among_random(rows: Sequence[VariantRow]) -> list[RandomRanking]:

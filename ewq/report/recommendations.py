@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ewq.measurement import Metric
 from ewq.record import Verdict
-from ewq.report.evidence import Loss, Standing, compare_with_controls, losses
+from ewq.report.evidence import Loss, compare_with_controls, losses
 from ewq.report.plotting import UNQUANTIZED, variant_kind
 from ewq.report.rows import Estimate, VariantRow, decimals_for, reference_row, size_unit
 from ewq.stats import ALPHA, noninferiority
@@ -66,12 +66,12 @@ class _Candidate(NamedTuple):
     variant: str
     size_bytes: float
     losses: tuple[Loss, ...]
-    standings: tuple[Standing, ...]
+    verdicts: tuple[Verdict, ...]
 
     @property
-    def standing(self) -> Standing:
+    def verdict(self) -> Verdict:
         """By the most sensitive measure, unless another shows the loss beyond the margin."""
-        return Standing.BEYOND if Standing.BEYOND in self.standings else self.standings[0]
+        return Verdict.FAIL if Verdict.FAIL in self.verdicts else self.verdicts[0]
 
 
 def _smallest_within(rows: Sequence[VariantRow], need: Need) -> Recommendation | None:
@@ -79,14 +79,13 @@ def _smallest_within(rows: Sequence[VariantRow], need: Need) -> Recommendation |
     if not candidates:
         return None
     limit = need.limit(candidates[0].losses[0])
-    serving = [each for each in candidates if each.standing is Standing.WITHIN]
+    serving = [each for each in candidates if each.verdict is Verdict.PASS]
     if not serving:
         undecided = _undecided(candidates, math.inf)
         sentence = f"no variant {'is shown to stay' if undecided else 'stays'} within {limit}."
         return Recommendation(need.name, None, sentence, undecided, decided=not undecided)
-    variant, size, found, standings = min(
-        serving, key=lambda each: (each.size_bytes, each.losses[0].worse)
-    )
+    taken = min(serving, key=lambda each: (each.size_bytes, each.losses[0].worse))
+    variant, size, found, verdicts = taken
     reference = reference_row(rows)
     whole = reference and reference.weights_bytes
     share = f", {100 * (1 - size / whole):.0f} % smaller than FP16" if whole else ""
@@ -95,23 +94,25 @@ def _smallest_within(rows: Sequence[VariantRow], need: Need) -> Recommendation |
     details += [
         f"{loss.phrase[0].upper()}{loss.phrase[1:]}: "
         f"a loss below {loss.detectable} could go unnoticed."
-        for loss, standing in zip(found[1:], standings[1:], strict=True)
-        if standing is not Standing.WITHIN
+        for loss, verdict in zip(found[1:], verdicts[1:], strict=True)
+        if verdict is not Verdict.PASS
     ]
     why = " ".join(filter(None, [*details, _undecided(candidates, size)]))
     return Recommendation(need.name, variant, sentence, why)
 
 
 def _candidates(rows: Sequence[VariantRow], need: Need) -> list[_Candidate]:
-    quantized = [row for row in rows if variant_kind(row.variant) is not UNQUANTIZED]
-    measured = [(row.variant, row.weights_bytes, losses(row)) for row in quantized]
-    usable = [(name, size, found) for name, size, found in measured if size and found]
+    usable = [
+        (row.variant, row.weights_bytes, losses(row))
+        for row in rows
+        if row.weights_bytes and losses(row) and variant_kind(row.variant) is not UNQUANTIZED
+    ]
     # One need has one limit: variants without the most sensitive measure cannot be judged by it.
     if any(found[0].is_perplexity for _, _, found in usable):
         usable = [each for each in usable if each[2][0].is_perplexity]
     alpha = ALPHA / max(1, len(usable))
     return [
-        _Candidate(*each, tuple(loss.standing(need.margin(loss), alpha) for loss in each[2]))
+        _Candidate(*each, tuple(loss.verdict(need.margin(loss), alpha) for loss in each[2]))
         for each in usable
     ]
 
@@ -120,7 +121,7 @@ def _undecided(candidates: Sequence[_Candidate], below_bytes: float) -> str:
     named = [
         f"{each.variant} ({each.losses[0].phrase})"
         for each in candidates
-        if each.standing is Standing.OPEN and each.size_bytes < below_bytes
+        if each.verdict is Verdict.INCONCLUSIVE and each.size_bytes < below_bytes
     ]
     rest = f" and {len(named) - _NAMED} more" * (len(named) > _NAMED)
     return f"Undecided: {', '.join(named[:_NAMED])}{rest}." if named else ""
@@ -187,15 +188,10 @@ def _plan_or_uniform(rows: Sequence[VariantRow]) -> Recommendation | None:
     text = "; ".join(
         f"{name} is no larger and better than {_listed(own)}" for name, own in beaten.items()
     )
-    details = "; ".join(
-        f"{pair.plan} against {pair.control}: size {pair.size_percent:+.0f} %, "
-        f"perplexity {pair.perplexity.text(2, signed=True)} %"
-        for pair in won
-    )
     rest = len(pairs) - len(won)
-    others = f" {rest} other pair{'s' * (rest > 1)} undecided, or size against quality."
+    others = f"{rest} other pair{'s' * (rest > 1)} undecided, or size against quality."
     taken = next(iter(beaten)) if len(beaten) == 1 else None
-    return Recommendation(need, taken, f"{text}.", f"{details}.{others * bool(rest)}")
+    return Recommendation(need, taken, f"{text}.", others * bool(rest))
 
 
 def _listed(names: Sequence[str]) -> str:

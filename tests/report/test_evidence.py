@@ -37,8 +37,7 @@ def test_rank_and_p_among_four_random_plans():
     (found,) = rank_among_random(rows(made("ewq-a", 11.5), *chances(4)))
     assert found.random_klds_nats == (10.0, 11.0, 12.0, 13.0)
     assert found.beaten == 2
-    assert found.p_better == pytest.approx(3 / 5)
-    assert found.p_worse == pytest.approx(3 / 5)
+    assert found.p_values == pytest.approx((3 / 5, 3 / 5))
     assert found.outcome == UNDECIDED
 
 
@@ -59,7 +58,7 @@ def test_eighteen_random_plans_decide_nothing_even_where_all_are_beaten():
 
 def test_a_tie_counts_for_neither_side():
     (found,) = rank_among_random(rows(made("ewq-a", 10.0), made("ewq-random-1", 10.0, "random")))
-    assert (found.beaten, found.p_better, found.p_worse) == (0, 1.0, 1.0)
+    assert (found.beaten, found.p_values) == (0, (1.0, 1.0))
 
 
 def test_only_plans_of_the_same_size_and_engine_are_rivals():

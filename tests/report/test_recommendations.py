@@ -168,8 +168,7 @@ def test_plan_beats_a_uniform_control_only_when_smaller_and_certainly_better(tmp
     found = recommendations(reported_run([read_run(write_example(tmp_path))]).rows)[-1]
     assert found.variant == "ewq-0.65"
     assert found.sentence == "ewq-0.65 is no larger and better than bnb-int8."
-    assert found.details.startswith("ewq-0.65 against bnb-int8: size -2 %, perplexity -0.")
-    assert "other pairs undecided, or size against quality." in found.details
+    assert found.details.endswith("other pairs undecided, or size against quality.")
 
 
 def test_a_control_that_beats_plans_is_an_answer_given_once(tmp_path):

@@ -48,7 +48,7 @@ def controls(shown: ReportedRun) -> Section | None:
             "Median": f"{median(found.random_klds_nats):.3g}",
             "Range": f"{found.random_klds_nats[0]:.3g} to {found.random_klds_nats[-1]:.3g}",
             "Beaten": f"{found.beaten} of {len(found.random_klds_nats)}",
-            "p": f"{min(found.p_better, found.p_worse):.2f}",
+            "p": f"{min(found.p_values):.2f}",
             "Outcome": found.outcome,
         }
         for found in rank_among_random(shown.rows)
