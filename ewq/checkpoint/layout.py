@@ -38,6 +38,8 @@ class Weight:
     numel: int
     in_features: int
     """Length of one output row: what int8 shares a scale over."""
+    raw_bytes: int
+    """Without quantization: in 16 bits a value, or in FP8 with its scales."""
     transposed: bool = False
     """Stored ``[in, out]``."""
     expert: bool = False
@@ -102,10 +104,10 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     family = _family(checkpoint)
     stored = list(_placed(checkpoint.tensors.values(), family))
     if checkpoint.is_gguf:
-        return _collect(checkpoint.model, stored, family)
+        return _collect(checkpoint, stored, family)
     count = _block_count(checkpoint)
     placed = [item for item in stored if count is None or item.index < count]
-    layout = _collect(checkpoint.model, placed, family)
+    layout = _collect(checkpoint, placed, family)
     if count is not None and len(layout.blocks) != count:
         raise CheckpointError(
             f"{checkpoint.model} has {len(layout.blocks)} blocks, but its config says {count}"
@@ -180,7 +182,8 @@ def _loaded_name(stored: str, family: Family) -> tuple[str, bool]:
     return stored, False
 
 
-def _collect(model: str, placed: Sequence[_Placed], family: Family) -> Layout:
+def _collect(checkpoint: Checkpoint, placed: Sequence[_Placed], family: Family) -> Layout:
+    model = checkpoint.model
     grouped: dict[str, list[_Placed]] = {}
     for item in sorted(_quantizable(model, family, placed), key=lambda item: item.index):
         grouped.setdefault(f"{item.block}.{item.inner}", []).append(item)
@@ -197,18 +200,22 @@ def _collect(model: str, placed: Sequence[_Placed], family: Family) -> Layout:
     blocks = (
         Block(index, grouped[inside[0]][0].block, tuple(inside)) for index, inside in names.items()
     )
-    details = {
-        name: Weight(
-            name,
-            tuple(item.info.name for item in items),
-            sum(item.info.numel for item in items),
-            items[0].info.shape[0 if family.transposed else -1],
-            family.transposed,
-            items[0].expert or len(items[0].info.shape) == 3,
-        )
-        for name, items in grouped.items()
-    }
+    details = {name: _weight(checkpoint, name, items, family) for name, items in grouped.items()}
     return Layout(tuple(blocks), details)
+
+
+def _weight(checkpoint: Checkpoint, name: str, items: Sequence[_Placed], family: Family) -> Weight:
+    first = items[0].info
+    scales = (scale_of(checkpoint, item.info.name) for item in items)
+    return Weight(
+        name,
+        tuple(item.info.name for item in items),
+        sum(item.info.numel for item in items),
+        first.shape[0 if family.transposed else -1],
+        sum(item.info.loaded_nbytes for item in items) + sum(of.nbytes for of in scales if of),
+        family.transposed,
+        items[0].expert or len(first.shape) == 3,
+    )
 
 
 def _quantizable(model: str, family: Family, placed: Sequence[_Placed]) -> Iterator[_Placed]:

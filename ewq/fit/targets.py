@@ -133,7 +133,7 @@ def bitsandbytes_target(checkpoint: Checkpoint, sensitivity: Sensitivity) -> Tar
     tensors = []
     for name in layout.weights:
         weight, matrix = footprint.weights[name], stored_matrix(checkpoint, layout, name)
-        if matrix is not None and not weight.stacked and name in sensitivity.matrices:
+        if matrix is not None and not weight.expert and name in sensitivity.matrices:
             sizes = {t: rule.nbytes(weight, PRECISION_OF_TYPE[t]) for t in types}
             tensors.append(PlannedTensor(name, matrix, types, sizes, blocks[name]))
     if not tensors:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ewq.checkpoint.layout import COUNT_KEYS, SCALES, WIDTH_KEYS, Layout, Weight, scale_of
+from ewq.checkpoint.layout import COUNT_KEYS, SCALES, WIDTH_KEYS, Layout, Weight
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import InputError
@@ -19,34 +19,21 @@ BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias"
 """Old checkpoints saved these buffers; they are not parameters and are not loaded."""
 
 
-@dataclass(frozen=True)
-class StoredWeight:
-    """A weight as the size rules see it."""
-
-    numel: int
-    in_features: int
-    """Values per output row."""
-    raw_bytes: int
-    """Without quantization, in 16 bits a value."""
-    stacked: bool = False
-    """All experts in one 3-D parameter."""
+ByteRule = Callable[[Weight], int]
 
 
-ByteRule = Callable[[StoredWeight], int]
-
-
-def _nf4(weight: StoredWeight) -> int:
+def _nf4(weight: Weight) -> int:
     """Two values a byte and a float32 absolute maximum for each 64: 4.5 bits."""
     return _up(weight.numel, 2) + 4 * _up(weight.numel, 64)
 
 
-def _nf4_double(weight: StoredWeight) -> int:
+def _nf4_double(weight: Weight) -> int:
     """The maxima in 8 bits, in blocks of 256 with a float32 each, and one offset: 4.127 bits."""
     scales = _up(weight.numel, 64)
     return _up(weight.numel, 2) + scales + 4 * _up(scales, 256) + 4
 
 
-def _int8(weight: StoredWeight) -> int:
+def _int8(weight: Weight) -> int:
     """A byte a value and a float32 scale for each output row: ``8 + 32 / in_features`` bits."""
     return weight.numel + 4 * (weight.numel // weight.in_features)
 
@@ -58,7 +45,7 @@ F16, Q8_0, Q5_0, Q4_K = (1, 2), (32, 34), (32, 22), (256, 144)
 def _first_fitting(*blocks: tuple[int, int]) -> ByteRule:
     """llama.cpp takes the first type whose blocks divide the rows."""
 
-    def rule(weight: StoredWeight) -> int:
+    def rule(weight: Weight) -> int:
         fitting = (block for block in blocks if weight.in_features % block[0] == 0)
         values, nbytes = next(fitting)
         return weight.numel // values * nbytes
@@ -79,7 +66,7 @@ class Format:
     rest: Callable[[TensorInfo], int]
     """Bytes of a tensor that is never quantized."""
 
-    def nbytes(self, weight: StoredWeight, precision: Precision) -> int:
+    def nbytes(self, weight: Weight, precision: Precision) -> int:
         """Bytes of a weight at a precision."""
         return self.rules[precision](weight)
 
@@ -88,7 +75,7 @@ def _bitsandbytes(name: str, four: ByteRule) -> Format:
     """It replaces linear modules; experts stacked into one parameter stay raw."""
 
     def linear(rule: ByteRule) -> ByteRule:
-        return lambda weight: weight.raw_bytes if weight.stacked else rule(weight)
+        return lambda weight: weight.raw_bytes if weight.expert else rule(weight)
 
     rules = {Precision.EIGHT_BIT: linear(_int8), Precision.FOUR_BIT: linear(four)}
     rules[Precision.RAW] = lambda weight: weight.raw_bytes
@@ -134,7 +121,7 @@ def format_of(name: str) -> Format:
 class Footprint:
     """Bytes and parameters of a checkpoint, apart from where its values lie."""
 
-    weights: Mapping[str, StoredWeight]
+    weights: Mapping[str, Weight]
     rest: tuple[TensorInfo, ...]
     """Embeddings, norms, biases, routers, the head: stored as they are."""
 
@@ -168,7 +155,6 @@ class Footprint:
 
 def footprint_of(checkpoint: Checkpoint, layout: Layout) -> Footprint:
     """Account for every tensor of a checkpoint."""
-    weights = {name: _stored(checkpoint, weight) for name, weight in layout.details.items()}
     sources = layout.ignored.union(*(weight.sources for weight in layout.details.values()))
     rest = [
         info
@@ -178,14 +164,7 @@ def footprint_of(checkpoint: Checkpoint, layout: Layout) -> Footprint:
         # A causal mask that old checkpoints saved.
         if not (name.endswith((".attn.bias", ".attention.bias")) and len(info.shape) == 4)
     ]
-    return Footprint(weights, tuple(rest))
-
-
-def _stored(checkpoint: Checkpoint, weight: Weight) -> StoredWeight:
-    scales = [scale_of(checkpoint, source) for source in weight.sources]
-    raw_bytes = sum(checkpoint.tensors[source].loaded_nbytes for source in weight.sources)
-    raw_bytes += sum(scale.nbytes for scale in scales if scale is not None)
-    return StoredWeight(weight.numel, weight.in_features, raw_bytes, stacked=weight.expert)
+    return Footprint(layout.details, tuple(rest))
 
 
 WHOLE = ("full_attention", "attention")

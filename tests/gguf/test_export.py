@@ -75,13 +75,14 @@ def test_fallbacks_are_reported_with_their_cost(mixed):
 
 
 def test_the_planner_foresaw_the_size(mixed, plan, deep):
+    from ewq.checkpoint.layout import find_layout
     from ewq.checkpoint.opening import open_checkpoint
-    from ewq.planning.sizes import FORMATS, StoredWeight
+    from ewq.planning.sizes import FORMATS
 
     checkpoint = open_checkpoint(deep)
     foreseen = sum(
-        FORMATS["gguf"].nbytes(StoredWeight(t.numel, t.shape[-1], t.nbytes), plan.weights[name])
-        for name, t in ((name, checkpoint.tensors[name]) for name in plan.weights)
+        FORMATS["gguf"].nbytes(weight, plan.weights[name])
+        for name, weight in find_layout(checkpoint).details.items()
     )
     in_file = sum(
         t.nbytes for t in mixed.tensors if re.match(r"blk\.\d+\.(attn|ffn)_\w+\.w", t.name)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from ewq.checkpoint.layout import Weight
 from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import InputError
-from ewq.planning.sizes import FORMATS, StoredWeight, format_of
+from ewq.planning.sizes import FORMATS, format_of
 from ewq.precision import Precision
 
 SHAPES = [(64, 64), (96, 200), (4096, 512), (3, 7), (33, 65)]
@@ -25,9 +26,9 @@ BITS = {
 }
 
 
-def stored(shape: tuple[int, int]) -> StoredWeight:
+def stored(shape: tuple[int, int]) -> Weight:
     rows, columns = shape
-    return StoredWeight(rows * columns, columns, 2 * rows * columns)
+    return Weight("w", ("w",), rows * columns, columns, 2 * rows * columns)
 
 
 @pytest.mark.parametrize(("name", "precision"), BITS, ids=lambda of: str(of))
