@@ -89,7 +89,7 @@ def _skips(session: Session) -> list[str]:
 
 
 def find_progress(config: pytest.Config) -> Progress:
-    """Progress behind what pytest wrote."""
+    """Progress below what pytest wrote."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
     if reporter is None or capture is None:
@@ -97,11 +97,11 @@ def find_progress(config: pytest.Config) -> Progress:
     writer = reporter._tw
 
     def write(text: str) -> None:
-        """Past pytest's capture and its count of the line's width."""
+        """Past pytest's capture, from a line's beginning."""
         with capture.global_and_fixture_disabled():
+            if writer.width_of_current_line:
+                writer.line()
             writer._file.write(text)
             writer._file.flush()
 
-    return progress_on(
-        reporter.isatty, write, lambda: writer.fullwidth - writer.width_of_current_line
-    )
+    return progress_on(reporter.isatty, write, lambda: writer.fullwidth)

@@ -12,7 +12,15 @@ from ewq.progress import NO_PROGRESS, LogProgress
 
 @pytest.fixture
 def terminal():
-    return SimpleNamespace(_file=io.StringIO(), fullwidth=40, width_of_current_line=20)
+    file, lines = io.StringIO(), []
+    writer = SimpleNamespace(_file=file, fullwidth=40, width_of_current_line=20, lines=lines)
+
+    def line():
+        lines.append("")
+        writer.width_of_current_line = 0
+
+    writer.line = line
+    return writer
 
 
 def config_of(terminal, isatty):
@@ -23,10 +31,11 @@ def config_of(terminal, isatty):
     return SimpleNamespace(pluginmanager=SimpleNamespace(get_plugin=plugins.get))
 
 
-def test_it_is_drawn_in_what_pytest_left_of_the_line(terminal):
+def test_it_is_drawn_below_what_pytest_wrote(terminal):
     progress = find_progress(config_of(terminal, isatty=True))
     progress.start("perplexity", 100, "tokens")
-    assert terminal._file.getvalue() == "\x1b[Kperplexity\x1b[10D"
+    assert len(terminal.lines) == 1
+    assert terminal._file.getvalue().strip().startswith("perplexity:")
 
 
 def test_a_pipe_gets_none_and_a_ci_job_a_line_a_minute(terminal, monkeypatch):
