@@ -76,13 +76,18 @@ def _snapshot(model: str, downloading: Progress | None = None) -> Path | None:
     try:
         if downloading is None:
             return Path(get(local_files_only=True))
-        missing_bytes = _missing_bytes(model)
+        wanted: Any = get(dry_run=True, tqdm_class=_bars_for(NO_PROGRESS))
+        missing_bytes = sum(file.file_size or 0 for file in wanted if file.will_download)
         _require_room(model, missing_bytes)
         # Who draws nothing himself gets the library's own bars, which a pipe does not.
         bars = None if downloading is NO_PROGRESS else _bars_for(downloading)
         with step(downloading, f"downloading {model}", missing_bytes, "bytes"):
             return Path(get(tqdm_class=bars))
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        return None
+    except errors.DryRunError as error:
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            raise CheckpointError(_why_not(model, error.__cause__, downloading)) from error
         return None
     # HTTPError is that of whichever HTTP library this release uses.
     except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
@@ -104,24 +109,6 @@ def _why_not(model: str, error: Exception, downloading: Progress | None) -> str:
     if downloading is None:
         return f"cannot read the Hugging Face cache: {reason}"
     return f"download of {model} incomplete ({reason}); finished files are kept, try again"
-
-
-def _missing_bytes(model: str) -> int:
-    """Bytes of the wanted files that the cache lacks; 0 where the hub does not answer."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
-
-    try:
-        found = HfApi().model_info(model, files_metadata=True)
-    except (HTTPError, OSError):
-        return 0  # The download that follows meets the same.
-    sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
-    return sum(
-        sizes[name]
-        for name in filter_repo_objects(sizes, allow_patterns=list(WANTED))
-        if not isinstance(try_to_load_from_cache(model, name, revision=found.sha), str)
-    )
 
 
 def _require_room(model: str, missing_bytes: int) -> None:

@@ -207,13 +207,13 @@ def architectures_no_list(folder: Path) -> None:
 
 
 DAMAGE = {
-    truncate: r"model\.safetensors is truncated: it holds \d+ bytes of \d+; download it again",
-    cut_header: r"is truncated or not safetensors; download it again",
-    empty: r"is truncated or not safetensors; download it again",
-    lie_about_shape: r"the size of a does not follow from its shape",
-    header_of_nonsense: r"cannot read .*model\.safetensors",
-    header_without_entries: r"the header entry of a is damaged",
-    header_of_a_list: r"header is not a JSON object",
+    truncate: r"model\.safetensors is truncated .*not fully covered\); download it again",
+    cut_header: r"is truncated or not safetensors .*; download it again",
+    empty: r"is truncated or not safetensors .*; download it again",
+    lie_about_shape: r"not safetensors \(invalid shape, data type, or offset",
+    header_of_nonsense: r"model\.safetensors is .*not safetensors \(invalid JSON in header",
+    header_without_entries: r"not safetensors \(invalid JSON in header: invalid type: integer",
+    header_of_a_list: r"not safetensors \(invalid JSON in header: invalid type: sequence",
     index_of_a_missing_shard: r"names model-00001-of-00002\.safetensors, which is missing",
     index_of_a_foreign_shard: r"zz is not in part\.safetensors",
     index_without_metadata: r'has no metadata, which transformers reads; add "metadata": \{\}',
