@@ -10,8 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from ewq.cli.ab import ab
-from ewq.cli.bench import bench, init
+from ewq.cli.bench import ab, bench, init
 from ewq.cli.doctor import cache, doctor
 from ewq.cli.export import export, quantize
 from ewq.cli.fit import fit, imatrix

@@ -1,15 +1,28 @@
-"""``ewq bench`` and ``ewq init``: the benchmarks from anywhere, and a project of one's own."""
+"""``ewq bench``, ``init`` and ``ab``: the benchmarks from anywhere, in a project of one's own, and
+the speeds of two commits or two variants, measured in turns on one machine.
+"""
+
+from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ewq.errors import InputError
+from ewq.errors import EwqError, InputError
 from ewq.files import check_output, write_text
+
+if TYPE_CHECKING:
+    from ewq.record import Record
 
 PLUGIN, CARRIED = "ewq.pytest_plugin", "ewq.benchmarks"
 OWN = Path("benchmarks")
@@ -77,3 +90,120 @@ def init(
     if not any((folder / name).exists() for name in configs):
         print(write_text(folder / "pytest.ini", "[pytest]\n"))
     print("next: add .benchmarks/ to .gitignore, then run `pytest benchmarks/ -k ewq`")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two that are compared: a variant, and the folder whose code measures it."""
+
+    name: str
+    variant: str
+    folder: Path
+    benchmarks: Sequence[str]
+    """What pytest is given to find the benchmarks."""
+
+
+def ab(
+    a: Annotated[str, typer.Argument(help="A commit of this repository, a variant or a plan.")],
+    b: Annotated[str, typer.Argument(help="Another of the same kind.")],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PYTEST OPTIONS]...", help="Such as --ewq-model; after the rest."),
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(min=2, help="Measurements of each; an even number cancels a drift.")
+    ] = 4,
+    variant: Annotated[str, typer.Option(help="What is measured of commits.")] = "fp16",
+) -> None:
+    """Compare the speeds of two commits or variants, measured in turns: A B, B A, A B, ..."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ewq-ab-") as scratch,
+        _sides((a, b), variant, Path(scratch)) as sides,
+    ):
+        measured: tuple[list[Record], list[Record]] = ([], [])
+        for pair in range(pairs):
+            for which in (0, 1) if pair % 2 == 0 else (1, 0):
+                storage = Path(scratch, f"{pair}-{which}")
+                measured[which].append(_measured(sides[which], storage, options or ()))
+            print(f"ewq: pair {pair + 1} of {pairs} measured", file=sys.stderr, flush=True)
+    for line in lines([side.name for side in sides], measured):
+        print(line)
+
+
+@contextmanager
+def _sides(names: tuple[str, str], variant: str, scratch: Path) -> Iterator[list[Side]]:
+    """Both sides; commits as worktrees that last as long as the context."""
+    from ewq.storage.environment import git_lines
+    from ewq.variants import find_variant
+
+    try:
+        _ = [find_variant(name) for name in names]
+        commits = None
+    except InputError as error:
+        commits = [git_lines(Path(), "rev-parse", "--verify", f"{n}^{{commit}}") for n in names]
+        if not all(commits):
+            raise InputError(f"{' and '.join(names)} are not two commits; {error}") from error
+    if commits is None:
+        yield [Side(name, name, Path(), pytest_arguments([])) for name in names]
+        return
+    (inside,) = git_lines(Path(), "rev-parse", "--show-prefix") or [""]
+    trees = [scratch / "a", scratch / "b"]
+    try:
+        for name, tree, commit in zip(names, trees, commits, strict=True):
+            if git_lines(Path(), "worktree", "add", "--detach", str(tree), *commit or ()) is None:
+                raise EwqError(f"git cannot check out {name}: see `git worktree add`")
+        yield [
+            Side(name, variant, folder, ["-p", PLUGIN, f"--rootdir={folder}", "benchmarks/"])
+            for name, folder in zip(names, [tree / inside for tree in trees], strict=True)
+        ]
+    finally:
+        for tree in trees:
+            git_lines(Path(), "worktree", "remove", "--force", str(tree))
+
+
+def _measured(side: Side, storage: Path, options: Sequence[str]) -> Record:
+    """The throughput of one side, from a process of its own; whatever its gates say."""
+    from ewq.storage.runs import read_storage
+
+    asked = ["-k", "throughput", "--ewq-tier", "smoke", "--ewq-variants", side.variant]
+    stored = [f"--benchmark-storage={storage.resolve().as_uri()}", "--benchmark-autosave"]
+    paths = [str(side.folder.resolve()), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *side.benchmarks, *asked, *stored, *options],
+        cwd=side.folder,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for run in read_storage(storage)[0]:
+        for (_, task), record in run.records.items():
+            if task == "throughput":
+                return record
+    said = (line for line in (done.stderr + done.stdout).splitlines() if line.strip())
+    raise EwqError(f"{side.name} was not measured: {' | '.join([*said][-3:]) or 'no reason given'}")
+
+
+def lines(names: Sequence[str], measured: tuple[Sequence[Record], Sequence[Record]]) -> list[str]:
+    """Each speed's :func:`ewq.stats.paired_ratio`; an InputError where that would say nothing."""
+    from ewq.gating.change import doubt_about, incomparable
+    from ewq.stats import paired_ratio
+    from ewq.tasks.table import figure_of
+
+    before, after = measured[0][0], measured[1][0]
+    if reasons := incomparable(before, after) if before.variant == after.variant else ():
+        raise InputError(f"{' and '.join(names)} cannot be compared: {'; '.join(reasons)}")
+    found = [f"A: {names[0]}, B: {names[1]}"]
+    for metric in after.metrics:
+        figure = figure_of("throughput", metric)
+        if figure and figure.tolerance and not figure.paired and metric in before.metrics:
+            speeds = [[record.metrics[metric].value for record in side] for side in measured]
+            ratio, (low, high) = paired_ratio(*speeds)
+            doubts = (doubt_about(metric, record) for side in measured for record in side)
+            doubt = next((f", in doubt: {doubt.text}" for doubt in doubts if doubt), "")
+            differs = doubt or ("" if low <= 1 <= high else ", a difference")
+            means = " and ".join(f"{fmean(side):.4g}" for side in speeds)
+            ratios = f"B / A {ratio:.3f}, 95 % {low:.3f} to {high:.3f}"
+            found.append(f"{metric}: {means}; {ratios}{differs}")
+    return found

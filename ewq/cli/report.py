@@ -87,8 +87,7 @@ def compare(
     storage: Storage = ".benchmarks",
 ) -> None:
     """Compare two runs: exit 0 without a regression, 1 with one, 2 if not comparable."""
-    from ewq.gating.baseline import ANCESTOR, NEWEST, baseline_of
-    from ewq.gating.compare import compare_runs
+    from ewq.gating.compare import ANCESTOR, NEWEST, baseline_of, compare_runs
     from ewq.gating.thresholds import BUILT_IN, load_thresholds
     from ewq.report.comparison import FORMATS
     from ewq.report.formats import format_of

@@ -141,7 +141,7 @@ class PluginState:
 
     def _gate(self, identity: RunIdentity) -> Gate:
         """By the thresholds named, or those of the project, or those beside the benchmarks."""
-        from ewq.gating.baseline import NEWEST, Choice, Wanted, find_baseline
+        from ewq.gating.compare import NEWEST, Choice, Wanted, find_baseline
         from ewq.gating.thresholds import BUILT_IN, load_thresholds
         from ewq.harness.session import Gate
 

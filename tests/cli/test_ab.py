@@ -11,7 +11,7 @@ from ewq.errors import EwqError, InputError
 from tests.harness.fakes import REPOSITORY, write_project
 from tests.make_runs import NOISY, metric, record
 
-ab = importlib.import_module("ewq.cli.ab")  # the package has a function of this name
+ab = importlib.import_module("ewq.cli.bench")  # the package has a function of this name
 SPEED = "decode_tokens_per_s"
 
 

@@ -9,8 +9,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from ewq.errors import EwqError
-from ewq.gating.baseline import NEWEST, Wanted, find_baseline
-from ewq.gating.compare import compare_runs
+from ewq.gating.compare import NEWEST, Wanted, compare_runs, find_baseline
 from ewq.measurement import Items
 from ewq.report.comparison import FORMATS as COMPARISON_FORMATS
 from ewq.report.formats import FORMATS

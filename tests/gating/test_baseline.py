@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ewq.errors import InputError
-from ewq.gating.baseline import (
+from ewq.gating.compare import (
     ANCESTOR,
     NEWEST,
     Wanted,
