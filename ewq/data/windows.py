@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,8 @@ DEFINITIONS = {
         Definition("papers", 2048, joined=True),
     )
 }
+SHORT = DEFINITIONS["disjoint"].with_window(512)
+"""For as much text as costs little: many documents say more than long contexts of few."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,9 @@ def make_windows(
 ) -> tuple[Window, ...]:
     """Cut ``texts`` into windows, in order.
 
-    A domain ends after the window that reaches ``max_tokens`` scored tokens. A text that begins
-    with the BOS which the tokenizer adds is read without it. Too short ones are an InputError.
+    Of a domain each document gives a window in turn, up to the one that reaches ``max_tokens``
+    scored tokens. A text that begins with the BOS which the tokenizer adds is read without it. Too
+    short ones are an InputError.
     """
     return tuple(
         window
@@ -149,15 +153,19 @@ def _domain_windows(
     texts: TextSet, domain: str, tokenizer: Any, definition: Definition, max_tokens: int | None
 ) -> list[Window]:
     windows: list[Window] = []
-    scored, bos = 0, bos_token(tokenizer)
-    for number, text in _texts_of(texts, domain, definition, spelt_bos(tokenizer)):
-        encoded, bytes_before = _encode(tokenizer, text)
-        for ids, begin, end in _cut(encoded, definition, bos):
-            size = int(bytes_before[end] - bytes_before[begin])
-            windows.append(Window(domain, number, tuple(ids), 1, size))
-            scored += end - begin
-            if max_tokens is not None and scored >= max_tokens:
-                return windows
+    bos, scored = bos_token(tokenizer), 0
+    numbered = _texts_of(texts, domain, definition, spelt_bos(tokenizer))
+    turns = deque(
+        _document_windows(domain, number, text, tokenizer, definition, bos)
+        for number, text in numbered
+    )
+    while turns and (max_tokens is None or scored < max_tokens):
+        if window := next(turns[0], None):
+            windows.append(window)
+            scored += window.scored
+            turns.rotate(-1)
+        else:
+            turns.popleft()
     if scored < FEWEST_TOKENS:
         wanted = f"one {definition.name} window of {definition.window} tokens"
         wanted = wanted if definition.joined else f"an error: {FEWEST_TOKENS} are needed"
@@ -165,7 +173,16 @@ def _domain_windows(
             f"the texts of {domain!r} are too short: {scored} tokens to score are not enough for "
             f"{wanted}; give longer texts"
         )
-    return windows
+    return sorted(windows, key=lambda window: window.document)
+
+
+def _document_windows(
+    domain: str, number: int, text: str, tokenizer: Any, definition: Definition, bos: int | None
+) -> Iterator[Window]:
+    encoded, bytes_before = _encode(tokenizer, text)
+    for ids, begin, end in _cut(encoded, definition, bos):
+        size = int(bytes_before[end] - bytes_before[begin])
+        yield Window(domain, number, tuple(ids), 1, size)
 
 
 def _texts_of(

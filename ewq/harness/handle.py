@@ -20,6 +20,7 @@ from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.variants import Variant
 
 if TYPE_CHECKING:
+    from ewq.data.windows import Window
     from ewq.instruments.load_watch import LoadReading
     from ewq.model import LanguageModel
     from ewq.planning.plan import QuantizationPlan
@@ -41,6 +42,8 @@ class VariantHandle:
     ) -> None:
         self.variant = variant
         self.name = variant.name
+        self.window_nll: dict[Window, float] = {}
+        """See :class:`ewq.tasks.table.Inputs`."""
         self._subject = subject
         self._placement = placement
         self._load = load

@@ -66,9 +66,11 @@ class RunData:
     @property
     def definition(self) -> Definition:
         """WikiText-2 as the quantization papers score it, other texts document by document."""
-        from ewq.data.windows import DEFINITIONS
+        from ewq.data.windows import DEFINITIONS, SHORT
 
-        return DEFINITIONS["papers" if self.texts.domains == ("wikitext2",) else "disjoint"]
+        if self.texts.domains == ("wikitext2",):
+            return DEFINITIONS["papers"]
+        return DEFINITIONS["disjoint"] if self.sizes.text_tokens is None else SHORT
 
     def digest(self, data: Data) -> str:
         """Of the data that a task reads; empty for tasks that make their own."""
@@ -174,6 +176,7 @@ class Session:
             texts=lambda: self.data.texts,
             definition=lambda: self.data.definition,
             distributions=lambda: self.distributions(handle),
+            window_nll=handle.window_nll,
             sizes=self.data.sizes,
             progress=self.progress,
         )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ewq.data.reference_logprobs import Reference, write_reference
-from ewq.data.windows import DEFINITIONS, Definition, Window, fitted_windows, window_notes
+from ewq.data.windows import SHORT, Definition, Window, fitted_windows, window_notes
 from ewq.errors import MeasurementError
 from ewq.measurement import Items, Metric, TaskResult, require_same_settings
 from ewq.progress import NO_PROGRESS, Progress, step
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 TASK = "divergence"
-DEFAULT_DEFINITION = DEFINITIONS["disjoint"].with_window(512)
 _DELTA_P_PERCENTILES = (0.1, 1, 5, 10, 50, 90, 95, 99, 99.9)
 # Rows compared at once; the comparison holds a little over two such blocks.
 _BLOCK_BYTES = 16 * 1024**2
@@ -45,7 +44,7 @@ def record_reference(
     model: LanguageModel,
     texts: TextSet,
     folder: Path,
-    definition: Definition = DEFAULT_DEFINITION,
+    definition: Definition = SHORT,
     *,
     max_tokens_per_domain: int | None = None,
     progress: Progress = NO_PROGRESS,
@@ -71,6 +70,7 @@ def measure(inputs: Inputs) -> TaskResult:
         inputs.texts(),
         inputs.distributions(),
         max_tokens_per_domain=inputs.sizes.divergence_tokens,
+        window_nll=inputs.window_nll,
         progress=inputs.progress,
     )
 
@@ -79,15 +79,16 @@ def run(
     model: LanguageModel,
     texts: TextSet,
     reference: Reference,
-    definition: Definition = DEFAULT_DEFINITION,
+    definition: Definition = SHORT,
     *,
     max_tokens_per_domain: int | None = None,
+    window_nll: dict[Window, float] | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> TaskResult:
     """Compare ``model`` with a reference recorded on the same texts, definition and vocabulary.
 
-    Items are windows, with sums over their tokens. What cannot be compared, or is not finite, is
-    a MeasurementError.
+    Items are windows, with sums over their tokens; ``window_nll`` takes the likelihoods on the way.
+    What cannot be compared, or is not finite, is a MeasurementError.
     """
     settings, windows = fitted_windows(model, texts, definition, max_tokens_per_domain)
     require_same_settings(TASK, settings, reference.settings)
@@ -97,6 +98,9 @@ def run(
             f"{reference.vocab_size}: their distributions cannot be compared"
         )
     per_window = list(_compare_all(model, windows, reference, progress))
+    if window_nll is not None:
+        sums = (float(tokens[:, 4].sum()) for tokens in per_window)
+        window_nll.update(zip(windows, sums, strict=True))
     whole = np.concatenate(per_window)
     percentiles = np.percentile(whole[:, 2], _DELTA_P_PERCENTILES).tolist()
     named = zip(_DELTA_P_PERCENTILES, percentiles, strict=True)
@@ -116,7 +120,7 @@ def run(
 def _compare_all(
     model: LanguageModel, windows: Sequence[Window], reference: Reference, progress: Progress
 ) -> Iterator[Array]:
-    """Figures of each window's scored tokens, ``[tokens, 4]`` (see :func:`_compare`)."""
+    """Figures of each window's scored tokens, ``[tokens, 5]`` (see :func:`_compare`)."""
     import torch
 
     # The same buffers throughout: of fresh ones the C allocator's heap kept 14 MB a block.
@@ -146,9 +150,10 @@ def _compare(
     probability: torch.Tensor,
     excluded: torch.Tensor,
 ) -> Array:
-    """KLD, equality of the most likely token, ``delta_p``, and ``ln p(correct) - ln q(correct)``.
+    """KLD, equality of the most likely token, ``delta_p``, ``ln p(correct) - ln q(correct)``, and
+    ``-ln q(correct)``.
 
-    The last is positive where the model is worse. ``base``, the reference's rows, is overwritten,
+    The fourth is positive where the model is worse. ``base``, the reference's rows, is overwritten,
     as are the buffers ``probability`` and ``excluded``.
     """
     import torch
@@ -162,7 +167,7 @@ def _compare(
     # What the reference excludes adds nothing, whatever the model says: 0 * inf is not 0.
     excluded = torch.eq(probability, 0, out=excluded[: len(p)])
     kld = p.sub_(q).mul_(probability).masked_fill_(excluded, 0.0).sum(-1, dtype=torch.float64)
-    figures = (kld, same, q_correct.exp() - p_correct.exp(), p_correct - q_correct)
+    figures = (kld, same, q_correct.exp() - p_correct.exp(), p_correct - q_correct, -q_correct)
     array: Array = torch.stack(figures, dim=1).cpu().numpy()
     return array
 
@@ -178,7 +183,7 @@ def _token_clusters(windows: Sequence[Window]) -> list[Hashable]:
 
 
 def _metrics(tokens: Array, clusters: list[Hashable]) -> dict[str, Metric]:
-    kld, same_top, delta_p, nll_change = tokens.T
+    kld, same_top, delta_p, nll_change = tokens.T[:4]
     if broken := int(np.sum(~np.isfinite(kld))):
         raise MeasurementError(
             f"{broken} of {len(kld)} tokens have no finite divergence: the model gives "

@@ -6,9 +6,8 @@ With scored tokens ``t`` and natural logarithms: ``perplexity = exp(-sum ln p_t 
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ewq.data.windows import Definition, Window, fitted_windows, window_notes
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from ewq.tasks.table import Inputs
 
 TASK = "perplexity"
-# Windows with a common prefix (BOS) are handed over together; the model batches them.
-_WINDOWS_PER_CALL = 16
+NOTHING: Mapping[Window, float] = {}
 
 
 def measure(inputs: Inputs) -> TaskResult:
@@ -34,6 +32,7 @@ def measure(inputs: Inputs) -> TaskResult:
         inputs.texts(),
         inputs.definition(),
         max_tokens_per_domain=inputs.sizes.text_tokens,
+        known=inputs.window_nll,
         progress=inputs.progress,
     )
 
@@ -44,9 +43,10 @@ def run(
     definition: Definition,
     *,
     max_tokens_per_domain: int | None = None,
+    known: Mapping[Window, float] = NOTHING,
     progress: Progress = NO_PROGRESS,
 ) -> TaskResult:
-    """Score ``texts`` under one definition of perplexity.
+    """Score ``texts`` under one definition of perplexity; ``known`` windows (nats) are not run.
 
     Both metrics also per domain, as ``perplexity/DOMAIN``; standard errors are clustered by
     document (by window where a scope has fewer than four). Items are windows, ``nll`` in nats.
@@ -55,7 +55,7 @@ def run(
     items = Items(
         {
             "domain": [window.domain for window in windows],
-            "nll": list(_score(model, windows, progress)),
+            "nll": list(_score(model, windows, known, progress)),
             "tokens": [window.scored for window in windows],
             "bytes": [window.scored_bytes for window in windows],
             "document": [window.document for window in windows],
@@ -82,23 +82,28 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     return metrics
 
 
-def _score(model: LanguageModel, windows: Sequence[Window], progress: Progress) -> Iterator[float]:
+def _score(
+    model: LanguageModel,
+    windows: Sequence[Window],
+    known: Mapping[Window, float],
+    progress: Progress,
+) -> Iterator[float]:
     tokens = sum(window.scored for window in windows)
     with step(progress, "perplexity", tokens, "tokens") as advance:
-        for prefix, group in itertools.groupby(windows, lambda each: each.ids[: each.start]):
-            while batch := list(itertools.islice(group, _WINDOWS_PER_CALL)):
-                suffixes = [window.ids[window.start :] for window in batch]
-                scores = model.token_logprobs(prefix, suffixes)
-                for window, logprobs in zip(batch, scores, strict=True):
-                    nll = -float(logprobs.sum(dtype="float64"))
-                    if not math.isfinite(nll):
-                        raise MeasurementError(
-                            f"a token of document {window.document} ({window.domain}) has a "
-                            f"likelihood of exp({-nll}): the model's output is broken"
-                        )
-                    # Hundred-thousandths keep records small and figures exact to 1e-6.
-                    yield round(nll, 5)
-                advance(sum(map(len, suffixes)))
+        for window in windows:
+            nll = known.get(window)
+            if nll is None:
+                # One by one, as where they become known: batches can move the figures of int8.
+                prefix, suffix = window.ids[: window.start], window.ids[window.start :]
+                nll = -float(model.token_logprobs(prefix, [suffix])[0].sum(dtype="float64"))
+            if not math.isfinite(nll):
+                raise MeasurementError(
+                    f"a token of document {window.document} ({window.domain}) has a likelihood of "
+                    f"exp({-nll}): the model's output is broken"
+                )
+            # Hundred-thousandths keep records small and figures exact to 1e-6.
+            yield round(nll, 5)
+            advance(window.scored)
 
 
 def _metrics(items: Items) -> dict[str, Metric]:

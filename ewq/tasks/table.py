@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ewq.data.mmlu import MmluData
     from ewq.data.reference_logprobs import Reference
     from ewq.data.texts import TextSet
-    from ewq.data.windows import Definition
+    from ewq.data.windows import Definition, Window
     from ewq.instruments.load_watch import LoadReading
     from ewq.model import LanguageModel
     from ewq.progress import Progress
@@ -122,6 +122,8 @@ class Inputs:
     texts: Callable[[], TextSet]
     definition: Callable[[], Definition]
     distributions: Callable[[], Reference]
+    window_nll: dict[Window, float]
+    """Of the windows that a task has run on this model, in nats: perplexity needs no more."""
     sizes: Tier
     progress: Progress
 

@@ -31,7 +31,7 @@ _GPU = {
 # A CPU decodes some ten tokens a second: the same protocol on fewer tokens.
 _CPU = {
     "smoke": _GPU["smoke"],
-    "quick": Tier(72, 1024, 384, 128, 16, (1,), 3, 1, 16, 12),
+    "quick": Tier(72, 1000, 384, 128, 16, (1,), 3, 1, 16, 12),
     "full": Tier(None, None, 4096, 512, 64, (1, 8), 5, 2, 48, 100),
 }
 TIERS = tuple(_GPU)

@@ -6,6 +6,8 @@ from ewq.errors import InputError
 from tests.tasks.numpy_model import ALPHABET, BOS, CharTokenizer
 
 BOTH = pytest.mark.parametrize("adds_bos", [True, False], ids=["bos", "no bos"])
+SIZES = [("a", 20), ("b", 3), ("c", 16)]
+"""Three windows of eight scored tokens, one, and two."""
 NAMED = pytest.mark.parametrize("name", DEFINITIONS)
 
 
@@ -93,6 +95,29 @@ def test_a_limit_ends_each_domain_after_the_window_that_reaches_it():
         ("b", 8),
         ("b", 8),
     ]
+
+
+def test_documents_give_a_window_in_turn_up_to_the_limit():
+    documents = [Document("d", str(i), letter * size) for i, (letter, size) in enumerate(SIZES)]
+    limits = {None: [0, 0, 0, 1, 2, 2], 11: [0, 1], 12: [0, 1, 2], 20: [0, 0, 1, 2]}
+    for limit, numbers in limits.items():
+        definition = DEFINITIONS["disjoint"].with_window(9)
+        windows = make_windows(text_set(documents), CharTokenizer(True), definition, limit)
+        assert [window.document for window in windows] == numbers
+
+
+def test_documents_beyond_the_limit_are_not_read():
+    class Counting(CharTokenizer):
+        calls = 0
+
+        def __call__(self, *arguments, **options):
+            self.calls += 1
+            return super().__call__(*arguments, **options)
+
+    tokenizer = Counting(True)
+    texts = text_set([Document("d", str(i), "abcdefgh") for i in range(100)])
+    assert len(make_windows(texts, tokenizer, DEFINITIONS["disjoint"], max_tokens=20)) == 3
+    assert tokenizer.calls == 3
 
 
 def test_a_short_context_shrinks_the_window():

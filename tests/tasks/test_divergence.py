@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ewq.data.texts import Document, text_set
-from ewq.data.windows import DEFINITIONS, make_windows
+from ewq.data.windows import DEFINITIONS, SHORT, make_windows
 from ewq.errors import MeasurementError
 from ewq.measurement import Items
 from ewq.tasks import divergence, perplexity
@@ -98,6 +98,20 @@ def test_ln_ratio_is_that_of_perplexity_on_the_same_windows(reference):
     assert diverged.stderr == pytest.approx(paired.stderr, rel=1e-3)
 
 
+def test_what_divergence_ran_perplexity_need_not_run_again(reference):
+    model, known = NumpyModel(noise=0.1), {}
+    alone = perplexity.run(model, TEXTS, DEFINITION)
+    divergence.run(model, TEXTS, reference, DEFINITION, window_nll=known)
+    assert len(known) == len(alone.items)
+    model.calls.clear()
+    after = perplexity.run(model, TEXTS, DEFINITION, known=known)
+    assert model.calls == []
+    # The scale of what is known is nats, as that of what is run.
+    nll = [result.items.column("nll") for result in (after, alone)]
+    assert nll[0] == pytest.approx(nll[1], abs=2e-5)
+    assert after.settings == alone.settings
+
+
 def test_items_add_up_to_the_metrics(reference):
     result = divergence.run(NumpyModel(noise=0.2), TEXTS, reference, DEFINITION)
     assert Items.from_json(json.loads(json.dumps(result.items.to_json()))) == result.items
@@ -168,7 +182,7 @@ def test_another_reference_is_an_error(reference, model, texts, definition, mess
 
 def test_a_short_context_is_a_smaller_window_and_said(tmp_path):
     small = NumpyModel(context_length=16)
-    with closing(record(small, tmp_path, definition=divergence.DEFAULT_DEFINITION)) as recorded:
+    with closing(record(small, tmp_path, definition=SHORT)) as recorded:
         result = divergence.run(small, TEXTS, recorded)
     assert result.settings["window"] == 16
     assert "context of 16 tokens is shorter than the 512" in result.notes[0]

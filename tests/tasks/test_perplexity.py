@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ewq.data.texts import Document, text_set
-from ewq.data.windows import DEFINITIONS
+from ewq.data.windows import DEFINITIONS, make_windows
 from ewq.errors import MeasurementError
 from ewq.measurement import Items
 from ewq.tasks import perplexity
@@ -109,11 +109,15 @@ def test_results_are_repeatable_and_plain_json():
     assert window == {"domain": "prose", "tokens": 15, "bytes": 15, "document": 0}
 
 
-def test_windows_that_start_alike_are_handed_over_together():
-    model = NumpyModel(adds_bos=True)
-    perplexity.run(model, TEXTS, DEFINITIONS["disjoint"].with_window(WINDOW))
-    assert len(model.calls) == 1
-    assert model.calls[0][0] == (BOS,)
+def test_windows_are_run_one_by_one_whichever_are_known():
+    model, definition = NumpyModel(), DEFINITIONS["disjoint"].with_window(WINDOW)
+    whole = perplexity.run(model, TEXTS, definition)
+    windows = make_windows(TEXTS, model.tokenizer, definition)
+    assert [len(suffixes) for _, suffixes in model.calls] == [1] * len(windows)
+    model.calls.clear()
+    known = dict(zip(windows[::2], whole.items.column("nll")[::2], strict=True))
+    assert perplexity.run(model, TEXTS, definition, known=known) == whole
+    assert [(*p, *s[0]) for p, s in model.calls] == [window.ids for window in windows[1::2]]
 
 
 def test_errors_are_clustered_by_document_where_there_are_enough():
