@@ -201,7 +201,8 @@ def check_output(path: Path, *, folder: bool = False, needed_bytes: int = 0) -> 
         raise InputError(f"cannot write {path}: no permission to write to {above}")
     if (free := shutil.disk_usage(above).free) < needed_bytes:
         needs = f"{path} needs at least {needed_bytes / 1e9:.2f} GB"
-        raise InputError(f"{needs}, and the disk of {above} has {free / 1e9:.2f} GB free")
+        has = f"the disk of {above} has {free / 1e9:.2f} GB free{_advice(path)}"
+        raise InputError(f"{needs}, and {has}")
 
 
 @contextmanager
@@ -210,9 +211,11 @@ def said_of(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cached = path.is_relative_to(cache_dir())
-        advice = "; set EWQ_CACHE to a folder with space" if cached else ""
-        raise EwqError(f"cannot write {path}: {error.strerror or error}{advice}") from error
+        raise EwqError(f"cannot write {path}: {error.strerror or error}{_advice(path)}") from error
+
+
+def _advice(path: Path) -> str:
+    return "; set EWQ_CACHE to a folder with space" if path.is_relative_to(cache_dir()) else ""
 
 
 def sync_file(path: Path) -> None:

@@ -133,11 +133,14 @@ def ewq_session(
     ewq_progress: Progress,
 ) -> Iterator[Session]:
     """The run's shared state; the reference is measured here where the run does not select it."""
+    from ewq.harness.budget import budget_line
     from ewq.harness.measuring import prepare_references
+    from ewq.harness.terminal import tell
 
     state = state_of(pytestconfig)
     with _or_exit():
         session = state.open_session(ewq_subject, ewq_loader, ewq_progress)
+        tell(pytestconfig, budget_line(session))
     if not state.options.no_save:
         state.save_by_default()
     try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ewq.errors import EwqError, MeasurementError
 from ewq.harness.loading import Loaded, get_ready, weights_bytes
 from ewq.harness.subject import Placement, Subject
-from ewq.instruments.gpu import gpus_of
+from ewq.instruments.gpu import free_memory
 from ewq.instruments.memory import collect_garbage
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.variants import Variant
@@ -141,9 +141,10 @@ def report_out_of_memory(
     request = re.search(r"tried to allocate ([\d.]+ ?\w*)", reason, re.IGNORECASE)
     asked = request[1] if request else "an unknown amount"
     needed = f" (the weights take {needed_bytes():,} bytes)" if needed_bytes else ""
+    free, total = free_memory(device)
     raise MeasurementError(
-        f"{what}: out of memory on {device}: {asked} more needed{needed}; {_available(device)}; "
-        "close other programs or measure a smaller variant"
+        f"{what}: out of memory on {device}: {asked} more needed{needed}; {free:,} of {total:,} "
+        "bytes are free; close other programs or measure a smaller variant"
     )
 
 
@@ -151,17 +152,3 @@ def _ran_out(error: MemoryError | RuntimeError) -> bool:
     """Python's own error, CUDA's error class, or the plain ones of the CPU allocator and cuBLAS."""
     own = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return own or any(sign in str(error) for sign in _ALLOCATION_FAILED)
-
-
-def _available(device: str) -> str:
-    if gpus := gpus_of(device):
-        import torch
-
-        torch.cuda.empty_cache()
-        free, total = map(sum, zip(*map(torch.cuda.mem_get_info, gpus), strict=True))
-    else:
-        import psutil
-
-        memory = psutil.virtual_memory()
-        free, total = memory.available, memory.total
-    return f"{free:,} of {total:,} bytes are free"

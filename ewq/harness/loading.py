@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -132,12 +133,17 @@ def warm_up(is_gguf: bool, placement: Placement) -> None:
 
 
 def weights_bytes(variant: Variant, subject: Subject, placement: Placement) -> int:
-    """What a variant's weights take in memory, known without loading them."""
-    if file := _file_of(variant, subject):
-        return file.stat().st_size
-    plan, value_bytes = plan_of(variant, subject), 4 if placement.dtype == "float32" else 2
-    footprint, precisions = subject.analysis.footprint, plan.weights if plan else {}
-    return footprint.loaded_nbytes(precisions, format_of("nf4"), value_bytes)
+    """What a variant's weights take in memory; of llama.cpp's types by the bits in their names."""
+    recipe, native = variant.recipe, engine_of(variant.name) == LLAMA_CPP
+    if isinstance(recipe, GgufFile):
+        return recipe.path.stat().st_size
+    if isinstance(recipe, Fitted) and recipe.size_bytes:
+        return recipe.size_bytes
+    if name := getattr(recipe, "type_name", None) or getattr(recipe, "like", None):
+        return subject.footprint.numel * int(re.findall(r"\d+", name)[0]) // 8
+    plan, target = plan_of(variant, subject), format_of("gguf" if native else "nf4")
+    value_bytes = 4 if placement.dtype == "float32" and not native else 2
+    return subject.footprint.loaded_nbytes(plan.weights if plan else {}, target, value_bytes)
 
 
 def plan_of(variant: Variant, subject: Subject) -> QuantizationPlan | None:

@@ -11,7 +11,7 @@ import torch
 
 from ewq.checkpoint.dummy import PREFIX, dummy_checkpoint, dummy_label
 from ewq.checkpoint.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
-from ewq.checkpoint.layout import check_original
+from ewq.checkpoint.layout import check_original, find_layout
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer, tokenizer_digest
 from ewq.errors import BackendUnavailable, CheckpointError
@@ -22,6 +22,7 @@ from ewq.fit.targets import GGUF
 from ewq.instruments.gpu import ALL, gpus_of
 from ewq.planning.analysis import Analysis, analyze
 from ewq.planning.plan import BITSANDBYTES, QuantizationPlan, check_plan, read_plan
+from ewq.planning.sizes import Footprint, footprint_of
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.sensitivity.calibration import SEQUENCES, Calibrating
 from ewq.variants import LLAMA_CPP, Fitted
@@ -60,6 +61,11 @@ class Subject:
     def analysis(self) -> Analysis:
         """Statistics of every weight; cached on disk by fingerprint."""
         return analyze(self.checkpoint, progress=self.progress)
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """Its bytes and parameters, by its headers."""
+        return footprint_of(self.checkpoint, find_layout(self.checkpoint))
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -112,6 +112,20 @@ def gpus_of(device: str) -> list[str]:
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
 
 
+def free_memory(device: str) -> tuple[int, int]:
+    """Free and all bytes of the GPUs that a device name means, or of RAM for a CPU."""
+    if gpus := gpus_of(device):
+        import torch
+
+        torch.cuda.empty_cache()
+        free, total = map(sum, zip(*map(torch.cuda.mem_get_info, gpus), strict=True))
+        return free, total
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
+
+
 def check_device(name: str) -> None:
     """Raise a BackendUnavailable of a device that torch cannot compute on."""
     import torch

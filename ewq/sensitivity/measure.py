@@ -24,7 +24,7 @@ from ewq.checkpoint.layout import check_original, find_layout
 from ewq.conversion_errors import load_pretrained
 from ewq.errors import BackendUnavailable, CheckpointError, EwqError, InputError
 from ewq.files import cache_dir, content_key, scratch_beside
-from ewq.instruments.gpu import check_device
+from ewq.instruments.gpu import check_device, free_memory
 from ewq.progress import NO_PROGRESS, Progress, step
 
 if TYPE_CHECKING:
@@ -209,14 +209,7 @@ def load_model(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
 def _require_memory(checkpoint: Checkpoint, device: str) -> None:
     check_device(device)
     parameters = sum(tensor.numel for tensor in checkpoint.tensors.values())
-    if device == "cpu":
-        import psutil
-
-        needed, there = 6 * parameters, int(psutil.virtual_memory().available)
-    else:
-        import torch
-
-        needed, there = 4 * parameters, int(torch.cuda.mem_get_info(device)[0])
+    needed, (there, _) = (6 if device == "cpu" else 4) * parameters, free_memory(device)
     if needed > there:
         raise BackendUnavailable(
             f"measuring {checkpoint.model} takes about {needed / 1e9:.1f} GB of memory on {device} "
