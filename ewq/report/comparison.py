@@ -21,16 +21,13 @@ _NOTABLE = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.IMPROVED)
 
 
 def to_comment(comparison: Comparison, limit: int = COMMENT_LIMIT) -> str:
-    """A comment of fewer than ``limit`` bytes: rows are left out, least important first."""
-    kept = len(comparison.rows)
-    while len((text := to_markdown(comparison_page(comparison, kept), level=3)).encode()) >= limit:
-        if not kept:
-            # The lists alone are too long.
-            note = "\n\nThe rest does not fit a comment; `--format json` or `html` has it all.\n"
-            room = limit - len(note.encode()) - 1
-            return text.encode()[:room].decode(errors="ignore").rpartition("\n")[0] + note
-        kept = 3 * kept // 4
-    return text
+    """A comment of fewer than ``limit`` bytes, cut at a line: the least important stands last."""
+    text = to_markdown(comparison_page(comparison, short=True), level=3)
+    if len(text.encode()) < limit:
+        return text
+    note = "\n\nThe rest does not fit a comment; `--format json` or `html` has it all.\n"
+    room = limit - len(note.encode()) - 1
+    return text.encode()[:room].decode(errors="ignore").rpartition("\n")[0] + note
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {
@@ -40,21 +37,17 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
 }
 
 
-def comparison_page(comparison: Comparison, kept: int | None = None) -> Page:
-    """The verdict, what changed and its possible causes, and the rest behind titles.
-
-    A page that must be short shows the ``kept`` most important rows, without their statistics.
-    """
+def comparison_page(comparison: Comparison, *, short: bool = False) -> Page:
+    """The verdict, what changed and its possible causes; behind titles the rest and statistics."""
     ranked = sorted(comparison.rows, key=_importance)
-    shown = ranked[:kept]
-    notable = [row for row in shown if _is_notable(row)]
-    parts: list[Part] = [*_bullets(comparison, short=kept is not None)]
+    notable = [row for row in ranked if _is_notable(row)]
+    parts: list[Part] = [*_bullets(comparison, short=short)]
     parts += [_changes(comparison, notable)] * bool(notable)
     if equal := sum(row.change.delta == 0 for row in ranked):
         parts.append(Paragraph(f"{_count(equal, 'metric')} unchanged."))
-    if rest := [row for row in shown[len(notable) :] if row.change.delta != 0]:
+    if rest := [row for row in ranked[len(notable) :] if row.change.delta != 0]:
         parts.append(_rest(rest))
-    if kept is None and ranked:
+    if ranked and not short:
         headings = ("Variant", "Metric", VERDICT, "Sentence")
         cells = tuple(
             (row.variant, row.task, str(row.change.verdict or "not gated"), row.change.sentence)
@@ -62,9 +55,6 @@ def comparison_page(comparison: Comparison, kept: int | None = None) -> Page:
         )
         title = "All metrics with their statistics"
         parts.append(Table(headings, cells, frozenset(headings), title, folded=True))
-    if left_out := len(ranked) - len(shown):
-        said = f"{_count(left_out, 'row')} of least importance left out to fit a comment; "
-        parts.append(Paragraph(said + "--format json or html has them all."))
     runs = f"{comparison.before.name} → {comparison.after.name}"
     section = Section("comparison", "", tuple(parts))
     return Page(f"ewq: {headline(comparison)}", runs, (section,), _data(comparison))
