@@ -2,8 +2,6 @@
 the speeds of two commits or two variants, measured in turns on one machine.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -14,15 +12,17 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ewq.errors import EwqError, InputError
 from ewq.files import check_output, write_text
-
-if TYPE_CHECKING:
-    from ewq.record import Record
+from ewq.record import Record
+from ewq.storage.environment import git_lines
+from ewq.storage.runs import read_storage
+from ewq.tasks.table import figure_of
+from ewq.variants import find_variant
 
 PLUGIN, CARRIED = "ewq.pytest_plugin", "ewq.benchmarks"
 OWN = Path("benchmarks")
@@ -133,9 +133,6 @@ def ab(
 @contextmanager
 def _sides(names: tuple[str, str], variant: str, scratch: Path) -> Iterator[list[Side]]:
     """Both sides; commits as worktrees that last as long as the context."""
-    from ewq.storage.environment import git_lines
-    from ewq.variants import find_variant
-
     try:
         _ = [find_variant(name) for name in names]
         commits = None
@@ -163,8 +160,6 @@ def _sides(names: tuple[str, str], variant: str, scratch: Path) -> Iterator[list
 
 def _measured(side: Side, storage: Path, options: Sequence[str]) -> Record:
     """The throughput of one side, from a process of its own; whatever its gates say."""
-    from ewq.storage.runs import read_storage
-
     asked = ["-k", "throughput", "--ewq-tier", "smoke", "--ewq-variants", side.variant]
     stored = [f"--benchmark-storage={storage.resolve().as_uri()}", "--benchmark-autosave"]
     paths = [str(side.folder.resolve()), os.environ.get("PYTHONPATH", "")]
@@ -189,7 +184,6 @@ def lines(names: Sequence[str], measured: tuple[Sequence[Record], Sequence[Recor
     """Each speed's :func:`ewq.stats.paired_ratio`; an InputError where that would say nothing."""
     from ewq.gating.change import doubt_about, incomparable
     from ewq.stats import paired_ratio
-    from ewq.tasks.table import figure_of
 
     before, after = measured[0][0], measured[1][0]
     if reasons := incomparable(before, after) if before.variant == after.variant else ():

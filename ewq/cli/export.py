@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ewq.checkpoint.opening import open_checkpoint
 from ewq.cli.terminal import AsJson, Bpw, Size, quiet_transformers, show, terminal_progress
 from ewq.errors import InputError
 from ewq.files import check_output
+from ewq.planning.plan import QuantizationPlan, read_plan
+from ewq.progress import Progress
 from ewq.variants import parse_size
 
 if TYPE_CHECKING:
     from ewq.gguf.report import ExportReport
-    from ewq.planning.plan import QuantizationPlan
-    from ewq.progress import Progress
     from ewq.sensitivity.calibration import Calibration
 
 Factor = Annotated[float | None, typer.Option(help="4-bit starts below mean - FACTOR * std.")]
@@ -61,7 +62,6 @@ def export(
     """Convert and quantize with llama.cpp; the file appears once it is complete and checked."""
     from ewq.gguf.export import export_command, export_gguf
     from ewq.gguf.recipe import make_recipe, parse_types
-    from ewq.planning.plan import read_plan
 
     check_output(out)
     progress, named = terminal_progress(), parse_types(types)
@@ -98,7 +98,6 @@ def _planned(
 
 
 def _calibrated(model: str, text: Path | None, progress: Progress) -> Calibration:
-    from ewq.checkpoint.opening import open_checkpoint
     from ewq.fit.prepare import calibrate
     from ewq.sensitivity.calibration import Calibrating
 

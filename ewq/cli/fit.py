@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ewq.checkpoint.opening import open_checkpoint
 from ewq.cli.export import Rounding
 from ewq.cli.terminal import (
     AsJson,
@@ -24,11 +25,11 @@ from ewq.codec import encode
 from ewq.errors import InputError
 from ewq.files import check_output
 from ewq.planning.plan import BITSANDBYTES
+from ewq.planning.sizes import Card, find_card
 from ewq.variants import parse_size
 
 if TYPE_CHECKING:
     from ewq.fit.run import Fitted, Measured
-    from ewq.planning.sizes import Card
 
 Model = Annotated[str, typer.Argument(help="Hub id or model folder.")]
 Text = Annotated[
@@ -86,7 +87,6 @@ def fit(
     from ewq.data.texts import load_texts
     from ewq.fit.run import Aim
     from ewq.fit.run import fit as run_fit
-    from ewq.planning.sizes import find_card
     from ewq.sensitivity.calibration import Calibrating
 
     check_output(out, folder=engine == BITSANDBYTES)
@@ -123,7 +123,6 @@ def imatrix(
     cache: Cache = True,
 ) -> None:
     """Write an importance matrix for llama.cpp's quantizer: mean squared inputs by column."""
-    from ewq.checkpoint.opening import open_checkpoint
     from ewq.fit.prepare import calibrate, converted, write_importance
     from ewq.sensitivity.calibration import Calibrating
     from ewq.sensitivity.measure import measure_sensitivity

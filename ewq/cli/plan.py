@@ -29,13 +29,13 @@ from ewq.errors import InputError
 from ewq.files import check_output
 from ewq.planning.diff import Move, PlanDiff, diff_plans
 from ewq.planning.plan import QuantizationPlan, read_plan, write_plan
+from ewq.planning.sizes import DEFAULT_FORMAT, Card, find_card
 from ewq.precision import Precision
 from ewq.variants import parse_size
 
 if TYPE_CHECKING:
     from ewq.fit.run import Aim
     from ewq.planning.analysis import Analysis
-    from ewq.planning.sizes import Card
     from ewq.sensitivity.calibration import Calibrating
 
 TYPE_SCORERS = ("fisher", "higgs")
@@ -101,7 +101,6 @@ def plan(
 ) -> None:
     """Decide which blocks stay raw and which get 8 or 4 bits; one plan per factor and seed."""
     from ewq.planning.analysis import analyze, check_choices
-    from ewq.planning.sizes import DEFAULT_FORMAT, find_card
     from ewq.sensitivity.calibration import Calibrating
 
     size_bytes = None if target_size is None else parse_size(target_size)

@@ -12,6 +12,7 @@ import typer
 
 from ewq.cli.bench import THRESHOLDS
 from ewq.files import check_output, write_text
+from ewq.storage.runs import newest_run, read_storage, resolve_run, storage_path
 
 STDOUT = Path("-")
 Storage = Annotated[
@@ -51,7 +52,6 @@ def report(
     """Show one or more stored runs as a self-contained page, Markdown, JSON or CSV."""
     from ewq.report.formats import EXPORTS, FORMATS, format_of
     from ewq.report.sections import make_page
-    from ewq.storage.runs import newest_run, resolve_run, storage_path
 
     chosen = format_ or format_of(output, FORMATS, "html")
     target = output or (_PAGE if chosen == "html" else STDOUT)
@@ -91,7 +91,6 @@ def compare(
     from ewq.gating.thresholds import BUILT_IN, load_thresholds
     from ewq.report.comparison import FORMATS
     from ewq.report.formats import format_of
-    from ewq.storage.runs import newest_run, resolve_run, storage_path
 
     chosen = format_ or format_of(output, FORMATS, "md")
     write = writer(output or STDOUT)
@@ -138,7 +137,6 @@ def history(
     from ewq.gating.trend import history_of
     from ewq.report.formats import format_of
     from ewq.report.sections.history import FORMATS, headline, history_page
-    from ewq.storage.runs import read_storage, storage_path
 
     chosen = format_ or format_of(output, FORMATS, "md")
     write = writer(output or STDOUT)

@@ -6,18 +6,15 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ewq.data.texts import TextSet
 from ewq.errors import InputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ewq.measurement import Json
-    from ewq.model import LanguageModel
+from ewq.measurement import Json
+from ewq.model import LanguageModel
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,12 @@
 """A report as data, before any format, and its texts made harmless for each place they go to."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ewq.record import Verdict
+from ewq.record import Verdict
 
 Figure = Mapping[str, Any]
 """``data`` and ``layout`` as plotly.js takes them; texts inside are escaped by ``plot_text``."""
@@ -64,7 +61,7 @@ class Table:
     verdicts: tuple[Verdict, ...] = ()
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, str]], *words: str, **options: Any) -> Table:
+    def of(cls, rows: Sequence[Mapping[str, str]], *words: str, **options: Any) -> "Table":
         """A table of rows that name the headings of their cells; ``options`` are its fields."""
         headings = tuple(rows[0]) if rows else ()
         cells = tuple(tuple(row.values()) for row in rows)
