@@ -52,9 +52,12 @@ class RunIdentity:
         return reasons + changed_settings(self.settings, later.settings)
 
     def code_differences(self, later: RunIdentity) -> list[str]:
-        """What besides forbids that figures of one stand in for the other's: code and libraries."""
+        """What besides forbids that figures of one stand in for the other's: code and libraries.
+
+        A library that was not there had no part in what was measured.
+        """
         before, now = self.environment, later.environment
-        changed = [key for key in _CODE if before.get(key) != now.get(key)]
+        changed = [key for key in _CODE if before.get(key) not in (None, now.get(key))]
         return [f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed]
 
     def key(self, task: str) -> str:

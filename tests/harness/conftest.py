@@ -15,7 +15,7 @@ from tests.harness.fakes import REPOSITORY, write_project
 LASTING = ["rich.console", "rich.table", "scipy.stats", "hypothesis", "tokenizers"]
 LASTING += ["transformers.modeling_utils", "transformers.models.auto.tokenization_auto"]
 LASTING += ["transformers.tokenization_utils_tokenizers", "ewq.stats"]
-LASTING += [f"ewq.gating.{name}" for name in ("gates", "baseline", "compare")]
+LASTING += [f"ewq.gating.{name}" for name in ("gates", "compare")]
 LASTING += [f"ewq.harness.{name}" for name in ("measuring", "session")]
 LASTING += ["ewq.instruments.processor_wait"]
 LASTING += [f"ewq.tasks.{task}" for task in ("mmlu", "mmlu_cloze", "perplexity", "divergence")]

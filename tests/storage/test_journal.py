@@ -89,6 +89,18 @@ def test_a_run_of_something_else_is_refused_with_what_differs(path, changed, mes
     assert path.read_bytes() == before
 
 
+def test_a_library_that_was_not_there_may_have_come_but_may_not_change(path):
+    def with_llama(version):
+        environment = {**IDENTITY.environment, "llama-cpp-python": version}
+        return replace(IDENTITY, environment=environment)
+
+    Journal.create(path, with_llama(None)).close()
+    Journal.resume(path, with_llama("0.3.36")).close()
+    for other in ("0.3.37", None):
+        with pytest.raises(InputError, match=f"llama-cpp-python was 0.3.36, is {other}"):
+            Journal.resume(path, with_llama(other))
+
+
 def test_data_that_only_a_resumed_run_read_must_not_change_either(path):
     Journal.create(path, IDENTITY).close()
     wider = replace(IDENTITY, settings={**IDENTITY.settings, "mmlu data": "sha256:1"})
