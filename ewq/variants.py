@@ -20,6 +20,8 @@ _PLAN_VARIANT = re.compile(r"(gguf-)?ewq-(?=.*[A-Za-z])[\w.+-]+")
 """Plans given as files; the letter keeps a mistyped factor from being taken for one."""
 _FIT_VARIANT = re.compile(r"(gguf-)?fit-([a-z0-9][a-z0-9_.]*)")
 _GGUF_PLAN = "gguf:"
+_HF, HF = "hf:", "hf-"
+"""How a model folder is given, and how the name of its variant begins."""
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d*)?) *(?:([KMG])(I)?)?B?")
 
 
@@ -66,7 +68,15 @@ class GgufFile:
     path: Path
 
 
-Recipe = Raw | Uniform | Planned | Fitted | GgufType | GgufFile
+@dataclass(frozen=True)
+class HfFolder:
+    """A model folder, or an adapter's, that somebody made; the tokenizer is the model's."""
+
+    source: str
+    """Hub id or local folder."""
+
+
+Recipe = Raw | Uniform | Planned | Fitted | GgufType | GgufFile | HfFolder
 
 
 @dataclass(frozen=True)
@@ -127,13 +137,15 @@ def find_variant(name: str) -> Variant:
         # ``q5_k_m`` is a recipe whose size is taken, ``100mb`` and ``1.5gib`` are sizes.
         like = match[2].upper() if match[1] and not match[2][0].isdigit() else None
         return Variant(name, Fitted(None if like else parse_size(match[2]), like))
+    if name.startswith(_HF):
+        return _folder_variant(name)
     if name.lower().endswith(".gguf"):
         path = _existing_file(name, name)
         return Variant(path.name, GgufFile(path))
     if name.lower().endswith(".json"):
         return _plan_variant(name)
     made = "ewq-FACTOR, gguf-ewq-FACTOR, fit-SIZE, gguf-fit-SIZE, FILE.gguf, PLAN.json"
-    known = f"{', '.join(FIXED)}, {made}, gguf:PLAN.json"
+    known = f"{', '.join(FIXED)}, {made}, gguf:PLAN.json, hf:FOLDER"
     raise InputError(f"unknown variant {name!r}; known: {known}")
 
 
@@ -145,6 +157,14 @@ def _plan_variant(name: str) -> Variant:
         advice = "rename the file to letters, digits, dots and dashes, with at least one letter"
         raise InputError(f"variant {name!r} is named after its plan file: {advice}")
     return variant
+
+
+def _folder_variant(name: str) -> Variant:
+    """Whether there is such a folder, here or on the hub, is asked when it is opened."""
+    path = Path(name.removeprefix(_HF))
+    if not path.name.strip(".") or path.suffix.lower() == ".gguf":
+        raise InputError(f"variant {name!r}: give hf:FOLDER or hf:OWNER/NAME; files go without hf:")
+    return Variant(HF + re.sub(r"[^\w.+-]+", "-", path.name), HfFolder(str(path)))
 
 
 def _existing_file(name: str, path: str) -> Path:

@@ -7,6 +7,7 @@ import pytest
 from ewq.errors import InputError
 from ewq.report.plotting import (
     FITTED,
+    FOLDER,
     GGUF_FITTED,
     GGUF_PLANNED,
     GGUF_UNIFORM,
@@ -20,6 +21,7 @@ from ewq.variants import (
     Fitted,
     GgufFile,
     GgufType,
+    HfFolder,
     Planned,
     Variant,
     default_names,
@@ -115,6 +117,23 @@ def test_a_gguf_file_is_named_by_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("given", "name", "source"),
+    [
+        ("hf:folders/Some AWQ/", "hf-Some-AWQ", "folders/Some AWQ"),
+        ("hf:owner/name-4bit", "hf-name-4bit", "owner/name-4bit"),
+    ],
+)
+def test_a_model_folder_is_named_by_its_last_part(given, name, source):
+    assert find_variant(given) == Variant(name, HfFolder(source))
+
+
+@pytest.mark.parametrize("name", ["hf:", "hf:..", "hf:some.gguf"])
+def test_what_names_no_folder_is_refused(name):
+    with pytest.raises(InputError, match="give hf:FOLDER or hf:OWNER/NAME"):
+        find_variant(name)
+
+
+@pytest.mark.parametrize(
     ("name", "engine", "kind"),
     [
         ("fp16", "transformers", UNQUANTIZED),
@@ -129,6 +148,7 @@ def test_a_gguf_file_is_named_by_its_file(tmp_path):
         ("gguf-fit-q4_k_m", "llama.cpp", GGUF_FITTED),
         ("fit-90mb", "transformers", FITTED),
         ("other.gguf", "llama.cpp", OTHER),
+        ("hf-some-awq", "transformers", FOLDER),
         ("of-a-later-version", "transformers", OTHER),
     ],
 )

@@ -25,7 +25,7 @@ from ewq.backends.batching import (
 from ewq.backends.decoders import AUTO, GreedyDecoding
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
-from ewq.conversion_errors import load_pretrained
+from ewq.conversion_errors import first_line, load_pretrained
 from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.instruments.gpu import ALL
 from ewq.instruments.memory import parameter_count, weights_bytes
@@ -290,6 +290,7 @@ def load_transformers(
     folder: str | Path,
     *,
     quantization_config: Any = None,
+    adapter: Path | None = None,
     device: str = "cpu",
     dtype: str = "float32",
     batch_tokens: int = 8192,
@@ -298,7 +299,8 @@ def load_transformers(
 ) -> TransformersModel:
     """Load a model folder as :class:`TransformersModel`, running no code that comes with it.
 
-    ``cuda:all`` spreads it over all GPUs; ``dtype`` is what is computed in. A CheckpointError of a
+    ``cuda:all`` spreads it over all GPUs; ``dtype`` is what is computed in; the weights of a folder
+    that is an ``adapter`` are merged into the model's. A CheckpointError of a
     folder that is missing, incomplete, or needs code of its own, a MeasurementError where all GPUs
     together cannot hold it, an InputError of an unknown dtype or decode mode.
     """
@@ -310,12 +312,14 @@ def load_transformers(
     checkpoint = open_checkpoint(folder)
     tokenizer = tokenizer or load_tokenizer(folder, str(folder))
     model = _load(folder, quantization_config, device, getattr(torch, dtype))
+    if adapter:
+        model = _merged(model, adapter)
     return TransformersModel(
         model,
         tokenizer,
         batch_tokens=batch_tokens,
         decode_mode=decode_mode,
-        checkpoint_dtype=_keep_in_16_bits(model, checkpoint),
+        checkpoint_dtype=_keep_in_16_bits(model, checkpoint, changed=adapter is not None),
         device=device if device == ALL else None,
     )
 
@@ -338,10 +342,25 @@ def _load(folder: Path, quantization_config: Any, device: str, dtype: torch.dtyp
     return model
 
 
-def _keep_in_16_bits(model: Any, checkpoint: Checkpoint) -> torch.dtype:
-    """Round weights that are stored wider to the 16-bit type returned; they keep their own."""
+def _merged(model: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (ValueError, LookupError, AttributeError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
+            raise
+        raise CheckpointError(f"{adapter} does not fit this model: {first_line(error)}") from error
+
+
+def _keep_in_16_bits(model: Any, checkpoint: Checkpoint, *, changed: bool) -> torch.dtype:
+    """Round weights that are wider to the 16-bit type returned; they keep their own.
+
+    Those of a checkpoint that is quantized already stay as they are.
+    """
     stored: torch.dtype = getattr(torch, checkpoint.storage_dtype)
-    if any(info.dtype in ("F32", "F64") for info in checkpoint.tensors.values()):
+    wide = changed or any(info.dtype in ("F32", "F64") for info in checkpoint.tensors.values())
+    if wide and not checkpoint.config.get("quantization_config"):
         for parameter in model.parameters():
             if parameter.dtype == torch.float32:
                 parameter.data.copy_(parameter.data.to(stored))

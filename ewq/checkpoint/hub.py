@@ -54,7 +54,7 @@ def _from_hub(model: str, progress: Progress) -> Path:
 def _complete(folder: Path) -> bool:
     """Whether a snapshot has its config and every shard its index names."""
     index = folder / "model.safetensors.index.json"
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return False
     if not index.is_file():
         return any(folder.glob("*.safetensors"))

@@ -105,7 +105,7 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     stored = list(_placed(checkpoint.tensors.values(), family))
     if checkpoint.is_gguf:
         return _collect(checkpoint, stored, family)
-    count = _block_count(checkpoint)
+    count = block_count(checkpoint)
     placed = [item for item in stored if count is None or item.index < count]
     layout = _collect(checkpoint, placed, family)
     if count is not None and len(layout.blocks) != count:
@@ -153,7 +153,8 @@ def _text_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return text
 
 
-def _block_count(checkpoint: Checkpoint) -> int | None:
+def block_count(checkpoint: Checkpoint) -> int | None:
+    """Decoder layers by the config; ``None`` where it does not say."""
     text = _text_config(checkpoint)
     key = next((key for key in COUNT_KEYS if text.get(key) is not None), None)
     if key is not None and not isinstance(text[key], int):

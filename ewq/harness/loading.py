@@ -10,11 +10,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import BackendUnavailable
-from ewq.files import cache_dir
+from ewq.files import cache_dir, file_digest
 from ewq.harness.subject import Placement, Subject
 from ewq.instruments.gpu import gpus_of
 from ewq.planning.plan import BITSANDBYTES, check_budget, require_target
@@ -25,6 +25,7 @@ from ewq.variants import (
     Fitted,
     GgufFile,
     GgufType,
+    HfFolder,
     Planned,
     Raw,
     Uniform,
@@ -34,6 +35,8 @@ from ewq.variants import (
 )
 
 if TYPE_CHECKING:
+    from ewq.backends.model_folder import ModelFolder
+    from ewq.measurement import Json
     from ewq.model import LanguageModel
     from ewq.planning.plan import QuantizationPlan
 
@@ -54,16 +57,22 @@ def load_variant(variant: Variant, subject: Subject, placement: Placement) -> Lo
     if file is None:
         from ewq.backends.transformers import load_transformers
 
-        model = load_transformers(
-            subject.checkpoint.path,
-            quantization_config=_quantizer().EwqConfig(plan=plan) if plan else None,
-            device=placement.device,
-            dtype=placement.dtype,
-            batch_tokens=placement.batch_tokens,
-            tokenizer=subject.tokenizer,
-            decode_mode=placement.decode,
+        how: dict[str, Any] = {
+            "device": placement.device,
+            "dtype": placement.dtype,
+            "batch_tokens": placement.batch_tokens,
+            "tokenizer": subject.tokenizer,
+            "decode_mode": placement.decode,
+        }
+        if isinstance(variant.recipe, HfFolder):
+            from ewq.backends.model_folder import load_model_folder
+
+            made, notes = load_model_folder(_folder_of(variant.recipe, subject), **how)
+            return Loaded(made, None, notes)
+        config = _quantizer().EwqConfig(plan=plan) if plan else None
+        return Loaded(
+            load_transformers(subject.checkpoint.path, quantization_config=config, **how), plan
         )
-        return Loaded(model, plan)
     from ewq.backends.llama_cpp import load_llama_cpp
     from ewq.gguf.cache import export_notes
 
@@ -82,7 +91,12 @@ def check_variant(variant: Variant, subject: Subject, *, named: bool) -> None:
         if named:
             raise BackendUnavailable(f"{variant.name} needs llama.cpp: pip install 'ewq[gguf]'")
         return
-    if not native and not isinstance(recipe, Raw) and not find_spec("bitsandbytes"):
+    if isinstance(recipe, HfFolder):
+        folder = _folder_of(recipe, subject)
+        folder.require_same_model(subject.tokenizer, subject.label)
+        if named:
+            folder.require_library()
+    elif not native and not isinstance(recipe, Raw) and not find_spec("bitsandbytes"):
         raise BackendUnavailable(f"{variant.name} needs bitsandbytes: pip install bitsandbytes")
     if isinstance(recipe, GgufFile):
         _require_own_file(recipe.path, subject)
@@ -97,6 +111,24 @@ def check_variant(variant: Variant, subject: Subject, *, named: bool) -> None:
         make_recipe(recipe.like)
 
 
+def content_of(variant: Variant, subject: Subject) -> dict[str, Json]:
+    """What tells by its content what was given by a path, for settings: its name says nothing."""
+    recipe = variant.recipe
+    if isinstance(recipe, GgufFile):
+        return {"gguf_sha256": file_digest(recipe.path)}
+    # A project's own kind of subject knows its variants itself.
+    if isinstance(recipe, HfFolder) and isinstance(subject, Subject):
+        folder = _folder_of(recipe, subject)
+        return {"folder": folder.fingerprint, "method": folder.method}
+    return {}
+
+
+def _folder_of(recipe: HfFolder, subject: Subject) -> ModelFolder:
+    from ewq.backends.model_folder import open_model_folder
+
+    return open_model_folder(recipe.source, subject.checkpoint, subject.progress)
+
+
 def _require_own_file(path: Path, subject: Subject) -> None:
     from ewq.checkpoint.layout import find_layout
     from ewq.gguf.probe import require_same_model, shape_of_config
@@ -109,7 +141,7 @@ def _require_own_file(path: Path, subject: Subject) -> None:
 def get_ready(variant: Variant, subject: Subject, placement: Placement) -> None:
     """Do what the first variant to load would else be charged for: analysis, export, kernels."""
     _ = subject.tokenizer
-    if engine_of(variant.name) == TRANSFORMERS and not isinstance(variant.recipe, Raw):
+    if engine_of(variant.name) == TRANSFORMERS and not isinstance(variant.recipe, Raw | HfFolder):
         _quantizer()
         plan_of(variant, subject)
     if file := _file_of(variant, subject):
@@ -137,6 +169,8 @@ def weights_bytes(variant: Variant, subject: Subject, placement: Placement) -> i
     recipe, native = variant.recipe, engine_of(variant.name) == LLAMA_CPP
     if isinstance(recipe, GgufFile):
         return recipe.path.stat().st_size
+    if isinstance(recipe, HfFolder):
+        return _folder_of(recipe, subject).nbytes
     if isinstance(recipe, Fitted) and recipe.size_bytes:
         return recipe.size_bytes
     if name := getattr(recipe, "type_name", None) or getattr(recipe, "like", None):

@@ -10,16 +10,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ewq.errors import EwqError, MeasurementError
-from ewq.files import file_digest
 from ewq.harness.handle import VariantHandle, report_out_of_memory
-from ewq.harness.loading import plan_of
+from ewq.harness.loading import content_of, plan_of
 from ewq.harness.references import MEASURED_FOR_PAIRING, MISSING
 from ewq.harness.session import Session
 from ewq.instruments.processor_wait import ProcessorWait
 from ewq.measurement import Doubt, DoubtKind, TaskResult
 from ewq.record import Record, Verdict
 from ewq.tasks.table import TASKS, Kind, Pairing, figure_of
-from ewq.variants import REFERENCE, GgufFile, Variant, find_variant
+from ewq.variants import REFERENCE, Variant, find_variant
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
@@ -37,7 +36,8 @@ def measure(
     """Measure ``task``, or take it from the journal; judged, and kept or a JournalLost."""
     key = (handle.name, task)
     benchmark.group = task
-    if stored := session.journal.completed.get(key):
+    stored = session.journal.completed.get(key)
+    if stored and _is_of(stored, handle.variant, session):
         record = _replay(stored, benchmark)
         if handle.name == REFERENCE:
             _restore_reference(session, handle, record, stored["task_settings"])
@@ -52,6 +52,12 @@ def measure(
     benchmark.extra_info["ewq"] = judged.to_json()
     session.records[key] = judged
     return judged
+
+
+def _is_of(stored: Mapping[str, Any], variant: Variant, session: Session) -> bool:
+    """Not where files have changed since: they are another variant under the same name."""
+    settings: Mapping[str, Any] = stored["record"]["settings"]
+    return content_of(variant, session.subject).items() <= settings.items()
 
 
 def prepare_references(session: Session) -> None:
@@ -195,7 +201,7 @@ def _timed(
 
 
 def _record(session: Session, handle: VariantHandle, result: TaskResult) -> Record:
-    task, recipe = result.task, handle.variant.recipe
+    task = result.task
     reference = None if handle.name == REFERENCE else session.references.get(task)
     origin = (note,) if (note := session.references.origin.get(task)) else ()
     metrics = {**result.metrics, **TASKS[task].pair(result, reference)}
@@ -210,8 +216,7 @@ def _record(session: Session, handle: VariantHandle, result: TaskResult) -> Reco
             "device": session.placement.device,
             **result.settings,
             **handle.model.settings,
-            # A GGUF given by path is known by its content: its name says nothing.
-            **({"gguf_sha256": file_digest(recipe.path)} if isinstance(recipe, GgufFile) else {}),
+            **content_of(handle.variant, session.subject),
         },
         metrics=metrics,
         items=result.items,

@@ -23,7 +23,7 @@ _CHOICES = {
 _VALUES: tuple[tuple[str, str, str, str], ...] = (
     ("model", "", "MODEL", "hub id or local folder (default: the embedded SmolLM2-135M)"),
     ("factors", "1.0,0.8,0.65,0.5", "X,Y", "factors of the default EWQ variants"),
-    ("variants", "", "A,B", "variants by name, .gguf path or plan file (default: all)"),
+    ("variants", "", "A,B", "variants by name, .gguf path, plan file or hf:FOLDER (default: all)"),
     ("device", "auto", "DEVICE", "cpu, cuda, cuda:1, cuda:all (default: cuda when there is one)"),
     ("dtype", "auto", "DTYPE", "auto, float32, float16 or bfloat16 (auto: float32 on a CPU)"),
     ("tier", "quick", "TIER", "smoke, quick or full"),

@@ -138,17 +138,27 @@ def parameter_count(model: torch.nn.Module) -> int:
 
 
 def _stored_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    persistent = set(model.state_dict())
     for parameter in model.parameters():
-        yield parameter
+        yield from _plain_tensors(parameter)
         yield from _state_tensors(getattr(parameter, "quant_state", None))
         yield from _tensors(parameter, "SCB")
-    for name, buffer in model.named_buffers():
-        if name in persistent:
-            yield buffer
     for module in model.modules():
+        # Not by its state_dict, for which bitsandbytes unpacks what it packed for the processor.
+        persistent = module._buffers.keys() - module._non_persistent_buffers_set
+        yield from (
+            of for name, of in module._buffers.items() if name in persistent and of is not None
+        )
         # After its first forward pass Linear8bitLt keeps the scales here.
         yield from _tensors(getattr(module, "state", None), "SCB")
+
+
+def _plain_tensors(tensor: Any) -> Iterator[torch.Tensor]:
+    """Those that a tensor subclass (torchao's) is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain_tensors(getattr(tensor, name))
 
 
 def _state_tensors(state: Any) -> Iterator[torch.Tensor]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ewq.report.document import Figure, Plot, plot_text
 from ewq.variants import (
     FIXED,
+    HF,
     LLAMA_CPP,
     GgufType,
     Raw,
@@ -44,9 +45,10 @@ GGUF_PLANNED = VariantKind("EWQ plan, GGUF", GREEN, "diamond", planned=True)
 GGUF_UNIFORM = VariantKind("uniform control, GGUF preset", ORANGE, "diamond-open", control=True)
 FITTED = VariantKind("fitted plan, bitsandbytes", SKY, "triangle-up", planned=True)
 GGUF_FITTED = VariantKind("fitted plan, GGUF", PURPLE, "triangle-up", planned=True)
+FOLDER = VariantKind("folder, as transformers loads it", VERMILLION, "x")
 OTHER = VariantKind("other", GREY, "cross")
 VARIANT_KINDS = (
-    UNQUANTIZED, PLANNED, FITTED, UNIFORM, GGUF_PLANNED, GGUF_FITTED, GGUF_UNIFORM, OTHER,
+    UNQUANTIZED, PLANNED, FITTED, UNIFORM, GGUF_PLANNED, GGUF_FITTED, GGUF_UNIFORM, FOLDER, OTHER,
 )  # fmt: skip
 
 
@@ -57,6 +59,8 @@ def variant_kind(variant: str) -> VariantKind:
         return GGUF_PLANNED if native else PLANNED
     if is_fit_name(variant):
         return GGUF_FITTED if native else FITTED
+    if variant.startswith(HF):
+        return FOLDER
     if variant == "gguf-f16":
         return UNQUANTIZED
     kinds = {Raw: UNQUANTIZED, Uniform: UNIFORM, GgufType: GGUF_UNIFORM}

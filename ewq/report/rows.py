@@ -132,6 +132,13 @@ class VariantRow:
         return self.value("memory", "weights_bytes")
 
     @property
+    def bits(self) -> str:
+        """Bits per weight, and the method that a folder's own config names."""
+        told = self.records["memory"].settings.get("method") if "memory" in self.records else None
+        value = figure_text(self.estimate("memory", "bits_per_weight"), 2, error=False)
+        return f"{value} ({told})" if told else value
+
+    @property
     def memory_bytes(self) -> float | None:
         """Peak VRAM where there is a GPU, else the size of the weights."""
         peak = self.value("memory", "vram_peak_bytes")

@@ -48,7 +48,7 @@ def variants_table(rows: Sequence[VariantRow], *, brief: bool = False) -> Table:
             f"VRAM {unit.name}" if on_gpu else unit.name: (
                 MISSING if size is None else unit.text(size)
             ),
-            "Bits/w": figure_text(row.estimate("memory", "bits_per_weight"), 2, error=False),
+            "Bits/w": row.bits,
             "Tok/s": tokens_per_s(row),
             "MMLU %" if mmlu == "mmlu" else "MMLU cloze %": (
                 accuracy + "*" * (row.at_chance(mmlu) and accuracy != MISSING)

@@ -22,7 +22,10 @@ from ewq.instruments.processor_wait import usable_cores
 from ewq.measurement import Json
 from ewq.version import __version__
 
-LIBRARIES = ("torch", "transformers", "bitsandbytes", "accelerate", "llama-cpp-python")
+LIBRARIES = (
+    *("torch", "transformers", "bitsandbytes", "accelerate", "llama-cpp-python"),
+    *("compressed-tensors", "gptqmodel", "peft", "torchao"),
+)
 DIFFERENCE_KEYS = ("driver", "cuda", "power_limit_w", *LIBRARIES, "ewq", "ewq_commit", "python")
 """What may differ between comparable runs, but must be said."""
 DATA = " data"

@@ -155,8 +155,11 @@ def test_any_factor_and_the_runs_own_files_are_known_variants(tmp_path):
     path = tmp_path / "t.toml"
     path.write_text(
         '[variant."ewq-0.7".mmlu]\n[variant."gguf-ewq-2".mmlu]\n[variant."my.gguf".mmlu]\n'
+        "[variant.hf-some-awq.mmlu]\n"
     )
-    assert set(load_thresholds(path, ["my.gguf"]).variant) == {"ewq-0.7", "gguf-ewq-2", "my.gguf"}
+    assert set(load_thresholds(path, ["my.gguf"]).variant) == {
+        *("ewq-0.7", "gguf-ewq-2", "my.gguf", "hf-some-awq")
+    }
 
 
 def test_the_shipped_thresholds_are_valid_and_gate_every_quality_task():

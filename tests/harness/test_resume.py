@@ -176,3 +176,19 @@ def test_resuming_something_else_is_refused_before_any_load(bench, project, argu
     assert result.ret == 4
     result.stdout.fnmatch_lines([message])
     assert not (project.path / "loads.txt").exists()
+
+
+def test_a_file_that_has_changed_is_measured_again(bench, project):
+    select = ("-k", "memory or perplexity", "--ewq-variants", "fp16,own.gguf,ewq-0.5")
+    file = project.path / "own.gguf"
+    file.write_bytes(b"before")
+    set_behaviour(project.path, **{"ewq-0.5": {"error": "out of memory"}})
+    bench(*select)
+    set_behaviour(project.path)
+    for content, loads in ((b"before", 0), (b"after", 1)):
+        file.write_bytes(content)
+        (project.path / "loads.txt").unlink()
+        bench(*select, "--ewq-resume", "--ewq-no-save").assert_outcomes(passed=6)
+        loaded = project.path / "loads.txt"
+        assert (loaded.read_text() if loaded.exists() else "").split().count("own.gguf") == loads
+        loaded.touch()

@@ -196,3 +196,10 @@ def test_columns_of_which_nothing_was_measured_are_left_out():
     rows = variant_rows([record("mmlu", "fp16")])
     assert list(columns(rows)) == ["Variant", "MMLU %", "Verdict"]
     assert "GB" not in footnotes(rows)[0]
+
+
+def test_a_folders_method_stands_beside_its_bits():
+    bits = {"bits_per_weight": Metric(4.5678, "bits", False, 1)}
+    folder = record("memory", "hf-some-awq", bits, settings={"method": "awq 4-bit"})
+    shown = variant_rows([folder, record("memory", "bnb-nf4", bits)])
+    assert columns(shown)["Bits/w"] == ["4.57", "4.57 (awq 4-bit)"]
