@@ -103,10 +103,12 @@ def load_subject(folder):
 
 
 def quantize(folder):
+    from ewq.planning.analysis import analyze
     from ewq.quantizer import EwqConfig
     from ewq.quantizer.folder import quantize_to_folder
 
-    quantize_to_folder(folder, EwqConfig(factor=0.65), folder.parent / "quantized")
+    plan = analyze(folder, cache=False).plan(0.65)
+    quantize_to_folder(folder, EwqConfig(plan), folder.parent / "quantized")
 
 
 @pytest.mark.parametrize("use", [load_model, load_subject, quantize])

@@ -68,7 +68,7 @@ def export(
     size = None if target_size is None else parse_size(target_size)
     if sum(each is not None for each in (type_name, plan, factor, target_bpw, size)) > 1:
         raise InputError("give only one of --type, --plan, --factor, --target-bpw, --target-size")
-    planned = read_plan(plan) if plan else _planned(model, factor, target_bpw, size)
+    planned = read_plan(plan) if plan else _planned(model, factor, target_bpw, size, "gguf")
     recipe = make_recipe(type_name, planned, named, imatrix)
     calibrated = _calibrated(model, calibration, progress) if rounding == "gptq" else None
     if calibration and not calibrated:
@@ -86,7 +86,7 @@ def export(
 
 
 def _planned(
-    model: str, factor: float | None, target_bpw: float | None, size: int | None
+    model: str, factor: float | None, target_bpw: float | None, size: int | None, target: str
 ) -> QuantizationPlan | None:
     """The plan of a rule, if one is given."""
     from ewq.planning.analysis import analyze
@@ -94,7 +94,7 @@ def _planned(
     if factor is target_bpw is size is None:
         return None
     analysis = analyze(model, progress=terminal_progress())
-    return analysis.plan(factor, target_bpw=target_bpw, target_size_bytes=size, target="gguf")
+    return analysis.plan(factor, target_bpw=target_bpw, target_size_bytes=size, target=target)
 
 
 def _calibrated(model: str, text: Path | None, progress: Progress) -> Calibration:
@@ -143,11 +143,12 @@ def quantize(
     from ewq.quantizer.config import EwqConfig
     from ewq.quantizer.folder import quantize_to_folder
 
+    size = None if target_size is None else parse_size(target_size)
+    if sum(each is not None for each in (plan, factor, target_bpw, size)) != 1:
+        raise InputError("give exactly one of --plan, --factor, --target-bpw, --target-size")
+    target = "nf4-double" if double_quant else "nf4"
     config = EwqConfig(
-        plan,
-        factor=factor,
-        target_bpw=target_bpw,
-        target_size_bytes=None if target_size is None else parse_size(target_size),
+        plan or _planned(model, factor, target_bpw, size, target),
         quant_type=quant_type,
         double_quant=double_quant,
         block_size=block_size,

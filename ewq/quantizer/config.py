@@ -88,32 +88,22 @@ class StorageOptions:
 class EwqConfig(QuantizationConfigMixin):
     """Which weights get which precision, and how those are stored.
 
-    Give exactly one of the first four; all but ``plan`` analyse the checkpoint at loading, by
-    ``scorer`` and ``granularity`` as :meth:`ewq.planning.analysis.Analysis.plan` does.
-
     Args:
-        plan: a :class:`~ewq.planning.plan.QuantizationPlan`, its JSON, or the path of a plan file.
-        factor: 4-bit starts below ``mean - factor * std`` of the block entropies.
-        target_bpw: bits per weight over the whole model, never exceeded.
-        target_size_bytes: bytes of the whole model, never exceeded.
+        plan: a :class:`~ewq.planning.plan.QuantizationPlan`, its JSON, or the path of a plan file;
+            ``ewq.analyze(model).plan(factor=0.65)`` makes one.
         quant_type: this and the next four are :class:`StorageOptions`.
         double_quant: unless given, as the plan counted its sizes.
         llm_int8_enable_fp32_cpu_offload: as in ``BitsAndBytesConfig``: modules placed on the
             processor or the disk stay unquantized instead of being refused.
 
-    An InputError of no rule or several, unknown options or such as do not go together, a PlanError
-    of a plan that cannot be read.
+    An InputError of unknown options or such as do not go together, a PlanError of a plan that
+    cannot be read.
     """
 
     def __init__(
         self,
-        plan: QuantizationPlan | Mapping[str, Any] | str | Path | None = None,
+        plan: QuantizationPlan | Mapping[str, Any] | str | Path,
         *,
-        factor: float | None = None,
-        target_bpw: float | None = None,
-        target_size_bytes: int | None = None,
-        scorer: str | None = None,
-        granularity: str | None = None,
         quant_type: str = StorageOptions.quant_type,
         double_quant: bool | None = None,
         block_size: int = StorageOptions.block_size,
@@ -128,14 +118,7 @@ class EwqConfig(QuantizationConfigMixin):
         if quant_method != METHOD:
             raise InputError(f"EwqConfig: quant_method={quant_method!r}; it is always {METHOD!r}")
         self.quant_method = METHOD  # type: ignore[assignment]
-        self.rule = {
-            "factor": factor,
-            "target_bpw": target_bpw,
-            "target_size_bytes": target_size_bytes,
-        }
-        self.drafting = {"scorer": scorer, "granularity": granularity}
-        self.plan = None if plan is None else _as_plan(plan)
-        self._check_rule()
+        self.plan = _as_plan(plan)
         self.options = StorageOptions(
             quant_type=quant_type,
             double_quant=self._double_quant(double_quant),
@@ -145,36 +128,21 @@ class EwqConfig(QuantizationConfigMixin):
         )
         self.llm_int8_enable_fp32_cpu_offload = bool(llm_int8_enable_fp32_cpu_offload)
 
-    def _check_rule(self) -> None:
-        chosen = {"plan": self.plan, **self.rule}
-        given = [name for name, value in chosen.items() if value is not None]
-        if len(given) != 1:
-            what, rules = " and ".join(given) or "none", ", ".join(self.rule)
-            raise InputError(f"EwqConfig: give exactly one of plan, {rules}; got {what}")
-        extra = [name for name, value in self.drafting.items() if value is not None]
-        if self.plan is not None and extra:
-            raise InputError(
-                f"EwqConfig: {' and '.join(extra)} belong to the analysis; the plan has been made"
-            )
-
     def _double_quant(self, wanted: bool | None) -> bool:
-        target = self.plan.target if self.plan else ""
-        counted = DOUBLE_TARGETS.get(target, wanted)
+        counted = DOUBLE_TARGETS.get(self.plan.target, wanted)
         if wanted is not None and wanted != counted:
             other = "nf4-double" if wanted else "nf4"
             raise InputError(
-                f"EwqConfig: double_quant={wanted}, but the plan counted sizes for {target}; "
-                f"plan with --for {other}, or leave double_quant out"
+                f"EwqConfig: double_quant={wanted}, but the plan counted sizes for "
+                f"{self.plan.target}; plan with --for {other}, or leave double_quant out"
             )
         return counted or False
 
     def to_dict(self) -> dict[str, Any]:
         """The config as stored in ``config.json``: the plan itself, never a path."""
-        plan = self.plan.to_json() if self.plan else None
-        chosen = {"plan": plan, **self.rule, **self.drafting}
         return {
             "quant_method": METHOD,
-            **{name: value for name, value in chosen.items() if value is not None},
+            "plan": self.plan.to_json(),
             **asdict(self.options),
             "llm_int8_enable_fp32_cpu_offload": self.llm_int8_enable_fp32_cpu_offload,
         }
@@ -182,14 +150,6 @@ class EwqConfig(QuantizationConfigMixin):
     def to_json_string(self, use_diff: bool = True) -> str:
         """The config as JSON; ``use_diff`` is transformers' and changes nothing here."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-
-    def with_plan(self, plan: QuantizationPlan) -> EwqConfig:
-        """The same options with the plan that the rule led to."""
-        return EwqConfig(
-            plan,
-            **asdict(self.options),
-            llm_int8_enable_fp32_cpu_offload=self.llm_int8_enable_fp32_cpu_offload,
-        )
 
 
 def _as_plan(plan: QuantizationPlan | Mapping[str, Any] | str | Path) -> QuantizationPlan:

@@ -36,50 +36,8 @@ WEIGHTS = (
     *("*.h5", "*.msgpack", "*.onnx", "*.gguf"),
 )
 WRITTEN_ANEW = ("config.json", "*.safetensors.index.json", "*.bin.index.json", "README.md")
-MODEL_CARD = """\
----
-library_name: transformers
-{base_model}tags:
-- ewq
-- bitsandbytes
----
-# {name}, quantized by an entropy-weighted plan
-
-Opening this model needs the package `ewq`, which teaches transformers the method:
-
-```
-pip install ewq
-```
-
-```python
-import ewq.quantizer  # before from_pretrained
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", device_map="auto")
-tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
-```
-
-Without that import transformers reports that the quantization type `ewq` is unknown
-and would read packed weights as if they were plain ones: do not use the result.
-
-## What was done
-
-- original: `{plan.model}`, fingerprint `{plan.fingerprint}`
-- rule: `{rule}`, scorer `{plan.scorer}`, per {plan.granularity}
-- plan: `plan.json`, digest `{plan.digest}`
-- options: `{options}`
-- size in memory: {nbytes:,} bytes (planned: {plan.size_bytes:,})
-- made by ewq {version}
-
-| linear weights of the decoder blocks | count |
-| --- | ---: |
-{rows}
-
-Embeddings, norms, biases and the output head are as in the original. Weights that
-bitsandbytes cannot quantize (experts stacked into one parameter) are too, whatever
-the plan says; then the size in memory is above the planned one.
-"""
-"""Markdown with the front matter of the Hugging Face hub."""
+MODEL_CARD = Path(__file__).with_name("model_card.md")
+"""Markdown with the front matter of the Hugging Face hub, a template of ``str.format``."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +77,13 @@ def quantize_to_folder(
     check_device(device)
     stored_bytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     check_output(out, folder=True, needed_bytes=stored_bytes // MOST_TIMES_SMALLER)
-    loaded = _load(checkpoint, config, device)
-    settled: Any = loaded.hf_quantizer.quantization_config
-    plan: QuantizationPlan = settled.plan
+    loaded, plan = _load(checkpoint, config, device), config.plan
     size = weights_bytes(loaded)
     with whole_folder(out) as folder:
         notes = _copy_companions(checkpoint, folder)
         _save(loaded, checkpoint.path, folder)
         write_plan(plan, folder / "plan.json")
-        card = _model_card(plan, asdict(settled.options), size)
+        card = _model_card(plan, asdict(config.options), size)
         (folder / "README.md").write_text(card, encoding="utf-8")
     if any(tensor.dtype in ("F32", "F64") for tensor in checkpoint.tensors.values()):
         stored = checkpoint.storage_dtype
@@ -196,7 +152,7 @@ def _model_card(plan: QuantizationPlan, options: dict[str, Json], nbytes: int) -
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", plan.model)
     counts = Counter(plan.weights.values())
     rows = [f"| {STORED[of]} | {counts[of]} |" for of in Precision if counts[of]]
-    return MODEL_CARD.format(
+    return MODEL_CARD.read_text(encoding="utf-8").format(
         base_model=f"base_model: {plan.model}\n" if is_hub_id else "",
         name=plan.model.rstrip("/").rpartition("/")[2],
         plan=plan,

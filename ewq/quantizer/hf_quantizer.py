@@ -13,11 +13,10 @@ from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
-from ewq.checkpoint.opening import Checkpoint, open_checkpoint
+from ewq.checkpoint.opening import open_checkpoint
 from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import CheckpointError, PlanError
 from ewq.instruments.memory import weights_bytes
-from ewq.planning.analysis import analyze
 from ewq.planning.plan import (
     BITSANDBYTES,
     NAMED,
@@ -82,13 +81,16 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
                 "know it by its fingerprint"
             )
         checkpoint = open_checkpoint(Path(checkpoint_files[0]).parent)
-        plan = self._settled_plan(checkpoint)
+        plan, options = self.quantization_config.plan, self.quantization_config.options
+        if not self.pre_quantized:
+            require_target(plan, BITSANDBYTES)
+            check_plan(plan, checkpoint)
+            check_budget(plan, checkpoint, options.target)
         modules = _quantizable(plan, model)
         if self.pre_quantized:
             _check_stored(checkpoint.tensors, modules)
         offloaded = self._offloaded(device_map)
         modules = {n: of for n, of in modules.items() if not f"{n}.".startswith(offloaded)}
-        options = self.quantization_config.options
         named = options.compute_dtype
         compute = (dtype or torch.float32) if named == "auto" else getattr(torch, named)
         for name, precision in modules.items():
@@ -97,23 +99,6 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
             model.set_submodule(name, new)
         self.precisions = frozenset(modules.values())
         self.pages = MappedPages(checkpoint_files)
-
-    def _settled_plan(self, checkpoint: Checkpoint) -> QuantizationPlan:
-        """The config's plan, or the one its rule leads to; checked against the checkpoint."""
-        config = self.quantization_config
-        if config.plan is None:
-            chosen = {**config.rule, **config.drafting, "target": config.options.target}
-            given = {name: value for name, value in chosen.items() if value is not None}
-            # A new config: the user's own may serve for another model.
-            plan = analyze(checkpoint).plan(**given)  # type: ignore[arg-type]
-            self.quantization_config = config.with_plan(plan)
-        elif not self.pre_quantized:
-            require_target(config.plan, BITSANDBYTES)
-            check_plan(config.plan, checkpoint)
-            check_budget(config.plan, checkpoint, config.options.target)
-        settled = self.quantization_config.plan
-        assert settled is not None  # just made where it was missing
-        return settled
 
     def _offloaded(self, device_map: Any) -> tuple[str, ...]:
         """How names of modules begin that offloading keeps unquantized, as in bitsandbytes'."""

@@ -70,18 +70,6 @@ def test_dequantize_gives_a_plain_model_of_the_values_that_were_multiplied(name,
     assert torch.equal(logits(load(tmp_path / "plain")), logits(model))
 
 
-def test_a_rule_is_analysed_on_the_way_and_the_config_stays_the_users(tmp_path):
-    folder = save("llama", tmp_path / "model")
-    config = EwqConfig(target_bpw=20.0)
-
-    model = load(folder, quantization_config=config)
-
-    assert config.plan is None
-    settled = model.config.quantization_config.plan
-    assert settled.bits_per_weight <= 20.0
-    assert settled.rule == {"kind": "target_bpw", "target_bpw": 20.0}
-
-
 @pytest.mark.parametrize("precision", [Precision.FOUR_BIT, Precision.EIGHT_BIT, None])
 def test_a_lora_step_reduces_the_loss(tmp_path, precision):
     peft = pytest.importorskip("peft")
