@@ -12,10 +12,10 @@ import pytest
 from ewq.errors import BackendUnavailable, EwqError, InputError
 from ewq.files import caches_made
 from ewq.harness.options import Options, add_options
-from ewq.harness.state import TASK_MARK, PluginState, key_of, state_of, task_of
+from ewq.harness.state import MEMBER, TASK_MARK, PluginState, key_of, state_of, task_of
 from ewq.instruments.processor_wait import wait_without_spinning
 from ewq.record import Record, Verdict
-from ewq.tasks.table import TASKS, find_task
+from ewq.tasks.table import FAMILIES, OF_FAMILY, find_task, known_task
 from ewq.variants import REFERENCE
 
 if TYPE_CHECKING:
@@ -47,9 +47,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each benchmark once per variant, unless the test names its own."""
+    """Run each benchmark once per variant, unless the test names its own, and member asked for."""
     if "variant" not in metafunc.fixturenames or task_of(metafunc.definition) is None:
         return
+    if MEMBER in metafunc.fixturenames:
+        asked = state_of(metafunc.config).options.lm_eval
+        metafunc.parametrize(MEMBER, [name.partition(OF_FAMILY)[2] for name in asked] or [""])
     own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if not any("variant" in str(names) for names in own):
         names = [variant.name for variant in state_of(metafunc.config).options.variants]
@@ -59,6 +62,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep each variant's tests together whatever else orders them, so that it loads once."""
+    items[:] = [item for item in items if task_of(item) not in FAMILIES]
     keys = {index: key for index, item in enumerate(items) if (key := key_of(item))}
     order = {each.name: n for n, each in enumerate(state_of(config).options.variants)}
     for variant, _ in keys.values():
@@ -68,7 +72,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def place(index: int) -> tuple[int, bool]:
         """By variant; memory first, since other tasks leave freed blocks behind."""
         variant, task = keys[index]
-        return (order[variant], not (task in TASKS and TASKS[task].first))
+        return (order[variant], not ((known := known_task(task)) and known.first))
 
     grouped = [items[index] for index in sorted(keys, key=place)]
     for index, item in zip(keys, grouped, strict=True):
@@ -179,7 +183,7 @@ def measure(
         raise pytest.UsageError("a test that uses `measure` needs @pytest.mark.task(NAME)")
 
     def run() -> Record:
-        if ewq_session.subject.is_dummy and not TASKS[task].on_random_weights:
+        if ewq_session.subject.is_dummy and not find_task(task).on_random_weights:
             pytest.skip(f"{task} says nothing about random weights")
         if ewq_session.at_chance(variant.name, task):
             reason = f"{REFERENCE} answers MMLU's letters at chance, so {task} says nothing"

@@ -42,7 +42,8 @@ def check_start(info: ModelInfo, ids: TokenIds, start: int) -> None:
     """Refuse a request for ``logprobs`` with nothing before ``start``, or nothing after it."""
     if not 1 <= start < len(ids):
         raise InputError(f"start is {start}; give 1 to {len(ids) - 1} for {len(ids)} tokens")
-    check_tokens(info, len(ids), ids)
+    # The last token is only predicted, never fed.
+    check_tokens(info, len(ids) - 1, ids)
 
 
 def check_suffixes(info: ModelInfo, prefix: TokenIds, suffixes: Sequence[TokenIds]) -> None:
@@ -50,7 +51,7 @@ def check_suffixes(info: ModelInfo, prefix: TokenIds, suffixes: Sequence[TokenId
     if not prefix:
         raise InputError("token_logprobs needs a prefix of at least one token, got none")
     longest = max(map(len, suffixes), default=0)
-    check_tokens(info, len(prefix) + longest, prefix, *suffixes)
+    check_tokens(info, len(prefix) + longest - bool(longest), prefix, *suffixes)
 
 
 def check_prompts(info: ModelInfo, prompts: Sequence[TokenIds], new_tokens: int) -> int:

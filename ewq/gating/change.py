@@ -15,7 +15,7 @@ from ewq.stats import (
     two_sided_p,
 )
 from ewq.storage.environment import changed_settings
-from ewq.tasks.table import TASKS, Figure, ItemMean, Kind, Tolerance, figure_of
+from ewq.tasks.table import Figure, ItemMean, Kind, Tolerance, figure_of, known_task
 
 _OF_THE_REFERENCE = (DoubtKind.OTHER_SESSION, DoubtKind.DECODE_MODE)
 
@@ -78,15 +78,14 @@ class Certainty:
 
 def paired_changes(before: Record, after: Record) -> dict[str, Certainty]:
     """Metric -> how sure its change is, where both records carry enough items, and the same."""
-    task, old, new = TASKS.get(after.task), before.items, after.items
+    task, old, new = known_task(after.task), before.items, after.items
     if task is None or not len(old) == len(new) > 0:
         return {}
     if any(list(old.column(name)) != list(new.column(name)) for name in task.item_names):
         return {}
+    means = {metric: figure.mean for metric in after.metrics if (figure := task.figure(metric))}
     found = {
-        figure.key: _answers(before, after) if mean.size is None else _means(before, after, mean)
-        for figure in task.figures
-        if (mean := figure.mean)
+        metric: _certainty(before, after, metric, mean) for metric, mean in means.items() if mean
     }
     return {metric: certainty for metric, certainty in found.items() if certainty}
 
@@ -101,12 +100,23 @@ def _answers(before: Record, after: Record) -> Certainty:
     return Certainty(found.stderr, found.mcnemar_p, found.smallest_detectable)
 
 
-def _means(before: Record, after: Record, mean: ItemMean) -> Certainty | None:
+def _certainty(before: Record, after: Record, metric: str, mean: ItemMean) -> Certainty | None:
     """By the error of the difference; windows of one document belong together."""
-    old, new = before.items.column(mean.column), after.items.column(mean.column)
-    sizes = after.items.column(mean.size or "")
+    if mean.size is None and not mean.metrics:
+        return _answers(before, after)
+    names = after.items.column(mean.metrics) if mean.metrics else [metric] * len(after.items)
+    own = [index for index, name in enumerate(names) if name == metric]
+    columns = (
+        before.items.column(mean.column),
+        *map(after.items.column, (mean.column, mean.cluster)),
+    )
+    old, new, labels = ([column[index] for index in own] for column in columns)
+    if mean.metrics and {*old, *new} <= {0.0, 1.0}:
+        right = paired_accuracy(old, new, labels)
+        return Certainty(right.stderr, right.mcnemar_p, right.smallest_detectable)
+    sizes = after.items.column(mean.size) if mean.size else [1] * len(own)
     differences = [now - then for then, now in zip(old, new, strict=True)]
-    change = clustered_ratio(differences, sizes, clusters_of(after.items.column("document")))
+    change = clustered_ratio(differences, sizes, clusters_of(labels))
     if change.stderr is None:
         return None
     slope = mean.slope(sum(new) / sum(sizes))
@@ -132,7 +142,8 @@ def changes(
     found = []
     for name in dict.fromkeys([*after.metrics, *before.metrics]):
         old, new = before.metrics.get(name), after.metrics.get(name)
-        tolerance = tolerances.get(name)
+        figure = figure_of(after.task, name)
+        tolerance = tolerances.get(name) or tolerances.get(figure.key if figure else name)
         if old is None or new is None:
             present = old or after.metrics[name]
             found.append(_one_sided(name, present, lost=new is None, gated=tolerance is not None))

@@ -1,6 +1,7 @@
 """The gate: one record against its limits and its baseline gives one of five verdicts."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -119,9 +120,10 @@ def _noninferiority(record: Record, name: str, limit: Limit) -> tuple[Verdict, s
 
 def _mcnemar(record: Record, name: str, limit: Limit) -> tuple[Verdict, str]:
     """Fail when beyond the limit and more questions broke than chance would; exact."""
-    metric, flips = record.metrics[name], record.metrics.get("flips")
+    flips_name = re.sub("^(accuracy_)?delta", "flips", name)
+    metric, flips = record.metrics[name], record.metrics.get(flips_name)
     if flips is None:
-        return Verdict.FAIL, "missing metric flips, which McNemar's test needs"
+        return Verdict.FAIL, f"missing metric {flips_name}, which McNemar's test needs"
     flipped, gained = round(flips.value * flips.n), round(metric.value * metric.n)
     broken, mended = (flipped - gained) // 2, (flipped + gained) // 2
     p_value = mcnemar_exact(broken, mended) / 2

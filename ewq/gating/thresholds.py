@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from ewq.codec import CodecError, decode
 from ewq.errors import InputError
-from ewq.tasks.table import TASKS, Tolerance, figure_of
+from ewq.tasks.table import OF_FAMILY, TASKS, Tolerance, figure_of, known_task
 from ewq.variants import HF, REFERENCE, find_variant, is_plan_name
 
 Rule = TypeVar("Rule", "Limit", Tolerance)
@@ -84,10 +84,10 @@ class Thresholds(File):
 
     def for_(self, variant: str, task: str) -> dict[str, Limit]:
         """Metric -> limit, the variant's own before the default; none on what pairs a reference."""
-        own = self.variant.get(variant, {}).get(task, {})
+        own = _of(self.variant.get(variant, {}), task)
         return {
             metric: limit
-            for metric, limit in {**self.default.get(task, {}), **own}.items()
+            for metric, limit in {**_of(self.default, task), **own}.items()
             if variant != REFERENCE or not ((known := figure_of(task, metric)) and known.paired)
         }
 
@@ -96,7 +96,12 @@ class Thresholds(File):
         layers = [DEFAULT_TOLERANCES, self.tolerance]
         if device == "cpu":
             layers = [DEFAULT_TOLERANCES, CPU_TOLERANCES, self.tolerance, self.cpu.tolerance]
-        return {metric: rule for layer in layers for metric, rule in layer.get(task, {}).items()}
+        return {metric: rule for layer in layers for metric, rule in _of(layer, task).items()}
+
+
+def _of(table: ByTask[Rule], task: str) -> dict[str, Rule]:
+    """What a table says of a task, before it that of its family."""
+    return {**table.get(task.partition(OF_FAMILY)[0], {}), **table.get(task, {})}
 
 
 BUILT_IN = Thresholds()
@@ -135,7 +140,7 @@ def _check(file: File, variants: Collection[str]) -> None:
     }
     for place, table in tables.items():
         for task, rules in table.items():
-            if task not in TASKS:
+            if known_task(task) is None:
                 raise CodecError(f"{place}.{task}: unknown; known: {', '.join(sorted(TASKS))}")
             for metric, rule in rules.items():
                 if problem := _problem(task, metric, rule):
@@ -156,8 +161,10 @@ def _limit(limit: Limit, metric: str) -> str:
         return "needs min or max"
     if limit.min is not None and limit.max is not None and limit.min > limit.max:
         return f"min {limit.min:g} is above max {limit.max:g}"
-    if limit.test is Test.MCNEMAR and (metric != "accuracy_delta" or limit.max is not None):
-        return "test mcnemar applies only to a min of accuracy_delta"
+    if limit.test is Test.MCNEMAR and (
+        not metric.startswith(("accuracy_delta", "delta/")) or limit.max is not None
+    ):
+        return "test mcnemar applies only to a min of accuracy_delta, or delta/METRIC of lm-eval"
     return ""
 
 

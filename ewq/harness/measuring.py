@@ -17,7 +17,7 @@ from ewq.harness.session import Session
 from ewq.instruments.processor_wait import ProcessorWait
 from ewq.measurement import Doubt, DoubtKind, TaskResult
 from ewq.record import Record, Verdict
-from ewq.tasks.table import TASKS, Kind, Pairing, figure_of
+from ewq.tasks.table import Kind, Pairing, figure_of, find_task
 from ewq.variants import REFERENCE, Variant, find_variant
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def prepare_references(session: Session) -> None:
     paired = {
         task
         for _, task in session.selected
-        if (REFERENCE, task) not in session.selected and TASKS[task].pairing is not Pairing.NONE
-        if TASKS[task].on_random_weights or not session.subject.is_dummy
+        if (REFERENCE, task) not in session.selected and find_task(task).pairing is not Pairing.NONE
+        if find_task(task).on_random_weights or not session.subject.is_dummy
     }
     missing = [task for task in sorted(paired) if not session.references.recall(task)]
     if not missing:
@@ -84,10 +84,10 @@ def prepare_references(session: Session) -> None:
 
 
 def _measure_for_pairing(session: Session, handle: VariantHandle, task: str) -> None:
-    if TASKS[task].pairing is Pairing.DISTRIBUTIONS:
+    if find_task(task).pairing is Pairing.DISTRIBUTIONS:
         session.distributions(handle)
         return
-    work = TASKS[task].prepare(session.inputs(handle))
+    work = find_task(task).prepare(session.inputs(handle))
     for _ in range(work.warmup_rounds + work.rounds):
         work.once()
     session.references.remember(task, work.result(), MEASURED_FOR_PAIRING)
@@ -108,7 +108,7 @@ def _restore_reference(
     session.references.remember(task, result)
     session.references.replayed.add(task)
     todo = {key[1] for key in session.selected if key not in session.journal.completed}
-    if TASKS[task].pairing is Pairing.DISTRIBUTIONS and task in todo:
+    if find_task(task).pairing is Pairing.DISTRIBUTIONS and task in todo:
         session.distributions(handle)
 
 
@@ -135,7 +135,9 @@ def _is_only_slow(record: Record) -> bool:
     failed = [each.metric for each in record.reasons if each.verdict is Verdict.FAIL]
     figures = [figure_of(record.task, metric) for metric in failed]
     clocked = all(figure and figure.kind is Kind.CLOCK for figure in figures)
-    return bool(failed) and clocked and TASKS[record.task].in_rounds and FIRST not in record.side
+    return (
+        bool(failed) and clocked and find_task(record.task).in_rounds and FIRST not in record.side
+    )
 
 
 def _second(session: Session, first: Record, record: Record) -> Record:
@@ -189,11 +191,11 @@ def _measure_now(
 def _timed(
     session: Session, handle: VariantHandle, task: str, benchmark: BenchmarkFixture
 ) -> TaskResult:
-    work = TASKS[task].prepare(session.inputs(handle))
+    work = find_task(task).prepare(session.inputs(handle))
     with ProcessorWait() as waiting:
         _time(benchmark, work.once, work.rounds, work.warmup_rounds)
     result, share = work.result(), waiting.share
-    if not TASKS[task].in_rounds or share is None or share <= 0.1:
+    if not find_task(task).in_rounds or share is None or share <= 0.1:
         return result
     # Waiting for other programs varies from run to run, not within one.
     text = f"other programs kept the processor busy: {share:.0%} of the time was spent waiting"
@@ -204,8 +206,8 @@ def _record(session: Session, handle: VariantHandle, result: TaskResult) -> Reco
     task = result.task
     reference = None if handle.name == REFERENCE else session.references.get(task)
     origin = (note,) if (note := session.references.origin.get(task)) else ()
-    metrics = {**result.metrics, **TASKS[task].pair(result, reference)}
-    TASKS[task].check(metrics, result.items)
+    metrics = {**result.metrics, **find_task(task).pair(result, reference)}
+    find_task(task).check(metrics, result.items)
     return Record(
         model=session.subject.label,
         fingerprint=session.subject.fingerprint,

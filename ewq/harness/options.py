@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from ewq.data.lm_eval import FILES
 from ewq.errors import InputError
+from ewq.tasks.table import OF_FAMILY
 from ewq.tasks.tiers import TIERS
 from ewq.variants import Variant, default_names, find_variant, in_run_order, parse_factor
 
@@ -29,6 +31,7 @@ _VALUES: tuple[tuple[str, str, str, str], ...] = (
     ("tier", "quick", "TIER", "smoke, quick or full"),
     ("mmlu", "", "DIR|hub", "MMLU as a folder of CSV files or from the hub"),
     ("texts", "", "DIR|hub", "texts for perplexity: folder, file, or WikiText-2 from the hub"),
+    ("lm-eval", "", "A,B", "tasks of lm-evaluation-harness: names, groups or .yaml files"),
     ("calibration", "", "DIR", "text that fitted plans are made on (default: ewq's own)"),
     ("thresholds", "", "FILE", "thresholds.toml (default: beside the benchmarks)"),
     ("baseline", "", "RUN", "stored run to gate against: a file, a run number or a commit"),
@@ -57,6 +60,8 @@ class Options:
     tier: str
     mmlu: str
     texts: str
+    lm_eval: dict[str, str]
+    """Task of ours -> what lm-eval knows it by, or its file."""
     calibration: str
     thresholds: Path | None
     baseline: str
@@ -84,6 +89,7 @@ class Options:
         named = [name.strip() for name in given["variants"].split(",") if name.strip()]
         variants = [find_variant(name) for name in named or default_names(factors)]
         given["variants"], given["variants_named"] = _without_repeats(variants), bool(named)
+        given["lm_eval"] = _lm_eval(given["lm_eval"].split(","))
         thresholds = given["thresholds"]
         given["thresholds"] = Path(thresholds).expanduser() if thresholds else None
         return cls(**given)
@@ -113,6 +119,19 @@ def _read(config: pytest.Config, name: str) -> Any:
     """A string, or a boolean for a flag."""
     given = config.getoption(f"ewq_{_key(name)}")
     return config.getini(f"ewq_{_key(name)}") if given is None else given
+
+
+def _lm_eval(specs: list[str]) -> dict[str, str]:
+    """Each by its name, a file by its own."""
+    named: dict[str, str] = {}
+    for spec in filter(None, map(str.strip, specs)):
+        path, in_file = Path(spec).expanduser(), spec.endswith(FILES)
+        if in_file and not path.is_file():
+            raise InputError(f"--ewq-lm-eval {spec}: no such file")
+        name = f"lm_eval{OF_FAMILY}{path.stem if in_file else spec}"
+        if named.setdefault(name, spec) != spec:
+            raise InputError(f"--ewq-lm-eval: {named[name]} and {spec} make one {name}: rename one")
+    return named
 
 
 def _without_repeats(variants: list[Variant]) -> tuple[Variant, ...]:

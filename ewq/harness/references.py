@@ -3,7 +3,7 @@
 from ewq.files import read_cached, write_cached
 from ewq.measurement import Doubt, DoubtKind, TaskResult
 from ewq.storage.environment import RunIdentity
-from ewq.tasks.table import TASKS, Pairing
+from ewq.tasks.table import Pairing, find_task
 from ewq.tasks.throughput import DECODE_MODE
 
 MEASURED_FOR_PAIRING = "the reference was measured for this comparison only"
@@ -41,7 +41,7 @@ class References:
     def doubts(self, task: str, result: TaskResult) -> tuple[Doubt, ...]:
         """Why figures of ``result`` paired with the reference are not to be trusted."""
         doubts = []
-        if task in self.replayed and TASKS[task].same_session:
+        if task in self.replayed and find_task(task).same_session:
             doubts.append(BEFORE_INTERRUPTION)
         reference = self.get(task)
         ours, theirs = result.side.get(DECODE_MODE), reference and reference.side.get(DECODE_MODE)
@@ -62,4 +62,4 @@ class References:
 
 def _is_kept(task: str) -> bool:
     """Whether results of the task are of use to later runs."""
-    return TASKS[task].pairing is Pairing.RESULTS and not TASKS[task].same_session
+    return find_task(task).pairing is Pairing.RESULTS and not find_task(task).same_session

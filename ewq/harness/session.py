@@ -21,11 +21,12 @@ from ewq.harness.subject import Placement, Subject
 from ewq.measurement import DoubtKind
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.record import Reason, Record, Verdict
-from ewq.tasks.table import TASKS, Data, Inputs, find_task
+from ewq.tasks.table import OF_FAMILY, Data, Inputs, Task, find_task
 from ewq.tasks.tiers import Tier
 from ewq.variants import REFERENCE, Variant, is_fit_name
 
 if TYPE_CHECKING:
+    from ewq.data.lm_eval import Documents
     from ewq.data.mmlu import MmluData
     from ewq.data.reference_logprobs import Reference
     from ewq.data.texts import TextSet
@@ -44,6 +45,7 @@ class RunData:
     options: Options
     sizes: Tier
     progress: Progress = NO_PROGRESS
+    loaded: dict[str, Documents] = field(default_factory=dict, compare=False)
 
     @cached_property
     def mmlu(self) -> MmluData:
@@ -72,11 +74,23 @@ class RunData:
             return DEFINITIONS["papers"]
         return DEFINITIONS["disjoint"] if self.sizes.text_tokens is None else SHORT
 
-    def digest(self, data: Data) -> str:
+    def documents(self, task: str) -> Documents:
+        """What one task of lm-eval asks."""
+        from ewq.data.lm_eval import load_documents
+
+        if task not in self.loaded:
+            with step(self.progress, f"reading {task}", 1, "data set"):
+                spec = self.options.lm_eval.get(task, task.partition(OF_FAMILY)[2])
+                self.loaded[task] = load_documents(spec)
+        return self.loaded[task]
+
+    def digest(self, task: Task) -> str:
         """Of the data that a task reads; empty for tasks that make their own."""
-        if data is Data.QUESTIONS:
+        if task.data is Data.DOCUMENTS:
+            return self.documents(task.name).digest
+        if task.data is Data.QUESTIONS:
             return self.mmlu.digest
-        return self.texts.digest if data is Data.TEXTS else ""
+        return self.texts.digest if task.data is Data.TEXTS else ""
 
     def _default(self, name: str) -> str | Path:
         """The published data set in the full tier, else what ewq carries with it."""
@@ -160,7 +174,7 @@ class Session:
 
     def at_chance(self, variant: str, task: str) -> bool:
         """Whether the reference guesses at what a task asks, which then says nothing."""
-        probe, baseline = self.references.get(TASKS[task].probe), self.gate.baseline
+        probe, baseline = self.references.get(find_task(task).probe), self.gate.baseline
         if probe is None or (variant, task) == (REFERENCE, probe.task):
             return False
         if baseline and (variant, task) in baseline.records:
@@ -179,6 +193,7 @@ class Session:
             window_nll=handle.window_nll,
             sizes=self.data.sizes,
             progress=self.progress,
+            documents=self.data.documents,
         )
 
     def distributions(self, handle: VariantHandle) -> Reference:
@@ -245,6 +260,6 @@ def identify(
         "tokenizer": subject.tokenizer_digest,
         "sizes": json.loads(json.dumps(asdict(data.sizes))),
         **asdict(placement),
-        **{task.name + DATA: digest for task in tasks if (digest := data.digest(task.data))},
+        **{task.name + DATA: digest for task in tasks if (digest := data.digest(task))},
     }
     return RunIdentity(subject.fingerprint, settings, describe(placement.device))

@@ -15,6 +15,7 @@ import pytest
 from ewq.errors import InputError
 from ewq.files import cached_kinds, sync_file
 from ewq.harness.options import Options
+from ewq.tasks.table import OF_FAMILY
 from ewq.variants import find_variant
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ewq.record import RecordKey
     from ewq.storage.environment import RunIdentity
 
-TASK_MARK = "task"
+TASK_MARK, MEMBER = "task", "member"
 
 
 @dataclass(eq=False)
@@ -214,9 +215,10 @@ def state_of(config: pytest.Config) -> PluginState:
 
 
 def task_of(item: pytest.Item) -> str | None:
-    """The task a benchmark test measures; ``None`` for other tests."""
-    mark = item.get_closest_marker(TASK_MARK)
-    return str(mark.args[0]) if mark else None
+    """The task a benchmark test measures, of a family its ``member``; ``None`` for other tests."""
+    mark, callspec = item.get_closest_marker(TASK_MARK), getattr(item, "callspec", None)
+    member = callspec.params.get(MEMBER) if callspec else None
+    return None if mark is None else OF_FAMILY.join(filter(None, (mark.args[0], member)))
 
 
 def key_of(item: pytest.Item) -> RecordKey | None:

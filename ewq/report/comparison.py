@@ -9,7 +9,7 @@ from ewq.record import Verdict
 from ewq.report.document import VERDICT, Bullets, Page, Paragraph, Part, Point, Section, Table
 from ewq.report.formats import to_html, to_json, to_markdown
 from ewq.report.rows import MISSING, metric_title, run_data
-from ewq.tasks.table import TASKS, Kind
+from ewq.tasks.table import Kind, known_task
 
 COMMENT_LIMIT = 65_536
 _LISTED = 20
@@ -84,15 +84,15 @@ def _count(number: int, noun: str) -> str:
 def _same_quality(comparison: Comparison) -> bool:
     """Whether every answer and every text's score is what it was; clocks never are."""
     old, new = comparison.before.records, comparison.after.records
-    quality = {
-        name
-        for name, task in TASKS.items()
-        if any(figure.kind in (Kind.QUALITY, Kind.CHOICE) for figure in task.figures)
-    }
+
+    def is_quality(task: str) -> bool:
+        figures = known.figures if (known := known_task(task)) else ()
+        return any(figure.kind in (Kind.QUALITY, Kind.CHOICE) for figure in figures)
+
     return all(
         old[key].items == new[key].items and old[key].metrics == new[key].metrics
         for key in new
-        if key in old and key[1] in quality
+        if key in old and is_quality(key[1])
     )
 
 

@@ -24,7 +24,7 @@ from ewq.version import __version__
 
 LIBRARIES = (
     *("torch", "transformers", "bitsandbytes", "accelerate", "llama-cpp-python"),
-    *("compressed-tensors", "gptqmodel", "peft", "torchao"),
+    *("compressed-tensors", "gptqmodel", "peft", "torchao", "lm_eval"),
 )
 DIFFERENCE_KEYS = ("driver", "cuda", "power_limit_w", *LIBRARIES, "ewq", "ewq_commit", "python")
 """What may differ between comparable runs, but must be said."""
@@ -73,10 +73,17 @@ class RunIdentity:
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Differences in what both know: runs stored by an older ewq know less."""
-    changed = [key for key, value in now.items() if key in before and before[key] != value]
+    changed = [key for key, value in now.items() if key in before and _differ(before[key], value)]
     if "tier" in changed and "sizes" in changed:
         changed.remove("sizes")  # they go with it
     return [f"setting {key} was {before[key]!r}, is {now[key]!r}" for key in changed]
+
+
+def _differ(before: Any, now: Any) -> bool:
+    """Sizes that only one of them knows are no difference."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return any(before[key] != now[key] for key in before.keys() & now.keys())
+    return bool(before != now)
 
 
 def comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from ewq.codec import decode
 from ewq.errors import EwqError, InputError
 from ewq.record import Record, RecordKey, Verdict
 from ewq.storage.environment import RunIdentity, git_lines
-from ewq.tasks.table import TASKS
+from ewq.tasks.table import known_task
 
 STORAGE = Path(".benchmarks")
 """Where pytest-benchmark keeps runs unless ``--benchmark-storage`` says otherwise."""
@@ -207,8 +207,8 @@ def _check_details(record: Record) -> None:
     """Raise a ValueError or TypeError where subjects, items or a plan are of another kind."""
     plan: Any = record.side.get("plan")
     known = {**plan, **plan["rule"]} if plan else {}
-    figures = TASKS[record.task].figures if record.task in TASKS else ()
-    means = [figure.mean for figure in figures if figure.mean and figure.mean.size]
+    figures = task.figures if (task := known_task(record.task)) else ()
+    means = [mean for figure in figures if (mean := figure.mean) and (mean.size or mean.metrics)]
     measured = {name for mean in means for name in (mean.column, mean.size)}
     columns = record.items.columns
     details = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from ewq.measurement import Items, Metric, TaskResult
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from ewq.data.lm_eval import Documents
     from ewq.data.mmlu import MmluData
     from ewq.data.reference_logprobs import Reference
     from ewq.data.texts import TextSet
@@ -31,12 +32,18 @@ if TYPE_CHECKING:
     from ewq.tasks.tiers import Tier
 
 
+OF_FAMILY = "-"
+"""Between the name of a family and that of its member: ``lm_eval-hellaswag``."""
+
+
 class Data(StrEnum):
     """What a task reads; loaded before the clock starts."""
 
     NONE = ""
     QUESTIONS = "questions"
     TEXTS = "texts"
+    DOCUMENTS = "documents"
+    """Of one member of the family of lm-eval's tasks."""
 
 
 class Pairing(StrEnum):
@@ -86,6 +93,10 @@ class ItemMean:
     """The column to divide by. ``None``: the first holds letters, upper case where right."""
     slope: Callable[[float], float] = lambda mean: 1.0
     """Change of the metric per change of the mean, at a mean."""
+    metrics: str = ""
+    """The column that names the metric of a row, where the rows of several share columns."""
+    cluster: str = "document"
+    """The column that says which items belong together."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,7 @@ class Figure:
     key: str
     """A name, or a regular expression that whole names match."""
     unit: str
+    """Empty where a measurement itself says unit and direction, as lm-eval's tasks do."""
     higher_is_better: bool | None
     kind: Kind = Kind.QUALITY
     paired: bool = False
@@ -126,6 +138,9 @@ class Inputs:
     """Of the windows that a task has run on this model, in nats: perplexity needs no more."""
     sizes: Tier
     progress: Progress
+    documents: Callable[[str], Documents]
+    task: str = ""
+    """The task that runs, under its whole name."""
 
 
 @dataclass(frozen=True)
@@ -157,17 +172,20 @@ class Task:
     on_random_weights: bool = False
     probe: str = ""
     """The task at which the reference must do better than chance for this one to say something."""
+    family: bool = False
+    """Its members are tasks, ``NAME-MEMBER``, that others have written."""
     first: bool = False
     """It is measured before a variant's other tasks, which leave freed memory behind."""
 
     @property
     def module(self) -> ModuleType:
         """The task's code."""
-        return import_module(f"ewq.tasks.{self.name}")
+        return import_module(f"ewq.tasks.{self.name.partition(OF_FAMILY)[0]}")
 
     def prepare(self, inputs: Inputs) -> Work:
         """Load the data and the model, so that only the task's own work is timed."""
-        if self.data is not Data.NONE:
+        inputs = replace(inputs, task=self.name)
+        if self.data in (Data.QUESTIONS, Data.TEXTS):
             _ = inputs.questions() if self.data is Data.QUESTIONS else inputs.texts()
         inputs.model()
         if self.in_rounds:
@@ -200,22 +218,30 @@ class Task:
                 raise MeasurementError(f"{self.name} reports {name!r}, which its table entry lacks")
             found = (metric.unit, metric.higher_is_better)
             wanted = (known.unit, known.higher_is_better)
-            if found != wanted:
+            if known.unit and found != wanted:
                 raise MeasurementError(
                     f"{self.name} reports {name!r} with unit and direction {found}, not {wanted}"
                 )
 
 
+def known_task(name: str) -> Task | None:
+    """The task of a name, members of families among them; ``None`` where there is none."""
+    family, of, member = name.partition(OF_FAMILY)
+    if of and member and family in FAMILIES:
+        return replace(TASKS[family], name=name)
+    return TASKS.get(name)
+
+
 def find_task(name: str) -> Task:
     """The task of a name; an InputError where there is none."""
-    if name not in TASKS:
+    if (task := known_task(name)) is None:
         raise InputError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
-    return TASKS[name]
+    return task
 
 
 def figure_of(task: str, metric: str) -> Figure | None:
     """What is known of a metric of a task; ``None`` where either is unknown."""
-    return TASKS[task].figure(metric) if task in TASKS else None
+    return known.figure(metric) if (known := known_task(task)) else None
 
 
 _SPREAD = r"(_b\d+)?(_p10|_p90)?"
@@ -292,6 +318,14 @@ _NOISE_FLOOR = (
     Figure(r"logprob_change/(repeat|regrouped)", "nats", False),
 )
 
+_LM_EVAL = (
+    Figure("delta/.+", "", None, paired=True),
+    Figure("flips/.+", "fraction", False, paired=True),
+    Figure("mcnemar_p/.+", "p", None, paired=True),
+    Figure(".+", "", None, tolerance=Tolerance(0.01),
+           mean=ItemMean("value", metrics="metric", cluster="cluster")),
+)  # fmt: skip
+
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
@@ -320,5 +354,11 @@ TASKS: Mapping[str, Task] = {
             "samples", _SAMPLES, pairing=Pairing.RESULTS,
             item_names=("prompt",), item_values=("tokens",),
         ),
+        Task(
+            "lm_eval", _LM_EVAL, Data.DOCUMENTS, Pairing.RESULTS,
+            item_names=("metric", "document", "cluster"), item_values=("value",), family=True,
+        ),
     )
 }  # fmt: skip
+FAMILIES = frozenset(name for name, task in TASKS.items() if task.family)
+"""Tasks of which only members are measured."""

@@ -429,7 +429,10 @@ def test_the_error_of_a_paired_change_is_that_of_the_figure(name, size, slope):
     """The delta method: the error of the mean times the slope of the figure at the new mean."""
     windows = [["law", 300.0 + i, 100, 380 + 9 * i, i] for i in range(12)]
     risen = [[d, 301.0, t, b, k] for d, _, t, b, k in windows]
-    before, after = (record("perplexity", items=scored(rows)) for rows in (windows, risen))
+    figure = {name: metric(20.0, stderr=3.0, better=False, unit="ratio")}
+    before, after = (
+        record("perplexity", metrics=figure, items=scored(rows)) for rows in (windows, risen)
+    )
     sizes = after.items.column(size)
     mean = clustered_ratio([1.0 - i for i in range(12)], sizes)
     found = paired_changes(before, after)[name]
