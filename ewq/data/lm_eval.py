@@ -1,7 +1,5 @@
 """Tasks of lm-evaluation-harness, by name or as YAML files, with the documents that they ask."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import random

@@ -5,27 +5,23 @@ they are the jackknife's pseudo-values ``G t - (G - 1) t_g``, ``t_g`` being the 
 document, or block ``g`` of them (Tukey 1958): their mean estimates it, their spread its error.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ewq import stats
+from ewq.data.lm_eval import Documents
 from ewq.errors import InputError, MeasurementError
 from ewq.files import content_key
 from ewq.measurement import Items, Metric, TaskResult, require_same_settings
+from ewq.model import LanguageModel
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.tasks.mmlu_scores import encode, encode_pairs
-
-if TYPE_CHECKING:
-    from ewq.data.lm_eval import Documents
-    from ewq.model import LanguageModel
-    from ewq.tasks.table import Inputs
+from ewq.tasks.table import Inputs
 
 TASK = "lm_eval"
 NEW_TOKENS = 256
