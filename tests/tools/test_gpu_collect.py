@@ -15,12 +15,12 @@ def collect(tmp_path):
     python.write_text('#!/bin/sh\necho "$@" >> "$CALLS"\n')
     python.chmod(0o755)
 
-    def run(*names):
+    def run(*names, **environment):
         calls = tmp_path / "calls"
         calls.write_text("")
         given = {"PYTHON": str(python), "CALLS": str(calls)}
         command = ["bash", SCRIPT, tmp_path / "wheels", *names]
-        subprocess.run(command, env=os.environ | given, check=True)
+        subprocess.run(command, env=os.environ | given | environment, check=True)
         return calls.read_text().splitlines()
 
     return run
@@ -48,3 +48,12 @@ def test_what_the_gpu_machine_has_is_not_fetched(collect):
     # Without it pytest refuses the project's settings.
     assert "pytest-timeout" in names
     assert {"numpy", "pytest"} & dict(asked(collect("numpy"))).keys() == {"numpy"}
+
+
+def test_wheels_are_those_of_the_gpu_machines_python(collect):
+    calls = [call for call in collect(FOR_PYTHON="3.12") if "pip download" in call]
+    of_another = [call for call in calls if "--python-version 3.12" in call]
+    assert all("--only-binary :all:" in call for call in of_another)
+    # Sources are for every Python.
+    [sources] = [call for call in calls if call not in of_another]
+    assert "--no-binary llama-cpp-python" in sources

@@ -1,5 +1,6 @@
 """The steps of ``tools/gpu/run.sh``, and how a call goes on after a cut; Python is a stand-in."""
 
+import importlib.util
 import json
 import os
 import random
@@ -11,10 +12,13 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
+from ewq.tasks.tiers import tier_sizes
 from tests.make_runs import metric, record, stored_run
 
 FOLDER = Path(__file__).parents[2] / "tools" / "gpu"
@@ -239,6 +243,21 @@ def test_two_calls_do_not_work_in_one_folder(machine):
     assert "an earlier call is still at work" in said
 
 
+def test_cpu_and_gpu_are_compared_on_the_same_data(machine):
+    """That comes with ewq, since there is no network, and in a tier of equal sizes on both."""
+    machine.run("agreement", DEVICE="cuda")
+    begun = [call.split() for call in machine.calls if call.startswith("-m pytest")]
+    assert [words[words.index("--ewq-device") + 1] for words in begun] == ["cuda"] * 3
+    assert begun[2][-2:] == ["--ewq-device", "cpu"]
+    own = [[word for word in words if "=" not in word] for words in begun]
+    assert own[1] == [*own[0], "--ewq-dtype", "float32"]
+    assert own[2] == [*own[0], "--ewq-device", "cpu"]
+    given = dict(zip(own[0], own[0][1:], strict=False))
+    assert (given["--ewq-mmlu"], given["--ewq-texts"]) == ("fixtures/mmlu", "fixtures/texts")
+    tier = given["--ewq-tier"]
+    assert tier_sizes(tier, "cpu") == tier_sizes(tier, "cuda")
+
+
 def test_what_an_earlier_call_left_half_done_is_removed(machine):
     leftover = machine.out / "work" / "cache" / "dummy" / ".qwen3-8b-1234"
     whole = leftover.with_name("qwen3-8b")
@@ -344,3 +363,37 @@ def test_a_stored_run_says_how_far_it_got(tmp_path):
     assert environment("--run", whole) == "complete\n"
     assert environment("--run", part) == "failed\n"
     assert environment("--run", tmp_path / "none.json") == "missing\n"
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("gpu_environment", FOLDER / "environment.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_toolkit_without_cublas_gets_that_of_pip(script, tmp_path, monkeypatch, capsys, whole):
+    nvcc, pip = tmp_path / "cuda" / "bin" / "nvcc", tmp_path / "nvidia" / "cu13"
+    for file in (nvcc, pip / "lib" / "libcublas.so.13", pip / "include" / "cublas_v2.h"):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    if whole:
+        (tmp_path / "cuda" / "libcublas.so").touch()
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+    monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(script.shutil, "which", lambda name: str(nvcc))
+
+    assert script.toolkit("cuda", str(tmp_path / "links")) == 0
+
+    said, link = capsys.readouterr().out, tmp_path / "links" / "libcublas.so"
+    assert bool(said) is link.exists() is not whole
+    if not whole:
+        assert link.resolve().name == "libcublas.so.13"
+        assert f"CMAKE_LIBRARY_PATH='{tmp_path / 'links'}'" in said
+        assert f"-I{pip / 'include'}" in said
+
+
+def test_a_process_without_torch_is_told_where_its_libraries_are():
+    assert str(Path(torch.__file__).parent / "lib") in environment("--libraries").strip().split(":")

@@ -17,7 +17,8 @@ GB = 1_000_000_000
 
 def speed(variant, value, **changes):
     metrics = {"decode_tokens_per_s": metric(value, n=5, unit="tokens/s")}
-    return record("throughput", variant, metrics, **changes)
+    side = {"decode_mode": "static" if variant.startswith("ewq") else "graph"}
+    return record("throughput", variant, metrics, side=side, **changes)
 
 
 def memory(variant, weights_gb, baseline_mb, **side):
@@ -69,8 +70,8 @@ def test_speeds_stand_beside_fp16_eager_fp16_and_the_bound(folder):
     store(folder, "shape", records, failed={"bnb-nf4/memory": "out of memory on cuda:0"})
     store(folder, "shape-eager", [speed("fp16", 40.0)])
     text = summary(folder)
-    assert row(text, "fp16")[-4:] == ["80.0", "1.00", "2.00", "0.64"]
-    assert row(text, "ewq-0.65")[-4:] == ["60.0", "0.75", "1.50", "0.30"]
+    assert row(text, "fp16")[-5:] == ["80.0", "graph", "1.00", "2.00", "0.64"]
+    assert row(text, "ewq-0.65")[-5:] == ["60.0", "static", "0.75", "1.50", "0.30"]
     assert "fp16 decode, share of the bound, at least 0.60: 0.64" in text
     assert "ewq-0.65 decode to eager fp16, at least 1.3: 1.50" in text
     assert "61.0 billion weights/s counted" in text

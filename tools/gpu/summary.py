@@ -62,6 +62,12 @@ def decode_speed(run: Run | None, variant: str) -> float | None:
     return value(run.records.get((variant, "throughput")), "decode_tokens_per_s") if run else None
 
 
+def decode_mode(run: Run, variant: str) -> str:
+    """How a variant decoded; ratios of two ways are not of two models alone."""
+    record = run.records.get((variant, "throughput"))
+    return str(record.side.get("decode_mode") or "") if record else ""
+
+
 def embedding_bits(variant: str) -> float | None:
     """Bits a weight of the embedding takes, where that is the same in every model."""
     if not variant.startswith("gguf"):
@@ -112,16 +118,17 @@ def speed_table(
                 shown(ratio(peak, GB)),
                 shown(value(run.records.get((variant, "throughput")), "prefill_tokens_per_s"), 0),
                 shown(decode, 1),
+                decode_mode(run, variant),
                 shown(ratio(decode, decode_speed(run, "fp16"))),
                 shown(ratio(decode, eager)),
                 shown(of_bound(run, variant, copy_bytes_per_s, config)),
             ]
         )
     head = (
-        "variant | weights GB | bits per weight | peak GB | prefill tok/s | decode tok/s | to fp16 "
-        "| to eager fp16 | of bound"
+        "variant | weights GB | bits per weight | peak GB | prefill tok/s | decode tok/s | mode "
+        "| to fp16 | to eager fp16 | of bound"
     )
-    return table(head, "lrrrrrrrr", rows)
+    return table(head, "lrrrrrlrrr", rows)
 
 
 def modes_table(runs: Mapping[str, Run]) -> list[str]:
