@@ -9,7 +9,7 @@ from typing import Any
 from ewq.record import Verdict
 
 Figure = Mapping[str, Any]
-"""``data`` and ``layout`` as plotly.js takes them; texts inside are escaped by ``plot_text``."""
+"""What ``draw.js`` draws, by its ``kind``; texts inside are escaped by ``plot_text``."""
 VERDICT = "Verdict"
 """The heading whose column is coloured by each row's verdict."""
 # C0 and C1 controls but tab and newline, and halves of surrogate pairs, are not valid in HTML or

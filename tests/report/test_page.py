@@ -5,11 +5,12 @@ import io
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import pytest
-from plotly.graph_objects import Figure
 
 from ewq.errors import InputError
+from ewq.report import plotting
 from ewq.report.document import Bullets, Page, Paragraph, Plot, Point, Section, Table, csv_text
 from ewq.report.formats import FORMATS, to_html, to_markdown
 from ewq.report.sections import make_page
@@ -17,6 +18,8 @@ from ewq.storage.runs import read_run
 from tests.make_runs import stored_run
 from tests.report.cases import CASES, HOSTILE
 from tests.report.example_runs import TASKS, VARIANTS, write_example
+
+DRAWING = files("ewq.report").joinpath("assets", "draw.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +80,18 @@ def test_plots_are_valid_and_each_has_a_table_with_something_in_it(pages, case):
     names = [plot.name for plot in plots(pages[case])]
     assert len(set(names)) == len(names)
     for plot in plots(pages[case]):
-        Figure({"data": plot.figure["data"], "layout": plot.figure["layout"]})
+        assert f"    {plot.figure['kind']}(plot)" in DRAWING
+        assert all(isinstance(axis, str) for axis in plot.figure["axes"])
         assert plot.table.rows
         assert plot.caption
         assert all(len(row) == len(plot.table.headings) for row in plot.table.rows)
+
+
+@pytest.mark.parametrize(
+    "kind", [each for each in vars(plotting).values() if isinstance(each, plotting.VariantKind)]
+)
+def test_every_kind_of_variant_has_a_colour_and_a_mark(kind):
+    assert f'"{kind.label}": [' in DRAWING
 
 
 def test_every_variant_is_in_every_table_that_compares_variants(pages):

@@ -6,8 +6,89 @@
   // Above, below, right, left of the point, then the corners.
   const PLACES = [[0, -1], [0, 1], [1, 0], [-1, 0], [1, -1], [-1, -1], [1, 1], [-1, 1]];
 
+  // Okabe and Ito's colours (2008), told apart with any common colour vision; marks differ too.
+  // Ink, lines and paper are the style sheet's, so that a plot follows dark mode.
+  const BLUE = "#0072B2", SKY = "#56B4E9", ORANGE = "#E69F00", GREEN = "#009E73";
+  const VERMILLION = "#D55E00", PURPLE = "#CC79A7", GREY = "#8A8F98";
+  const SERIES = [BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, GREY];
+  const MARKS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon"];
+  const KINDS = {
+    "16 bits, not quantized": [GREY, "star"],
+    "EWQ plan, bitsandbytes": [BLUE, "circle"],
+    "fitted plan, bitsandbytes": [SKY, "triangle-up"],
+    "uniform control, bitsandbytes": [VERMILLION, "square-open"],
+    "EWQ plan, GGUF": [GREEN, "diamond"],
+    "fitted plan, GGUF": [PURPLE, "triangle-up"],
+    "uniform control, GGUF preset": [ORANGE, "diamond-open"],
+    "folder, as transformers loads it": [VERMILLION, "x"],
+    "other": [GREY, "cross"],
+  };
+
+  function titled(axes, more) {
+    const title = (text) => ({ title: { text: text, standoff: 8 } });
+    return { ...more, xaxis: { ...title(axes[0]), ...more.xaxis },
+             yaxis: { ...title(axes[1]), ...more.yaxis } };
+  }
+
+  function padded(values, share) {
+    const low = Math.min(...values), high = Math.max(...values);
+    const room = share * (high - low || Math.abs(high) || 1);
+    return [low - room, high + room];
+  }
+
+  // From what a plot shows to plotly.js's data and layout, by the plot's kind.
+  const FIGURES = {
+    sizes(plot) {
+      const front = { type: "scatter", mode: "lines", name: "Pareto front", hoverinfo: "skip",
+        x: plot.front.map((p) => p[0]), y: plot.front.map((p) => p[1]),
+        line: { color: GREY, width: 1.5, dash: "dot", shape: "hv" } };
+      const traces = Object.entries(KINDS).map(([label, [color, symbol]]) => {
+        const own = plot.points.filter((p) => p.kind === label);
+        return { type: "scatter", mode: "markers", name: label,
+          x: own.map((p) => p.size), y: own.map((p) => p.value), text: own.map((p) => p.variant),
+          marker: { color: color, symbol: symbol, size: 11, line: { width: 2, color: color } },
+          error_y: { type: "data", color: color, thickness: 1.5, symmetric: false,
+            array: own.map((p) => p.high - p.value), arrayminus: own.map((p) => p.value - p.low) },
+          hovertemplate: "%{text}<br>" + plot.axes[0] + ": %{x:.3g}<br>" + plot.axes[1]
+            + ": %{y:.4g}<extra></extra>" };
+      });
+      const layout = titled(plot.axes, {
+        xaxis: { range: padded(plot.points.map((p) => p.size), 0.12) },
+        yaxis: { range: padded(plot.points.flatMap((p) => [p.low, p.high]), 0.1) } });
+      return { data: [front, ...traces.filter((trace) => trace.x.length)], layout: layout };
+    },
+    blocks(plot) {
+      const curve = { type: "scatter", mode: "lines+markers", showlegend: false,
+        x: plot.x, y: plot.y, line: { color: GREY, width: 1 }, marker: { color: GREY, size: 7 },
+        hovertemplate: "block %{x}: %{y:.4f}<extra></extra>" };
+      const lines = [plot.mean, ...plot.thresholds].map((value, n) => ({
+        type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value,
+        line: { color: GREY, width: 1, dash: n ? "dash" : "solid" } }));
+      const range = [plot.x[0] - 0.6, plot.x[plot.x.length - 1] + 0.6];
+      return { data: [curve], layout: titled(plot.axes, { xaxis: { range: range }, shapes: lines }) };
+    },
+    history(plot) {
+      const traces = plot.lines.flatMap((line, place) => {
+        const color = SERIES[place % SERIES.length];
+        const values = { type: "scatter", mode: "lines+markers", name: line.name,
+          x: line.x, y: line.y, line: { color: color, width: 1.5 },
+          marker: { symbol: MARKS[place % MARKS.length],
+            size: line.x.map((_, n) => (line.starts.includes(n) ? 14 : 7)) },
+          hovertemplate: "%{x}<br>%{y:.5g}<extra>" + line.name + "</extra>" };
+        const newest = line.x[line.x.length - 1];
+        const bar = { type: "scatter", mode: "lines", opacity: 0.3, hoverinfo: "skip",
+          x: [newest, newest], y: line.expected, showlegend: false,
+          line: { color: color, width: 10 } };
+        return line.expected ? [values, bar] : [values];
+      });
+      const axis = { type: "category", categoryorder: "array", categoryarray: plot.runs };
+      return { data: traces, layout: titled(plot.axes, { xaxis: axis }) };
+    },
+  };
+
   function read(box) {
-    return JSON.parse(document.getElementById(box.id + "-data").textContent);
+    const plot = JSON.parse(document.getElementById(box.id + "-data").textContent);
+    return FIGURES[plot.kind](plot);
   }
 
   // What all layouts share; margins and axes may be overridden or extended.

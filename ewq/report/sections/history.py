@@ -20,7 +20,6 @@ from ewq.report.document import (
 )
 from ewq.report.formats import FORMATS as PAGES
 from ewq.report.formats import csv_of
-from ewq.report.plotting import MARKS, SERIES, layout
 from ewq.report.rows import MISSING, ReportedRun, metric_title, run_data
 from ewq.storage.environment import differences
 
@@ -100,9 +99,16 @@ def _table(trends: Sequence[Trend]) -> Table:
 
 def _plot(found: History, trends: Sequence[Trend]) -> Plot:
     """Lines by variant, a larger mark where a level begins, a bar where the newest is expected."""
-    names = [plot_text(run.name) for run in found.runs]
-    axis = {"type": "category", "categoryorder": "array", "categoryarray": names}
-    traces = [trace for place, trend in enumerate(trends) for trace in _traces(trend, place)]
+    lines = [
+        {
+            "name": plot_text(trend.record.variant),
+            "x": [plot_text(run.name) for run in trend.runs],
+            "y": [metric.value for metric in trend.metrics],
+            "starts": [shift.place for shift in trend.shifts],
+            "expected": trend.expected,
+        }
+        for trend in trends
+    ]
     cells = [{run.path: _cell(t, n) for n, run in enumerate(t.runs)} for t in trends]
     rows = tuple(
         (run.name, f"{run.datetime:%Y-%m-%d}", *(line.get(run.path, MISSING) for line in cells))
@@ -113,7 +119,12 @@ def _plot(found: History, trends: Sequence[Trend]) -> Plot:
         name=f"history-{trends[0].record.task}-{trends[0].metric}",
         title=f"{title} over runs",
         caption="Large marks: a new level. Bars at the newest run: what is expected of it.",
-        figure={"data": traces, "layout": layout("", f"{title}, {unit}", xaxis=axis)},
+        figure={
+            "kind": "history",
+            "axes": ["", f"{title}, {unit}"],
+            "runs": [plot_text(run.name) for run in found.runs],
+            "lines": lines,
+        },
         table=Table(
             ("Run", "Date", *(t.record.variant for t in trends)), rows, frozenset({"Date"})
         ),
@@ -125,30 +136,6 @@ def _cell(trend: Trend, place: int) -> str:
     metric = trend.metrics[place]
     error = "" if metric.stderr is None else f" ±{metric.stderr:.2g}"
     return _number(metric.value) + error
-
-
-def _traces(trend: Trend, place: int) -> list[dict[str, Any]]:
-    name, color = plot_text(trend.record.variant), SERIES[place % len(SERIES)]
-    starts = {shift.place for shift in trend.shifts}
-    line: dict[str, Any] = {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": name,
-        "x": [plot_text(run.name) for run in trend.runs],
-        "y": [metric.value for metric in trend.metrics],
-        "line": {"color": color, "width": 1.5},
-        "marker": {
-            "symbol": MARKS[place % len(MARKS)],
-            "size": [14 if run in starts else 7 for run in range(len(trend.runs))],
-        },
-        "hovertemplate": f"%{{x}}<br>%{{y:.5g}}<extra>{name}</extra>",
-    }
-    bar = {
-        **{"type": "scatter", "mode": "lines", "opacity": 0.3, "hoverinfo": "skip"},
-        **{"x": [line["x"][-1]] * 2, "y": list(trend.expected or ()), "showlegend": False},
-        "line": {"color": color, "width": 10},
-    }
-    return [line, bar] if trend.expected else [line]
 
 
 def _data(found: History) -> dict[str, Any]:

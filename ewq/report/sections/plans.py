@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from ewq.report.document import Paragraph, Part, Plot, Section, Table
 from ewq.report.evidence import compare_with_controls, rank_among_random
-from ewq.report.plotting import GREY, layout
 from ewq.report.rows import MISSING, ReportedRun
 from ewq.report.table import kld
 
@@ -146,7 +145,14 @@ def _plot(number: int, plans: list[_Plan]) -> Plot:
         f"{first.stored['std']:.4f}. Dashed, from above: 4 bits begin for "
         f"{', '.join(thresholds.values()) or 'none'}. "
         f"Blocks: {counts}.",
-        figure=_figure(plans, thresholds),
+        figure={
+            "kind": "blocks",
+            "axes": ["block", _ENTROPIES.get(first.scorer, "score")],
+            "x": [index for index, _, _ in first.stored["blocks"]],
+            "y": first.scores,
+            "mean": first.stored["mean"],
+            "thresholds": list(thresholds),
+        },
         table=Table(("Block", first.measure, *names), rows, frozenset(names)),
     )
 
@@ -159,28 +165,3 @@ def _thresholds(plans: list[_Plan]) -> dict[float, str]:
         if begins is not None:
             found.setdefault(begins, plan.variant if plan.factor is None else f"{plan.factor:g}")
     return dict(sorted(found.items(), reverse=True))
-
-
-def _figure(plans: list[_Plan], thresholds: Mapping[float, str]) -> dict[str, Any]:
-    first = plans[0]
-    indices = [index for index, _, _ in first.stored["blocks"]]
-    lines = [(first.stored["mean"], "solid"), *((value, "dash") for value in thresholds)]
-    frame = layout(
-        "block",
-        _ENTROPIES.get(first.scorer, "score"),
-        xaxis={"range": [indices[0] - 0.6, indices[-1] + 0.6]},
-        shapes=[
-            {
-                "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value,
-                "line": {"color": GREY, "width": 1, "dash": dash},
-            }
-            for value, dash in lines
-        ],
-    )  # fmt: skip
-    curve = {
-        "type": "scatter", "mode": "lines+markers", "showlegend": False,
-        "x": indices, "y": list(first.scores),
-        "line": {"color": GREY, "width": 1}, "marker": {"color": GREY, "size": 7},
-        "hovertemplate": "block %{x}: %{y:.4f}<extra></extra>",
-    }  # fmt: skip
-    return {"data": [curve], "layout": frame}
