@@ -116,9 +116,10 @@ class NativeModel:
         params = self._lib.llama_model_default_params()
         params.n_gpu_layers = 0 if self._device == "cpu" else -1
         index = self._device.partition(":")[2]
-        if index.isdecimal():
+        if index.isdecimal() or self._device == "cpu":
             params.split_mode = self._lib.LLAMA_SPLIT_MODE_NONE
-            params.main_gpu = int(index)
+            # -1: none, which would be opened even without a layer on it.
+            params.main_gpu = int(index or -1)
         _messages.clear()
         model = self._lib.llama_model_load_from_file(os.fsencode(path), params)
         if not model:

@@ -208,6 +208,24 @@ def test_closing_frees_and_forbids(file):
             call()
 
 
+@pytest.mark.parametrize(
+    ("device", "layers", "only"),
+    [("cpu", 0, -1), ("cuda", -1, None), ("cuda:0", -1, 0), ("cuda:1", -1, 1)],
+)
+def test_only_the_gpus_that_are_named_are_opened(file, device, layers, only, monkeypatch):
+    library, given = llama_native.llama_library(), []
+
+    def load(path, params):
+        single = params.split_mode == library.LLAMA_SPLIT_MODE_NONE
+        given.append((params.n_gpu_layers, params.main_gpu if single else None))
+
+    monkeypatch.setattr(library, "llama_model_load_from_file", load)
+    monkeypatch.setattr(library, "llama_supports_gpu_offload", lambda: True)
+    with pytest.raises(CheckpointError):
+        llama_native.NativeModel(file, device=device)
+    assert given == [(layers, only)]
+
+
 def test_a_gpu_that_the_build_cannot_use_is_said(file):
     import llama_cpp
 
