@@ -20,8 +20,9 @@ def fused_norms(model: Any) -> Forwards:
 
 
 def _fused(module: Any, x: torch.Tensor) -> torch.Tensor:
-    normed: torch.Tensor = rms_norm(x, module.weight.shape, None, module.variance_epsilon)
-    return module.weight * normed
+    normed = rms_norm(x, module.weight.shape, None, module.variance_epsilon)
+    scaled: torch.Tensor = module.weight * normed
+    return scaled
 
 
 @torch.no_grad()

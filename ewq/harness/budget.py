@@ -14,6 +14,8 @@ from ewq.tasks.table import TASKS, Data
 from ewq.variants import LLAMA_CPP, engine_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ewq.harness.session import Session
 
 QUESTION_TOKENS = 150
@@ -72,8 +74,9 @@ def _probed_s(subject: Subject, device: str, dtype: str) -> tuple[float, float]:
     sample = stored.load(max(stored.tensors, key=lambda name: stored.tensors[name].nbytes))
     sample = sample.flatten()[: SIDE**2]
     square = torch.ones(SIDE, SIDE, dtype=getattr(torch, dtype), device=gpu)
-    took_s = []
-    for work in (lambda: sample.to(gpu), lambda: square @ square):
+    took_s: list[float] = []
+    works: list[Callable[[], torch.Tensor]] = [lambda: sample.to(gpu), lambda: square @ square]
+    for work in works:
         for _ in range(2):  # the first time for what a device does once
             begun_s = time.perf_counter()
             work().flatten()[-1].item()
