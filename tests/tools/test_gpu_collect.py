@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "tools" / "gpu" / "collect.sh"
 def collect(tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$@" >> "$CALLS"\n')
+    (tmp_path / "wheels").mkdir()
     python.chmod(0o755)
 
     def run(*names, **environment):
@@ -57,3 +58,17 @@ def test_wheels_are_those_of_the_gpu_machines_python(collect):
     # Sources are for every Python.
     [sources] = [call for call in calls if call not in of_another]
     assert "--no-binary llama-cpp-python" in sources
+
+
+def test_what_one_transfer_cannot_carry_is_cut_into_pieces(collect, tmp_path):
+    wheels, content = tmp_path / "wheels", os.urandom(2_500_000)
+    (wheels / "large.whl").write_bytes(content)
+    (wheels / "small.whl").write_bytes(b"small")
+    collect("numpy", PIECE_MB="1")
+    pieces = [folder for folder in wheels.iterdir() if folder.is_dir()]
+    assert all(sum(f.stat().st_size for f in each.iterdir()) <= 1_000_000 for each in pieces)
+    files = {file.name: file.read_bytes() for each in pieces for file in each.iterdir()}
+    parts = [files.pop(f"large.whl.part-{number}-of-3") for number in range(3)]
+    assert b"".join(parts) == content
+    assert files == {"small.whl": b"small"}
+    assert [each.name for each in wheels.iterdir() if each.is_file()] == []

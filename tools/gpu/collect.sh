@@ -54,9 +54,8 @@ get --no-binary llama-cpp-python "$(version_of llama_cpp_python)"
 limit=$((PIECE_MB * 1000 * 1000))
 find "$wheels" -maxdepth 1 -type f -size "+${limit}c" ! -name '*.part-*' | while read -r file; do
     count=$((($(stat -c %s "$file") + limit - 1) / limit))
-    for ((part = 0; part < count; part++)); do
-        tail -c "+$((part * limit + 1))" "$file" | head -c "$limit" > "$file.part-$part-of-$count"
-    done
+    split --bytes "$limit" --numeric-suffixes --suffix-length 1 --additional-suffix "-of-$count" \
+        "$file" "$file.part-"
     rm "$file"
 done
 piece=1 filled=0
