@@ -9,11 +9,12 @@ import math
 import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ewq.checkpoint.tensors import FLOATS, TensorInfo
 from ewq.errors import BackendUnavailable, CheckpointError
 
 MAGIC = b"GGUF"
@@ -29,33 +30,12 @@ SCALARS: Mapping[int, str] = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12
 
 
 @dataclass(frozen=True)
-class GgufTensor:
-    """One tensor as the header describes it."""
-
-    name: str
-    shape: tuple[int, ...]
-    """ggml order: row length first."""
-    type_name: str
-    """``F16``, ``Q8_0``, ``Q4_K``, ..."""
-    offset: int
-    """Bytes from the start of the data section."""
-    nbytes: int
-
-    @property
-    def numel(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
 class GgufHeader:
     """Everything a GGUF file says about itself."""
 
     path: Path
     metadata: Mapping[str, Any]
-    tensors: tuple[GgufTensor, ...]
-    data_start: int = 0
-    """Bytes from the start of the file to the data section."""
+    tensors: tuple[TensorInfo, ...]
 
     @property
     def architecture(self) -> str:
@@ -135,7 +115,8 @@ class _Reader:
             raise self._bad(f"has general.alignment {alignment!r}, which is no power of two")
         start = -(-self._at // alignment) * alignment
         self._check_tensors(infos, start, alignment)
-        return GgufHeader(self._path, metadata, tuple(infos), start)
+        tensors = (replace(info, offset=start + info.offset) for info in infos)
+        return GgufHeader(self._path, metadata, tuple(tensors))
 
     def _bad(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self._path}: {what}")
@@ -191,7 +172,8 @@ class _Reader:
         texts = (self._take(self._count(1, "bytes of text")) for _ in range(count))
         return [text.decode(errors="replace") for text in texts]
 
-    def _tensor(self) -> GgufTensor:
+    def _tensor(self) -> TensorInfo:
+        """One tensor, its offset counted from the start of the data section."""
         name = self._name("tensor name")
         if not 0 < len(name.encode()) <= MAX_NAME_BYTES:
             raise self._bad(f"has a tensor name of {len(name.encode())} bytes")
@@ -211,9 +193,10 @@ class _Reader:
                 f"a multiple of {block}"
             )
         nbytes = math.prod(shape) // block * block_bytes
-        return GgufTensor(name, shape, type_name, self._number("Q"), nbytes)
+        packed, offset = type_name not in FLOATS, self._number("Q")
+        return TensorInfo(name, type_name, shape[::-1], nbytes, self._path, offset, packed)
 
-    def _check_tensors(self, tensors: list[GgufTensor], start: int, alignment: int) -> None:
+    def _check_tensors(self, tensors: list[TensorInfo], start: int, alignment: int) -> None:
         """Tensors follow one another, each at the next aligned offset, inside the file."""
         if not tensors:
             raise self._bad("holds no tensors")

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from ewq.checkpoint.gguf_header import read_header
 from ewq.checkpoint.hub import resolve
 from ewq.checkpoint.tensors import (
-    FLOATS,
     TensorInfo,
     as_torch,
     is_pointer,
@@ -144,7 +143,7 @@ def open_checkpoint(model: str | Path, progress: Progress = NO_PROGRESS) -> Chec
 
 
 def _open_gguf(model: str, path: Path) -> Checkpoint:
-    """Shapes are PyTorch's, output rows first; vocabularies are counted, not kept."""
+    """Vocabularies are counted, not kept."""
     header = read_header(path)
     metadata = {
         key: f"GgufArray(length={len(value)})"  # Fingerprints rest on this spelling.
@@ -152,18 +151,7 @@ def _open_gguf(model: str, path: Path) -> Checkpoint:
         else value
         for key, value in header.metadata.items()
     }
-    tensors = {
-        one.name: TensorInfo(
-            one.name,
-            one.type_name,
-            one.shape[::-1],
-            one.nbytes,
-            path,
-            header.data_start + one.offset,
-            packed=one.type_name not in FLOATS,
-        )
-        for one in header.tensors
-    }
+    tensors = {info.name: info for info in header.tensors}
     return Checkpoint(model, path, metadata, header.architecture, tensors)
 
 

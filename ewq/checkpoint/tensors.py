@@ -50,6 +50,7 @@ class TensorInfo:
     dtype: str
     """safetensors spelling (``BF16``, ``F8_E4M3``), or the GGUF type (``Q8_0``)."""
     shape: tuple[int, ...]
+    """PyTorch's order, output rows first."""
     nbytes: int
     """Bytes as stored."""
     file: Path

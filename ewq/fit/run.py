@@ -123,7 +123,7 @@ def recipe_bytes(checkpoint: Checkpoint, name: str) -> int:
     base = converted(checkpoint)
     chosen = recipe_types(base, name.upper())
     return sum(
-        padded(nominal_bytes(chosen.get(tensor.name, tensor.type_name), tensor.numel))
+        padded(nominal_bytes(chosen.get(tensor.name, tensor.dtype), tensor.numel))
         for tensor in read_header(base).tensors
     )
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ewq.checkpoint.gguf_header import GgufHeader, GgufTensor, nominal_bytes, read_header
+from ewq.checkpoint.gguf_header import GgufHeader, nominal_bytes, read_header
 from ewq.checkpoint.layout import Layout, find_layout
 from ewq.checkpoint.opening import Checkpoint
+from ewq.checkpoint.tensors import TensorInfo
 from ewq.entropy.weights import four_bit
 from ewq.errors import PlanError
 from ewq.fit.costs import PlannedTensor, Rounding, StoredMatrix, Values, stored_matrix
@@ -78,13 +79,13 @@ def gguf_target(checkpoint: Checkpoint, base: Path, sensitivity: Sensitivity) ->
     return Target(
         GGUF,
         tensors,
-        {tensor.name: tensor.type_name for tensor in rest},
+        {tensor.name: tensor.dtype for tensor in rest},
         sum(tensor.nbytes for tensor in rest),
         sum(padded(tensor.nbytes) for tensor in rest),
         header.parameters,
         rounded,
         {Precision.EIGHT_BIT: "Q8_0", Precision.FOUR_BIT: "Q4_K"},
-        header.data_start,
+        header.tensors[0].offset,
     )
 
 
@@ -112,11 +113,11 @@ def _matched(
 
 
 def _planned(
-    tensor: GgufTensor, matrix: StoredMatrix, block: int | None, rows: tuple[int, int]
+    tensor: TensorInfo, matrix: StoredMatrix, block: int | None, rows: tuple[int, int]
 ) -> PlannedTensor:
-    halves = ("F16",) if tensor.type_name == "F32" else ()
-    smaller = (name for name in GGUF_TYPES if divides(name, tensor.shape[0]))
-    types = (*smaller, *halves, tensor.type_name)
+    halves = ("F16",) if tensor.dtype == "F32" else ()
+    smaller = (name for name in GGUF_TYPES if divides(name, tensor.shape[-1]))
+    types = (*smaller, *halves, tensor.dtype)
     sizes = {name: nominal_bytes(name, tensor.numel) for name in types}
     return PlannedTensor(tensor.name, matrix, types, sizes, block, rows)
 

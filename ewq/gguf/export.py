@@ -225,7 +225,7 @@ def build(
 
 def make_job(source: GgufHeader, recipe: Recipe, out: Path) -> QuantizeJob:
     """What llama.cpp's quantizer must do to turn ``source`` into ``out``."""
-    requantize = any(tensor.type_name not in CONVERTED_TYPES for tensor in source.tensors)
+    requantize = any(tensor.dtype not in CONVERTED_TYPES for tensor in source.tensors)
     if isinstance(recipe, TypeRecipe):
         job = QuantizeJob(source.path, out, recipe.name)
     else:
@@ -273,7 +273,7 @@ def _becomes_f16(name: str, checkpoint: Checkpoint, recipe: Recipe) -> bool:
 
 def _is_converted(source: GgufHeader, recipe: Recipe) -> bool:
     plain = plain_type(recipe)
-    return plain is not None and {of.type_name for of in source.tensors} <= {plain, "F32"}
+    return plain is not None and {of.dtype for of in source.tensors} <= {plain, "F32"}
 
 
 def _convert_command(checkpoint: Checkpoint, out: Path, recipe: Recipe) -> str:

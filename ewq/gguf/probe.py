@@ -105,7 +105,7 @@ def _shape_of(header: GgufHeader) -> Shape:
     kind, metadata = header.architecture, header.metadata
     embedding = next((t.shape for t in header.tensors if t.name == "token_embd.weight"), (0, 0))
     blocks, width = metadata.get(f"{kind}.block_count", 0), metadata.get(f"{kind}.embedding_length")
-    return Shape(blocks, width or 0, embedding[-1])
+    return Shape(blocks, width or 0, embedding[0])
 
 
 def _differing_tokens(metadata: Mapping[str, Any], tokenizer: Any) -> tuple[int, int]:

@@ -9,7 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ewq.checkpoint.gguf_header import GgufHeader, GgufTensor
+from ewq.checkpoint.gguf_header import GgufHeader
+from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import BackendUnavailable, InputError, PlanError
 from ewq.gguf.convert import CONVERTED_TYPES
 from ewq.gguf.imatrix import check_imatrix
@@ -168,9 +169,9 @@ def _planned_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
     }
 
 
-def _is_quantizable(tensor: GgufTensor) -> bool:
+def _is_quantizable(tensor: TensorInfo) -> bool:
     """Whether llama.cpp's quantizer touches it: no vector, also none stored as one row."""
-    return math.prod(tensor.shape[1:]) > 1 and not tensor.name.endswith(ROUTER)
+    return math.prod(tensor.shape[:-1]) > 1 and not tensor.name.endswith(ROUTER)
 
 
 def _gguf() -> Any:

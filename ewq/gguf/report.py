@@ -83,7 +83,7 @@ def read_back(
         raise EwqError(f"{path.name}: the exported tensors are not those of {source.path.name}")
     tensors = []
     for tensor in header.tensors:
-        name, stored, changed = tensor.name, tensor.type_name, fallbacks.get(tensor.name)
+        name, stored, changed = tensor.name, tensor.dtype, fallbacks.get(tensor.name)
         asked = changed or wanted.get(name)
         if not changed and asked not in (None, stored):
             raise EwqError(f"{path.name}: {name} is stored as {stored}, {asked} was asked for")
@@ -109,5 +109,5 @@ def read_back(
 
 
 def _shapes(header: GgufHeader) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, reversed; llama.cpp drops trailing dimensions of 1 when it writes."""
-    return {of.name: tuple(dropwhile((1).__eq__, reversed(of.shape))) for of in header.tensors}
+    """Shapes by name; llama.cpp drops leading dimensions of 1 when it writes."""
+    return {of.name: tuple(dropwhile((1).__eq__, of.shape)) for of in header.tensors}

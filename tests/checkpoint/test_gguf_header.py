@@ -35,9 +35,9 @@ def write(tmp_path):
 def test_a_sound_header_is_read(write):
     header = read_header(write(gguf_bytes()))
     assert header.architecture == "llama"
-    assert [(t.name, t.shape, t.type_name, t.nbytes) for t in header.tensors] == [
+    assert [(t.name, t.shape, t.dtype, t.nbytes) for t in header.tensors] == [
         ("a", (32,), "F32", 128),
-        ("b", (64, 2), "Q8_0", 136),
+        ("b", (2, 64), "Q8_0", 136),
     ]
     assert (header.weights_bytes, header.parameters) == (264, 160)
 

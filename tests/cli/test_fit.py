@@ -70,7 +70,7 @@ def test_the_file_is_no_larger_than_the_recipe_and_closer_to_the_model(like_a_re
     own, rival = told["measured"]
     assert own["bytes"] == out.stat().st_size <= rival["bytes"]
     assert own["metrics"]["kld_mean"]["value"] < 0.9 * rival["metrics"]["kld_mean"]["value"]
-    stored = {tensor.name: tensor.type_name for tensor in read_header(out).tensors}
+    stored = {tensor.name: tensor.dtype for tensor in read_header(out).tensors}
     assert stored == told["plan"]["weights"]
     assert re.search(r"fit\.gguf \(0\.\d+ MB\) diverges .* by 0\.\d+ ± 0\.\d+", told["sentence"])
     expected = told["plan"]["expected_kld"]["value"]

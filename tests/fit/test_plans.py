@@ -189,7 +189,7 @@ def test_a_dry_run_tells_the_types_of_a_recipe(base, checkpoint, tmp_path):
     told = recipe_types(base, "Q4_K_M")
     recipe = make_recipe("Q4_K_M")
     report = export_gguf(checkpoint.path, tmp_path / "q.gguf", recipe, base=base)
-    before = {tensor.name: tensor.type_name for tensor in read_header(base).tensors}
+    before = {tensor.name: tensor.dtype for tensor in read_header(base).tensors}
     changed = {t.name: t.stored for t in report.tensors if t.stored != before[t.name]}
     assert told == changed
     assert len(set(told.values())) > 1

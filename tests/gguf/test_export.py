@@ -45,7 +45,7 @@ def mixed(deep_base, plan, deep, gguf_cache, tmp_path_factory):
 
 
 def test_the_files_types_are_the_plans(mixed):
-    stored = {tensor.name: tensor.type_name for tensor in read_header(mixed.path).tensors}
+    stored = {tensor.name: tensor.dtype for tensor in read_header(mixed.path).tensors}
     for index, precision in enumerate(PRECISIONS):
         for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up"):
             assert stored[f"blk.{index}.{part}.weight"] == TYPES[precision], (index, part)
@@ -57,7 +57,7 @@ def test_the_files_types_are_the_plans(mixed):
 def test_the_report_is_that_of_the_file(mixed):
     header = read_header(mixed.path)
     assert {t.name: (t.stored, t.nbytes) for t in mixed.tensors} == {
-        t.name: (t.type_name, t.nbytes) for t in header.tensors
+        t.name: (t.dtype, t.nbytes) for t in header.tensors
     }
     assert mixed.weights_bytes == sum(mixed.bytes_by_type.values())
     assert mixed.file_bytes == mixed.path.stat().st_size
@@ -124,7 +124,7 @@ def test_transformers_opens_the_file(mixed, deep):
 def test_other_types_per_precision(deep, deep_base, plan, gguf_cache):
     types = {RAW: "BF16", EIGHT: "Q6_K", FOUR: "Q5_0"}
     path = cached_gguf(deep, make_recipe(plan=plan, types=types), gguf_cache)
-    stored = {tensor.name: tensor.type_name for tensor in read_header(path).tensors}
+    stored = {tensor.name: tensor.dtype for tensor in read_header(path).tensors}
     for index, precision in enumerate(PRECISIONS):
         assert stored[f"blk.{index}.attn_q.weight"] == types[precision]
     assert stored["token_embd.weight"] == "BF16"

@@ -2,17 +2,20 @@ from pathlib import Path
 
 import pytest
 
-from ewq.checkpoint.gguf_header import GgufHeader, GgufTensor
+from ewq.checkpoint.gguf_header import GgufHeader
+from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import PlanError
 from ewq.gguf.recipe import tensors_of_weights
 from tests.gguf.models import require_gguf
+
+FILE = Path("model.gguf")
 
 
 def header(architecture, *names, blocks=12):
     require_gguf()
     metadata = {"general.architecture": architecture, f"{architecture}.block_count": blocks}
-    tensors = tuple(GgufTensor(name, (32, 32), "F16", 0, 2048) for name in names)
-    return GgufHeader(Path("model.gguf"), metadata, tensors)
+    tensors = tuple(TensorInfo(name, "F16", (32, 32), 2048, FILE, 0) for name in names)
+    return GgufHeader(FILE, metadata, tensors)
 
 
 CASES = {

@@ -166,7 +166,7 @@ def rows_of_size(bench, fitting, base, recipe, draws):
     checkpoint = fitting.checkpoint
     budget = recipe_bytes(checkpoint, recipe)
     names = {tensor.name for tensor in fitting.target.tensors}
-    raw = {tensor.name: tensor.type_name for tensor in read_header(base).tensors}
+    raw = {tensor.name: tensor.dtype for tensor in read_header(base).tensors}
     chosen = {**raw, **recipe_types(base, recipe)}
     plan_of = {f"{recipe} plain": ({n: chosen[n] for n in names}, False)}
     plan_of[f"{recipe} imatrix"] = (plan_of[f"{recipe} plain"][0], True)
