@@ -24,7 +24,8 @@ from tests.make_runs import metric, record, stored_run
 FOLDER = Path(__file__).parents[2] / "tools" / "gpu"
 MEASUREMENTS = 3
 RUNS = ["smoke", "shape", "shape-eager", "shape-gguf", "embedded"]
-RUNS += ["agreement-gpu", "agreement-gpu-float32", "agreement-cpu", "shape-compile"]
+RUNS += ["agreement-gpu", "agreement-gpu-float32", "agreement-cpu"]
+RUNS += ["embedded-fit", "shape-compile"]
 STAND_IN = (
     f"#!{sys.executable} -SE\nMEASUREMENTS = {MEASUREMENTS}\n"
     + r"""

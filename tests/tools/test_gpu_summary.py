@@ -105,6 +105,14 @@ def test_answers_and_figures_of_cpu_and_gpu_stand_side_by_side(folder):
     assert row(text, "fp16", "answers that differ of 4") == ["", "1"]
 
 
+def test_variants_that_were_measured_apart_stand_together(folder):
+    store(folder, "embedded", [memory("fp16", 1, 500), speed("fp16", 100.0)])
+    store(folder, "embedded-fit", [speed("fp16", 90.0), speed("gguf-fit-q4_k_m", 200.0)])
+    text = summary(folder)
+    assert row(text, "fp16")[4] == "100.0"
+    assert row(text, "gguf-fit-q4_k_m")[4:7] == ["200.0", "graph", "2.00"]
+
+
 def test_figures_of_other_questions_are_not_compared(folder):
     store(folder, "agreement-cpu", [replace(mmlu("AAbC", "fp16"), task="mmlu_cloze")])
     store(folder, "agreement-gpu", [replace(mmlu("AAbCA", "fp16"), task="mmlu_cloze")])

@@ -28,7 +28,7 @@ wheels=$(realpath "${1:?usage: run.sh WHEELS OUT [STEP...]}")
 out=$(realpath -m "${2:?usage: run.sh WHEELS OUT [STEP...]}")
 shift 2
 # First what the rest stands on; then each shorter and surer measurement before a longer one.
-STEPS=(install build ceilings smoke shape eager gguf embedded agreement compile)
+STEPS=(install build ceilings smoke shape eager gguf embedded agreement fit compile)
 python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 tier=${TIER:-quick}
@@ -235,6 +235,11 @@ agreement() {
     return $status
 }
 
+fit() { # what it rests on is measured first: a backward pass, and what each type costs
+    built
+    bench embedded-fit --ewq-tier "$tier" --ewq-variants fp16,gguf-fit-q4_k_m
+}
+
 compile() { # minutes of compiling, so it comes last
     bench shape-compile "${shape_options[@]}" --ewq-decode compile --ewq-variants fp16 \
         -k throughput
@@ -243,11 +248,11 @@ compile() { # minutes of compiling, so it comes last
 finish() { # of whatever there is
     local name
     build_ended
-    for name in embedded shape shape-gguf; do
+    for name in embedded embedded-fit shape shape-gguf; do
         [ -s "$out/$name.json" ] || continue
-        timeout $((FINISH_S / 5)) "$python" -m ewq report "$out/$name.json" -o "$out/$name.html" || true
+        timeout $((FINISH_S / 6)) "$python" -m ewq report "$out/$name.json" -o "$out/$name.html" || true
     done
-    timeout $((FINISH_S / 5)) "$python" "$here/summary.py" "$out" > "$work/summary.md" || true
+    timeout $((FINISH_S / 6)) "$python" "$here/summary.py" "$out" > "$work/summary.md" || true
     if [ -s "$work/summary.md" ]; then mv "$work/summary.md" "$out/" && cat "$out/summary.md"; fi
     tar -czf "$work/results.tar.gz" --exclude ./work --exclude ./results.tar.gz -C "$out" .
     mv "$work/results.tar.gz" "$out/"

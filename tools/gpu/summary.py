@@ -251,13 +251,16 @@ def available(folder: Path) -> dict[str, Run]:
 
 
 def together(runs: Mapping[str, Run]) -> dict[str, Run]:
-    """The shape's variants of both engines as one run: they were measured apart."""
-    parts = [runs[name] for name in ("shape", "shape-gguf") if name in runs]
-    if not parts:
-        return dict(runs)
-    records = {key: record for part in parts for key, record in part.records.items()}
-    failed = {key: reason for part in parts for key, reason in part.failed.items()}
-    return {**runs, "shape": replace(parts[0], records=records, failed=failed)}
+    """A model's variants as one run where they were measured apart; what came first stays."""
+    joined = dict(runs)
+    for name, other in (("shape", "shape-gguf"), ("embedded", "embedded-fit")):
+        parts = [runs[each] for each in (name, other) if each in runs]
+        if parts:
+            records = {key: record for part in parts[::-1] for key, record in part.records.items()}
+            first = {key: records[key] for part in parts for key in part.records}
+            failed = {key: reason for part in parts for key, reason in part.failed.items()}
+            joined[name] = replace(parts[0], records=first, failed=failed)
+    return joined
 
 
 def main(folder: Path) -> None:
