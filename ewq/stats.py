@@ -15,6 +15,7 @@ from scipy.special import betainc
 from scipy.stats import binomtest, bootstrap, norm, t
 
 from ewq.errors import MeasurementError
+from ewq.measurement import Metric
 
 Array = NDArray[np.float64]
 Clusters = Sequence[Hashable] | None
@@ -56,19 +57,19 @@ class RatioEstimate:
         return None if self.stderr is None else self.clusters - 1
 
 
-@dataclass(frozen=True)
-class PairedAccuracy:
-    """Accuracy of a variant minus accuracy of its reference, on the same questions."""
+class PairedAnswers(NamedTuple):
+    """Right and wrong answers of a variant and of its reference to the same questions."""
 
-    delta: float
-    stderr: float
-    """Clustered standard error of ``delta``; never under one answer's worth, ``1 / n``."""
-    freedom: int
-    flips: float
-    mcnemar_p: float
-    interval: Interval
-    smallest_detectable: float
-    n: int
+    delta: Metric
+    """Accuracy of the variant minus that of the reference."""
+    flips: Metric
+    mcnemar_p: Metric
+
+    @property
+    def smallest_detectable(self) -> float:
+        """As :func:`smallest_detectable_difference`, but never fewer flips than a test needs."""
+        found = smallest_detectable_difference(self.delta.stderr or 0.0, self.delta.freedom)
+        return max(found, FEWEST_FLIPS / self.delta.n)
 
 
 def mcnemar_exact(n01: int, n10: int) -> float:
@@ -80,33 +81,40 @@ def mcnemar_exact(n01: int, n10: int) -> float:
     return float(binomtest(n01, discordant, 0.5).pvalue) if discordant else 1.0
 
 
-def paired_accuracy(
+def paired_answers(
     base_correct: ArrayLike, new_correct: ArrayLike, clusters: Clusters = None
-) -> PairedAccuracy:
+) -> PairedAnswers:
     """Compare right (1) and wrong (0) answers to the same questions, each ``[n]``.
 
-    ``clusters`` are the questions' subjects, see :func:`clusters_of`.
+    ``clusters`` are the questions' subjects, see :func:`clusters_of`. The error of the difference
+    is never under one answer's worth, ``1 / n``: equal answers do not prove the next one equal.
     """
     base, new = _pair(base_correct, new_correct)
-    difference, ones = new - base, np.ones(len(new))
-    n = len(difference)
+    difference, n = new - base, len(base)
     n01, n10 = int(np.sum(difference < 0)), int(np.sum(difference > 0))
     labels = None if clusters is None else clusters_of(clusters)
-    estimate = clustered_ratio(difference, ones, labels)
-    # n equal answers do not prove that the next one is equal too.
-    stderr = max(estimate.stderr or 0.0, 1.0 / n)
-    freedom = max(1, estimate.clusters - 1)
-    detectable = smallest_detectable_difference(stderr, df=freedom)
-    return PairedAccuracy(
-        delta=estimate.value,
-        stderr=stderr,
-        freedom=freedom,
-        flips=(n01 + n10) / n,
-        mcnemar_p=mcnemar_exact(n01, n10),
-        interval=paired_interval(difference, ones, labels, least_stderr=1.0 / n),
-        smallest_detectable=max(detectable, FEWEST_FLIPS / n),
-        n=n,
-    )
+    least = 1.0 / max(n, 1)
+    delta = paired_mean(difference, np.ones(n), labels, "fraction", True, least_stderr=least)
+    flips = Metric((n01 + n10) / n, "fraction", False, n, share_stderr(n01 + n10, n))
+    return PairedAnswers(delta, flips, Metric(mcnemar_exact(n01, n10), "p", None, n))
+
+
+def paired_mean(
+    totals: ArrayLike,
+    sizes: ArrayLike,
+    clusters: Clusters,
+    unit: str,
+    higher_is_better: bool | None,
+    *,
+    least_stderr: float = 0.0,
+) -> Metric:
+    """The difference ``sum(totals) / sum(sizes)``, its clustered error and its 95 % bounds."""
+    found, n = clustered_ratio(totals, sizes, clusters), int(np.sum(sizes))
+    if found.stderr is None and not least_stderr:
+        return Metric(found.value, unit, higher_is_better, n)
+    stderr, freedom = max(found.stderr or 0.0, least_stderr), max(1, found.clusters - 1)
+    bounds = paired_interval(totals, sizes, clusters, least_stderr=least_stderr)
+    return Metric(found.value, unit, higher_is_better, n, stderr, freedom, bounds)
 
 
 def clusters_of(labels: Sequence[Hashable]) -> Sequence[Hashable] | None:

@@ -10,7 +10,7 @@ from ewq.stats import (
     clustered_share_stderr,
     mcnemar_exact,
     noninferiority,
-    paired_accuracy,
+    paired_answers,
     paired_interval,
     paired_ratio,
     pooled_stderr,
@@ -60,14 +60,14 @@ def test_mcnemar_false_alarms_under_equality_stay_at_alpha():
 
 
 def test_paired_accuracy_counts_flips_both_ways():
-    result = paired_accuracy([1, 1, 1, 0, 0, 1, 0, 1], [1, 0, 0, 1, 0, 1, 0, 1])
-    assert result.n == 8
-    assert result.delta == pytest.approx(-1 / 8)
-    assert result.flips == pytest.approx(3 / 8)
-    assert result.mcnemar_p == 1.0
+    result = paired_answers([1, 1, 1, 0, 0, 1, 0, 1], [1, 0, 0, 1, 0, 1, 0, 1])
+    assert result.delta.n == 8
+    assert result.delta.value == pytest.approx(-1 / 8)
+    assert result.flips.value == pytest.approx(3 / 8)
+    assert result.mcnemar_p.value == 1.0
     # sd of (0, -1, -1, 1, 0, 0, 0, 0) over sqrt(8)
-    assert result.stderr == pytest.approx(scipy.stats.sem([0, -1, -1, 1, 0, 0, 0, 0]))
-    assert result.interval.low < result.delta < result.interval.high
+    assert result.delta.stderr == pytest.approx(scipy.stats.sem([0, -1, -1, 1, 0, 0, 0, 0]))
+    assert result.delta.interval.low < result.delta.value < result.delta.interval.high
 
 
 @pytest.mark.parametrize("subjects", [1, 3])
@@ -76,25 +76,25 @@ def test_questions_of_too_few_subjects_stand_for_themselves(subjects):
     base = np.array([1] * 10 + [0] * 5 + [1, 0] * 60)
     new = np.array([0] * 10 + [1] * 5 + [1, 0] * 60)
     labels = [i % subjects for i in range(len(base))]
-    result = paired_accuracy(base, new, labels)
+    result = paired_answers(base, new, labels).delta
     assert result.stderr == pytest.approx(scipy.stats.sem(new - base))
     assert result.freedom == len(base) - 1
-    assert result.interval.low < result.delta < result.interval.high
+    assert result.interval.low < result.value < result.interval.high
 
 
 def test_few_subjects_are_fewer_degrees_of_freedom():
     rng = np.random.default_rng(14)
     base, new = rng.random(200) < 0.6, rng.random(200) < 0.6
-    result = paired_accuracy(base, new, [i % 5 for i in range(200)])
-    assert result.freedom == 4
-    expected = (scipy.stats.t.ppf(0.975, 4) + scipy.stats.t.ppf(0.8, 4)) * result.stderr
+    result = paired_answers(base, new, [i % 5 for i in range(200)])
+    assert result.delta.freedom == 4
+    expected = (scipy.stats.t.ppf(0.975, 4) + scipy.stats.t.ppf(0.8, 4)) * result.delta.stderr
     assert result.smallest_detectable == pytest.approx(max(expected, 6 / 200))
 
 
 def test_equal_answers_leave_room_for_a_difference():
-    same = paired_accuracy([1, 0] * 50, [1, 0] * 50)
-    assert (same.delta, same.flips, same.mcnemar_p) == (0.0, 0.0, 1.0)
-    assert same.stderr == pytest.approx(1 / 100)
+    same = paired_answers([1, 0] * 50, [1, 0] * 50)
+    assert [metric.value for metric in same] == [0.0, 0.0, 1.0]
+    assert same.delta.stderr == pytest.approx(1 / 100)
     # Six flips one way are the fewest that the exact test can call significant at 5 %.
     assert same.smallest_detectable == pytest.approx(6 / 100)
 
@@ -105,7 +105,7 @@ def test_smallest_detectable_matches_the_published_table():
     new = base.copy()
     new[:351] = 0
     base[351:702] = 0
-    assert paired_accuracy(base, new).smallest_detectable * 100 == pytest.approx(0.53, abs=0.005)
+    assert paired_answers(base, new).smallest_detectable * 100 == pytest.approx(0.53, abs=0.005)
 
 
 def test_clustered_ratio_of_single_items_is_the_textbook_standard_error():
@@ -276,8 +276,8 @@ def test_pooled_stderr_is_that_of_the_mean_when_groups_are_alike():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        pytest.param(lambda: paired_accuracy([1, 0], [1]), "cannot pair 1", id="lengths"),
-        pytest.param(lambda: paired_accuracy([], []), "nothing to average", id="nothing"),
+        pytest.param(lambda: paired_answers([1, 0], [1]), "cannot pair 1", id="lengths"),
+        pytest.param(lambda: paired_answers([], []), "nothing to average", id="nothing"),
         pytest.param(lambda: clustered_ratio([1], [0]), "nothing to average", id="no size"),
         pytest.param(lambda: clustered_ratio([1, 2], [1, 1], ["a"]), "1 cluster", id="labels"),
         pytest.param(lambda: noninferiority(0.0, -1.0, 0.1), "standard error of -1", id="stderr"),

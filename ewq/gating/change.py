@@ -8,9 +8,10 @@ from typing import cast
 from ewq.measurement import Doubt, DoubtKind, Metric
 from ewq.record import Record, Verdict
 from ewq.stats import (
+    Clusters,
     clustered_ratio,
     clusters_of,
-    paired_accuracy,
+    paired_answers,
     smallest_detectable_difference,
     two_sided_p,
 )
@@ -96,8 +97,13 @@ def _answers(before: Record, after: Record) -> Certainty:
     subjects = cast("Sequence[tuple[str, int]]", after.settings.get("subjects") or [])
     labels = [name for name, size in subjects for _ in range(size)]
     clusters = labels if len(labels) == len(after.items) else None
-    found = paired_accuracy(list(old), list(new), clusters)
-    return Certainty(found.stderr, found.mcnemar_p, found.smallest_detectable)
+    return _of_flips(list(old), list(new), clusters)
+
+
+def _of_flips(old: Sequence[bool], new: Sequence[bool], clusters: Clusters) -> Certainty:
+    found = paired_answers(old, new, clusters)
+    stderr = found.delta.stderr or 0.0
+    return Certainty(stderr, found.mcnemar_p.value, found.smallest_detectable)
 
 
 def _certainty(before: Record, after: Record, metric: str, mean: ItemMean) -> Certainty | None:
@@ -112,8 +118,7 @@ def _certainty(before: Record, after: Record, metric: str, mean: ItemMean) -> Ce
     )
     old, new, labels = ([column[index] for index in own] for column in columns)
     if mean.metrics and {*old, *new} <= {0.0, 1.0}:
-        right = paired_accuracy(old, new, labels)
-        return Certainty(right.stderr, right.mcnemar_p, right.smallest_detectable)
+        return _of_flips(old, new, labels)
     sizes = after.items.column(mean.size) if mean.size else [1] * len(own)
     differences = [now - then for then, now in zip(old, new, strict=True)]
     change = clustered_ratio(differences, sizes, clusters_of(labels))

@@ -93,20 +93,15 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
             continue
         new, old = ([of[key][0] for key in both] for of in (ours, theirs))
         labels, n = [ours[key][1] for key in both], len(both)
-        clusters, least = stats.clusters_of(labels), 0.0
-        if {*new, *old} <= {0.0, 1.0}:
-            found, least = stats.paired_accuracy(old, new, labels), 1.0 / n
-            flips = stats.share_stderr(round(found.flips * n), n)
-            metrics[f"flips/{name}"] = Metric(found.flips, "fraction", False, n, flips)
-            metrics[f"mcnemar_p/{name}"] = Metric(found.mcnemar_p, "p", None, n)
         differences = [a - b for a, b in zip(new, old, strict=True)]
-        change = stats.clustered_ratio(differences, [1] * n, clusters)
-        delta = Metric(now.value - reference.metrics[name].value, now.unit, now.higher_is_better, n)
-        if change.stderr is not None:
-            stderr = max(change.stderr, least)
-            bounds = stats.paired_interval(differences, [1] * n, clusters, least_stderr=least)
-            delta = replace(delta, stderr=stderr, freedom=change.freedom, interval=bounds)
-        metrics[f"delta/{name}"] = delta
+        units = (now.unit, now.higher_is_better)
+        delta = stats.paired_mean(differences, [1] * n, stats.clusters_of(labels), *units)
+        if {*new, *old} <= {0.0, 1.0}:
+            found = stats.paired_answers(old, new, labels)
+            delta = replace(found.delta, unit=now.unit, higher_is_better=now.higher_is_better)
+            metrics |= {f"flips/{name}": found.flips, f"mcnemar_p/{name}": found.mcnemar_p}
+        value = now.value - reference.metrics[name].value
+        metrics[f"delta/{name}"] = replace(delta, value=value)
     return metrics
 
 

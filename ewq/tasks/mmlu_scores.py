@@ -182,15 +182,8 @@ def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     subjects = cast("Sequence[tuple[str, int]]", result.settings["subjects"])
     base, new = (map(str.isupper, each.items.column("answer")) for each in (reference, result))
     clusters = [name for name, size in subjects for _ in range(size)]
-    paired = stats.paired_accuracy(list(base), list(new), clusters)
-    bounds = paired.freedom, paired.interval
-    delta = Metric(paired.delta, "fraction", True, paired.n, paired.stderr, *bounds)
-    flips = math.sqrt(max(paired.flips * (1 - paired.flips), 1 / paired.n) / paired.n)
-    return {
-        "accuracy_delta": delta,
-        "flips": Metric(paired.flips, "fraction", False, paired.n, flips),
-        "mcnemar_p": Metric(paired.mcnemar_p, "p", None, paired.n),
-    }
+    delta, flips, mcnemar_p = stats.paired_answers(list(base), list(new), clusters)
+    return {"accuracy_delta": delta, "flips": flips, "mcnemar_p": mcnemar_p}
 
 
 def require_finite(logprobs: NDArray[np.float32], what: str) -> None:

@@ -14,7 +14,7 @@ from ewq.data.windows import Definition, Window, fitted_windows, window_notes
 from ewq.errors import MeasurementError
 from ewq.measurement import Items, Metric, TaskResult, require_same_settings
 from ewq.progress import NO_PROGRESS, Progress, step
-from ewq.stats import clustered_ratio, clusters_of, paired_interval
+from ewq.stats import clustered_ratio, clusters_of, paired_mean
 
 if TYPE_CHECKING:
     from ewq.data.texts import TextSet
@@ -131,9 +131,7 @@ def _figures(items: Items) -> dict[str, Metric]:
 def _ln_ratio(new: Items, base: Items) -> Metric:
     tokens, clusters = base.column("tokens"), clusters_of(base.column("document"))
     changes = [b - a for a, b in zip(base.column("nll"), new.column("nll"), strict=True)]
-    ratio = clustered_ratio(changes, tokens, clusters)
-    bounds = None if ratio.stderr is None else paired_interval(changes, tokens, clusters)
-    return Metric(ratio.value, "nats", False, sum(tokens), ratio.stderr, ratio.freedom, bounds)
+    return paired_mean(changes, tokens, clusters, "nats", False)
 
 
 def _scaled(stderr: float | None, factor: float) -> float | None:

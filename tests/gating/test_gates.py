@@ -11,7 +11,7 @@ from ewq.gating.gates import _figure, judge, overall
 from ewq.gating.thresholds import DEFAULT_TOLERANCES, Limit, Test, Tolerance
 from ewq.measurement import Items, Metric
 from ewq.record import Verdict
-from ewq.stats import clustered_ratio, paired_accuracy, smallest_detectable_difference, two_sided_p
+from ewq.stats import clustered_ratio, paired_answers, smallest_detectable_difference, two_sided_p
 from ewq.tasks.table import TASKS
 from tests.make_runs import CHANCE, NOISY, THROTTLED, answers, letters, metric, mmlu, record
 
@@ -467,7 +467,7 @@ def test_answers_of_one_subject_belong_together():
     old, new = "A" * 100, "b" * 25 + "A" * 75
     before, after = (record(items=letters(each), settings=settings) for each in (old, new))
     labels = [name for name, size in subjects for _ in range(size)]
-    clustered = paired_accuracy([1] * 100, [0] * 25 + [1] * 75, labels)
+    clustered = paired_answers([1] * 100, [0] * 25 + [1] * 75, labels).delta
 
     assert paired_changes(before, after)["accuracy"].stderr == clustered.stderr
     assert clustered.stderr > 0.2

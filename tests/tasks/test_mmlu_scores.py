@@ -174,13 +174,13 @@ def test_a_letter_that_was_never_chosen_has_an_error():
 
 @pytest.mark.parametrize(
     ("new", "flips", "variance"),
-    [(ITEMS, 0.0, 1 / 10), ("aB" + ITEMS[2:], 0.2, 0.2 * 0.8)],
-    ids=["none: one flip's worth", "two of ten"],
+    [(ITEMS, 0.0, 2 / 14 * 12 / 14 / 14), ("aB" + ITEMS[2:], 0.2, 0.2 * 0.8 / 9)],
+    ids=["none: two more of either kind", "two of ten"],
 )
 def test_flips_have_the_error_of_a_share(new, flips, variance):
     found = pair(result(new), result(ITEMS))["flips"]
     assert found.value == pytest.approx(flips)
-    assert found.stderr == pytest.approx(math.sqrt(variance / 10))
+    assert found.stderr == pytest.approx(math.sqrt(variance))
 
 
 def test_a_doubt_about_chance_carries_its_figures():
