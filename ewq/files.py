@@ -34,7 +34,7 @@ CACHES = {
     "costs": "what each type costs each tensor, for fitted plans",
     "imatrix": "importance matrices of models",
     "references": "results of the unquantized model, for paired figures",
-    "reference-logprobs": "its distributions, while a run lasts",
+    "distributions": "its distributions, while a run lasts",
     "dummy": "models with random weights",
 }
 """Kinds of what is cached, each a folder -> what it holds."""

@@ -171,7 +171,7 @@ class LlamaCppModel:
         for logits in self._native.decode(tokens):
             if not len(logits):
                 continue
-            block = log_softmax(torch.from_numpy(logits))
+            block, _ = log_softmax(torch.from_numpy(logits))
             if not bool(torch.isfinite(block.sum(dim=-1)).all()):
                 raise MeasurementError(
                     "llama.cpp returned logits that are not finite; the file's weights are damaged "

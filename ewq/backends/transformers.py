@@ -30,7 +30,7 @@ from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.instruments.gpu import ALL
 from ewq.instruments.memory import parameter_count, weights_bytes
 from ewq.measurement import Json
-from ewq.model import Generation, ModelInfo, Stop, TokenIds
+from ewq.model import Generation, Head, ModelInfo, States, Stop, TokenIds
 
 Gather = Callable[[torch.Tensor, Sequence[int]], NDArray[np.float32]]
 LOGIT_BLOCK_BYTES = 192_000_000
@@ -114,6 +114,32 @@ class TransformersModel:
 
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
         """Distributions of ``ids[start:]`` in blocks of at most :data:`LOGIT_BLOCK_BYTES`."""
+        return (block for block, _ in self._normalised(ids, start))
+
+    def states(self, ids: TokenIds, start: int) -> Iterator[States]:
+        """The same, with the last hidden states."""
+        caught: list[torch.Tensor] = []
+        layer = self._model.get_output_embeddings()
+        with layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0])):
+            for logprobs, normalisers in self._normalised(ids, start):
+                hidden = caught.pop().flatten(0, -2)
+                yield States(logprobs, hidden[-len(logprobs) :], normalisers)
+
+    @property
+    def head(self) -> Head | None:
+        """The last layer with what its architecture does to the logits after it."""
+        layer = self._model.get_output_embeddings()
+        if type(layer) is not torch.nn.Linear:
+            return None
+        config, bias = self._model.config.get_text_config(), layer.bias
+        scale = 1.0
+        for name in ("logit_scale", "lm_head_multiplier"):
+            scale *= getattr(config, name, None) or 1.0
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+        cap = getattr(config, "final_logit_softcapping", None)
+        return Head(layer.weight.detach(), None if bias is None else bias.detach(), scale, cap)
+
+    def _normalised(self, ids: TokenIds, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         check_start(self.info, ids, start)
         inputs = list(ids[:-1])
         cache = self._prefill(inputs[: start - 1]) if self._shares_prefix else None

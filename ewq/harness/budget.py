@@ -50,9 +50,10 @@ def budget_line(session: Session) -> str:
     base = 2 * subject.footprint.numel if made else 0
     config = subject.checkpoint.config.get("text_config") or subject.checkpoint.config
     rows = _tokens(session, "divergence") if "divergence" in tasks else 0
+    width = int(config.get("hidden_size") or config.get("n_embd") or 0)
     disk = {
         "gguf": max(0, base + sum(made) - folder_bytes(cache_dir("gguf"))),
-        "reference-logprobs": 4 * rows * int(config.get("vocab_size") or 0),
+        "distributions": 4 * (rows + int(config.get("vocab_size") or 0)) * width if rows else 0,
     }
     for kind, nbytes in disk.items():
         check_output(cache_dir(kind, "this-run"), needed_bytes=nbytes)

@@ -26,9 +26,9 @@ from ewq.tasks.tiers import Tier
 from ewq.variants import REFERENCE, Variant, is_fit_name
 
 if TYPE_CHECKING:
+    from ewq.data.distributions import Reference
     from ewq.data.lm_eval import Documents
     from ewq.data.mmlu import MmluData
-    from ewq.data.reference_logprobs import Reference
     from ewq.data.texts import TextSet
     from ewq.data.windows import Definition
     from ewq.gating.thresholds import Thresholds
@@ -189,23 +189,24 @@ class Session:
             questions=lambda: self.data.mmlu,
             texts=lambda: self.data.texts,
             definition=lambda: self.data.definition,
-            distributions=lambda: self.distributions(handle),
+            distributions=lambda: self.distributions(handle, compare=True),
             window_nll=handle.window_nll,
             sizes=self.data.sizes,
             progress=self.progress,
             documents=self.data.documents,
         )
 
-    def distributions(self, handle: VariantHandle) -> Reference:
-        """The reference's log-probabilities, recorded now if ``handle`` is its."""
+    def distributions(self, handle: VariantHandle, *, compare: bool = False) -> Reference:
+        """The reference's distributions, recorded now if ``handle`` is its."""
         from ewq.tasks import divergence
 
         if self._distributions is None and handle.name == REFERENCE:
             self._distributions = divergence.record_reference(
                 handle.model,
                 self.data.texts,
-                cache_dir("reference-logprobs"),
+                cache_dir("distributions"),
                 max_tokens_per_domain=self.data.sizes.divergence_tokens,
+                compare=compare,
                 progress=self.progress,
             )
         if self._distributions is None:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from itertools import islice
+from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 
-from ewq.data.reference_logprobs import Reference, write_reference
+from ewq.data.distributions import Reference, open_reference
 from ewq.data.windows import SHORT, Definition, Window, fitted_windows, window_notes
 from ewq.errors import MeasurementError
 from ewq.measurement import Items, Metric, TaskResult, require_same_settings
@@ -25,19 +27,26 @@ from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.stats import clustered_ratio, clustered_share_stderr, clusters_of, quantile
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
     from ewq.data.texts import TextSet
-    from ewq.model import LanguageModel
+    from ewq.model import Head, LanguageModel, StatesModel, TokenIds
     from ewq.tasks.table import Inputs
 
     Array = NDArray[np.float64]
 
 TASK = "divergence"
 _DELTA_P_PERCENTILES = (0.1, 1, 5, 10, 50, 90, 95, 99, 99.9)
-# Rows compared at once; the comparison holds a little over two such blocks.
-_BLOCK_BYTES = 16 * 1024**2
+_CONFIDENCES = {
+    "": (0.0, math.inf),
+    "/below_50": (0.0, 0.5),
+    "/50_to_90": (0.5, 0.9),
+    "/from_90": (0.9, math.inf),
+}
+"""Ranges of the reference's largest probability, in percent."""
+EXACT_NATS = 1e-6
+"""Least divergence from itself at which hidden states do not stand for a model's distributions."""
+_TRIED_TOKENS = 16
 
 
 def record_reference(
@@ -47,24 +56,59 @@ def record_reference(
     definition: Definition = SHORT,
     *,
     max_tokens_per_domain: int | None = None,
+    compare: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> Reference:
-    """Store the reference's log-probabilities of every scored token on the disk of ``folder``."""
+    """Store the reference's distributions of every scored token on the disk of ``folder``.
+
+    ``compare`` them with the model's on the way, which spares :func:`run` a pass of its own.
+    """
     settings, windows = fitted_windows(model, texts, definition, max_tokens_per_domain)
     tokens = sum(window.scored for window in windows)
-
-    def blocks() -> Iterator[NDArray[np.float32]]:
+    head = working_head(model, windows[0])
+    with ExitStack() as on_failure, step(progress, "reference", tokens, "tokens") as advance:
+        reference = open_reference(folder, tokens, model.info, settings, head)
+        on_failure.callback(reference.close)
         for window in windows:
-            for block in model.logprobs(window.ids, window.start):
-                yield block.to("cpu").numpy()
-                advance(len(block))
+            parts: list[Array] = []
+            for logprobs, *stored in _blocks(model, window.ids, window.start, head):
+                begin = reference.rows.count
+                reference.append(*stored)
+                if compare:
+                    parts.append(_compare(reference, begin, logprobs, window, parts))
+                advance(len(logprobs))
+            reference.own += [np.concatenate(parts)] if compare else []
+        if reference.rows.count != tokens:
+            raise MeasurementError(f"the reference has {reference.rows.count} rows, not {tokens}")
+        on_failure.pop_all()
+    return reference
 
-    with step(progress, "reference log-probabilities", tokens, "tokens") as advance:
-        return write_reference(folder, tokens, model.info.vocab_size, settings, blocks())
+
+def working_head(model: LanguageModel, window: Window) -> Head | None:
+    """The model's head, if it makes the model's distributions of a few hidden states."""
+    head: Head | None = getattr(model, "head", None)
+    if head is None:
+        return None
+    ids = window.ids[: window.start + _TRIED_TOKENS]
+    for logprobs, hidden, norms in _blocks(model, ids, window.start, head):
+        again = head.logits(hidden, slice(None)).float() - norms[:, None]
+        if again.shape != logprobs.shape:
+            return None
+        kld = (logprobs.exp() * (logprobs - again)).nansum(-1)
+        if not bool((kld.abs() < EXACT_NATS).all()):
+            return None
+    return head
+
+
+def _blocks(model: LanguageModel, ids: TokenIds, start: int, head: Head | None) -> Iterator[Any]:
+    """Blocks of distributions, what to store of them, and the normalisers of hidden states."""
+    if head is None:
+        return ((block, block, None) for block in model.logprobs(ids, start))
+    return cast("StatesModel", model).states(ids, start)
 
 
 def measure(inputs: Inputs) -> TaskResult:
-    """The tier's texts against the reference's recorded log-probabilities."""
+    """The tier's texts against the reference's recorded distributions."""
     return run(
         inputs.model(),
         inputs.texts(),
@@ -93,12 +137,15 @@ def run(
     settings, windows = fitted_windows(model, texts, definition, max_tokens_per_domain)
     require_same_settings(TASK, settings, reference.settings)
     # Rows that only pad a vocabulary take probability that the reference never gives.
-    if model.info.vocab_size < reference.vocab_size:
+    if model.info.vocab_size < reference.source.vocab_size:
         raise MeasurementError(
             f"the model's vocabulary has {model.info.vocab_size} tokens, the reference's "
-            f"{reference.vocab_size}: their distributions cannot be compared"
+            f"{reference.source.vocab_size}: their distributions cannot be compared"
         )
-    per_window = list(_compare_all(model, windows, reference, progress))
+    itself = model.info is reference.source and bool(reference.own)
+    per_window = (
+        reference.own if itself else list(_compare_all(model, windows, reference, progress))
+    )
     if window_nll is not None:
         sums = (float(tokens[:, 4].sum()) for tokens in per_window)
         window_nll.update(zip(windows, sums, strict=True))
@@ -121,55 +168,51 @@ def run(
 def _compare_all(
     model: LanguageModel, windows: Sequence[Window], reference: Reference, progress: Progress
 ) -> Iterator[Array]:
-    """Figures of each window's scored tokens, ``[tokens, 5]`` (see :func:`_compare`)."""
-    import torch
-
-    # The same buffers throughout: of fresh ones the C allocator's heap kept 14 MB a block.
-    rows = max(1, _BLOCK_BYTES // (4 * reference.vocab_size))
-    base = np.empty((rows, reference.vocab_size), dtype=np.float32)
-    buffers = torch.empty(base.shape), torch.empty(base.shape, dtype=torch.bool)
+    """Figures of each window's scored tokens, ``[tokens, 6]`` (see :func:`_compare`)."""
     row = 0
-    with step(progress, "divergence", reference.tokens, "tokens") as advance:
+    with step(progress, "divergence", reference.rows.count, "tokens") as advance:
         for window in windows:
             parts: list[Array] = []
-            targets = iter(window.ids[window.start :])
             for block in model.logprobs(window.ids, window.start):
-                buffers = buffers[0].to(block.device), buffers[1].to(block.device)
-                for q in torch.split(block, rows):
-                    reference.read_into(base[: len(q)], row)
-                    row += len(q)
-                    correct = list(islice(targets, len(q)))
-                    parts.append(_compare(base[: len(q)], q, correct, *buffers))
+                reference = reference.on(block.device)
+                parts.append(_compare(reference, row, block, window, parts))
+                row += len(block)
                 advance(len(block))
             yield np.concatenate(parts)
 
 
 def _compare(
-    base: NDArray[np.float32],
-    q: torch.Tensor,
-    targets: Sequence[int],
-    probability: torch.Tensor,
-    excluded: torch.Tensor,
+    reference: Reference, row: int, q: torch.Tensor, window: Window, before: Sequence[Array]
 ) -> Array:
-    """KLD, equality of the most likely token, ``delta_p``, ``ln p(correct) - ln q(correct)``, and
-    ``-ln q(correct)``.
+    """KLD, equality of the most likely token, ``delta_p``, change of nll, nll, and confidence.
 
-    The fourth is positive where the model is worse. ``base``, the reference's rows, is overwritten,
-    as are the buffers ``probability`` and ``excluded``.
+    The change is ``ln p(correct) - ln q(correct)``, positive where the model is worse; confidence
+    is the reference's largest probability. ``q`` stands for rows of the reference from ``row`` on
+    and follows what was compared ``before`` of its window.
     """
-    import torch
-
-    p = torch.from_numpy(base).to(q.device)
-    correct = torch.tensor(targets, device=q.device)[:, None]
-    p_correct = p.gather(1, correct)[:, 0].double()
-    q_correct = q.gather(1, correct)[:, 0].double()
-    same = (p.argmax(-1) == q.argmax(-1)).double()
-    q = q[:, : p.shape[1]]
-    probability = torch.exp(p, out=probability[: len(p)])
-    # What the reference excludes adds nothing, whatever the model says: 0 * inf is not 0.
-    excluded = torch.eq(probability, 0, out=excluded[: len(p)])
-    kld = p.sub_(q).mul_(probability).masked_fill_(excluded, 0.0).sum(-1, dtype=torch.float64)
-    figures = (kld, same, q_correct.exp() - p_correct.exp(), p_correct - q_correct, -q_correct)
+    first = window.start + sum(map(len, before))
+    correct = torch.tensor(window.ids[first : first + len(q)], device=q.device)
+    kld, p_correct = q.new_zeros((2, len(q)), dtype=torch.float64)
+    best, top = q.new_full((len(q),), -math.inf), torch.zeros_like(correct)
+    for rows, columns, p in reference.parts(row, len(q), q.device):
+        highest, place = p.max(-1)
+        better = highest > best[rows]
+        best[rows] = torch.where(better, highest, best[rows])
+        top[rows] = torch.where(better, place + columns.start, top[rows])
+        own = correct[rows] - columns.start
+        found = p.gather(1, own.clamp(0, p.shape[1] - 1)[:, None])[:, 0]
+        p_correct[rows] += torch.where((own >= 0) & (own < p.shape[1]), found, 0.0)
+        probability = p.exp()
+        gap = p.sub_(q[rows, columns]).mul_(probability)
+        total = gap.sum(-1)
+        if not total.isfinite().all():
+            # What the reference excludes adds nothing, whatever the model says: 0 * inf is not 0.
+            total = gap.masked_fill_(probability == 0, 0.0).sum(-1)
+        kld[rows] += total
+    q_correct = q.gather(1, correct[:, None])[:, 0].double()
+    same, change = (top == q.argmax(-1)).double(), p_correct - q_correct
+    delta_p, confidence = q_correct.exp() - p_correct.exp(), best.double().exp()
+    figures = (kld, same, delta_p, change, -q_correct, confidence)
     array: Array = torch.stack(figures, dim=1).cpu().numpy()
     return array
 
@@ -185,23 +228,31 @@ def _token_clusters(windows: Sequence[Window]) -> list[Hashable]:
 
 
 def _metrics(tokens: Array, clusters: list[Hashable]) -> dict[str, Metric]:
-    kld, same_top, delta_p, nll_change = tokens.T[:4]
+    kld, same_top, delta_p, nll_change, _, confidence = tokens.T
     if broken := int(np.sum(~np.isfinite(kld))):
         raise MeasurementError(
             f"{broken} of {len(kld)} tokens have no finite divergence: the model gives "
             "probability 0, or NaN, where the reference does not"
         )
     metrics = {"kld_mean": _mean(kld, clusters, "nats", False)}
-    for percent in (50, 90, 95, 99):
+    for percent in (50, 90, 95, 99, 99.9):
         value, stderr = quantile(kld, percent / 100)
-        metrics[f"kld_p{percent}"] = Metric(value, "nats", False, len(kld), stderr)
-    agreement = _mean(same_top, clusters, "fraction", True)
-    stderr = clustered_share_stderr(agreement.stderr, int(same_top.sum()), len(same_top))
+        name = f"kld_p{percent:g}".replace(".", "")
+        metrics[name] = Metric(value, "nats", False, len(kld), stderr)
+    for name, (least, below) in _CONFIDENCES.items():
+        if any(chosen := (least <= confidence) & (confidence < below)):
+            metrics[f"top1_agreement{name}"] = _agreement(same_top[chosen], clusters, chosen)
     return metrics | {
-        "top1_agreement": replace(agreement, stderr=stderr),
         "rms_delta_p": _root_mean_square(delta_p, clusters),
         "ln_ppl_ratio": _mean(nll_change, clusters, "nats", False),
     }
+
+
+def _agreement(same_top: Array, clusters: Sequence[Hashable], chosen: NDArray[np.bool_]) -> Metric:
+    own = list(compress(clusters, chosen))
+    mean = _mean(same_top, own, "fraction", True)
+    stderr = clustered_share_stderr(mean.stderr, int(same_top.sum()), len(same_top))
+    return replace(mean, stderr=stderr)
 
 
 def _mean(values: Array, clusters: list[Hashable], unit: str, better: bool) -> Metric:

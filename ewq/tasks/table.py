@@ -21,9 +21,9 @@ from ewq.measurement import Items, Metric, TaskResult
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from ewq.data.distributions import Reference
     from ewq.data.lm_eval import Documents
     from ewq.data.mmlu import MmluData
-    from ewq.data.reference_logprobs import Reference
     from ewq.data.texts import TextSet
     from ewq.data.windows import Definition, Window
     from ewq.instruments.load_watch import LoadReading
@@ -53,7 +53,7 @@ class Pairing(StrEnum):
     RESULTS = "results"
     """The module's ``pair`` compares two results item by item."""
     DISTRIBUTIONS = "distributions"
-    """The task itself reads the reference's recorded log-probabilities."""
+    """The task itself reads the reference's recorded distributions."""
 
 
 class Kind(StrEnum):
@@ -280,6 +280,7 @@ _DIVERGENCE = (
     Figure(r"kld_p\d+", "nats", False, paired=True),
     Figure("top1_agreement", "fraction", True, paired=True, equal=1.0,
            mean=ItemMean("same_top", "tokens"), tolerance=Tolerance(absolute=0.005)),
+    Figure(r"top1_agreement/.+", "fraction", True, paired=True, equal=1.0),
     Figure("rms_delta_p", "fraction", False, paired=True, tolerance=Tolerance(0.05, 1e-4)),
     Figure("ln_ppl_ratio", "nats", False, paired=True),
 )  # fmt: skip

@@ -239,3 +239,15 @@ def test_doubtful_clocks_are_told_in_one_warning():
     warning = only(section, Paragraph)
     assert warning.warning
     assert "Unreliable speeds (~): fp16, ewq-0.5." in warning.text
+
+
+def test_agreement_is_shown_by_the_confidence_of_the_reference():
+    metrics = {
+        "kld_p999": Metric(0.512, "nats", False, 1000, 0.064),
+        "top1_agreement/below_50": Metric(0.75, "fraction", True, 400, 0.02),
+        "top1_agreement/from_90": Metric(0.998, "fraction", True, 300, 0.003),
+    }
+    table = only(domains(shown(record("divergence", "bnb-nf4", metrics))), Table)
+    assert table.headings == ("Variant", "KLD p99", "KLD p99.9", "below 50 %", "from 90 %")
+    assert table.rows == (("bnb-nf4", "–", "0.512 ±0.064", "75.0 ±2.0", "99.8 ±0.3"),)
+    assert domains(shown(record("divergence", "bnb-nf4", {}))) is None

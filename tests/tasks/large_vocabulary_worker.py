@@ -52,7 +52,7 @@ def main(tokens, folder):
     with memory.watch() as watch:
         reference = divergence.record_reference(model, texts, folder, definition)
     peaks["record"] = watch.peak_bytes - before
-    peaks["reference_bytes"] = os.fstat(reference.file.fileno()).st_size
+    peaks["reference_bytes"] = os.fstat(reference.rows.file.fileno()).st_size
     release_free_memory()
     before = memory.used_bytes()
     with memory.watch() as watch:

@@ -50,6 +50,12 @@ def naive(base, new):
             )
 
 
+def distributions(model):
+    for window in make_windows(TEXTS, model.tokenizer, DEFINITION):
+        for position in range(window.start, len(window.ids)):
+            yield model.distribution(window.ids[:position])
+
+
 def test_a_model_does_not_diverge_from_itself(reference):
     metrics = divergence.run(NumpyModel(), TEXTS, reference, DEFINITION).metrics
     assert abs(metrics["kld_mean"].value) < 1e-6
@@ -67,6 +73,7 @@ def test_divergence_agrees_with_a_naive_loop(reference):
         "kld_mean": kld.mean(),
         "kld_p50": np.percentile(kld, 50),
         "kld_p99": np.percentile(kld, 99),
+        "kld_p999": np.percentile(kld, 99.9),
         "top1_agreement": same.mean(),
         "rms_delta_p": np.sqrt((delta_p**2).mean()),
         "ln_ppl_ratio": change.mean(),
@@ -77,6 +84,21 @@ def test_divergence_agrees_with_a_naive_loop(reference):
     assert result.side["kld_max"] == pytest.approx(kld.max(), rel=1e-4)
     percentile = result.side["delta_p_percentiles"]["p5"]
     assert percentile == pytest.approx(np.percentile(delta_p, 5), abs=1e-6)
+
+
+def test_agreement_is_told_by_how_sure_the_reference_is(reference):
+    base, new = NumpyModel(), NumpyModel(noise=1.0)
+    metrics = divergence.run(new, TEXTS, reference, DEFINITION).metrics
+    same = np.array([row[1] for row in naive(base, new)])
+    sure = np.array([math.exp(p.max()) for p in distributions(base)])
+    ranges = {"below_50": sure < 0.5, "50_to_90": (sure >= 0.5) & (sure < 0.9)}
+    for name, chosen in ranges.items():
+        metric = metrics[f"top1_agreement/{name}"]
+        assert metric.n == chosen.sum() > 2
+        assert metric.value == pytest.approx(same[chosen].mean())
+        assert metric.stderr > 0
+    assert "top1_agreement/from_90" not in metrics  # This model is never so sure.
+    assert not (sure >= 0.9).any()
 
 
 def test_divergence_is_from_the_reference_not_towards_it(reference, tmp_path):
@@ -171,7 +193,7 @@ def test_probability_zero_where_the_reference_has_some_is_an_error(reference):
             id="bos",
         ),
         pytest.param(
-            NumpyModel(vocab_size=51), TEXTS, DEFINITION, "has 51 tokens", id="vocabulary"
+            NumpyModel(vocab_size=49), TEXTS, DEFINITION, "has 49 tokens", id="vocabulary"
         ),
     ],
 )

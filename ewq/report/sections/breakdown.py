@@ -7,7 +7,7 @@ from typing import cast
 
 from ewq.record import Record
 from ewq.report.document import Excerpt, Excerpts, Paragraph, Section, Table
-from ewq.report.rows import MMLU_TASKS, ReportedRun, VariantRow, figure_text, reference_row
+from ewq.report.rows import MISSING, MMLU_TASKS, ReportedRun, VariantRow, figure_text, reference_row
 
 NO_REFERENCE = (
     "This run holds no FP16 answers to the same questions: select fp16 together with the other "
@@ -18,8 +18,9 @@ _Answers = Mapping[str, Counter[tuple[bool, bool]]]
 
 
 def domains(shown: ReportedRun) -> Section | None:
-    """Domains of text, and groups of MMLU's subjects."""
-    made = [_domain_table(shown.rows), *(_group_table(task, shown.rows) for task in MMLU_TASKS)]
+    """Domains of text, tokens by FP16's confidence, and groups of MMLU's subjects."""
+    groups = (_group_table(task, shown.rows) for task in MMLU_TASKS)
+    made = [_domain_table(shown.rows), _confidence_table(shown.rows), *groups]
     parts = tuple(part for part in made if part is not None)
     return Section("domains", "By domain", parts) if parts else None
 
@@ -54,6 +55,23 @@ def _domain_table(rows: Sequence[VariantRow]) -> Table | None:
         else "Perplexity; nothing in this run was paired with FP16"
     )
     return Table(("Variant", *found), body, title=title)
+
+
+def _confidence_table(rows: Sequence[VariantRow]) -> Table | None:
+    """The divergence's tail, and agreement by how sure FP16 is."""
+    found = _names(rows, "divergence", "top1_agreement/")
+    made = []
+    for row in (row for row in rows if found and "divergence" in row.records):
+        cells = {"Variant": row.variant}
+        for name, heading in (("kld_p99", "KLD p99"), ("kld_p999", "KLD p99.9")):
+            tail = row.estimate("divergence", name)
+            cells[heading] = tail.rounded() if tail else MISSING
+        for name in found:
+            share = row.estimate("divergence", f"top1_agreement/{name}", 100)
+            cells[f"{name.replace('_', ' ')} %"] = figure_text(share, 1)
+        made.append(cells)
+    title = "KLD's tail; tokens agreed on in %, by the probability that FP16 gives its likeliest"
+    return Table.of(made, title=title) if made else None
 
 
 def _group_table(task: str, rows: Sequence[VariantRow]) -> Table | None:
