@@ -100,19 +100,13 @@ class ControlComparison:
     certain: bool
 
     @property
-    def winner(self) -> str | None:
-        """The one that is no larger and certainly better."""
-        if self.certain and self.perplexity.value < 0 and self.size_percent <= 0:
-            return self.plan
-        beaten = self.certain and self.perplexity.value > 0 and self.size_percent >= 0
-        return self.control if beaten else None
-
-    @property
     def outcome(self) -> str:
-        """The result in words."""
-        if self.winner:
-            return f"{'plan' if self.winner == self.plan else 'control'} no larger and better"
-        return "size against quality" if self.certain else "perplexity undecided"
+        """Which is no larger and certainly better, if one is."""
+        if not self.certain:
+            return "perplexity undecided"
+        better = "plan" if self.perplexity.value < 0 else "control"
+        larger = self.size_percent > 0 if better == "plan" else self.size_percent < 0
+        return "size against quality" if larger else f"{better} no larger and better"
 
 
 def compare_with_controls(rows: Sequence[VariantRow]) -> list[ControlComparison]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ewq.measurement import Metric
 from ewq.record import Verdict
-from ewq.report.evidence import Loss, compare_with_controls, losses
+from ewq.report.evidence import Loss, losses
 from ewq.report.plotting import UNQUANTIZED, variant_kind
 from ewq.report.rows import Estimate, VariantRow, decimals_for, reference_row, size_unit
 from ewq.stats import ALPHA, noninferiority
@@ -53,7 +53,7 @@ def recommendations(rows: Sequence[VariantRow]) -> list[Recommendation]:
     near, small = (_smallest_within(rows, need) for need in NEEDS)
     if near and small and near.variant and near.variant == small.variant:
         small = None  # the wider margin finds nothing smaller
-    found = [near, small, _smallest(rows), _fastest(rows), _plan_or_uniform(rows)]
+    found = [near, small, _smallest(rows), _fastest(rows)]
     failing = {row.variant for row in rows if row.verdict is Verdict.FAIL}
     return [
         replace(each, sentence=each.sentence + " Its gates fail." * (each.variant in failing))
@@ -171,27 +171,6 @@ def _is_faster(best: Metric, rival: Metric, alpha: float) -> bool:
     stderr = math.hypot(best.stderr or 0.0, rival.stderr or 0.0)
     freedom = max(1, min(best.n, rival.n) - 1)
     return noninferiority(best.value - rival.value, stderr, 0.0, freedom) < alpha
-
-
-def _plan_or_uniform(rows: Sequence[VariantRow]) -> Recommendation | None:
-    pairs = compare_with_controls(rows)
-    if not pairs:
-        return None
-    need, won = "Plan or uniform", [pair for pair in pairs if pair.winner]
-    if not won:
-        text = "no plan beats a uniform control in both size and perplexity, or is beaten by one."
-        return Recommendation(need, None, text, decided=False)
-    beaten: dict[str, list[str]] = {}
-    for pair in won:
-        loser = pair.control if pair.winner == pair.plan else pair.plan
-        beaten.setdefault(str(pair.winner), []).append(loser)
-    text = "; ".join(
-        f"{name} is no larger and better than {_listed(own)}" for name, own in beaten.items()
-    )
-    rest = len(pairs) - len(won)
-    others = f"{rest} other pair{'s' * (rest > 1)} undecided, or size against quality."
-    taken = next(iter(beaten)) if len(beaten) == 1 else None
-    return Recommendation(need, taken, f"{text}.", others * bool(rest))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -4,14 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from ewq.measurement import Items, Metric
+from ewq.measurement import Metric
 from ewq.record import Verdict
 from ewq.report.evidence import losses
 from ewq.report.recommendations import recommendations
-from ewq.report.rows import reported_run, variant_rows
-from ewq.storage.runs import read_run
+from ewq.report.rows import variant_rows
 from tests.make_runs import CHANCE, THROTTLED, record
-from tests.report.example_runs import write_example
 
 NEAR, SMALL, SMALLEST, FASTEST = (
     "Near-lossless", "Small loss", "Smallest", "Fastest",
@@ -162,31 +160,6 @@ def test_smallest_stands_with_its_cost():
     found = recommended(variant("ewq-0.5", 1.0, 0.2), variant("ewq-1.0", 1.5, 0.0), need=SMALLEST)
     assert found.variant == "ewq-0.5"
     assert "perplexity +22.14 ±0.12 %" in found.sentence
-
-
-def test_plan_beats_a_uniform_control_only_when_smaller_and_certainly_better(tmp_path):
-    found = recommendations(reported_run([read_run(write_example(tmp_path))]).rows)[-1]
-    assert found.variant == "ewq-0.65"
-    assert found.sentence == "ewq-0.65 is no larger and better than bnb-int8."
-    assert found.details.endswith("other pairs undecided, or size against quality.")
-
-
-def test_a_control_that_beats_plans_is_an_answer_given_once(tmp_path):
-    names = ("fp16", "ewq-1.0", "ewq-0.8", "gguf-q8_0", "gguf-ewq-0.65", "bnb-int8")
-    path = write_example(tmp_path, names, change=_bnb_int8_as_good_as_fp16)
-    found = recommendations(reported_run([read_run(path)]).rows)[-1]
-    assert found.decided
-    assert found.variant == "bnb-int8"
-    assert found.sentence == "bnb-int8 is no larger and better than ewq-1.0 and ewq-0.8."
-
-
-def _bnb_int8_as_good_as_fp16(stored):
-    if stored.task != "perplexity" or stored.variant != "bnb-int8":
-        return stored
-    nll = [0.99 * nats for nats in stored.items.column("nll")]
-    items = Items({**stored.items.columns, "nll": nll})
-    better = replace(stored.metrics["perplexity"], value=15.0)
-    return replace(stored, items=items, metrics={**stored.metrics, "perplexity": better})
 
 
 @pytest.mark.parametrize(("ln_ratio", "decided"), [(0.05, True), (0.0095, False)])
