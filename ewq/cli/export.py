@@ -147,8 +147,10 @@ def quantize(
     if sum(each is not None for each in (plan, factor, target_bpw, size)) != 1:
         raise InputError("give exactly one of --plan, --factor, --target-bpw, --target-size")
     target = "nf4-double" if double_quant else "nf4"
+    planned = plan or _planned(model, factor, target_bpw, size, target)
+    assert planned is not None  # one of them was given
     config = EwqConfig(
-        plan or _planned(model, factor, target_bpw, size, target),
+        planned,
         quant_type=quant_type,
         double_quant=double_quant,
         block_size=block_size,

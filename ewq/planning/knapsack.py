@@ -6,6 +6,7 @@ could be better is little, and is searched through (Pisinger 1995, "A minimal al
 multiple-choice knapsack problem").
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -34,89 +35,90 @@ def choose(groups: Sequence[Sequence[Choice]], limit: float) -> list[int] | None
 
     ``None`` where even the lightest choices exceed the limit, the most total weight.
     """
-    tables = [_Table(group) for group in groups]
-    room = limit - sum(table.lightest for table in tables)
+    places = [_undominated(group) for group in groups]
+    width = max(map(len, places))
+    # Shorter rows repeat their last choice.
+    rows = [
+        [group[place] for place in kept] + [group[kept[-1]]] * (width - len(kept))
+        for group, kept in zip(groups, places, strict=True)
+    ]
+    costs = np.array([[choice.cost for choice in row] for row in rows], dtype=np.float64)
+    weights = np.array([[choice.weight for choice in row] for row in rows], dtype=np.float64)
+    room = limit - float(weights[:, 0].sum())
     if room < 0:
         return None
-    found = _Search(tables, room).best()
-    return [table.places[index] for table, index in zip(tables, found, strict=True)]
+    found = _Search(costs, weights - weights[:, :1], room).best()
+    return [kept[index] for kept, index in zip(places, found, strict=True)]
 
 
-class _Table:
-    """A group's choices by rising weight, counted from the lightest, and falling cost."""
-
-    def __init__(self, group: Sequence[Choice]) -> None:
-        self.places: list[int] = []
-        for place in sorted(range(len(group)), key=lambda i: (group[i].weight, group[i].cost)):
-            # What is heavier and no cheaper is left out.
-            if not self.places or group[place].cost < group[self.places[-1]].cost:
-                self.places.append(place)
-        self.lightest = group[self.places[0]].weight
-        self.costs = np.array([group[place].cost for place in self.places], dtype=np.float64)
-        self.weights = np.array([group[i].weight for i in self.places], dtype=np.float64)
-        self.weights -= self.weights[0]
-
-    def cheapest(self, price: float) -> int:
-        """The best choice where a unit of weight costs ``price``; of equals the lightest."""
-        return int(np.argmin(self.costs + price * self.weights))
+def _undominated(group: Sequence[Choice]) -> list[int]:
+    """A group's choices by rising weight and falling cost; what is heavier and no cheaper goes."""
+    kept: list[int] = []
+    for place in sorted(range(len(group)), key=lambda i: (group[i].weight, group[i].cost)):
+        if not kept or group[place].cost < group[kept[-1]].cost:
+            kept.append(place)
+    return kept
 
 
 class _Search:
-    def __init__(self, tables: Sequence[_Table], room: float) -> None:
-        self._tables, self._room = tables, room
+    """``costs`` and ``weights`` are ``[groups, choices]``, weights counted from the lightest.
+
+    A plan is ``[groups]``, a column for each row.
+    """
+
+    def __init__(self, costs: Floats, weights: Floats, room: float) -> None:
+        self._costs, self._weights, self._room = costs, weights, room
+        self._rows = np.arange(len(costs))
         self._price = self._find_price()
-        priced = [table.costs + self._price * table.weights for table in tables]
+        priced = costs + self._price * weights
         # What a choice costs beyond the best one of its group at this price.
-        self._extra: list[Floats] = [costs - costs.min() for costs in priced]
-        self._start = [int(costs.argmin()) for costs in priced]
+        self._extra: Floats = priced - priced.min(axis=1, keepdims=True)
+        self._start: Places = priced.argmin(axis=1)
 
     def best(self) -> list[int]:
-        plan = self._filled(list(self._start))
+        plan = self._filled(self._start.copy())
         scouted = self._search(self._gap(plan), SCOUTED_STATES)
-        plan = min((plan, scouted or plan), key=self._gap)
-        return self._search(self._gap(plan), None) or plan
+        plan = min((plan, plan if scouted is None else scouted), key=self._gap)
+        found = self._search(self._gap(plan), None)
+        return [int(choice) for choice in (plan if found is None else found)]
 
     def _find_price(self) -> float:
         """The least price of weight at which the plan of the best choices fits."""
-        if self._weight([table.cheapest(0.0) for table in self._tables]) <= self._room:
+        if self._fits(0.0):
             return 0.0
-        slopes = np.concatenate([_slopes(table) for table in self._tables])
-        prices = np.unique(slopes[slopes > 0])
-        low, high = -1, len(prices) - 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            # Just above a slope the heavier of its two choices is given up.
-            price = float(prices[middle]) * (1 + RELATIVE)
-            fits = self._weight([table.cheapest(price) for table in self._tables]) <= self._room
-            low, high = (low, middle) if fits else (middle, high)
-        return float(prices[high]) * (1 + RELATIVE)
+        # Cost saved for each unit of weight, between all pairs of choices.
+        saved = self._costs[:, :, None] - self._costs[:, None, :]
+        added = self._weights[:, None, :] - self._weights[:, :, None]
+        # Just above a slope the heavier of its two choices is given up.
+        prices = np.unique(saved[added > 0] / added[added > 0]) * (1 + RELATIVE)
+        return float(prices[bisect_left(prices, True, hi=len(prices) - 1, key=self._fits)])
 
-    def _weight(self, plan: Sequence[int]) -> float:
-        return float(sum(t.weights[c] for t, c in zip(self._tables, plan, strict=True)))
+    def _fits(self, price: float) -> bool:
+        cheapest = (self._costs + price * self._weights).argmin(axis=1)
+        return self._weight(cheapest) <= self._room
 
-    def _gap(self, plan: Sequence[int]) -> float:
+    def _weight(self, plan: Places) -> float:
+        return float(self._weights[self._rows, plan].sum())
+
+    def _gap(self, plan: Places) -> float:
         """How far a plan can be from the best: its extras and the price of the room it leaves."""
-        extra = sum(extra[c] for extra, c in zip(self._extra, plan, strict=True))
-        return float(extra + self._price * (self._room - self._weight(plan)))
+        extra = float(self._extra[self._rows, plan].sum())
+        return extra + self._price * (self._room - self._weight(plan))
 
-    def _filled(self, plan: list[int]) -> list[int]:
+    def _filled(self, plan: Places) -> Places:
         """Spend what room is left, each time where it saves the most cost for its weight."""
-        room = self._room - self._weight(plan)
         while True:
-            steps = [
-                ((t.costs[c] - t.costs[n]) / (t.weights[n] - t.weights[c]), g, n)
-                for g, (t, c) in enumerate(zip(self._tables, plan, strict=True))
-                for n in range(c + 1, len(t.costs))
-                if t.weights[n] - t.weights[c] <= room
-            ]
-            if not steps:
+            room = self._room - self._weight(plan)
+            saved = self._costs[self._rows, plan][:, None] - self._costs
+            added = self._weights - self._weights[self._rows, plan][:, None]
+            possible = (added > 0) & (added <= room)
+            gain = np.divide(saved, added, where=possible, out=np.zeros_like(saved))
+            group, choice = divmod(int(gain.argmax()), gain.shape[1])
+            if gain[group, choice] <= 0:
                 return plan
-            _, group, choice = max(steps)
-            weights = self._tables[group].weights
-            room -= weights[choice] - weights[plan[group]]
             plan[group] = choice
 
-    def _search(self, gap: float, most_states: int | None) -> list[int] | None:
+    def _search(self, gap: float, most_states: int | None) -> Places | None:
         """The best plan with less than ``gap``, if there is one.
 
         States are partial plans, ``[2, states]``: the weight beyond that of the starting plan, and
@@ -124,22 +126,16 @@ class _Search:
         more weight than fits and no less than the gap can pay for.
         """
         gap *= 1 - RELATIVE
-        open_groups = [
-            (group, np.flatnonzero(extra < gap))
-            for group, extra in enumerate(self._extra)
-            if np.count_nonzero(extra < gap) > 1
-        ]
-        moves = [
-            self._tables[g].weights[c] - self._tables[g].weights[self._start[g]]
-            for g, c in open_groups
-        ]
+        close = (self._extra < gap) & (np.diff(self._weights, axis=1, prepend=-1) > 0)
+        open_groups = [(row, np.flatnonzero(close[row])) for row in self._rows[close.sum(1) > 1]]
+        moves = [self._weights[g, c] - self._weights[g, self._start[g]] for g, c in open_groups]
         room = self._room - self._weight(self._start)
         lightest = _sums_from_behind([float(move.min()) for move in moves])
         heaviest = _sums_from_behind([float(move.max()) for move in moves])
         states = np.zeros((2, 1))
         trail: list[tuple[int, Places, Places]] = []
         for step, (group, choices) in enumerate(open_groups):
-            added = np.stack([moves[step], self._extra[group][choices]])
+            added = np.stack([moves[step], self._extra[group, choices]])
             states = (states[:, :, None] + added[:, None, :]).reshape(2, -1)
             weights, extras = states
             unspent = room - weights - heaviest[step + 1]
@@ -154,9 +150,9 @@ class _Search:
         good = np.flatnonzero((weights <= room) & (gaps < gap))
         if not good.size:
             return None
-        state, plan = good[np.argmin(gaps[good])], list(self._start)
+        state, plan = good[np.argmin(gaps[good])], self._start.copy()
         for group, parents, taken in reversed(trail):
-            plan[group] = int(taken[state])
+            plan[group] = taken[state]
             state = parents[state]
         return plan
 
@@ -171,13 +167,6 @@ class _Search:
         if most is not None and len(order) > most:
             order = np.sort(order[np.argpartition(extras[order], most)[:most]])
         return among[order]
-
-
-def _slopes(table: _Table) -> Floats:
-    """Cost saved for each unit of weight, between all pairs of choices."""
-    saved = table.costs[:, None] - table.costs[None, :]
-    weight = table.weights[None, :] - table.weights[:, None]
-    return (saved[weight > 0] / weight[weight > 0]).ravel()
 
 
 def _sums_from_behind(values: Sequence[float]) -> list[float]:
