@@ -127,22 +127,29 @@ def free_memory(device: str) -> tuple[int, int]:
 
 
 def check_device(name: str) -> None:
-    """Raise a BackendUnavailable of a device that torch cannot compute on."""
+    """Raise a BackendUnavailable of a device that torch cannot compute on.
+
+    Afterwards a GPU's context and cuBLAS, hundreds of megabytes, exist.
+    """
     import torch
 
     try:
-        torch.zeros(1, device=name).cpu()
+        square = torch.zeros(64, 64, dtype=torch.float16, device=name)
+        (square @ square).cpu()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise BackendUnavailable(
-            f"cannot compute on {name!r} ({reason}); leave --device out"
-        ) from error
+        reason = f"cannot compute on {name!r} ({str(error).splitlines()[0]})"
+        raise BackendUnavailable(f"{reason}; choose another device, such as cpu") from error
 
 
 def open_gpus(device: str) -> Gpus | None:
     """The GPUs that a device name means, CUDA contexts created; ``None`` for a CPU."""
-    uuids = [_start(name) for name in gpus_of(device)]
-    return Gpus(uuids) if uuids else None
+    import torch
+
+    gpus = gpus_of(device)
+    for gpu in gpus:
+        check_device(gpu)
+    known = map(torch.cuda.get_device_properties, gpus)
+    return Gpus([uuid_of(each) for each in known]) if gpus else None
 
 
 def read_clocks(device: str) -> ClockState | None:
@@ -155,16 +162,3 @@ def uuid_of(properties: Any) -> str:
     """The driver's name of a GPU, from torch's properties of it."""
     uuid = str(properties.uuid)
     return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-
-
-def _start(device: str) -> str:
-    """The UUID of a GPU whose CUDA context and cuBLAS, hundreds of megabytes, now exist."""
-    import torch
-
-    try:
-        square = torch.zeros(64, 64, dtype=torch.float16, device=device)
-        square @ square
-        torch.cuda.synchronize(device)
-    except (RuntimeError, AssertionError) as error:
-        raise BackendUnavailable(f"device {device} cannot be used: {error}") from error
-    return uuid_of(torch.cuda.get_device_properties(device))

@@ -79,7 +79,7 @@ def test_a_part_of_a_gpu_has_another_prefix():
 
 
 def test_a_device_torch_cannot_use_is_an_error():
-    with pytest.raises(BackendUnavailable, match="device cuda:99 cannot be used"):
+    with pytest.raises(BackendUnavailable, match="cannot compute on 'cuda:99'"):
         gpu.open_gpus("cuda:99")
 
 

@@ -107,20 +107,17 @@ def _measures(rows: Sequence[VariantRow]) -> list[Measure]:
 def _perplexity(rows: Sequence[VariantRow]) -> Measure:
     """Relative to FP16 where that was paired; FP16 itself changed by nothing."""
 
-    def change(row: VariantRow) -> Estimate | None:
-        is_reference = row.variant == REFERENCE and "perplexity" in row.records
-        return row.perplexity_change() or (Estimate(0.0) if is_reference else None)
+    paired = any(row.perplexity_change() for row in rows)
 
-    if any(row.perplexity_change() for row in rows):
-        axis, estimate = "change from FP16, %", change
-        caption = "Lower is better. Intervals of the paired difference on the same tokens."
-    else:
-        axis, estimate = "perplexity", lambda row: row.estimate("perplexity", "perplexity")
-        caption = (
-            "Lower is better. Nothing was paired with FP16: the intervals are those of the texts, "
-            "far wider than those of differences between variants."
-        )
-    return Measure("perplexity", "Perplexity", axis, estimate, 2, caption)
+    def perplexity(row: VariantRow) -> Estimate | None:
+        own = row.estimate("perplexity", "perplexity")
+        unchanged = Estimate(0.0) if own and row.variant == REFERENCE else None
+        return (row.perplexity_change() or unchanged) if paired else own
+
+    axis = "change from FP16, %" if paired else "perplexity"
+    of_what = "the paired difference from FP16" if paired else "the texts, far wider"
+    caption = f"Lower is better. Intervals of {of_what}."
+    return Measure("perplexity", "Perplexity", axis, perplexity, 2, caption)
 
 
 def _accuracy(rows: Sequence[VariantRow], task: str) -> Measure:

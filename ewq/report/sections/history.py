@@ -55,9 +55,9 @@ def history_section(found: History) -> Section:
     """The newest run against what is expected of it, changes of level, and a plot a metric."""
     changed = differences(found.runs[0].machine, found.runs[-1].machine)
     intro = Paragraph(
-        f"{len(found.runs)} runs of the same model, settings and device, oldest first. Expected: "
-        "where the newest values lie, all of them in 95 % of runs, if nothing changed since the "
-        "runs before. Change of level: also found in 1 % of the lines that have none."
+        f"{len(found.runs)} runs of the same model, settings and device. Expected: where all of "
+        "the newest values lie in 95 % of runs that changed nothing. Change of level: found in "
+        "1 % of the lines that have none."
         + f" Between the first and the last: {'; '.join(changed)}."
         * bool(changed)
     )

@@ -10,10 +10,7 @@ from ewq.report.evidence import compare_with_controls, rank_among_random
 from ewq.report.rows import MISSING, ReportedRun
 from ewq.report.table import kld
 
-RANDOM_CONTROLS = (
-    "Mean KLD from FP16, nats per token. A scorer is worth something only where its plan diverges "
-    "less than random plans of the same size; p is that of a permutation test."
-)
+RANDOM_CONTROLS = "Mean KLD from FP16, nats per token, among random plans of the same size."
 RULE = (
     "A block whose {} is at or above the mean stays raw; below the mean, but above "
     "mean − factor × standard deviation, it gets 8 bits; further below, 4 bits."

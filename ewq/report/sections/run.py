@@ -16,14 +16,8 @@ from ewq.report.rows import MISSING, ReportedRun
 from ewq.report.sections.against_size import quality_plots
 from ewq.report.table import footnotes, variants_table
 
-UNSUPPORTED = (
-    "No recommendation: that takes at least two variants with their weights measured, and "
-    "perplexity or MMLU paired with fp16."
-)
-METHOD = (
-    "A variant is recommended only where one-sided tests at 5 %, shared among all variants, "
-    "support it. Changes from fp16 are paired on the same items."
-)
+UNSUPPORTED = "No recommendation: that takes two variants weighed, one of them paired with fp16."
+METHOD = "Recommended is only what one-sided tests at 5 %, shared among all variants, support."
 _LONGEST = 160
 _CAUSES = {
     DoubtKind.NOISE: "noisy clock",
