@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from ewq.gating.change import changes, doubt_about, incomparable
 from ewq.gating.thresholds import Limit, Test
@@ -18,20 +18,6 @@ PRECEDENCE = tuple(map(Verdict, ("fail", "inconclusive", "no-baseline", "improve
 """The first verdict that any finding has is the verdict of the whole."""
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """What the gate says about one record."""
-
-    verdict: Verdict
-    findings: tuple[Reason, ...]
-    """What was found of every gated metric, the worst first."""
-
-    @property
-    def reasons(self) -> tuple[Reason, ...]:
-        """The findings that are no plain pass."""
-        return tuple(found for found in self.findings if found.verdict is not Verdict.PASS)
-
-
 def judge(
     record: Record,
     limits: Mapping[str, Limit],
@@ -39,10 +25,11 @@ def judge(
     tolerances: Mapping[str, Tolerance] | None = None,
     *,
     missing_baseline: Sequence[str] = (),
-) -> Judgement:
-    """Gate one record by limits, and by tolerances against the same benchmark of a baseline.
+) -> Record:
+    """Gate a record by limits, and by tolerances against the same benchmark of a baseline.
 
-    ``missing_baseline`` says why there is none although one was asked for.
+    ``missing_baseline`` says why there is none although one was asked for. Reasons of the record
+    returned are what was found and is no plain pass, the worst first.
     """
     findings = [_limit_finding(record, metric, limit) for metric, limit in limits.items()]
     refused = list(missing_baseline)
@@ -61,7 +48,8 @@ def judge(
     if refused:
         findings.append(Reason(Verdict.NO_BASELINE, f"no baseline: {'; '.join(refused)}"))
     findings.sort(key=lambda finding: PRECEDENCE.index(finding.verdict))
-    return Judgement(findings[0].verdict, tuple(findings))
+    reasons = tuple(found for found in findings if found.verdict is not Verdict.PASS)
+    return replace(record, verdict=findings[0].verdict, reasons=reasons)
 
 
 def lost_in_doubt(record: Record) -> bool:

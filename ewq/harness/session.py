@@ -120,16 +120,15 @@ class Gate:
             baseline = self.baseline.records.get(record.key)
             gap = f"the baseline {self.baseline.name} does not cover {'/'.join(record.key)}"
             missing = () if baseline else (gap,)
-        judgement = judge(
+        judged = judge(
             record,
             self.thresholds.for_(record.variant, record.task),
             baseline=baseline,
             tolerances=self.thresholds.tolerances_for(record.task, device),
             missing_baseline=missing,
         )
-        unmet = self.require_baseline and judgement.verdict is Verdict.NO_BASELINE
-        verdict = Verdict.FAIL if unmet else judgement.verdict
-        return replace(record, verdict=verdict, reasons=judgement.reasons)
+        unmet = self.require_baseline and judged.verdict is Verdict.NO_BASELINE
+        return replace(judged, verdict=Verdict.FAIL) if unmet else judged
 
 
 @dataclass
