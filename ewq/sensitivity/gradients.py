@@ -58,8 +58,8 @@ class GradientSums:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         self._inputs = InputWatch(self._names, self._sum_inputs)
 
-    def add(self, ids: Sequence[int], seed: int) -> Mapping[str, float]:
-        """Run one sequence; the squared norm of its gradient by matrix.
+    def add(self, ids: Sequence[int], seed: int) -> None:
+        """Run one sequence.
 
         Labels are sampled from the model's own distributions. A MeasurementError of a gradient
         that is not finite.
@@ -77,7 +77,8 @@ class GradientSums:
                 f"the gradient of {broken} is not finite: the weights hold broken values, or the "
                 "model needs another dtype"
             )
-        return self._squares
+        for name, square in self._squares.items():
+            self.sums[name]["squares"] = np.append(self.sums[name]["squares"], square)
 
     def _sum_inputs(self, name: str, expert: int, inputs: torch.Tensor) -> torch.Tensor:
         sums, flat = self.sums[name], inputs.detach().reshape(-1, inputs.shape[-1])
@@ -148,6 +149,7 @@ def _no_sums(parameter: torch.Tensor, flipped: bool) -> Sums:
         "inputs": np.zeros((experts, columns)),
         "tokens": np.zeros(experts),
         "input_rounding": np.zeros(1),
+        "squares": np.zeros(0),
     }
 
 

@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from ewq.sensitivity.calibration import Calibrating, Calibration
 
 Floats = NDArray[np.float64]
-VERSION = 2
-"""Raised whenever a sum changes its meaning."""
+VERSION = 3
+"""Raised whenever a sum changes its meaning or its place."""
 FLOOR = 1e-4
 """Least importance of a column, as a share of the mean: a column that the text never used is
 not free."""
@@ -56,6 +56,8 @@ class Matrix:
     input_rounding: Floats
     """``[1]``: squared gradients with respect to inputs times the variance that rounding these to
     8 bits has, as LLM.int8 does."""
+    squares: Floats
+    """``[sequences]``: squared norm of each sequence's gradient."""
 
     @property
     def is_lookup(self) -> bool:
@@ -85,13 +87,11 @@ class Sensitivity:
     tokens: int
     matrices: Mapping[str, Matrix]
     """By name in the loaded model's state dict."""
-    squares: Mapping[str, Floats]
-    """``[sequences]``: squared gradient norm of each sequence, by matrix."""
 
     @property
     def sequences(self) -> int:
         """Number of sequences."""
-        return len(next(iter(self.squares.values())))
+        return len(next(iter(self.matrices.values())).squares)
 
     def weighting(self, name: str) -> tuple[Floats, Floats]:
         """``rows`` and ``columns`` with ``KLD = sum_ij rows_i columns_j dW_ij^2`` nats per token.
@@ -113,8 +113,8 @@ class Sensitivity:
         """Standard error of a sum of costs, each of which varies with its gradient's squares."""
         totals = np.zeros(self.sequences)
         for name, cost in costs.items():
-            mean = self.squares[name].mean()
-            totals += cost * self.squares[name] / mean if mean else 0.0
+            squares = self.matrices[name].squares
+            totals += cost * squares / squares.mean() if squares.any() else 0.0
         return float(totals.std(ddof=1) / math.sqrt(self.sequences)) if self.sequences > 1 else 0.0
 
     def flattened(self) -> Sensitivity:
@@ -231,29 +231,21 @@ def _finish(
     from ewq.sensitivity.gradients import GradientSums
 
     gradients = GradientSums(model, [block.name for block in find_layout(checkpoint).blocks])
-    sums, sequences = gradients.sums, calibration.sequences
-    squares: dict[str, list[float]] = {name: [] for name in sums}
-    done = 0
+    sequences, done, found = calibration.sequences, 0, kept
     if kept is not None:
         done = kept.sequences
-        for name, matrix in kept.matrices.items():
-            squares[name] += kept.squares[name].tolist()
-            for field, values in vars(matrix).items():
-                sums[name][field][...] = values
-    found = kept
+        gradients.sums = {name: dict(vars(matrix)) for name, matrix in kept.matrices.items()}
     with step(progress, "measuring sensitivity", calibration.tokens, "tokens") as advance:
         advance(sum(map(len, sequences[:done])))
         for index, ids in enumerate(sequences[done:], done):
-            for name, square in gradients.add(ids, seed * 1_000_003 + index).items():
-                squares[name].append(square)
+            gradients.add(ids, seed * 1_000_003 + index)
             advance(len(ids))
             if (index + 1) % KEPT_EVERY == 0 or index + 1 == len(sequences):
                 found = Sensitivity(
                     checkpoint.fingerprint,
                     calibration.digest,
                     sum(map(len, sequences[: index + 1])),
-                    {name: Matrix(**of) for name, of in sums.items()},
-                    {name: np.array(values) for name, values in squares.items()},
+                    {name: Matrix(**of) for name, of in gradients.sums.items()},
                 )
                 if path:
                     _write(path, found)
@@ -263,30 +255,27 @@ def _finish(
 
 def _write(path: Path, of: Sensitivity) -> None:
     """Keep a pass, finished or not; where the cache cannot be written it is simply not kept."""
-    names = list(of.matrices)
-    arrays = {"names": np.array(names), "tokens": np.array(of.tokens)}
-    arrays["squares"] = np.array([of.squares[name] for name in names])
-    for number, name in enumerate(names):
-        for field, values in vars(of.matrices[name]).items():
-            arrays[f"{field}/{number}"] = values
+    arrays: dict[str, Any] = {
+        f"{name}/{field}": values
+        for name, matrix in of.matrices.items()
+        for field, values in vars(matrix).items()
+    }
     with suppress(EwqError, OSError), scratch_beside(path) as work:
-        np.savez(work / "sums.npz", allow_pickle=False, **arrays)
+        np.savez(work / "sums.npz", allow_pickle=False, tokens=of.tokens, **arrays)
         (work / "sums.npz").replace(path)
 
 
 def _read(path: Path, checkpoint: Checkpoint, calibration: Calibration) -> Sensitivity | None:
     """What is kept; ``None`` where there is nothing, or something damaged."""
+    sums: dict[str, dict[str, Floats]] = {}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            names = [str(name) for name in kept["names"]]
-            matrices = {
-                name: Matrix(
-                    **{field.name: kept[f"{field.name}/{number}"] for field in fields(Matrix)}
-                )
-                for number, name in enumerate(names)
-            }
-            squares = dict(zip(names, kept["squares"], strict=True))
             tokens = int(kept["tokens"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            for key in kept.files:
+                name, _, field = key.rpartition("/")
+                sums.setdefault(name, {})[field] = kept[key]
+        del sums[""]
+        matrices = {name: Matrix(**of) for name, of in sums.items()}
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-    return Sensitivity(checkpoint.fingerprint, calibration.digest, tokens, matrices, squares)
+    return Sensitivity(checkpoint.fingerprint, calibration.digest, tokens, matrices)

@@ -38,8 +38,9 @@ def sensitivity():
         inputs=TOKENS * draw.lognormal(0, 1, (2, COLUMNS)),
         tokens=np.array([TOKENS, TOKENS]),
         input_rounding=np.zeros(1),
+        squares=np.ones(4),
     )
-    return Sensitivity("sha256:f", "sha256:c", TOKENS, {"experts": matrix}, {"experts": np.ones(4)})
+    return Sensitivity("sha256:f", "sha256:c", TOKENS, {"experts": matrix})
 
 
 @pytest.fixture
@@ -99,9 +100,11 @@ def test_the_quantizer_is_given_the_importance_of_the_expert(tensor, sensitivity
 
 def test_a_table_that_is_only_looked_up_has_no_importance(tensor, sensitivity):
     looked_up = Matrix(
-        np.ones((2, ROWS)), np.ones((2, COLUMNS)), np.zeros((2, COLUMNS)), np.zeros(2), np.zeros(1)
+        np.ones((2, ROWS)),
+        np.ones((2, COLUMNS)),
+        *(np.zeros((2, COLUMNS)), np.zeros(2), np.zeros(1), np.ones(4)),
     )
-    only = Sensitivity("f", "c", TOKENS, {"experts": looked_up}, {"experts": np.ones(4)})
+    only = Sensitivity("f", "c", TOKENS, {"experts": looked_up})
     given = set()
 
     def noting(values, type_name, importance):

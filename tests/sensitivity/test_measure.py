@@ -73,7 +73,7 @@ def test_rows_and_columns_are_those_of_the_full_fisher_diagonal(tmp_path, archit
         matrix = found.matrices[name]
         np.testing.assert_allclose(matrix.rows, exact.sum(2), rtol=1e-4, atol=1e-12)
         np.testing.assert_allclose(matrix.columns, exact.sum(1), rtol=1e-4, atol=1e-12)
-        np.testing.assert_allclose(found.squares[name].sum(), exact.sum(), rtol=1e-4)
+        np.testing.assert_allclose(found.matrices[name].squares.sum(), exact.sum(), rtol=1e-4)
 
 
 def test_factored_costs_are_near_those_of_the_full_diagonal(tmp_path):
@@ -182,7 +182,9 @@ def test_a_pass_that_stopped_goes_on_to_the_same_sums(tmp_path, monkeypatch):
     assert calls == [3, 4]
     for name, matrix in whole.matrices.items():
         np.testing.assert_allclose(resumed.matrices[name].rows, matrix.rows, rtol=1e-6)
-        np.testing.assert_allclose(resumed.squares[name], whole.squares[name], rtol=1e-6)
+        np.testing.assert_allclose(
+            resumed.matrices[name].squares, whole.matrices[name].squares, rtol=1e-6
+        )
     measured(folder)
     assert calls == [3, 4], "a finished pass is not run again"
 
@@ -238,7 +240,7 @@ def test_a_gguf_file_is_refused(tmp_path):
 def test_the_error_of_a_sum_is_that_over_sequences(tmp_path):
     found = measured(saved(tmp_path, "llama"))
     name = "model.layers.0.mlp.up_proj.weight"
-    squares = found.squares[name]
+    squares = found.matrices[name].squares
     expected = 3 * squares.std(ddof=1) / squares.mean() / np.sqrt(5)
     assert found.stderr({name: 3.0}) == pytest.approx(expected)
 
