@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 PREFIX = "dummy:"
 SEED = 20250307
 SHARD_BYTES = 2_000_000_000
+INDEX = "model.safetensors.index.json"
 TOKENIZER_FIXTURE = "tiny-qwen3"
 _OUTLIERS = (6.0, 12.0)
 """Range of the largest value of a block in standard deviations: blocks differ as real ones do."""
@@ -49,20 +51,21 @@ def dummy_checkpoint(
     key = content_key(text, SEED, device)[:12]
     target = cache_dir("dummy", f"{config_file.stem}-{key}")
     if not target.exists():
-        shapes, dtype = _shapes(text, config_file)
+        empty = _empty(text, config_file)
         with (
-            step(progress, "drawing random weights", len(shapes), "tensors"),
+            step(progress, "drawing random weights", len(empty), "tensors"),
             whole_folder(target, shared=True) as work,
         ):
             (work / "config.json").write_text(text, encoding="utf-8")
-            _write_shards(work, _draw(shapes, dtype, device, progress))
+            _write_shards(work, empty, _draw(empty, device, progress))
             # Any tokenizer does: speed is measured on random ids. Converting to GGUF wants one.
             for file in fixture_path(TOKENIZER_FIXTURE).glob("*token*"):
                 shutil.copy(file, work)
     return target
 
 
-def _shapes(text: str, config_file: Path) -> tuple[dict[str, torch.Size], torch.dtype]:
+def _empty(text: str, config_file: Path) -> dict[str, torch.Tensor]:
+    """The model's tensors without values, on the meta device."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -77,8 +80,8 @@ def _shapes(text: str, config_file: Path) -> tuple[dict[str, torch.Size], torch.
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{config_file} is no causal language model's config") from error
     tied = set(model.all_tied_weights_keys)
-    shapes = {k: v.shape for k, v in model.state_dict().items() if k not in tied}
-    return shapes, getattr(torch, str(fields.get("dtype", "bfloat16")))
+    dtype = getattr(torch, str(fields.get("dtype", "bfloat16")))
+    return {name: of.to(dtype) for name, of in model.state_dict().items() if name not in tied}
 
 
 def _require_vocabulary(config_file: Path, fields: Mapping[str, Any]) -> None:
@@ -93,17 +96,17 @@ def _require_vocabulary(config_file: Path, fields: Mapping[str, Any]) -> None:
 
 
 def _draw(
-    shapes: Mapping[str, torch.Size], dtype: torch.dtype, device: str, progress: Progress
+    empty: Mapping[str, torch.Tensor], device: str, progress: Progress
 ) -> Iterator[tuple[str, torch.Tensor]]:
     import torch
 
     generator = torch.Generator(device).manual_seed(SEED)
     spread = torch.Generator("cpu").manual_seed(SEED)
-    for name, shape in shapes.items():
-        if len(shape) < 2:
-            values = torch.ones(shape, dtype=dtype)
+    for name, of in empty.items():
+        if of.ndim < 2:
+            values = torch.ones_like(of, device="cpu")
         else:
-            values = torch.empty(shape, dtype=dtype, device=device)
+            values = torch.empty_like(of, device=device)
             values.normal_(0.0, 0.02, generator=generator)
             low, high = _OUTLIERS
             largest = low + (high - low) * torch.rand((), generator=spread).item()
@@ -112,24 +115,15 @@ def _draw(
         yield name, values.cpu()
 
 
-def _write_shards(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+def _write_shards(
+    folder: Path, empty: Mapping[str, torch.Tensor], drawn: Iterator[tuple[str, torch.Tensor]]
+) -> None:
+    from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
-    weight_map: dict[str, str] = {}
-    total_bytes = 0
-    while shard := _next_shard(tensors):
-        file = f"model-{len(set(weight_map.values())) + 1:05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-        total_bytes += sum(tensor.nbytes for tensor in shard.values())
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
-def _next_shard(tensors: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    shard: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors:
-        shard[name] = tensor
-        if sum(held.nbytes for held in shard.values()) >= SHARD_BYTES:
-            break
-    return shard
+    split = split_torch_state_dict_into_shards(dict(empty), max_shard_size=SHARD_BYTES)
+    for file, names in split.filename_to_tensors.items():
+        save_file(dict(islice(drawn, len(names))), folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")

@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from ewq.checkpoint import dummy
 from ewq.checkpoint.dummy import dummy_checkpoint
 from ewq.checkpoint.embedded import fixture_path
+from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import CheckpointError
 from ewq.planning.analysis import analyze
 from ewq.precision import Precision
@@ -41,11 +45,21 @@ def test_the_folder_opens_as_a_model_of_that_shape(small):
 def test_it_is_made_once_and_the_same_everywhere(small, tmp_path, monkeypatch):
     first = dummy_checkpoint(small)
     assert dummy_checkpoint(small) == first
-    weights = (first / "model-00001.safetensors").read_bytes()
+    weights = (first / "model.safetensors").read_bytes()
     monkeypatch.setenv("EWQ_CACHE", str(tmp_path / "elsewhere"))
     again = dummy_checkpoint(small)
     assert again != first
-    assert (again / "model-00001.safetensors").read_bytes() == weights
+    assert (again / "model.safetensors").read_bytes() == weights
+
+
+def test_a_large_model_comes_in_shards_with_the_same_weights(small, tmp_path, monkeypatch):
+    whole = load_file(dummy_checkpoint(small) / "model.safetensors")
+    monkeypatch.setenv("EWQ_CACHE", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(dummy, "SHARD_BYTES", 300_000)
+    folder = dummy_checkpoint(small)
+    checkpoint = open_checkpoint(folder)
+    assert len(checkpoint.files) > 2
+    assert all(torch.equal(checkpoint.load(name), values) for name, values in whole.items())
 
 
 def test_its_plan_is_a_mix_as_a_real_models_is(small):
