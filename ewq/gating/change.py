@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from ewq.measurement import Doubt, DoubtKind, Metric
@@ -23,19 +24,21 @@ _OF_THE_REFERENCE = (DoubtKind.OTHER_SESSION, DoubtKind.DECODE_MODE)
 
 @dataclass(frozen=True)
 class Change:
-    """One metric, before and after."""
+    """One metric of one benchmark, before and after."""
 
+    variant: str
+    task: str
     metric: str
     unit: str
     before: float | None
     after: float | None
-    stderr: float | None
-    """Standard error of the difference; ``None`` for exact counts and where it is unknown."""
-    p_value: float | None
-    """Two-sided p of "no change"."""
     verdict: Verdict | None
     """``None`` where the metric is shown but not gated."""
     text: str
+    stderr: float | None = None
+    """Standard error of the difference; ``None`` for exact counts and where it is unknown."""
+    p_value: float | None = None
+    """Two-sided p of "no change"."""
     statistic: str = ""
     """How certain the change is, and by which test."""
     worse: bool = False
@@ -144,51 +147,42 @@ def changes(
 ) -> tuple[Change, ...]:
     """Every metric of two comparable records; one without a tolerance is shown, not gated."""
     paired = paired_changes(before, after)
-    found = []
-    for name in dict.fromkeys([*after.metrics, *before.metrics]):
-        old, new = before.metrics.get(name), after.metrics.get(name)
-        figure = figure_of(after.task, name)
-        tolerance = tolerances.get(name) or tolerances.get(figure.key if figure else name)
-        if old is None or new is None:
-            present = old or after.metrics[name]
-            found.append(_one_sided(name, present, lost=new is None, gated=tolerance is not None))
-            continue
-        certainty = paired.get(name) or _unpaired(old, new)
-        verdict, why, worse = _verdict(name, before, after, tolerance, certainty)
-        tolerated = f"tolerance {tolerance}; " if tolerance else ""
-        delta = f"{new.value - old.value:+.3g}"
-        if old.value:
-            delta += f", {(new.value - old.value) / abs(old.value):+.2%}"
-        found.append(
-            Change(
-                metric=name,
-                unit=new.unit,
-                before=old.value,
-                after=new.value,
-                stderr=certainty.stderr if certainty else None,
-                p_value=certainty.p_value if certainty else None,
-                verdict=verdict,
-                text=f"{name}: {old.value:.6g} -> {new.value:.6g} {new.unit} ({delta}): {why}",
-                statistic=f"{tolerated}{certainty or 'exact'}",
-                worse=worse,
-            )
-        )
-    return tuple(found)
+    names = dict.fromkeys([*after.metrics, *before.metrics])
+    return tuple(_change(name, before, after, tolerances, paired.get(name)) for name in names)
 
 
-def _one_sided(name: str, present: Metric, *, lost: bool, gated: bool) -> Change:
-    """A metric that vanished is a failure where it is gated; a new one has no baseline yet."""
-    missing = "missing metric, the baseline has it, this run does not"
-    return Change(
-        metric=name,
-        unit=present.unit,
-        before=present.value if lost else None,
-        after=None if lost else present.value,
-        stderr=None,
-        p_value=None,
-        verdict=None if not gated else Verdict.FAIL if lost else Verdict.NO_BASELINE,
-        text=f"{name}: {missing if lost else 'new metric, the baseline does not have it'}",
+def _change(
+    name: str,
+    before: Record,
+    after: Record,
+    tolerances: Mapping[str, Tolerance],
+    certainty: Certainty | None,
+) -> Change:
+    old, new, figure = (
+        before.metrics.get(name),
+        after.metrics.get(name),
+        figure_of(after.task, name),
     )
+    tolerance = tolerances.get(name) or tolerances.get(figure.key if figure else name)
+    make = partial(Change, after.variant, after.task, name)
+    if old is None or new is None:
+        # One that vanished is a failure where it is gated; a new one has no baseline yet.
+        present, lost = old or after.metrics[name], new is None
+        verdict = None if not tolerance else Verdict.FAIL if lost else Verdict.NO_BASELINE
+        what = "missing metric, the baseline has it, this run does not"
+        text = f"{name}: {what if lost else 'new metric, the baseline does not have it'}"
+        values = (present.value, None) if lost else (None, present.value)
+        return make(present.unit, *values, verdict, text)
+    certainty = certainty or _unpaired(old, new)
+    verdict, why, worse = _verdict(name, before, after, tolerance, certainty)
+    tolerated = f"tolerance {tolerance}; " if tolerance else ""
+    delta = f"{new.value - old.value:+.3g}"
+    if old.value:
+        delta += f", {(new.value - old.value) / abs(old.value):+.2%}"
+    text = f"{name}: {old.value:.6g} -> {new.value:.6g} {new.unit} ({delta}): {why}"
+    errors = (certainty.stderr, certainty.p_value) if certainty else (None, None)
+    statistic = f"{tolerated}{certainty or 'exact'}"
+    return make(new.unit, old.value, new.value, verdict, text, *errors, statistic, worse)
 
 
 def _unpaired(old: Metric, new: Metric) -> Certainty | None:

@@ -154,21 +154,12 @@ def _explain(runs: Sequence[Run], refusals: Mapping[Path, list[str]]) -> list[st
 
 
 @dataclass(frozen=True)
-class Row:
-    """One metric of one benchmark, before and after."""
-
-    variant: str
-    task: str
-    change: Change
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Everything there is to say about two runs."""
 
     before: Run
     after: Run
-    rows: tuple[Row, ...]
+    rows: tuple[Change, ...]
     refusals: tuple[str, ...]
     """Why something both runs measured could not be compared."""
     losses: tuple[str, ...]
@@ -180,14 +171,14 @@ class Comparison:
     """Whether the runs come from different hardware: nothing is a regression then."""
 
     @property
-    def regressions(self) -> tuple[Row, ...]:
+    def regressions(self) -> tuple[Change, ...]:
         """Rows that got worse beyond tolerance and noise."""
-        return tuple(row for row in self.rows if row.change.verdict is Verdict.FAIL)
+        return tuple(row for row in self.rows if row.verdict is Verdict.FAIL)
 
     @property
     def verdict(self) -> Verdict:
         """One verdict for the whole; refusals count as a missing baseline."""
-        found = [row.change.verdict for row in self.rows if row.change.verdict is not None]
+        found = [row.verdict for row in self.rows if row.verdict is not None]
         found += [Verdict.NO_BASELINE] * bool(self.refusals)
         found += [Verdict.FAIL] * (bool(self.losses) and not self.foreign)
         return overall(found)
@@ -197,7 +188,7 @@ class Comparison:
         """0 no regression, 1 regression, 2 something both measured was not comparable."""
         if not self.foreign and (self.regressions or self.losses):
             return 1
-        gated = any(row.change.verdict is not None for row in self.rows)
+        gated = any(row.verdict is not None for row in self.rows)
         return 2 if self.foreign or self.refusals or not gated else 0
 
 
@@ -207,7 +198,7 @@ def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> 
     old_only = [key for key in before.records if key not in (*after.records, *after.lost)]
     new_only = [key for key in after.records if key not in before.records]
     hardware = comparable(before.machine, after.machine)
-    refusals, rows = list(hardware), []
+    refusals, rows = list(hardware), list[Change]()
     # The checkpoint's fingerprint says nothing of its tokenizer; older runs do not know theirs.
     if len({run.settings.get("tokenizer") for run in (before, after)} - {None}) > 1:
         refusals.append("measured with another tokenizer")
@@ -217,7 +208,7 @@ def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> 
         reasons = incomparable(old, new)
         refusals += [f"{'/'.join(key)}: {reason}" for reason in reasons]
         tolerances = {} if reasons or whole else thresholds.tolerances_for(key[1], device)
-        rows += [Row(*key, change) for change in changes(old, new, tolerances)]
+        rows += changes(old, new, tolerances)
     if not shared:
         refusals.append("the runs have no benchmark in common")
     return Comparison(

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ewq.gating.compare import Comparison, Row
+from ewq.gating.change import Change
+from ewq.gating.compare import Comparison
 from ewq.record import Verdict
 from ewq.report.document import VERDICT, Bullets, Page, Paragraph, Part, Point, Section, Table
 from ewq.report.formats import to_html, to_json, to_markdown
@@ -43,15 +44,14 @@ def comparison_page(comparison: Comparison, *, short: bool = False) -> Page:
     notable = [row for row in ranked if _is_notable(row)]
     parts: list[Part] = [*_bullets(comparison, short=short)]
     parts += [_changes(comparison, notable)] * bool(notable)
-    if equal := sum(row.change.delta == 0 for row in ranked):
+    if equal := sum(row.delta == 0 for row in ranked):
         parts.append(Paragraph(f"{_count(equal, 'metric')} unchanged."))
-    if rest := [row for row in ranked[len(notable) :] if row.change.delta != 0]:
+    if rest := [row for row in ranked[len(notable) :] if row.delta != 0]:
         parts.append(_rest(rest))
     if ranked and not short:
         headings = ("Variant", "Metric", VERDICT, "Sentence")
         cells = tuple(
-            (row.variant, row.task, str(row.change.verdict or "not gated"), row.change.sentence)
-            for row in ranked
+            (row.variant, row.task, str(row.verdict or "not gated"), row.sentence) for row in ranked
         )
         title = "All metrics with their statistics"
         parts.append(Table(headings, cells, frozenset(headings), title, folded=True))
@@ -64,7 +64,7 @@ def headline(comparison: Comparison) -> str:
     """The verdict in a few words."""
     if comparison.exit_code == 2:
         return "not comparable"
-    verdicts = [row.change.verdict for row in comparison.rows if _is_notable(row)]
+    verdicts = [row.verdict for row in comparison.rows if _is_notable(row)]
     failed, open_ones, improved = (verdicts.count(verdict) for verdict in _NOTABLE)
     if comparison.exit_code == 1:
         title = "regression"
@@ -96,16 +96,16 @@ def _same_quality(comparison: Comparison) -> bool:
     )
 
 
-def _importance(row: Row) -> int:
+def _importance(row: Change) -> int:
     """Low for what changed for certain, or perhaps by more than is tolerated."""
-    verdict = row.change.verdict
-    doubtful = verdict is Verdict.INCONCLUSIVE and not row.change.worse
+    verdict = row.verdict
+    doubtful = verdict is Verdict.INCONCLUSIVE and not row.worse
     if verdict in _NOTABLE and not doubtful:
         return _NOTABLE.index(verdict)
     return len(_NOTABLE) + (verdict is None)
 
 
-def _is_notable(row: Row) -> bool:
+def _is_notable(row: Change) -> bool:
     return _importance(row) < len(_NOTABLE)
 
 
@@ -131,27 +131,25 @@ def _bullets(comparison: Comparison, *, short: bool) -> list[Bullets]:
     return [bullets for bullets in found if bullets.points]
 
 
-def _changes(comparison: Comparison, rows: Sequence[Row]) -> Table:
+def _changes(comparison: Comparison, rows: Sequence[Change]) -> Table:
     cells = [
         {
             "Variant": row.variant,
-            "Metric": metric_title(row.task, row.change.metric),
-            VERDICT: str(row.change.verdict),
-            "Before": _number(row.change.before),
-            "After": f"{_number(row.change.after)} {row.change.unit}",
-            "Change": MISSING
-            if row.change.delta is None
-            else f"{row.change.delta:+.3g}{_share(row)}",
-            "±": "" if row.change.stderr is None else f"{row.change.stderr:.2g}",
+            "Metric": metric_title(row.task, row.metric),
+            VERDICT: str(row.verdict),
+            "Before": _number(row.before),
+            "After": f"{_number(row.after)} {row.unit}",
+            "Change": MISSING if row.delta is None else f"{row.delta:+.3g}{_share(row)}",
+            "±": "" if row.stderr is None else f"{row.stderr:.2g}",
             "Possible cause": _cause(comparison, row),
         }
         for row in rows
     ]
-    verdicts = tuple(row.change.verdict for row in rows if row.change.verdict)
+    verdicts = tuple(row.verdict for row in rows if row.verdict)
     return Table.of(cells, "Metric", VERDICT, "Possible cause", verdicts=verdicts)
 
 
-def _cause(comparison: Comparison, row: Row) -> str:
+def _cause(comparison: Comparison, row: Change) -> str:
     runs = (comparison.before, comparison.after)
     old, new = (run.records.get((row.variant, row.task)) for run in runs)
     planned = old is not None and new is not None and old.plan != new.plan
@@ -159,10 +157,9 @@ def _cause(comparison: Comparison, row: Row) -> str:
     return ", ".join(words)
 
 
-def _rest(rows: Sequence[Row]) -> Table:
+def _rest(rows: Sequence[Change]) -> Table:
     cells = {
-        (metric_title(row.task, row.change.metric), row.variant): _number(row.change.after, 4)
-        + _share(row)
+        (metric_title(row.task, row.metric), row.variant): _number(row.after, 4) + _share(row)
         for row in rows
     }
     metrics, variants = (dict.fromkeys(names) for names in zip(*cells, strict=True))
@@ -177,8 +174,8 @@ def _number(value: float | None, digits: int = 6) -> str:
     return "missing" if value is None else f"{value:.{digits}g}"
 
 
-def _share(row: Row) -> str:
-    return "" if row.change.relative is None else f" ({row.change.relative:+.2%})"
+def _share(row: Change) -> str:
+    return "" if row.relative is None else f" ({row.relative:+.2%})"
 
 
 def _data(comparison: Comparison) -> dict[str, Any]:
@@ -191,14 +188,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
         "after": run_data(comparison.after),
         **{name: list(getattr(comparison, name)) for name in lists},
         "rows": [
-            {
-                "variant": row.variant,
-                "task": row.task,
-                **asdict(row.change),
-                "delta": row.change.delta,
-                "relative": row.change.relative,
-                "sentence": row.change.sentence,
-            }
+            asdict(row) | {name: getattr(row, name) for name in ("delta", "relative", "sentence")}
             for row in comparison.rows
         ],
     }
