@@ -35,7 +35,10 @@ def report(
         ),
     ] = None,
     format_: Annotated[
-        Literal["html", "md", "json", "csv", "github-smaller", "github-bigger", "bencher"] | None,
+        Literal[
+            "html", "md", "json", "csv", "github-smaller", "github-bigger", "bencher", "model-index"
+        ]
+        | None,
         typer.Option("--format", help="By default as the output's name ends, or html."),
     ] = None,
     output: Annotated[

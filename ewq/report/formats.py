@@ -21,8 +21,8 @@ from plotly.offline import get_plotlyjs
 
 from ewq.errors import InputError
 from ewq.report.document import Page, Plot, csv_text, markdown_block, markdown_text, printable
-from ewq.report.rows import Estimate
-from ewq.tasks.table import figure_of
+from ewq.report.rows import LM_EVAL, Estimate
+from ewq.tasks.table import Kind, figure_of
 
 _SUFFIXES = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".csv": "csv"}
 _FIGURES = ("value", "stderr", "n", "unit", "higher_is_better")
@@ -147,6 +147,24 @@ def to_bencher(page: Page) -> str:
     return json.dumps(found, indent=1, allow_nan=False) + "\n"
 
 
+def to_model_index(page: Page) -> str:
+    """The ``model-index`` block of a model card on the hub: an entry for each variant."""
+    from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
+    from huggingface_hub.utils import yaml_dump
+
+    found: dict[str, list[EvalResult]] = {}
+    for (variant, task, name), metric, _ in _gated(page):
+        figure, data = figure_of(task, name), task.removeprefix(LM_EVAL)
+        if figure and figure.kind in (Kind.QUALITY, Kind.CHOICE):
+            facts = {"n": metric["n"], "stderr": metric["stderr"]}
+            result = EvalResult(
+                "text-generation", data, data, name, metric["value"], metric_args=facts
+            )
+            found.setdefault(f"{page.data['model']} {variant}", []).append(result)
+    made = [eval_results_to_model_index(name, each)[0] for name, each in found.items()]
+    return str(yaml_dump({"model-index": made}, sort_keys=False))
+
+
 FORMATS: dict[str, Callable[[Page], str]] = {
     "html": to_html,
     "md": to_markdown,
@@ -157,8 +175,9 @@ EXPORTS: dict[str, Callable[[Page], str]] = {
     "github-smaller": partial(to_github, bigger=False),
     "github-bigger": partial(to_github, bigger=True),
     "bencher": to_bencher,
+    "model-index": to_model_index,
 }
-"""What other services read of a report: customSmallerIsBetter, customBiggerIsBetter, BMF."""
+"""What others read of a report: customSmallerIsBetter, customBiggerIsBetter, BMF, model cards."""
 
 
 def format_of(output: Path | None, known: Collection[str], default: str) -> str:

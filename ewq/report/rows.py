@@ -15,9 +15,11 @@ from ewq.measurement import Metric
 from ewq.record import Record, Verdict
 from ewq.stats import half_width
 from ewq.storage.runs import Run
+from ewq.tasks.table import OF_FAMILY, figure_of
 from ewq.variants import REFERENCE, table_place
 
 MISSING = "–"
+LM_EVAL = f"lm_eval{OF_FAMILY}"
 MMLU_TASKS = {"mmlu": "MMLU", "mmlu_cloze": "MMLU (cloze)"}
 
 
@@ -58,11 +60,11 @@ class Estimate:
         text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
         return f"{text} ±{self.stderr:.{digits}f}" if error and self.stderr is not None else text
 
-    def rounded(self) -> str:
+    def rounded(self, *, signed: bool = False) -> str:
         """As many digits as the error leaves certain: two of its own, of at most five decimals."""
         scale = self.stderr or abs(self.value)
         first = math.floor(math.log10(scale)) if scale else 0
-        return self.text(min(5, max(0, (1 if self.stderr else 2) - first)))
+        return self.text(min(5, max(0, (1 if self.stderr else 2) - first)), signed=signed)
 
 
 def figure_text(
@@ -159,6 +161,15 @@ def variant_rows(records: Iterable[Record]) -> list[VariantRow]:
     for record in records:
         grouped.setdefault(record.variant, {})[record.task] = record
     return [VariantRow(variant, grouped[variant]) for variant in sorted(grouped, key=table_place)]
+
+
+def lm_eval_figures(rows: Sequence[VariantRow]) -> list[tuple[str, str]]:
+    """Task and metric of all that was measured with lm-eval's tasks, without what pairs it."""
+    records = [record for row in rows for record in row.records.values()]
+    named = ((r.task, name) for r in records if r.task.startswith(LM_EVAL) for name in r.metrics)
+    return [
+        key for key in dict.fromkeys(named) if not ((known := figure_of(*key)) and known.paired)
+    ]
 
 
 def reference_row(rows: Sequence[VariantRow]) -> VariantRow | None:

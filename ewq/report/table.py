@@ -9,7 +9,15 @@ from rich.text import Text
 
 from ewq.record import Verdict
 from ewq.report.document import VERDICT, Table, terminal_line
-from ewq.report.rows import MISSING, VariantRow, decimals_for, figure_text, size_unit
+from ewq.report.rows import (
+    LM_EVAL,
+    MISSING,
+    VariantRow,
+    decimals_for,
+    figure_text,
+    lm_eval_figures,
+    size_unit,
+)
 
 TASK_LABELS = {
     "perplexity": "PPL",
@@ -39,6 +47,8 @@ def variants_table(rows: Sequence[VariantRow], *, brief: bool = False) -> Table:
     """All columns of which anything was measured; ``brief`` tables count the tasks that passed."""
     unit, mmlu = size_unit(rows), mmlu_task(rows)
     on_gpu = any(row.metric("memory", "vram_peak_bytes") for row in rows)
+    # Of each task of lm-eval its first metric.
+    lm_eval = dict(reversed(lm_eval_figures(rows)))
 
     def cells(row: VariantRow) -> dict[str, str]:
         size, accuracy = row.memory_bytes, figure_text(row.estimate(mmlu, "accuracy", 100), 1)
@@ -54,6 +64,11 @@ def variants_table(rows: Sequence[VariantRow], *, brief: bool = False) -> Table:
                 accuracy + "*" * (row.at_chance(mmlu) and accuracy != MISSING)
             ),
             "Δ points": figure_text(change, 1, signed=True),
+            **{
+                f"{task.removeprefix(LM_EVAL)} {metric}": found.rounded() if found else MISSING
+                for task, metric in reversed(lm_eval.items())
+                for found in [row.estimate(task, metric)]
+            },
             "PPL": figure_text(row.estimate("perplexity", "perplexity"), 2),
             "Δ PPL %": figure_text(row.perplexity_change(), 2, signed=True),
             "KLD": kld(row),
@@ -125,7 +140,8 @@ def terminal_table(rows: Sequence[VariantRow], width: int) -> RichTable:
 
 
 def _place(heading: str) -> int:
-    return next(n for n, name in enumerate(_LAST_TO_GO) if heading.startswith(name))
+    known = (n for n, name in enumerate(_LAST_TO_GO) if heading.startswith(name))
+    return next(known, len(_LAST_TO_GO))
 
 
 def footnotes(rows: Sequence[VariantRow]) -> list[str]:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
+from huggingface_hub.repocard_data import ModelCardData
 from typer.testing import CliRunner
 
 from ewq.cli.report import report
@@ -148,3 +150,19 @@ def test_the_export_for_bencher_is_its_metric_format(storage):
     assert kld["lower_value"] < kld["value"] < kld["upper_value"]
     assert found["fp16 memory"]["weights_bytes"] == {"value": 269_000_000.0}
     assert all(len(measure) <= 64 for measures in found.values() for measure in measures)
+
+
+def test_a_model_card_takes_the_quality_of_each_variant(storage):
+    text = call("--format", "model-index").stdout
+    card = ModelCardData(**yaml.safe_load(text), ignore_metadata_errors=False)
+    found = {(each.dataset_name, each.metric_type): each for each in card.eval_results}
+
+    index = yaml.safe_load(text)["model-index"]
+    assert [each["name"] for each in index][:2] == [
+        "HuggingFaceTB/SmolLM2-135M fp16",
+        "HuggingFaceTB/SmolLM2-135M ewq-0.65",
+    ]
+    kld = found["divergence", "kld_mean"]
+    assert kld.metric_value > 0
+    assert kld.metric_args["n"] > 1
+    assert ("throughput", "decode_tokens_per_s") not in found

@@ -8,7 +8,7 @@ from scipy.stats import sem
 
 from ewq.gating.change import changes, paired_changes
 from ewq.gating.gates import _figure, judge, overall
-from ewq.gating.thresholds import DEFAULT_TOLERANCES, Limit, Test, Tolerance
+from ewq.gating.thresholds import BUILT_IN, DEFAULT_TOLERANCES, Limit, Test, Tolerance
 from ewq.measurement import Items, Metric
 from ewq.record import Verdict
 from ewq.stats import clustered_ratio, paired_answers, smallest_detectable_difference, two_sided_p
@@ -165,6 +165,48 @@ def test_mcnemar_counts_the_questions_that_broke():
     # 15 broken and 5 mended: P(Bin(20, 1/2) <= 5) = 0.0207 one-sided.
     assert "15 broken and 5 mended of 100" in str(reason)
     assert "p 0.0207" in str(reason)
+
+
+def test_mcnemar_counts_the_documents_of_a_task_of_lm_eval():
+    metrics = {"delta/acc": metric(-0.1, stderr=0.05, n=100), "flips/acc": metric(0.2, n=100)}
+    task = "lm_eval-arc"
+    (reason,) = judge(record(task, metrics=metrics), {"delta/acc": MCNEMAR}).reasons
+    assert "15 broken and 5 mended of 100" in str(reason)
+
+    (reason,) = judge(
+        record(task, metrics={"delta/acc": metric(0)}), {"delta/acc": MCNEMAR}
+    ).reasons
+    assert "missing metric flips/acc" in str(reason)
+
+
+def documents(**values):
+    """Items of lm-eval's tasks: the value of each metric for each document."""
+    rows = [(name, f"arc/{i}", "arc", v) for name, own in values.items() for i, v in enumerate(own)]
+    columns = zip(*rows, strict=True)
+    return Items(dict(zip(("metric", "document", "cluster", "value"), columns, strict=True)))
+
+
+def test_runs_of_a_task_of_lm_eval_are_compared_document_by_document():
+    right = [1.0] * 60 + [0.0] * 40
+    before = {"acc": right, "f1": [0.5 + i / 500 for i in range(100)]}
+    after = {"acc": right[12:] + [0.0] * 12, "f1": [v - 0.01 - v / 50 for v in before["f1"]]}
+    old, new = (
+        record(
+            "lm_eval-arc",
+            metrics={
+                name: metric(sum(own) / 100, stderr=0.05, n=100) for name, own in each.items()
+            },
+            items=documents(**each),
+        )
+        for each in (before, after)
+    )
+    tolerances = BUILT_IN.tolerances_for("lm_eval-arc", "cpu")
+    found = {each.metric: each for each in changes(old, new, tolerances)}
+    broken = paired_answers(before["acc"], after["acc"])
+    assert found["acc"].p_value == pytest.approx(broken.mcnemar_p.value)
+    assert found["acc"].verdict is F
+    assert found["f1"].verdict is F, "an unpaired error of 0.05 would hide it"
+    assert found["f1"].stderr < 0.001
 
 
 def test_a_missing_metric_says_what_is_present():

@@ -53,6 +53,25 @@ def test_a_variant_replaces_the_default_metric_by_metric(tmp_path):
     assert thresholds.for_("ewq-1.0", "divergence")["kld_mean"] == Limit(max=0.1)
 
 
+def test_a_task_of_lm_eval_has_its_own_limits_beside_those_of_the_family(tmp_path):
+    text = """
+    [default.lm_eval]
+    "delta/acc" = {min = -0.02, test = "mcnemar"}
+    [default.lm_eval-arc_easy]
+    "delta/acc" = {min = -0.01, test = "mcnemar"}
+    "exact_match/strict-match" = {min = 0.3}
+    [tolerance.lm_eval-arc_easy]
+    acc = {absolute = 0.02}
+    """
+    thresholds = load(tmp_path, text)
+    limits = thresholds.for_("bnb-nf4", "lm_eval-arc_easy")
+    assert limits["delta/acc"] == Limit(min=-0.01, test=Test.MCNEMAR)
+    assert limits["exact_match/strict-match"] == Limit(min=0.3)
+    assert thresholds.for_("bnb-nf4", "lm_eval-piqa")["delta/acc"].min == -0.02
+    assert thresholds.for_("fp16", "lm_eval-piqa") == {}
+    assert thresholds.tolerances_for("lm_eval-arc_easy", "cpu")["acc"] == Tolerance(absolute=0.02)
+
+
 def test_the_reference_has_no_limits_on_figures_relative_to_itself(tmp_path):
     text = "[default.mmlu]\naccuracy_delta = {min = -0.01}\naccuracy = {min = 0.3}"
 

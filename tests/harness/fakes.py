@@ -48,6 +48,7 @@ class ByteTokenizer:
     is_fast = True
     bos_token = None
     bos_token_id = None
+    eos_token_id = 0
 
     def _encode(self, text):
         pieces = [match.group() for match in _TOKEN.finditer(text.encode())]
@@ -127,10 +128,14 @@ class FakeModel:
             results.append(rows[range(len(suffix)), list(suffix)].numpy())
         return results
 
+    def token_scores(self, prefix, suffixes):
+        plain = self.token_logprobs(prefix, suffixes)
+        return [np.stack([row, np.zeros_like(row)], axis=1) for row in plain]
+
     def logprobs(self, ids, start):
         yield self._rows(ids, start)[:-1]
 
-    def generate(self, prompts, new_tokens):
+    def generate(self, prompts, new_tokens, stop=None):
         self.slow_calls -= 1
         step_s = self._step_s if self.slow_calls >= 0 else 0.0
         time.sleep(step_s * new_tokens)

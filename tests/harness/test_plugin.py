@@ -272,8 +272,10 @@ def test_a_text_too_short_for_its_definition_ends_the_run_at_once(bench, project
 def test_collecting_imports_no_heavy_library(project):
     script = (
         "import sys, pytest\n"
-        "pytest.main(['-p', 'ewq.pytest_plugin', 'benchmarks', '--collect-only', '-q'])\n"
-        "heavy = {'torch', 'transformers', 'bitsandbytes', 'llama_cpp'} & set(sys.modules)\n"
+        "options = ['-p', 'ewq.pytest_plugin', '--ewq-lm-eval', 'hellaswag', '--collect-only']\n"
+        "pytest.main([*options, 'benchmarks', '-q'])\n"
+        "heavy = {'torch', 'transformers', 'bitsandbytes', 'llama_cpp', 'lm_eval', 'datasets'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
     )
     (project.path / "conftest.py").unlink()

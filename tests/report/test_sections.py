@@ -11,9 +11,10 @@ from ewq.record import Reason, Verdict
 from ewq.report.document import Bullets, Excerpts, Paragraph, Plot, Table
 from ewq.report.rows import ReportedRun, reported_run
 from ewq.report.sections.against_size import speed
-from ewq.report.sections.breakdown import NO_REFERENCE, domains, flips, samples
+from ewq.report.sections.breakdown import NO_REFERENCE, domains, flips, lm_eval, samples
 from ewq.report.sections.plans import blocks
 from ewq.report.sections.run import overview, protocol, verdicts
+from ewq.report.table import variants_table
 from ewq.storage.runs import Run, read_run
 from tests.make_runs import CHANCE, NOISY, letters, record
 from tests.report.example_runs import write_example
@@ -47,6 +48,23 @@ def test_flips_are_counted_by_subject_and_direction_most_flipped_first():
 def test_another_letter_that_is_as_wrong_is_no_flip():
     section = flips(shown(asked("fp16", "abcdab"), asked("bnb-nf4", "babcda")))
     assert "3 of 3 subjects did not flip" in section.parts[0].text
+
+
+def asked_by_lm_eval(variant, **changes):
+    figures = {"acc": Metric(0.56, "fraction", True, 100, 0.05), **changes}
+    return record("lm_eval-arc_easy", variant, metrics=figures)
+
+
+def test_tasks_of_lm_eval_show_each_metric_with_its_change():
+    change = Metric(-0.04, "fraction", True, 100, 0.03, 99)
+    pair = {"delta/acc": change, "flips/acc": Metric(0.1, "fraction", False, 100, 0.03)}
+    run = shown(asked_by_lm_eval("fp16"), asked_by_lm_eval("bnb-nf4", **pair))
+    assert only(lm_eval(run), Table).rows == (
+        ("arc_easy", "acc", "0.560 ±0.050", "0.560 ±0.050 (~-0.040 ±0.030)"),
+    )
+    assert lm_eval(shown(record("perplexity", "fp16", {}))) is None
+    table = variants_table(run.rows)
+    assert table.headings == ("Variant", "arc_easy acc", "Verdict")
 
 
 @pytest.mark.parametrize(("freedom", "doubt"), [(None, ""), (5, ""), (2, "~")])

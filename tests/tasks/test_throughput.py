@@ -41,7 +41,8 @@ class TimedModel(NumpyModel):
 
 def sizes(prompt_tokens, new_tokens, batch_sizes, warmup_rounds, rounds):
     lengths = prompt_tokens, new_tokens, batch_sizes
-    return Tier(24, 256, 128, *lengths, rounds, warmup_rounds, sample_tokens=12, noise_questions=8)
+    rest = {"sample_tokens": 12, "noise_questions": 8, "lm_eval_documents": 8}
+    return Tier(24, 256, 128, *lengths, rounds, warmup_rounds, **rest)
 
 
 def run(model, protocol):

@@ -9,14 +9,14 @@ from ewq.report.document import Page, Section
 from ewq.report.recommendations import recommendations
 from ewq.report.rows import ReportedRun, reported_run, run_data
 from ewq.report.sections.against_size import quality, quality_plots, speed
-from ewq.report.sections.breakdown import domains, flips, samples
+from ewq.report.sections.breakdown import domains, flips, lm_eval, samples
 from ewq.report.sections.history import history
 from ewq.report.sections.plans import blocks, controls
 from ewq.report.sections.run import overview, protocol, verdicts
 from ewq.storage.runs import Run
 
 SECTIONS: tuple[Callable[[ReportedRun], Section | None], ...] = (
-    overview, verdicts, quality, speed, domains, controls, blocks, flips, samples, history,
+    overview, verdicts, quality, speed, lm_eval, domains, controls, blocks, flips, samples, history,
     protocol,
 )  # fmt: skip
 """In the order people read them; a section is ``None`` where the run holds nothing for it."""

@@ -7,7 +7,16 @@ from typing import cast
 
 from ewq.record import Record
 from ewq.report.document import Excerpt, Excerpts, Paragraph, Section, Table
-from ewq.report.rows import MISSING, MMLU_TASKS, ReportedRun, VariantRow, figure_text, reference_row
+from ewq.report.rows import (
+    LM_EVAL,
+    MISSING,
+    MMLU_TASKS,
+    ReportedRun,
+    VariantRow,
+    figure_text,
+    lm_eval_figures,
+    reference_row,
+)
 
 NO_REFERENCE = (
     "This run holds no FP16 answers to the same questions: select fp16 together with the other "
@@ -91,6 +100,28 @@ def _group_table(task: str, rows: Sequence[VariantRow]) -> Table | None:
     headings = ("Variant", *(name.replace("_", " ") for name in groups))
     title = f"{MMLU_TASKS[task]} by group of subjects, % ± standard error"
     return Table(headings, body, title=title + "; * guessing" * bool(guessed), folded=True)
+
+
+def lm_eval(shown: ReportedRun) -> Section | None:
+    """Every metric of lm-eval's tasks, with its change from FP16 document by document."""
+    figures = lm_eval_figures(shown.rows)
+
+    def cell(row: VariantRow, task: str, metric: str) -> str:
+        found, change = row.estimate(task, metric), row.estimate(task, f"delta/{metric}")
+        doubt = "~" * (change is not None and not change.differs_from_zero)
+        paired = f" ({doubt}{change.rounded(signed=True)})" if change else ""
+        return found.rounded() + paired if found else MISSING
+
+    body = tuple(
+        (task.removeprefix(LM_EVAL), metric, *(cell(row, task, metric) for row in shown.rows))
+        for task, metric in figures
+    )
+    title = (
+        "± standard error; in brackets the change from FP16 on the same documents, ~: none found"
+    )
+    headings = ("Task", "Metric", *(row.variant for row in shown.rows))
+    part = Table(headings, body, title=title)
+    return Section("lm-eval", "Tasks of lm-evaluation-harness", (part,)) if body else None
 
 
 def flips(shown: ReportedRun) -> Section | None:
