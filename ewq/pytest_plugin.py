@@ -47,16 +47,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each benchmark once per variant, unless the test names its own, and member asked for."""
+    """Run each benchmark once per variant, unless the test names its own, and member."""
     if "variant" not in metafunc.fixturenames or task_of(metafunc.definition) is None:
         return
-    if MEMBER in metafunc.fixturenames:
-        asked = state_of(metafunc.config).options.lm_eval
-        metafunc.parametrize(MEMBER, [name.partition(OF_FAMILY)[2] for name in asked] or [""])
     own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     if not any("variant" in str(names) for names in own):
         names = [variant.name for variant in state_of(metafunc.config).options.variants]
         metafunc.parametrize("variant", names, indirect=True, scope="session")
+    if MEMBER in metafunc.fixturenames:
+        asked = state_of(metafunc.config).options.lm_eval
+        metafunc.parametrize(MEMBER, [name.partition(OF_FAMILY)[2] for name in asked] or [""])
 
 
 @pytest.hookimpl(trylast=True)

@@ -10,7 +10,7 @@ from ewq.files import cache_dir, check_output, folder_bytes
 from ewq.harness.loading import weights_bytes
 from ewq.harness.subject import Subject
 from ewq.instruments.gpu import free_memory, gpus_of
-from ewq.tasks.table import TASKS, Data
+from ewq.tasks.table import Data, find_task
 from ewq.variants import LLAMA_CPP, engine_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def budget_line(session: Session) -> str:
         key
         for key in session.selected
         if key not in session.journal.completed
-        if TASKS[key[1]].on_random_weights or not subject.is_dummy
+        if find_task(key[1]).on_random_weights or not subject.is_dummy
     ]
     if not todo or not gpus_of(placement.device) or not isinstance(subject, Subject):
         return ""
@@ -87,7 +87,7 @@ def _probed_s(subject: Subject, device: str, dtype: str) -> tuple[float, float]:
 
 def _tokens(session: Session, task: str) -> int:
     """Tokens that a task feeds a model, about."""
-    data, tier, kind = session.data, session.data.sizes, TASKS[task].data
+    data, tier, kind = session.data, session.data.sizes, find_task(task).data
     if kind is Data.QUESTIONS:
         return QUESTION_TOKENS * len(data.mmlu.test)
     if kind is Data.TEXTS:

@@ -176,8 +176,8 @@ class Requests:
         self._model, self._progress = model, progress
         self._tokenizer: Any = model.tokenizer
         self._context = model.info.context_length
-        bos, eos = (getattr(self._tokenizer, f"{name}_token_id", None) for name in ("bos", "eos"))
-        self._first: int = eos if bos is None else bos
+        bos = getattr(self._tokenizer, "bos_token_id", None)
+        self._first: int = self._tokenizer.eos_token_id if bos is None else bos
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Of each continuation, in nats, and whether greedy decoding would have written it."""

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness in a run of fakes: found, measured, paired, gated, resumed."""
+"""Tasks of lm-evaluation-harness in a run of fakes: found, measured, paired, gated."""
 
 import sys
 
@@ -9,7 +9,7 @@ from tests.harness.test_plugin import TWO, records
 from tests.tasks.lm_eval_tasks import choices, write_task
 
 needs_lm_eval = pytest.mark.skipif("not __import__('importlib').util.find_spec('lm_eval')")
-LIMIT = '[default.lm_eval-own]\n"delta/acc" = {min = 0.9, test = "mcnemar"}\n'
+LIMIT = '[default.lm_eval-own]\n"delta/brier_score" = {max = -1}\n'
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_without_lm_eval_the_run_ends_with_what_to_install(bench, project, own, 
 
 
 @needs_lm_eval
-def test_variants_are_measured_paired_gated_and_resumed(bench, project, own):
+def test_variants_are_measured_paired_and_gated(bench, project, own):
     set_behaviour(project.path, **{"ewq-0.5": {"noise": 3.0}})
     (project.path / "benchmarks" / "thresholds.toml").write_text(LIMIT)
     asked = (*TWO, "-k", "lm_eval", "--ewq-lm-eval", own)
@@ -62,12 +62,13 @@ def test_variants_are_measured_paired_gated_and_resumed(bench, project, own):
     found = records(project)
     base, other = (found[variant, "lm_eval-own"] for variant in ("fp16", "ewq-0.5"))
     assert len(base["items"]["rows"]) == 3 * 8, "the smoke tier asks eight documents"
-    assert "delta/acc" not in base["metrics"]
-    difference = other["metrics"]["acc"]["value"] - base["metrics"]["acc"]["value"]
-    assert other["metrics"]["delta/acc"]["value"] == pytest.approx(difference)
-    assert other["verdict"] == "fail" or "delta/acc" in str(other["reasons"])
+    values = [each["metrics"]["brier_score"]["value"] for each in (base, other)]
+    assert "delta/brier_score" not in base["metrics"]
+    assert values[1] != values[0]
+    assert other["metrics"]["delta/brier_score"]["value"] == pytest.approx(values[1] - values[0])
+    assert "delta/brier_score" in str(other["reasons"])
     data = project.path / "own.jsonl"
     data.write_text(data.read_text().replace("thing", "object"))
-    again = bench(*asked, "--ewq-resume", subprocess=True, save=True)
-    again.stdout.fnmatch_lines(["*lm_eval-own data*"])
+    again = bench(*asked, "--ewq-require-baseline", subprocess=True, save=True)
+    again.stdout.fnmatch_lines(["*no baseline to gate against*setting lm_eval-own data was*"])
     assert again.ret == 4
