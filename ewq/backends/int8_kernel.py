@@ -5,8 +5,6 @@ The matrix is read once, as int8. Imported only where Triton is (it comes with t
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -52,10 +50,10 @@ def int8_product(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _quantize(
-    x: Any,
-    values: Any,
-    raw: Any,
-    largest: Any,
+    x: tl.tensor,
+    values: tl.tensor,
+    raw: tl.tensor,
+    largest: tl.tensor,
     threshold: float,
     rows: int,
     columns: int,
@@ -85,13 +83,13 @@ def _quantize(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _multiply(
-    values: Any,
-    raw: Any,
-    largest: Any,
-    weight: Any,
-    scales: Any,
-    bias: Any,
-    result: Any,
+    values: tl.tensor,
+    raw: tl.tensor,
+    largest: tl.tensor,
+    weight: tl.tensor,
+    scales: tl.tensor,
+    bias: tl.tensor,
+    result: tl.tensor,
     rows: int,
     columns: int,
     outputs: int,
