@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,15 +145,26 @@ def ewq_session(
     state = state_of(pytestconfig)
     with _or_exit():
         session = state.open_session(ewq_subject, ewq_loader, ewq_progress)
-        tell(pytestconfig, budget_line(session))
+        if not state.options.workers:
+            tell(pytestconfig, budget_line(session))
     if not state.options.no_save:
         state.save_by_default()
     try:
         with _or_exit():
             prepare_references(session)
+            if state.options.workers:
+                _measure_elsewhere(pytestconfig, session)
         yield session
     finally:
         session.close()
+
+
+def _measure_elsewhere(config: pytest.Config, session: Session) -> None:
+    from ewq.harness.fleet import measure_elsewhere
+    from ewq.harness.terminal import lines_drawn, tell
+
+    with lines_drawn(config) as show:
+        measure_elsewhere(session, show, partial(tell, config))
 
 
 @pytest.fixture(scope="session")

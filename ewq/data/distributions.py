@@ -44,6 +44,7 @@ class Rows:
     def __init__(self, folder: Path, width: int, dtype: torch.dtype) -> None:
         self.width, self.dtype, self.count = width, dtype, 0
         self._folder = folder
+        self._copy: NDArray[np.uint8] | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Unbuffered: a block is large, and nothing is left to be flushed to a full disk.
@@ -74,12 +75,21 @@ class Rows:
         """The rows of a slice, in memory mapped for as long as the result lives."""
         begin, end, _ = part.indices(self.count)
         row_bytes = self.width * self.dtype.itemsize
+        if self._copy is not None:
+            own = self._copy[begin * row_bytes : end * row_bytes].reshape(-1, row_bytes).copy()
+            return torch.from_numpy(own).view(self.dtype)
         mapped = np.memmap(self.file, np.uint8, "c", begin * row_bytes, (end - begin, row_bytes))
         return torch.from_numpy(mapped).view(self.dtype)
 
     def close(self) -> None:
         """Give the disk space back; doing so twice is harmless."""
-        self.file.close()
+        if self._copy is None:
+            self.file.close()
+
+    def __getstate__(self) -> dict[str, object]:
+        """For another process the bytes without the file; Ray keeps them once a node."""
+        whole = np.memmap(self.file, np.uint8, "r") if self._copy is None else self._copy
+        return {**vars(self), "file": None, "_copy": np.asarray(whole)}
 
 
 @dataclass

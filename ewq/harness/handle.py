@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from ewq.planning.plan import QuantizationPlan
 
 _ALLOCATION_FAILED = ("not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+class OutOfMemory(MeasurementError):
+    """A device was too small, which another may not be."""
+
+
 LoadVariant = Callable[[Variant, Subject, Placement], Loaded]
 
 
@@ -122,7 +128,7 @@ def set_libraries_aside() -> None:
 def report_out_of_memory(
     what: str, device: str, needed_bytes: Callable[[], int] | None = None
 ) -> Iterator[None]:
-    """Turn running out of memory into a MeasurementError that names needed and available bytes.
+    """Turn running out of memory into an OutOfMemory that names needed and available bytes.
 
     ``what`` is the variant and what it was doing; ``needed_bytes`` tells what its weights take.
     """
@@ -142,7 +148,7 @@ def report_out_of_memory(
     asked = request[1] if request else "an unknown amount"
     needed = f" (the weights take {needed_bytes():,} bytes)" if needed_bytes else ""
     free, total = free_memory(device)
-    raise MeasurementError(
+    raise OutOfMemory(
         f"{what}: out of memory on {device}: {asked} more needed{needed}; {free:,} of {total:,} "
         "bytes are free; close other programs or measure a smaller variant"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import timeit
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ewq.errors import EwqError, MeasurementError
 from ewq.harness.handle import VariantHandle, report_out_of_memory
 from ewq.harness.loading import content_of, plan_of
-from ewq.harness.references import MEASURED_FOR_PAIRING, MISSING
+from ewq.harness.references import MEASURED_FOR_PAIRING, MISSING, References
 from ewq.harness.session import Session
 from ewq.instruments.processor_wait import ProcessorWait
 from ewq.measurement import Doubt, DoubtKind, TaskResult
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 FIRST = "first_measurement"
 """Where a record keeps what it replaces."""
+UNPAIRED = "unpaired"
+"""Marks what the journal keeps of a worker, which did not know the reference's results."""
 
 
 def measure(
@@ -36,11 +39,13 @@ def measure(
     """Measure ``task``, or take it from the journal; judged, and kept or a JournalLost."""
     key = (handle.name, task)
     benchmark.group = task
+    if error := session.failed_elsewhere.get(key):
+        raise error
     stored = session.journal.completed.get(key)
-    if stored and _is_of(stored, handle.variant, session):
-        record = _replay(stored, benchmark)
+    if stored and is_of(stored, handle.variant, session):
+        record = _replay(session, stored, benchmark)
         if handle.name == REFERENCE:
-            _restore_reference(session, handle, record, stored["task_settings"])
+            _restore_reference(session, handle, record, stored)
     elif twin := session.twin_of(handle.variant, task):
         record = _measured_as(session, twin, handle, task, benchmark)
     else:
@@ -54,7 +59,7 @@ def measure(
     return judged
 
 
-def _is_of(stored: Mapping[str, Any], variant: Variant, session: Session) -> bool:
+def is_of(stored: Mapping[str, Any], variant: Variant, session: Session) -> bool:
     """Not where files have changed since: they are another variant under the same name."""
     settings: Mapping[str, Any] = stored["record"]["settings"]
     return content_of(variant, session.subject).items() <= settings.items()
@@ -94,22 +99,27 @@ def _measure_for_pairing(session: Session, handle: VariantHandle, task: str) -> 
 
 
 def _restore_reference(
-    session: Session, handle: VariantHandle, record: Record, settings: Sequence[str]
+    session: Session, handle: VariantHandle, record: Record, stored: Mapping[str, Any]
 ) -> None:
     """After resuming: pair later variants with what was measured before the interruption.
 
     The journal does not keep the reference's distributions, which are large and deterministic.
     """
     task = record.task
-    own = {name: record.settings[name] for name in settings}
-    result = TaskResult(
-        task, own, record.metrics, record.items, record.doubts, record.notes, record.side
-    )
-    session.references.remember(task, result)
+    session.references.remember(task, result_of(record, stored["task_settings"]))
     session.references.replayed.add(task)
-    todo = {key[1] for key in session.selected if key not in session.journal.completed}
+    known = {*session.journal.completed, *session.failed_elsewhere}
+    todo = {key[1] for key in session.selected if key not in known}
     if find_task(task).pairing is Pairing.DISTRIBUTIONS and task in todo:
         session.distributions(handle)
+
+
+def result_of(record: Record, settings: Sequence[str]) -> TaskResult:
+    """The task's own result that a record was made of; ``settings`` are the names of its own."""
+    own = {name: record.settings[name] for name in settings}
+    return TaskResult(
+        record.task, own, record.metrics, record.items, record.doubts, record.notes, record.side
+    )
 
 
 def _measured_as(
@@ -118,7 +128,7 @@ def _measured_as(
     """The record of another variant that is the same model, under this one's name."""
     payload = session.journal.completed[twin.name, task]
     plan = plan_of(handle.variant, session.subject)
-    found = _replay(payload, benchmark)
+    found = _replay(session, payload, benchmark)
     record = replace(
         found,
         variant=handle.name,
@@ -126,7 +136,8 @@ def _measured_as(
         notes=(*found.notes, f"measured once, as {twin.name}: both plans give the same model"),
         side={**found.side, **_plan_for_reports(task, plan)},
     )
-    session.journal.finished(record.key, {**payload, "record": record.to_json()})
+    paired = {"record": record.to_json(), UNPAIRED: False}
+    session.journal.finished(record.key, payload | paired)
     return record
 
 
@@ -170,7 +181,7 @@ def _measure_now(
     session.journal.started(key)
     try:
         with report_out_of_memory(f"{variant}, {task}", session.placement.device):
-            result = _timed(session, handle, task, benchmark)
+            result, durations_s = _timed(session, handle, task, benchmark)
             record = _record(session, handle, result)
             record = _second(session, first, record) if first else record
     except BaseException as error:  # Ctrl-C too: it is no crash of the variant
@@ -178,37 +189,42 @@ def _measure_now(
         raise
     if variant == REFERENCE:
         session.references.remember(task, result)
-    # Under --benchmark-disable nothing is timed.
-    payload = {
-        "record": record.to_json(),
-        "durations_s": [] if benchmark.stats is None else list(benchmark.stats.stats.data),
-        "task_settings": sorted(result.settings),
-    }
-    session.journal.finished(key, payload)
+    session.journal.finished(key, _payload(record, result, durations_s))
     return record
 
 
+def measure_unpaired(session: Session, handle: VariantHandle, task: str) -> dict[str, Any]:
+    """What the journal keeps of a measurement that is paired when it is replayed."""
+    with report_out_of_memory(f"{handle.name}, {task}", session.placement.device):
+        result, durations_s = _timed(session, handle, task, None)
+        payload = _payload(_record(session, handle, result), result, durations_s)
+    return {**payload, UNPAIRED: True}
+
+
+def _payload(record: Record, result: TaskResult, durations_s: list[float]) -> dict[str, Any]:
+    own = sorted(result.settings)
+    return {"record": record.to_json(), "durations_s": durations_s, "task_settings": own}
+
+
 def _timed(
-    session: Session, handle: VariantHandle, task: str, benchmark: BenchmarkFixture
-) -> TaskResult:
+    session: Session, handle: VariantHandle, task: str, benchmark: BenchmarkFixture | None
+) -> tuple[TaskResult, list[float]]:
+    """A task's result, and the seconds of its rounds."""
     work = find_task(task).prepare(session.inputs(handle))
     with ProcessorWait() as waiting:
-        _time(benchmark, work.once, work.rounds, work.warmup_rounds)
+        durations_s = _time(benchmark, work.once, work.rounds, work.warmup_rounds)
     result, share = work.result(), waiting.share
     if not find_task(task).in_rounds or share is None or share <= 0.1:
-        return result
+        return result, durations_s
     # Waiting for other programs varies from run to run, not within one.
     text = f"other programs kept the processor busy: {share:.0%} of the time was spent waiting"
-    return replace(result, doubts=(*result.doubts, Doubt(DoubtKind.BUSY, text, {"waited": share})))
+    doubt = Doubt(DoubtKind.BUSY, text, {"waited": share})
+    return replace(result, doubts=(*result.doubts, doubt)), durations_s
 
 
 def _record(session: Session, handle: VariantHandle, result: TaskResult) -> Record:
     task = result.task
-    reference = None if handle.name == REFERENCE else session.references.get(task)
-    origin = (note,) if (note := session.references.origin.get(task)) else ()
-    metrics = {**result.metrics, **find_task(task).pair(result, reference)}
-    find_task(task).check(metrics, result.items)
-    return Record(
+    record = Record(
         model=session.subject.label,
         fingerprint=session.subject.fingerprint,
         variant=handle.name,
@@ -220,12 +236,27 @@ def _record(session: Session, handle: VariantHandle, result: TaskResult) -> Reco
             **handle.model.settings,
             **content_of(handle.variant, session.subject),
         },
-        metrics=metrics,
+        metrics=result.metrics,
         items=result.items,
         plan=handle.plan.digest if handle.plan else None,
-        doubts=(*result.doubts, *session.references.doubts(task, result)),
-        notes=(*result.notes, *handle.notes, *origin),
+        doubts=result.doubts,
+        notes=(*result.notes, *handle.notes),
         side={**result.side, **_plan_for_reports(task, handle.plan)},
+    )
+    return pair(record, result, session.references)
+
+
+def pair(record: Record, result: TaskResult, references: References) -> Record:
+    """The record with what its result gives against the reference's, and what is doubtful of it."""
+    task, origin = record.task, references.origin.get(record.task)
+    reference = None if record.variant == REFERENCE else references.get(task)
+    metrics = {**record.metrics, **find_task(task).pair(result, reference)}
+    find_task(task).check(metrics, record.items)
+    return replace(
+        record,
+        metrics=metrics,
+        doubts=(*record.doubts, *references.doubts(task, result)),
+        notes=(*record.notes, *([origin] if origin else [])),
     )
 
 
@@ -246,26 +277,36 @@ def _plan_for_reports(task: str, plan: QuantizationPlan | None) -> dict[str, Any
     return {"plan": drawn}
 
 
-def _replay(stored: Mapping[str, Any], benchmark: BenchmarkFixture) -> Record:
-    """Hand an earlier process's measurement to pytest-benchmark as if made now."""
-    durations: list[float] = stored["durations_s"]
-    _time(benchmark, lambda: None, rounds=max(1, len(durations)))
-    if benchmark.stats is not None and durations:
-        benchmark.stats.stats.data[:] = durations
-    return Record.from_json(stored["record"])
+def _replay(session: Session, stored: Mapping[str, Any], benchmark: BenchmarkFixture) -> Record:
+    """Hand another process's measurement to pytest-benchmark as if made now."""
+    durations_s: list[float] = stored["durations_s"]
+    _time(benchmark, lambda: None, rounds=max(1, len(durations_s)))
+    if benchmark.stats is not None and durations_s:
+        benchmark.stats.stats.data[:] = durations_s
+    record = Record.from_json(stored["record"])
+    if not stored.get(UNPAIRED):
+        return record
+    return pair(record, result_of(record, stored["task_settings"]), session.references)
 
 
 def _time(
-    benchmark: BenchmarkFixture, once: Callable[[], object], rounds: int, warmup_rounds: int = 0
-) -> None:
-    """Never ``benchmark(f)``: it would calibrate, and so run an hour's evaluation seven times.
+    benchmark: BenchmarkFixture | None,
+    once: Callable[[], object],
+    rounds: int,
+    warmup_rounds: int = 0,
+) -> list[float]:
+    """Seconds of each round; none where pytest-benchmark is disabled.
 
+    Never ``benchmark(f)``: it would calibrate, and so run an hour's evaluation seven times.
     It times once in a test; what is timed after that replaces the first durations.
     """
-    if benchmark.stats is not None:
-        times = timeit.repeat(once, number=1, repeat=warmup_rounds + rounds)
-        benchmark.stats.stats.data[:] = times[warmup_rounds:]
-        return
+    if benchmark is None or benchmark.stats is not None:
+        # timeit would keep garbage for as long as an evaluation takes.
+        times = timeit.repeat(once, gc.enable, number=1, repeat=warmup_rounds + rounds)
+        if benchmark is not None:
+            benchmark.stats.stats.data[:] = times[warmup_rounds:]
+        return times[warmup_rounds:]
     benchmark.pedantic(  # type: ignore[no-untyped-call]
         once, rounds=rounds, warmup_rounds=warmup_rounds, iterations=1
     )
+    return [] if benchmark.stats is None else list(benchmark.stats.stats.data)

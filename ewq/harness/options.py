@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ _VALUES: tuple[tuple[str, str, str, str], ...] = (
     ("calibration", "", "DIR", "text that fitted plans are made on (default: ewq's own)"),
     ("thresholds", "", "FILE", "thresholds.toml (default: beside the benchmarks)"),
     ("baseline", "", "RUN", "stored run to gate against: a file, a run number or a commit"),
+    (
+        "workers",
+        "",
+        "N|ADDRESS",
+        "measure on N Ray workers, or on a cluster: auto, ray://HOST:PORT",
+    ),
     ("decode", "auto", "MODE", f"decode loop of transformers variants: {', '.join(_DECODE_MODES)}"),
 )
 _FLAGS: tuple[tuple[str, str], ...] = (
@@ -65,6 +72,7 @@ class Options:
     calibration: str
     thresholds: Path | None
     baseline: str
+    workers: str
     decode: str
     require_baseline: bool
     resume: bool
@@ -85,6 +93,7 @@ class Options:
             published = path == "hub" and option in ("mmlu", "texts")
             if path and not published and not Path(path).expanduser().exists():
                 raise InputError(f"--ewq-{option} {path}: no such file or folder")
+        _check_workers(given["workers"])
         factors = [parse_factor(t) for t in given.pop("factors").split(",") if t.strip()]
         named = [name.strip() for name in given["variants"].split(",") if name.strip()]
         variants = [find_variant(name) for name in named or default_names(factors)]
@@ -109,6 +118,15 @@ def add_options(parser: pytest.Parser) -> None:
     for name, text in _FLAGS:
         group.addoption(f"--ewq-{name}", action="store_true", default=None, help=text)
         parser.addini(f"ewq_{_key(name)}", text, type="bool", default=False)
+
+
+def _check_workers(asked: str) -> None:
+    if not asked:
+        return
+    if not (asked == "auto" or asked.startswith("ray://") or (asked.isdigit() and int(asked))):
+        raise InputError(f"--ewq-workers {asked!r}: give a number, auto or ray://HOST:PORT")
+    if not find_spec("ray"):
+        raise InputError("--ewq-workers needs Ray: pip install 'ewq[ray]'")
 
 
 def _key(name: str) -> str:

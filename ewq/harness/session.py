@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections import Counter
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -149,11 +150,14 @@ class Session:
     skipped: dict[RecordKey, str] = field(default_factory=dict)
     """Not measured: an optional library is missing, or the task would say nothing."""
     failures: dict[RecordKey, str] = field(default_factory=dict)
+    failed_elsewhere: dict[RecordKey, EwqError] = field(default_factory=dict)
+    """What workers could not measure."""
+    recorded: Reference | None = None
+    """The reference's log-probabilities, once there are any."""
     loads: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.references = References(self.identity)
-        self._distributions: Reference | None = None
 
     def handle(self, variant: Variant) -> VariantHandle:
         """A handle that loads ``variant`` on first use."""
@@ -164,11 +168,14 @@ class Session:
 
         return VariantHandle(variant, self.subject, self.placement, load, self.progress)
 
-    def twin_of(self, variant: Variant, task: str) -> Variant | None:
-        """A variant that is the same model and for which ``task`` has been measured."""
+    def twin_of(
+        self, variant: Variant, task: str, among: Container[RecordKey] = ()
+    ) -> Variant | None:
+        """A variant that is the same model and for which ``task`` has been measured, or will be."""
         # A project's own kind of subject has no plans.
         others = self.options.variants if isinstance(self.subject, Subject) else ()
-        measured = [each for each in others if (each.name, task) in self.journal.completed]
+        known = among or self.journal.completed
+        measured = [each for each in others if (each.name, task) in known]
         return next((each for each in measured if same_model(each, variant, self.subject)), None)
 
     def at_chance(self, variant: str, task: str) -> bool:
@@ -199,8 +206,8 @@ class Session:
         """The reference's distributions, recorded now if ``handle`` is its."""
         from ewq.tasks import divergence
 
-        if self._distributions is None and handle.name == REFERENCE:
-            self._distributions = divergence.record_reference(
+        if self.recorded is None and handle.name == REFERENCE:
+            self.recorded = divergence.record_reference(
                 handle.model,
                 self.data.texts,
                 cache_dir("distributions"),
@@ -208,15 +215,15 @@ class Session:
                 compare=compare,
                 progress=self.progress,
             )
-        if self._distributions is None:
+        if self.recorded is None:
             why = self.references.origin.get("divergence", "it failed earlier in this run")
             raise EwqError(f"no distributions of the reference: {why}")
-        return self._distributions
+        return self.recorded
 
     def close(self) -> None:
         """End the run: delete temporary reference data, close the journal, collect as before."""
-        if self._distributions is not None:
-            self._distributions.close()
+        if self.recorded is not None:
+            self.recorded.close()
         self.journal.close()
         gc.unfreeze()
 

@@ -124,6 +124,8 @@ class PluginState:
         asked, ungated, keys = self.options, self.ungated, tuple(self.selected)
         if ungated and (asked.require_baseline or self.baseline_request):
             raise InputError(f"cannot gate against a baseline: {ungated}")
+        if ungated and asked.workers:
+            raise InputError(f"--ewq-workers: {ungated}")
         if ungated and asked.resume:
             raise InputError(f"nothing to resume: {ungated}")
         placement = find_placement(asked.device, asked.dtype, asked.decode, subject.checkpoint)

@@ -1,12 +1,15 @@
 """What a run writes on the terminal: its progress, then the table, the verdicts, where it lies."""
 
 import io
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 from _pytest.terminal import TerminalReporter
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from ewq.harness.session import Session
 from ewq.progress import NO_PROGRESS, Progress, progress_on
@@ -53,6 +56,25 @@ def tell(config: pytest.Config, *lines: str) -> None:
         for line in filter(None, lines):
             reporter.ensure_newline()
             reporter.write_line(line)
+
+
+@contextmanager
+def lines_drawn(config: pytest.Config) -> Iterator[Callable[[Sequence[str]], None] | None]:
+    """What draws lines in place of those before; ``None`` where that is no terminal."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if reporter is None or capture is None or not reporter.isatty:
+        yield None
+        return
+    reporter.ensure_newline()
+    console = Console(file=reporter._tw._file)
+
+    def draw(lines: Sequence[str]) -> None:
+        with capture.global_and_fixture_disabled():
+            live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield draw
 
 
 def _drawn(rows: list[VariantRow], width: int, markup: bool) -> str:

@@ -178,6 +178,11 @@ class Task:
     """It is measured before a variant's other tasks, which leave freed memory behind."""
 
     @property
+    def is_clocked(self) -> bool:
+        """Whether it measures times, or memory with them, and so needs the machine to itself."""
+        return any(figure.kind is Kind.CLOCK for figure in self.figures)
+
+    @property
     def module(self) -> ModuleType:
         """The task's code."""
         return import_module(f"ewq.tasks.{self.name.partition(OF_FAMILY)[0]}")
