@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# A worker of pytest-xdist for each core; WORKERS=0 runs the tests one after the other.
+# Tests and type checks run on all cores; WORKERS=0 runs them one after the other.
 WORKERS ?= auto
 VARIANTS ?= fp16 or ewq-1.0 or ewq-0.65 or bnb or gguf
 ARGS ?=
@@ -24,7 +24,7 @@ lint: $(VENV)/.installed
 
 types: $(VENV)/.installed
 	@echo 'Checking types: up to a minute the first time.'
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers $(WORKERS)
 
 tests: $(VENV)/.installed
 	@echo 'Running the tests: about 6 minutes on two cores.'

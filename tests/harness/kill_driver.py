@@ -23,10 +23,14 @@ ARGUMENTS = [
 
 
 def warm_up() -> None:
+    import accelerate  # noqa: F401
+    import hypothesis  # noqa: F401
     import pytest  # noqa: F401
     import scipy.stats.mstats  # noqa: F401
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
+    import torch._dynamo
+    import torch._inductor.utils  # noqa: F401
+    import transformers
+    import transformers.modeling_utils  # noqa: F401
 
     import ewq.gating.compare
     import ewq.harness.measuring
