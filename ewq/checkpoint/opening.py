@@ -94,8 +94,9 @@ class Checkpoint:
             sizes[info.dtype] += info.numel
         if sizes["BF16"] > sizes["F16"]:
             return "bfloat16"
-        wide = [info for info in self.tensors.values() if info.dtype in ("BF16", "F32", "F64")]
-        return "float16" if all(map(_fits_float16, wide)) else "bfloat16"
+        wide = [name for name, of in self.tensors.items() if of.dtype in ("BF16", "F32", "F64")]
+        fits = all(self.largest(name) <= FLOAT16_MAX for name in wide)
+        return "float16" if fits else "bfloat16"
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -108,6 +109,11 @@ class Checkpoint:
             raise CheckpointError(f"{self.model} has no tensor {name!r}")
         return as_torch(self.tensors[name])
 
+    def largest(self, name: str) -> float:
+        """Largest magnitude in a tensor; 0 of none, not finite where a value is not."""
+        low, high = self.load(name).aminmax() if self.tensors[name].numel else (0.0, 0.0)
+        return max(-float(low), float(high))
+
 
 def _samples(nbytes: int) -> Iterator[tuple[int, int]]:
     """``(offset, length)`` of what is hashed: first, last and evenly between."""
@@ -116,13 +122,6 @@ def _samples(nbytes: int) -> Iterator[tuple[int, int]]:
         return
     for index in range(SAMPLES):
         yield (nbytes - SAMPLE_BYTES) * index // (SAMPLES - 1), SAMPLE_BYTES
-
-
-def _fits_float16(info: TensorInfo) -> bool:
-    if not info.numel:
-        return True
-    low, high = as_torch(info).aminmax()
-    return max(-low.item(), high.item()) <= FLOAT16_MAX
 
 
 def open_checkpoint(model: str | Path, progress: Progress = NO_PROGRESS) -> Checkpoint:
@@ -180,15 +179,13 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorInfo]:
-    """From the files that transformers reads: the config's own choice, one file, or an index."""
+    """From the files that transformers reads: one, or those of an index."""
     index, single = folder / INDEX, folder / SINGLE
-    if (chosen := config.get("transformers_weights")) is not None:
-        path = folder / str(chosen)
-        if path.parent != folder or not path.is_file():
-            raise CheckpointError(
-                f"{folder / CONFIG}: no file {chosen!r}, named as transformers_weights"
-            )
-        return _read_sharded(path) if path.suffix == ".json" else read_safetensors(path)
+    if "transformers_weights" in config:
+        raise CheckpointError(
+            f"{folder} names its weights by transformers_weights, which other programs do not "
+            f"follow; rename the file to {SINGLE} and drop the key"
+        )
     if not index.is_file() and not single.is_file():
         if pickles := sorted(path.name for kind in PICKLES for path in folder.glob(kind)):
             raise CheckpointError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from threading import Event
 from typing import TypeVar
 
@@ -23,7 +22,6 @@ from ewq.checkpoint.tensors import (
     dequantized,
     map_bytes,
     read_ahead,
-    torch_dtype,
 )
 from ewq.entropy.statistics import (
     NotFiniteError,
@@ -41,9 +39,6 @@ from ewq.instruments.processor_wait import usable_cores
 from ewq.progress import NO_PROGRESS, Progress, step
 
 T = TypeVar("T")
-Scaling = Callable[[NDArray[np.float32], int], Values]
-"""``scaled(values, first_row)`` of flat values of whole rows from a row on."""
-
 FP8_TILE = (128, 128)
 KEPT_BYTES = 64 * 2**20
 """Smaller weights are dequantised once for both passes instead of once for each."""
@@ -205,68 +200,42 @@ class _Reader:
 
     def _windows(self, info: TensorInfo) -> Iterator[Values]:
         """In stored order: uint16 patterns of 16-bit floats, else float32 or float64."""
-        scaled = self._scaling(info)
+        if info.dtype in FP8:
+            yield self._fp8(info)
+            return
         columns = info.shape[-1]
         rows = info.numel // columns
         row_bytes = info.nbytes // rows
-        held_bytes = 4 * columns if info.packed or info.dtype in FP8 else row_bytes
+        held_bytes = 4 * columns if info.packed else row_bytes
         step_rows = max(1, WINDOW_BYTES // held_bytes // ROW_STEP) * ROW_STEP
         for first in range(0, rows, step_rows):
             count = min(step_rows, rows - first)
             read_ahead(info, (first + count) * row_bytes, count * row_bytes)
             data = map_bytes(info, first * row_bytes, count * row_bytes)
-            if info.packed:
-                yield dequantized(data, info.dtype)
-            elif info.dtype in SEEN_AS:
-                yield data.view(SEEN_AS[info.dtype])
-            else:
-                values = _fp8_values(info.dtype)[data]
-                yield values if scaled is None else scaled(values, first)
+            yield dequantized(data, info.dtype) if info.packed else data.view(SEEN_AS[info.dtype])
 
-    def _scaling(self, info: TensorInfo) -> Scaling | None:
+    def _fp8(self, info: TensorInfo) -> Values:
+        """A whole tensor times its scales, which are the config's tiles' where of several."""
+        values = as_torch(info).float().reshape(-1, info.shape[-1])
         stored = scale_of(self._checkpoint, info.name)
-        if stored is None:
-            return None
-        quantization = self._checkpoint.config.get("quantization_config") or {}
-        tile = quantization.get("weight_block_size") or FP8_TILE
-        return _scaling(info, stored, (int(tile[0]), int(tile[1])))
+        if stored is not None:
+            quantization = self._checkpoint.config.get("quantization_config") or {}
+            tile = quantization.get("weight_block_size") or FP8_TILE
+            scales = as_torch(stored).float()
+            scales = scales.reshape(-1, scales.shape[-1] if scales.ndim > 1 else 1)
+            for axis, size in enumerate(values.shape):
+                # Along a side all values share a scale, each has one, or a tile shares it.
+                side = {1: size, size: 1}.get(scales.shape[axis], int(tile[axis]))
+                if -(-size // side) != scales.shape[axis]:
+                    raise CheckpointError(
+                        f"{stored.name} has shape {stored.shape}, which does not fit "
+                        f"{info.name} {info.shape} in tiles of {tuple(tile)}"
+                    )
+                scales = scales.repeat_interleave(side, axis).narrow(axis, 0, size)
+            values *= scales
+        return values.reshape(-1).numpy()
 
     def not_finite(self, weight: Weight) -> str:
         """The tensor behind a :class:`NotFiniteError`."""
         loaded = ((source, self._checkpoint.load(source)) for source in weight.sources)
         return next((name for name, of in loaded if not of.float().isfinite().all()), weight.name)
-
-
-@cache
-def _fp8_values(dtype: str) -> NDArray[np.float32]:
-    """Value of each of the 256 patterns, ``[256]`` float32."""
-    import torch
-
-    patterns = torch.from_numpy(np.arange(256, dtype=np.uint8))
-    table: NDArray[np.float32] = patterns.view(torch_dtype(dtype)).float().numpy()
-    return table
-
-
-def _scaling(info: TensorInfo, stored: TensorInfo, tile: tuple[int, int]) -> Scaling:
-    """How the scales ``stored`` multiply an FP8 weight, in tiles of the config where of several."""
-    table: NDArray[np.float32] = as_torch(stored).float().numpy()
-    table = table.reshape(-1, table.shape[-1] if table.ndim > 1 else 1)
-    sizes = info.numel // info.shape[-1], info.shape[-1]
-    # Along a side all values share a scale, or each has one, or those of a tile share it.
-    sides = [
-        {1: size, size: 1}.get(count, side)
-        for size, count, side in zip(sizes, table.shape, tile, strict=True)
-    ]
-    if tuple(-(-size // side) for size, side in zip(sizes, sides, strict=True)) != table.shape:
-        raise CheckpointError(
-            f"{stored.name} has shape {stored.shape}, which does not fit "
-            f"{info.name} {info.shape} in tiles of {tile}"
-        )
-    across = np.arange(sizes[1]) // sides[1]
-
-    def scaled(values: NDArray[np.float32], first_row: int) -> Values:
-        rows = values.reshape(-1, sizes[1])
-        down = (first_row + np.arange(len(rows))) // sides[0]
-        return (rows * table[down][:, across]).reshape(-1)
-
-    return scaled

@@ -91,11 +91,6 @@ def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoin
     from ewq.planning.plan import check_budget, check_plan
 
     checkpoint = open_checkpoint(model, progress)
-    if checkpoint.config.get("transformers_weights") is not None:
-        raise CheckpointError(
-            f"{checkpoint.model} names its weights by transformers_weights, which llama.cpp's "
-            "converter does not follow; rename the file to model.safetensors"
-        )
     if _is_known(checkpoint):
         find_layout(checkpoint)
     if isinstance(recipe, PlanRecipe):
@@ -124,8 +119,7 @@ def check_export(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> None:
             raise InputError(f"{name} has no values at all; the checkpoint is damaged")
         if not read or not tensor.numel:
             continue
-        least, most = checkpoint.load(name).aminmax()
-        largest = max(-float(least), float(most))
+        largest = checkpoint.largest(name)
         if not math.isfinite(largest):
             raise InputError(f"{name} holds values that are not finite; the checkpoint is damaged")
         if narrowed and largest >= ROUNDED_TO_INFINITY:

@@ -1,6 +1,5 @@
 """Importance matrices: how much each input column of a weight mattered on some text."""
 
-import struct
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -22,19 +21,16 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
     """Mean squared activations by tensor name, ``[columns]`` or ``[experts * columns]``.
 
-    An InputError of a file that is neither ``llama-imatrix``'s GGUF nor its older binary format.
+    An InputError of a file that is no GGUF of ``llama-imatrix``.
     """
     if not path.is_file():
         raise InputError(f"no importance matrix at {path}")
     with path.open("rb") as file:
-        read = _read_gguf if file.read(4) == MAGIC else _read_legacy
-    found = read(path)
-    if not found:
-        raise InputError(f"{path} is not an importance matrix; make one with llama-imatrix")
-    return found
-
-
-def _read_gguf(path: Path) -> dict[str, NDArray[np.float32]]:
+        if file.read(4) != MAGIC:
+            raise InputError(
+                f"{path} is no GGUF; convert an older importance matrix by "
+                "`llama-imatrix --in-file OLD -o NEW.gguf`"
+            )
     from gguf import GGUFReader
 
     read_header(path)
@@ -49,24 +45,8 @@ def _read_gguf(path: Path) -> dict[str, NDArray[np.float32]]:
             each = sums.reshape(len(counts), -1) / np.maximum(counts, 1)
             means = np.where(counts > 0, each, 1).ravel()
             found[name.removesuffix(SUMS)] = np.ascontiguousarray(means, dtype=np.float32)
-    return found
-
-
-def _read_legacy(path: Path) -> dict[str, NDArray[np.float32]]:
-    data, found, at = path.read_bytes(), {}, 4
-    try:
-        for _ in range(struct.unpack_from("<i", data)[0]):
-            (length,) = struct.unpack_from("<i", data, at)
-            name = data[at + 4 : at + 4 + length].decode()
-            at += 4 + length
-            calls, columns = struct.unpack_from("<ii", data, at)
-            if length < 1 or columns < 1:
-                raise ValueError(f"an entry of {columns} columns named {name!r}")
-            sums = np.frombuffer(data, "<f4", count=columns, offset=at + 8)
-            found[name] = np.ascontiguousarray(sums / max(calls, 1), dtype=np.float32)
-            at += 8 + 4 * columns
-    except (struct.error, ValueError) as error:
-        raise InputError(f"{path} is not an importance matrix: {error}") from error
+    if not found:
+        raise InputError(f"{path} is not an importance matrix; make one with llama-imatrix")
     return found
 
 

@@ -154,7 +154,7 @@ def adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
 
 
-def chosen_weights_missing(folder: Path) -> None:
+def weights_chosen_by_the_config(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["transformers_weights"] = "best.safetensors"
     (folder / "config.json").write_text(json.dumps(config))
@@ -230,7 +230,7 @@ DAMAGE = {
     pointer: r"model\.safetensors is a Git LFS pointer; download the file itself",
     pointer_for_a_config: r"config\.json is a Git LFS pointer",
     adapter: r"holds an adapter \(adapter_config\.json\), not a whole model",
-    chosen_weights_missing: r"no file 'best\.safetensors', named as transformers_weights",
+    weights_chosen_by_the_config: r"names its weights by transformers_weights",
     index_without_a_map: r"has no weight_map",
     index_outside_the_folder: r"elsewhere\.safetensors.*outside",
     only_pickle: r"only in pickle files \(pytorch_model\.bin\).*save_pretrained",
@@ -272,12 +272,5 @@ def test_shards_may_have_any_name(name: str, tmp_path: Path):
     write_model(tmp_path, {"a": torch.ones(4)})
     (tmp_path / "model.safetensors").rename(tmp_path / name)
     write_index(tmp_path, {"a": name})
-
-    assert open_checkpoint(tmp_path).load("a").sum() == 4
-
-
-def test_the_config_may_choose_the_weights(tmp_path: Path):
-    chosen_weights_missing(write_model(tmp_path, {"a": torch.zeros(4)}))
-    save_file({"a": torch.ones(4)}, tmp_path / "best.safetensors")
 
     assert open_checkpoint(tmp_path).load("a").sum() == 4

@@ -1,4 +1,4 @@
-"""Importance matrices as ``llama-imatrix`` writes them, in both formats."""
+"""Importance matrices as ``llama-imatrix`` writes them."""
 
 import struct
 
@@ -27,17 +27,6 @@ def save_gguf(path, sums, counts):
     return path
 
 
-def entry(name, calls, values, columns=None):
-    raw = name.encode()
-    head = struct.pack("<i", len(raw)) + raw
-    head += struct.pack("<ii", calls, len(values) if columns is None else columns)
-    return head + np.asarray(values, "<f4").tobytes()
-
-
-def legacy(*entries, tail=b""):
-    return struct.pack("<i", len(entries)) + b"".join(entries) + tail
-
-
 def test_means_of_experts_are_each_over_its_own_count(tmp_path):
     path = save_gguf(tmp_path / "m.gguf", [[2, 4, 6, 8], [3, 3, 3, 9]], [[2], [3]])
     assert read_imatrix(path)["w"].tolist() == [1, 2, 3, 4, 1, 1, 1, 3]
@@ -48,23 +37,14 @@ def test_an_expert_that_was_never_chosen_is_equally_important_in_all_columns(tmp
     assert read_imatrix(path)["w"].tolist() == [1, 2, 3, 4, 1, 1, 1, 1]
 
 
-def test_the_older_format_with_its_trailer(tmp_path):
-    path = tmp_path / "m.dat"
-    tail = struct.pack("<ii", 7, 4) + b"wiki"
-    path.write_bytes(legacy(entry("a", 2, [2, 4]), entry("b", 0, [5, 6, 7]), tail=tail))
-    found = read_imatrix(path)
-    assert {name: values.tolist() for name, values in found.items()} == {
-        "a": [1, 2],
-        "b": [5, 6, 7],
-    }
+def test_the_older_format_is_converted_by_llama_cpp(tmp_path):
+    (tmp_path / "m.dat").write_bytes(struct.pack("<i", 1) + bytes(40))
+    with pytest.raises(InputError, match="convert an older importance matrix by `llama-imatrix"):
+        read_imatrix(tmp_path / "m.dat")
 
 
 DAMAGED = {
     "empty": b"",
-    "no entries": legacy(),
-    "negative name": struct.pack("<iii", 2**31 - 1, -5, 0) + bytes(64),
-    "all values claimed": legacy(entry("a", 1, [1, 2], columns=-1)),
-    "more values than bytes": legacy(entry("a", 1, [1, 2], columns=2**30)),
     "GGUF of nothing": b"GGUF" + bytes(3),
 }
 
