@@ -11,8 +11,8 @@ import triton.language as tl
 
 LINES = 16
 """Rows of the matrix that one program takes."""
-PRODUCTS = 32768
-"""Products that one program holds at a time."""
+PRODUCTS = 16384
+"""Products that one program holds at a time: of twice as many its registers spill."""
 
 
 def int8_product(
