@@ -96,9 +96,16 @@ def test_one_row_of_an_untied_embedding_is_read_a_token(folder):
     assert row(text, "gguf-q4_k_m")[-1] == "–"
 
 
+def cloze(items, **settings):
+    made = mmlu(items, "fp16")
+    return replace(made, task="mmlu_cloze", settings={**made.settings, **settings})
+
+
 def test_answers_and_figures_of_cpu_and_gpu_stand_side_by_side(folder):
-    store(folder, "agreement-cpu", [replace(mmlu("AAbC", "fp16"), task="mmlu_cloze")])
-    store(folder, "agreement-gpu", [replace(mmlu("AacC", "fp16"), task="mmlu_cloze")])
+    cpu = {"device": "cpu", "dtype": "float32", "decode_mode": "eager"}
+    gpu = {"device": "cuda:0", "dtype": "bfloat16", "decode_mode": "graph"}
+    store(folder, "agreement-cpu", [cloze("AAbC", **cpu)])
+    store(folder, "agreement-gpu", [cloze("AacC", **gpu)])
     text = summary(folder)
     assert row(text, "fp16", "accuracy") == ["0.7500", "0.5000"]
     # B and C in the third place; the second question got the same answer.
@@ -114,8 +121,8 @@ def test_variants_that_were_measured_apart_stand_together(folder):
 
 
 def test_figures_of_other_questions_are_not_compared(folder):
-    store(folder, "agreement-cpu", [replace(mmlu("AAbC", "fp16"), task="mmlu_cloze")])
-    store(folder, "agreement-gpu", [replace(mmlu("AAbCA", "fp16"), task="mmlu_cloze")])
+    store(folder, "agreement-cpu", [cloze("AAbC")])
+    store(folder, "agreement-gpu", [cloze("AAbCA")])
     text = summary(folder)
     assert "fp16/mmlu_cloze: measured with different settings or data" in text
     assert "| fp16 | accuracy" not in text

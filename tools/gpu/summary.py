@@ -18,8 +18,8 @@ GB = 1e9
 MODES = {"eager": "shape-eager", "automatic": "shape", "compile": "shape-compile"}
 """Ways of decoding, and the runs that took them."""
 PLACES = {"agreement-cpu": "CPU", "agreement-gpu-float32": "GPU float32", "agreement-gpu": "GPU"}
-WHERE = ("device", "dtype")
-"""Settings in which the compared runs differ on purpose."""
+WHERE = ("device", "dtype", "decode_mode")
+"""Settings in which the compared runs differ on purpose; none of what is compared is decoded."""
 QUESTIONS = "mmlu_cloze"
 """Letters are not asked of variants where FP16 guesses them, as the embedded model does."""
 AGREEMENT = (
