@@ -9,15 +9,12 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from ewq.errors import InputError, MeasurementError
 from ewq.model import ModelInfo, TokenIds, check_vocabulary
 
-Scores = NDArray[np.float32]
 FILLED_TOKENS = 512
 """Tokens from which on a larger batch gains less than padding its rows would cost."""
 PADDING_SHARE = 0.1
@@ -151,10 +148,10 @@ def fork(cache: Any, rows: int) -> Any:
     return forked
 
 
-def with_greedy(logits: torch.Tensor, logprobs: Scores, tokens: Sequence[int]) -> Scores:
-    """``token_scores`` ``[n, 2]`` of ``tokens``, whose log-probabilities are known, ``[n]``."""
-    greedy = logits.argmax(dim=-1).cpu().numpy() == np.array(tokens)
-    return np.stack([logprobs, greedy.astype(np.float32)], axis=1)
+def scores_of(rows: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
+    """The value of a token in each row, and 1.0 where it is the row's largest: ``[n, 2]``."""
+    index = torch.tensor(list(tokens), device=rows.device)[:, None]
+    return torch.cat([rows.gather(1, index), rows.argmax(dim=-1, keepdim=True) == index], dim=1)
 
 
 def log_softmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

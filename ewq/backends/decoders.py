@@ -290,19 +290,21 @@ class GreedyDecoding:
     def _generate(self, ids: torch.Tensor, new_tokens: int, stop: Stop | None) -> Generation:
         rows, prompt = ids.shape
         positions = torch.arange(prompt, device=ids.device).expand(rows, -1)
-        cache = self.decoder.begin(rows, prompt + new_tokens)
+        # A fixed cache for the length of each prompt that stops by itself would fill the memory.
+        decoder = EagerDecoder(self._model) if stop else self.decoder
+        cache = decoder.begin(rows, prompt + new_tokens)
         clock = [self._now()]
-        current = self.decoder.step(ids, positions, cache)
+        current = decoder.step(ids, positions, cache)
         clock.append(self._now())
         produced = [current]
         for step in range(1, new_tokens):
             if stop and stop(torch.cat(produced, dim=1).tolist()):
                 break
             position = positions.new_full((rows, 1), prompt + step - 1)
-            current = self.decoder.step(current, position, cache)
+            current = decoder.step(current, position, cache)
             clock.append(self._now())
             produced.append(current)
-        self.decoder.check()
+        decoder.check()
         return Generation.from_clock(torch.cat(produced, dim=1).tolist(), clock)
 
     def _now(self) -> float:

@@ -17,8 +17,8 @@ from ewq.backends.batching import (
     check_start,
     check_suffixes,
     log_softmax,
+    scores_of,
     split_shared,
-    with_greedy,
 )
 from ewq.checkpoint.gguf_header import read_header
 from ewq.errors import InputError, MeasurementError
@@ -52,27 +52,20 @@ class LlamaCppModel:
         self, prefix: TokenIds, suffixes: Sequence[TokenIds]
     ) -> list[NDArray[np.float32]]:
         """Log-probability of every token of every suffix, one array a suffix."""
-        return self._scored(prefix, suffixes, greedy=False)
+        return [scores[:, 0] for scores in self.token_scores(prefix, suffixes)]
 
     def token_scores(
         self, prefix: TokenIds, suffixes: Sequence[TokenIds]
     ) -> list[NDArray[np.float32]]:
         """The same, ``[len(suffix), 2]``: beside each 1.0 where the token is the likeliest."""
-        return self._scored(prefix, suffixes, greedy=True)
-
-    def _scored(
-        self, prefix: TokenIds, suffixes: Sequence[TokenIds], *, greedy: bool
-    ) -> list[NDArray[np.float32]]:
         check_suffixes(self.info, prefix, suffixes)
-        results = [np.empty(len(suffix), dtype=np.float32) for suffix in suffixes]
+        results = [np.empty((0, 2), dtype=np.float32)] * len(suffixes)
         filled = [index for index, suffix in enumerate(suffixes) if len(suffix)]
         # A suffix's last token is only predicted, never fed.
         fed = [suffixes[index][:-1] for index in filled]
         rows = self._rows(prefix, fed, [len(prefix) - 1] * len(fed))
         for index, row in zip(filled, rows, strict=True):
-            targets = torch.tensor(list(suffixes[index]))[:, None]
-            found = row.gather(1, targets)[:, 0].numpy()
-            results[index] = with_greedy(row, found, suffixes[index]) if greedy else found
+            results[index] = scores_of(row, suffixes[index]).numpy()
         return results
 
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:

@@ -1,7 +1,7 @@
 """Language models run by Hugging Face transformers, plain or quantized."""
 
 import gc
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from ewq.backends.batching import (
     log_softmax,
     pad_rows,
     plan_batches,
+    scores_of,
     split_shared,
-    with_greedy,
 )
 from ewq.backends.decoders import AUTO, GreedyDecoding
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
@@ -32,7 +32,6 @@ from ewq.instruments.memory import parameter_count, weights_bytes
 from ewq.measurement import Json
 from ewq.model import Generation, Head, ModelInfo, States, Stop, TokenIds
 
-Gather = Callable[[torch.Tensor, Sequence[int]], NDArray[np.float32]]
 LOGIT_BLOCK_BYTES = 192_000_000
 """Most bytes of float32 logits held at a time: 315 rows of a 152k vocabulary."""
 CUDA_LOGIT_BLOCK_BYTES = 2_000_000_000
@@ -84,29 +83,21 @@ class TransformersModel:
         self, prefix: TokenIds, suffixes: Sequence[TokenIds]
     ) -> list[NDArray[np.float32]]:
         """Log-probability of every token of every suffix, one array a suffix."""
-        return self._scored(prefix, suffixes, _gather)
+        return [scores[:, 0] for scores in self.token_scores(prefix, suffixes)]
 
     def token_scores(
         self, prefix: TokenIds, suffixes: Sequence[TokenIds]
     ) -> list[NDArray[np.float32]]:
         """The same, ``[len(suffix), 2]``: beside each 1.0 where the token is the likeliest."""
-        return self._scored(prefix, suffixes, _gather_scores)
-
-    def _scored(
-        self, prefix: TokenIds, suffixes: Sequence[TokenIds], gather: Gather
-    ) -> list[NDArray[np.float32]]:
         check_suffixes(self.info, prefix, suffixes)
         most = self._block_rows
-        nothing = np.empty(0, dtype=np.float32)
-        results = [
-            self._long_scores(prefix, suffix, gather) if len(suffix) > most else nothing
-            for suffix in suffixes
-        ]
+        nothing = np.empty((0, 2), dtype=np.float32)
+        results = [self._long_scores(prefix, s) if len(s) > most else nothing for s in suffixes]
         short = [i for i, suffix in enumerate(suffixes) if 0 < len(suffix) <= most]
         # A suffix's last token is only predicted, never fed.
         shared, rows = split_shared(self.info, prefix, [suffixes[i][:-1] for i in short])
         for batch, logits in self._batches(shared, rows, [len(row) for row in rows]):
-            flat = gather(logits, [token for i in batch for token in suffixes[short[i]]])
+            flat = _gather(logits, [token for i in batch for token in suffixes[short[i]]])
             ends = np.cumsum([len(rows[i]) for i in batch])
             for i, part in zip(batch, np.split(flat, ends[:-1]), strict=True):
                 results[short[i]] = part
@@ -248,13 +239,11 @@ class TransformersModel:
             chosen: torch.Tensor = logits if logits.dim() == 2 else logits[keep]
             return chosen.float()
 
-    def _long_scores(
-        self, prefix: TokenIds, suffix: TokenIds, gather: Gather
-    ) -> NDArray[np.float32]:
+    def _long_scores(self, prefix: TokenIds, suffix: TokenIds) -> NDArray[np.float32]:
         parts: list[NDArray[np.float32]] = []
         for block in self.logprobs([*prefix, *suffix], len(prefix)):
             done = sum(map(len, parts))
-            parts.append(gather(block, suffix[done : done + len(block)]))
+            parts.append(_gather(block, suffix[done : done + len(block)]))
         return np.concatenate(parts)
 
 
@@ -267,15 +256,11 @@ def _logit_block_bytes(devices: Collection[torch.device]) -> int:
 
 
 def _gather(logits: torch.Tensor, tokens: Sequence[int]) -> NDArray[np.float32]:
-    """``log_softmax(logits)[row, tokens[row]]`` without a second array of the logits' size."""
-    index = torch.tensor(list(tokens), device=logits.device)[:, None]
-    values = logits.gather(1, index)[:, 0] - logits.logsumexp(dim=-1)
-    array: NDArray[np.float32] = values.cpu().numpy()
+    """``scores_of`` of ``log_softmax(logits)`` without a second array of the logits' size."""
+    scores = scores_of(logits, tokens)
+    scores[:, 0] -= logits.logsumexp(dim=-1)
+    array: NDArray[np.float32] = scores.cpu().numpy()
     return array
-
-
-def _gather_scores(logits: torch.Tensor, tokens: Sequence[int]) -> NDArray[np.float32]:
-    return with_greedy(logits, _gather(logits, tokens), tokens)
 
 
 def _describe(model: Any, checkpoint_dtype: torch.dtype | None, device: str | None) -> ModelInfo:

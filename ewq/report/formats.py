@@ -150,7 +150,7 @@ def to_bencher(page: Page) -> str:
 def to_model_index(page: Page) -> str:
     """The ``model-index`` block of a model card on the hub: an entry for each variant."""
     from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
-    from huggingface_hub.utils import yaml_dump
+    from yaml import safe_dump
 
     found: dict[str, list[EvalResult]] = {}
     for (variant, task, name), metric, _ in _gated(page):
@@ -162,7 +162,7 @@ def to_model_index(page: Page) -> str:
             )
             found.setdefault(f"{page.data['model']} {variant}", []).append(result)
     made = [eval_results_to_model_index(name, each)[0] for name, each in found.items()]
-    return str(yaml_dump({"model-index": made}, sort_keys=False))
+    return str(safe_dump({"model-index": made}, sort_keys=False, allow_unicode=True))
 
 
 FORMATS: dict[str, Callable[[Page], str]] = {

@@ -67,7 +67,7 @@ def run(
             "versions": {name: str(each.VERSION) for name, each in tasks.items()},
             "documents": sum(map(len, asked.values())),
             "prompts": content_key(prompts),
-            "cut_to": model.info.context_length if lm.cut else None,
+            "cut_to": model.info.context_length if lm.cut or lm.split else None,
         },
         metrics=metrics,
         items=items,
@@ -173,6 +173,8 @@ class Requests:
     def __init__(self, model: LanguageModel, progress: Progress = NO_PROGRESS) -> None:
         self.cut = 0
         """How many texts were too long for the context."""
+        self.split = False
+        """Whether a text was read in several windows."""
         self._model, self._progress = model, progress
         self._tokenizer: Any = model.tokenizer
         self._context = model.info.context_length
@@ -197,6 +199,7 @@ class Requests:
             made = get_rolling_token_windows(ids, self._first, self._context, context_len=1)
             windows += map(make_disjoint_window, made)
             ends.append(len(windows))
+            self.split |= len(ids) > self._context
         scores = [score for score, _ in self._scored(windows)]
         return [sum(scores[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
 
@@ -235,13 +238,16 @@ class Requests:
         found = [(0.0, False)] * len(pairs)
         with step(self._progress, "lm-eval, likelihoods", len(pairs), "texts") as advance:
             for prompt, places in groups.items():
-                scores = self._model.token_scores(prompt, [pairs[place][1] for place in places])
+                tails = [pairs[place][1] for place in places]
+                if not all(tails):
+                    raise MeasurementError("lm-eval: a continuation has no token of its own")
+                scores = self._model.token_scores(prompt, tails)
                 for place, score in zip(places, scores, strict=True):
-                    total = float(score[..., 0].sum(dtype="float64"))
+                    total = float(score[:, 0].sum(dtype="float64"))
                     if not math.isfinite(total):
                         broken = "the model's output is broken"
                         raise MeasurementError(f"lm-eval: a likelihood of exp({total}): {broken}")
-                    found[place] = (total, bool(score[..., 1].all()))
+                    found[place] = (total, bool(score[:, 1].all()))
                 advance(len(places))
         return found
 
