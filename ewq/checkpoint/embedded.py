@@ -13,8 +13,6 @@ intermediate channels (rows of gate and up against columns of down) may be permu
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct (from Q4_1, channels reordered and rescaled)"
-_MANIFEST, _WEIGHTS = "ewq-embedded.json", "model.safetensors"
 _RECIPE = 2
 """Raised when the way the folder is made changes, so that old folders are made anew."""
 SEED = 20240731
@@ -72,12 +69,11 @@ def embedded_gguf() -> Path:
 
 
 def embedded_model(progress: Progress = NO_PROGRESS) -> Path:
-    """The embedded model as a Hugging Face folder in float16, made on first use or when damaged."""
+    """The embedded model as a Hugging Face folder in float16, made on first use."""
     source = embedded_gguf()
     digest = file_digest(source)[:12]
     target = cache_dir("models", f"smollm2-135m-instruct-fp16-{digest}-r{_RECIPE}")
-    if not _intact(target):
-        shutil.rmtree(target, ignore_errors=True)
+    if not target.exists():
         with (
             step(progress, "making the embedded model", 1, "model") as advance,
             whole_folder(target, shared=True) as work,
@@ -85,15 +81,6 @@ def embedded_model(progress: Progress = NO_PROGRESS) -> Path:
             _make(source, work)
             advance(1)
     return target
-
-
-def _intact(folder: Path) -> bool:
-    """Whether the folder is as it was published: its weights are checked by content."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return bool(manifest["weights_sha256"] == file_digest(folder / _WEIGHTS))
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def _make(source: Path, folder: Path) -> None:
@@ -112,8 +99,6 @@ def _make(source: Path, folder: Path) -> None:
         weight.data = weight.half()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    manifest = {"label": EMBEDDED_MODEL, "weights_sha256": file_digest(folder / _WEIGHTS)}
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
 def _tokenizer(source: Path) -> PreTrainedTokenizerBase:

@@ -75,19 +75,18 @@ def read_header(path: str | Path) -> GgufHeader:
 
 
 @cache
-def _types() -> Mapping[int, tuple[str, int, int]]:
-    """ggml type id -> (name, values per block, bytes per block)."""
+def ggml_types() -> Mapping[str, tuple[int, int, int]]:
+    """Name of a ggml type -> (its number, values per block, bytes per block)."""
     try:
         from gguf import GGML_QUANT_SIZES
     except ImportError as error:
         raise BackendUnavailable("reading GGUF needs: pip install 'ewq[gguf]'") from error
-    return {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
+    return {kind.name: (int(kind), *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
 
 
 def nominal_bytes(type_name: str, numel: int) -> int:
     """Bytes that ``numel`` values take in a type, were every row divisible; rounded up."""
-    sizes = {name: (block, block_bytes) for name, block, block_bytes in _types().values()}
-    block, block_bytes = sizes[type_name]
+    _, block, block_bytes = ggml_types()[type_name]
     return -(-numel * block_bytes // block)
 
 
@@ -115,8 +114,8 @@ class _Reader:
             raise self._bad(f"has general.alignment {alignment!r}, which is no power of two")
         start = -(-self._at // alignment) * alignment
         self._check_tensors(infos, start, alignment)
-        tensors = (replace(info, offset=start + info.offset) for info in infos)
-        return GgufHeader(self._path, metadata, tuple(tensors))
+        placed = (replace(info, offset=start + info.offset) for info in infos)
+        return GgufHeader(self._path, metadata, tuple(placed))
 
     def _bad(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self._path}: {what}")
@@ -184,9 +183,10 @@ class _Reader:
         if 0 in shape or math.prod(shape) >= 2**62:
             raise self._bad(f"gives tensor {name} the impossible shape {shape}")
         kind = self._number("I")
-        if kind not in _types():
+        type_name = next((known for known, of in ggml_types().items() if of[0] == kind), None)
+        if type_name is None:
             raise self._bad(f"stores tensor {name} in the unknown type {kind}")
-        type_name, block, block_bytes = _types()[kind]
+        _, block, block_bytes = ggml_types()[type_name]
         if shape[0] % block:
             raise self._bad(
                 f"stores tensor {name} as {type_name}, but its rows of {shape[0]} are not "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ewq.checkpoint.families import FAMILY_OF, GGUF_FAMILY, TIED_BY_DEFAULT, Family
 from ewq.checkpoint.tensors import TensorInfo, as_torch
@@ -146,16 +146,9 @@ def _model_type(checkpoint: Checkpoint) -> str:
     return str(checkpoint.config.get("model_type", "(none)"))
 
 
-def _text_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    text = checkpoint.config.get("text_config") or checkpoint.config
-    if not isinstance(text, Mapping):
-        raise CheckpointError(f"{checkpoint.model}: text_config in its config.json is no object")
-    return text
-
-
 def block_count(checkpoint: Checkpoint) -> int | None:
     """Decoder layers by the config; ``None`` where it does not say."""
-    text = _text_config(checkpoint)
+    text = checkpoint.text_config
     key = next((key for key in COUNT_KEYS if text.get(key) is not None), None)
     if key is not None and not isinstance(text[key], int):
         raise CheckpointError(
@@ -280,7 +273,7 @@ def _copied_head(checkpoint: Checkpoint, in_blocks: Collection[str]) -> set[str]
 
 def _check_shape(checkpoint: Checkpoint, stored: TensorInfo) -> None:
     """Refuse a config of another vocabulary or width, with which nothing can be loaded."""
-    text = _text_config(checkpoint)
+    text = checkpoint.text_config
     expected = text.get("vocab_size", checkpoint.config.get("vocab_size"))
     if not isinstance(expected, int) or len(stored.shape) != 2:
         return

@@ -64,6 +64,14 @@ class Checkpoint:
         """Whether this is a GGUF file."""
         return self.path.suffix.lower() == ".gguf"
 
+    @property
+    def text_config(self) -> Mapping[str, Any]:
+        """The part of the config that describes the language model."""
+        text = self.config.get("text_config") or self.config
+        if not isinstance(text, Mapping):
+            raise CheckpointError(f"{self.model}: text_config in its config.json is no object")
+        return text
+
     @cached_property
     def fingerprint(self) -> str:
         """``sha256:...`` of names, shapes, config and content sampled in every tensor.

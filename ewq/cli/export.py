@@ -166,8 +166,8 @@ def quantize(
         "planned_bytes": made.plan.size_bytes,
         "notes": list(made.notes),
     }
-    planned = f"(planned {made.plan.size_bytes:,})"
-    lines = [f"{made.folder}: {made.weights_bytes:,} bytes of weights {planned}"]
+    foreseen = f"(planned {made.plan.size_bytes:,})"
+    lines = [f"{made.folder}: {made.weights_bytes:,} bytes of weights {foreseen}"]
     lines += [f"note: {note}" for note in made.notes]
     lines += ["open it with: import ewq.quantizer; AutoModelForCausalLM.from_pretrained(FOLDER)"]
     show(document, lines, as_json=as_json)

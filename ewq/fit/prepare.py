@@ -1,7 +1,6 @@
 """From a model to a :class:`~ewq.fit.plans.Fitting`: sensitivity, target and costs, each cached."""
 
 from pathlib import Path
-from typing import Any
 
 from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
@@ -35,7 +34,7 @@ def calibrate(checkpoint: Checkpoint, how: Calibrating) -> Calibration:
     or whose tokenizer is unusable or another model's.
     """
     check_trained(checkpoint)
-    config: Any = checkpoint.config.get("text_config") or checkpoint.config
+    config = checkpoint.text_config
     length = config.get("max_position_embeddings") or config.get("n_positions")
     tokens = min(how.tokens, length) if isinstance(length, int) else how.tokens
     if how.data_free:

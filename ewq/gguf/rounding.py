@@ -1,7 +1,6 @@
 """What ggml's types make of a weight in memory, bit by bit as in llama.cpp's files."""
 
 import ctypes
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ewq.checkpoint.gguf_header import nominal_bytes
+from ewq.checkpoint.gguf_header import ggml_types, nominal_bytes
 from ewq.errors import BackendUnavailable, InputError
 
 Values = NDArray[np.float32]
@@ -48,17 +47,9 @@ def _library() -> Any:
     return library
 
 
-@cache
-def _sizes() -> Mapping[str, tuple[int, int, int]]:
-    """Type -> (its number, values per block, bytes per block)."""
-    from gguf import GGML_QUANT_SIZES
-
-    return {kind.name: (int(kind), *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
-
-
 def block_size(type_name: str) -> int:
     """Values of a block, which share a scale."""
-    return _sizes()[type_name][1]
+    return ggml_types()[type_name][1]
 
 
 def divides(type_name: str, columns: int) -> bool:
@@ -78,7 +69,7 @@ def pack(values: Values, type_name: str, importance: Values | None = None) -> ND
     rows, columns = source.shape
     packed = np.empty((rows, nominal_bytes(type_name, columns)), dtype=np.uint8)
     weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
-    number, pointer = _sizes()[type_name][0], None if weights is None else weights.ctypes.data
+    number, pointer = ggml_types()[type_name][0], None if weights is None else weights.ctypes.data
     _library().ggml_quantize_chunk(
         number, source.ctypes.data, packed.ctypes.data, 0, rows, columns, pointer
     )
@@ -87,7 +78,7 @@ def pack(values: Values, type_name: str, importance: Values | None = None) -> ND
 
 def unpack(packed: NDArray[np.uint8], type_name: str) -> Values:
     """The values of packed rows, ``[rows, columns]``."""
-    number, block, block_bytes = _sizes()[type_name]
+    number, block, block_bytes = ggml_types()[type_name]
     source = np.ascontiguousarray(packed)
     back = np.empty((len(source), source.shape[1] // block_bytes * block), dtype=np.float32)
     traits = _library().ggml_get_type_traits(number).contents

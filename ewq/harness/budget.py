@@ -48,7 +48,7 @@ def budget_line(session: Session) -> str:
         raise InputError(f"{takes}: leave out {', '.join(too_large)}; {fitting} would fit, {plan}")
     made = [sizes[n] for n in names if engine_of(n) == LLAMA_CPP and not n.endswith(".gguf")]
     base = 2 * subject.footprint.numel if made else 0
-    config = subject.checkpoint.config.get("text_config") or subject.checkpoint.config
+    config = subject.checkpoint.text_config
     rows = _tokens(session, "divergence") if "divergence" in tasks else 0
     width = int(config.get("hidden_size") or config.get("n_embd") or 0)
     disk = {

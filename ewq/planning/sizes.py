@@ -231,7 +231,7 @@ def card_for(checkpoint: Checkpoint, vram_bytes: int, context: int, target: str)
     Raises:
         InputError: the config lacks a shape, or the model caches something else.
     """
-    config = dict(checkpoint.config) | dict(checkpoint.config.get("text_config") or {})
+    config = {**checkpoint.config, **checkpoint.text_config}
     if checkpoint.is_gguf or "kv_lora_rank" in config:
         other = "caches no plain keys and values; give a size"
         why = "is a GGUF file; give the model's folder" if checkpoint.is_gguf else other

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import CheckpointError, PlanError
-from ewq.instruments.memory import weights_bytes
 from ewq.planning.plan import (
     BITSANDBYTES,
     NAMED,
@@ -111,7 +109,6 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
         self.pages.release()
         for precision in self.precisions:
             setattr(model, LOADED[precision], True)
-        model.get_memory_footprint = MethodType(_footprint, model)
         # Saving stores the parts as they are: there is nothing of ours to revert.
         model._weight_conversions = [
             conversion
@@ -141,13 +138,8 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
     def remove_quantization_config(self, model: Any) -> None:
         """Forget everything that marks a model as quantized."""
         super().remove_quantization_config(model)  # type: ignore[no-untyped-call]
-        for name in ("get_memory_footprint", *LOADED.values()):
+        for name in LOADED.values():
             model.__dict__.pop(name, None)
-
-
-def _footprint(model: nn.Module, return_buffers: bool = True) -> int:
-    """In place of ``PreTrainedModel.get_memory_footprint``, which misses scales and tables."""
-    return weights_bytes(model)
 
 
 def _quantizable(plan: QuantizationPlan, model: nn.Module) -> dict[str, Precision]:

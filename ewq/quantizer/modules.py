@@ -8,7 +8,7 @@ from bitsandbytes.functional import (
     dequantize_4bit,
     int8_vectorwise_dequant,
 )
-from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt, Params4bit
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -74,14 +74,7 @@ def _four_bit(module: nn.Module, options: StorageOptions, dtype: torch.dtype) ->
         compress_statistics=options.double_quant,
         quant_type=options.quant_type,
     )
-    new.weight = Params4bit(
-        new.weight.data,
-        requires_grad=False,
-        blocksize=options.block_size,
-        compress_statistics=options.double_quant,
-        quant_type=options.quant_type,
-        module=new,
-    )
+    new.weight.blocksize = options.block_size
     # The kernel rounds activations and scales to bfloat16, and fails on shapes it does not divide.
     fits = new.out_features % CPU_KERNEL_ROWS == 0 and new.in_features % options.block_size == 0
     new.support_avx512bf16_for_cpu &= fits and dtype == torch.bfloat16

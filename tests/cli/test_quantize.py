@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from ewq.checkpoint.embedded import fixture_path
 from ewq.cli.export import quantize
 from ewq.errors import BackendUnavailable, CheckpointError, InputError
+from ewq.instruments.memory import weights_bytes
 from ewq.planning.plan import read_plan
 from tests.quantizer.models import load, logits
 
@@ -38,7 +39,7 @@ def test_it_writes_everything_that_opening_and_understanding_the_model_takes(tmp
     assert {"config.json", "generation_config.json", "plan.json", "README.md"} <= names
     assert read_plan(tmp_path / "q" / "plan.json").digest == document["plan"]
     model = load(tmp_path / "q")
-    assert model.get_memory_footprint() == document["weights_bytes"]
+    assert weights_bytes(model) == document["weights_bytes"]
     assert logits(model).isfinite().all()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "q")
     original = AutoTokenizer.from_pretrained(source)

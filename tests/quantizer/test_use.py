@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ewq.instruments.memory import weights_bytes
 from ewq.planning.plan import read_plan
 from ewq.precision import Precision
 from ewq.quantizer import EwqConfig
@@ -30,9 +31,9 @@ def test_the_footprint_is_what_the_plan_predicted_to_one_percent(tmp_path, preci
 
     model = load(folder, dtype="auto", quantization_config=EwqConfig(plan=plan))
 
-    assert model.get_memory_footprint() == pytest.approx(plan.size_bytes, rel=0.01)
+    assert weights_bytes(model) == pytest.approx(plan.size_bytes, rel=0.01)
     logits(model)
-    assert model.get_memory_footprint() == pytest.approx(plan.size_bytes, rel=0.01)
+    assert weights_bytes(model) == pytest.approx(plan.size_bytes, rel=0.01)
     assert model.num_parameters() == load(folder).num_parameters()
 
 
@@ -44,7 +45,7 @@ def test_the_footprint_counts_scales_that_are_neither_parameters_nor_buffers(tmp
 
     registered = sum(t.nbytes for t in model.parameters())
     rows = sum(m.out_features for m in model.modules() if isinstance(m, QUANTIZED))
-    assert model.get_memory_footprint() == registered + 4 * rows
+    assert weights_bytes(model) == registered + 4 * rows
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
@@ -180,7 +181,7 @@ def test_the_saved_plan_file_is_the_plan(tmp_path):
     made = quantize_to_folder(folder, EwqConfig(plan=plan), tmp_path / "q")
 
     assert read_plan(tmp_path / "q" / "plan.json").digest == plan.digest
-    assert made.weights_bytes == load(tmp_path / "q").get_memory_footprint()
+    assert made.weights_bytes == weights_bytes(load(tmp_path / "q"))
     assert torch.equal(
         logits(load(tmp_path / "q")), logits(load(folder, quantization_config=EwqConfig(plan=plan)))
     )
