@@ -1,7 +1,5 @@
 """One variant's model over the life of its tests: loaded on first use, freed for certain."""
 
-from __future__ import annotations
-
 import gc
 import re
 import sys
@@ -9,21 +7,18 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
+from ewq.data.windows import Window
 from ewq.errors import EwqError, MeasurementError
 from ewq.harness.loading import Loaded, get_ready, weights_bytes
 from ewq.harness.subject import Placement, Subject
 from ewq.instruments.gpu import free_memory
+from ewq.instruments.load_watch import LoadReading, watch_loading
 from ewq.instruments.memory import collect_garbage
+from ewq.model import LanguageModel
+from ewq.planning.plan import QuantizationPlan
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.variants import Variant
-
-if TYPE_CHECKING:
-    from ewq.data.windows import Window
-    from ewq.instruments.load_watch import LoadReading
-    from ewq.model import LanguageModel
-    from ewq.planning.plan import QuantizationPlan
 
 _ALLOCATION_FAILED = ("not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -102,8 +97,6 @@ class VariantHandle:
         return self._loaded
 
     def _load_watched(self) -> tuple[Loaded, LoadReading]:
-        from ewq.instruments.load_watch import watch_loading
-
         device, needed = self._placement.device, None
         if isinstance(self._subject, Subject):
             get_ready(self.variant, self._subject, self._placement)

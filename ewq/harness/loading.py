@@ -13,11 +13,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.embedded import fixture_path
+from ewq.checkpoint.layout import find_layout
 from ewq.errors import BackendUnavailable
 from ewq.files import cache_dir, file_digest
+from ewq.gguf.cache import cached_gguf, export_notes
+from ewq.gguf.probe import probe_file, require_same_model, shape_of_config
+from ewq.gguf.recipe import make_recipe
 from ewq.harness.subject import Placement, Subject
 from ewq.instruments.gpu import gpus_of
-from ewq.planning.plan import BITSANDBYTES, check_budget, require_target
+from ewq.measurement import Json
+from ewq.model import LanguageModel
+from ewq.planning.plan import BITSANDBYTES, QuantizationPlan, check_budget, require_target
 from ewq.planning.sizes import format_of
 from ewq.variants import (
     LLAMA_CPP,
@@ -36,9 +42,6 @@ from ewq.variants import (
 
 if TYPE_CHECKING:
     from ewq.backends.model_folder import ModelFolder
-    from ewq.measurement import Json
-    from ewq.model import LanguageModel
-    from ewq.planning.plan import QuantizationPlan
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,6 @@ def load_variant(variant: Variant, subject: Subject, placement: Placement) -> Lo
             load_transformers(subject.checkpoint.path, quantization_config=config, **how), plan
         )
     from ewq.backends.llama_cpp import load_llama_cpp
-    from ewq.gguf.cache import export_notes
 
     running = load_llama_cpp(file, subject.tokenizer, device=placement.device)
     given = isinstance(variant.recipe, GgufFile)
@@ -106,8 +108,6 @@ def check_variant(variant: Variant, subject: Subject, *, named: bool) -> None:
         applied = "gguf" if native else "nf4" if plan.target == "gguf" else plan.target
         check_budget(plan, subject.checkpoint, applied)
     elif isinstance(recipe, Fitted) and recipe.like:
-        from ewq.gguf.recipe import make_recipe
-
         make_recipe(recipe.like)
 
 
@@ -130,9 +130,6 @@ def _folder_of(recipe: HfFolder, subject: Subject) -> ModelFolder:
 
 
 def _require_own_file(path: Path, subject: Subject) -> None:
-    from ewq.checkpoint.layout import find_layout
-    from ewq.gguf.probe import require_same_model, shape_of_config
-
     blocks = len(find_layout(subject.checkpoint).blocks)
     shape = shape_of_config(subject.checkpoint.config, blocks)
     require_same_model(path, shape, subject.tokenizer, subject.label)
@@ -145,8 +142,6 @@ def get_ready(variant: Variant, subject: Subject, placement: Placement) -> None:
         _quantizer()
         plan_of(variant, subject)
     if file := _file_of(variant, subject):
-        from ewq.gguf.probe import probe_file
-
         probe_file(file)
     if gpus_of(placement.device):
         warm_up(file is not None, placement)
@@ -222,9 +217,6 @@ def _file_of(variant: Variant, subject: Subject) -> Path | None:
         return recipe.path
     if engine_of(variant.name) == TRANSFORMERS:
         return None
-    from ewq.gguf.cache import cached_gguf
-    from ewq.gguf.recipe import make_recipe
-
     own = recipe if isinstance(recipe, GgufType) else None
     weighted = own.imatrix if own else isinstance(recipe, Fitted)
     imatrix = subject.imatrix if weighted else None
