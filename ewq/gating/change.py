@@ -9,7 +9,6 @@ from typing import cast
 from ewq.measurement import Doubt, DoubtKind, Metric
 from ewq.record import Record, Verdict
 from ewq.stats import (
-    Clusters,
     clustered_ratio,
     clusters_of,
     paired_answers,
@@ -17,7 +16,7 @@ from ewq.stats import (
     two_sided_p,
 )
 from ewq.storage.environment import changed_settings
-from ewq.tasks.table import Figure, ItemMean, Kind, Tolerance, figure_of, known_task
+from ewq.tasks.table import Figure, ItemMean, Kind, Tolerance, figure_of, find_task, known_task
 
 _OF_THE_REFERENCE = (DoubtKind.OTHER_SESSION, DoubtKind.DECODE_MODE)
 
@@ -87,11 +86,28 @@ def paired_changes(before: Record, after: Record) -> dict[str, Certainty]:
         return {}
     if any(list(old.column(name)) != list(new.column(name)) for name in task.item_names):
         return {}
-    means = {metric: figure.mean for metric in after.metrics if (figure := task.figure(metric))}
+    if task.family:
+        return {} if incomparable(before, after) else _documents(before, after)
     found = {
-        metric: _certainty(before, after, metric, mean) for metric, mean in means.items() if mean
+        figure.key: _answers(before, after) if mean.size is None else _means(before, after, mean)
+        for figure in task.figures
+        if (mean := figure.mean)
     }
     return {metric: certainty for metric, certainty in found.items() if certainty}
+
+
+def _documents(before: Record, after: Record) -> dict[str, Certainty]:
+    """By what pairs a variant with its reference."""
+    pairs: Mapping[str, Metric] = find_task(after.task).module.pair(after, before)
+    found = {}
+    for metric in after.metrics:
+        delta, flips = (pairs.get(f"{of}/{metric}") for of in ("delta", "mcnemar_p"))
+        if delta and delta.stderr is not None:
+            errors = (delta.stderr, delta.freedom)
+            p_value = flips.value if flips else two_sided_p(delta.value, *errors)
+            detectable = smallest_detectable_difference(*errors)
+            found[metric] = Certainty(delta.stderr, p_value, detectable)
+    return found
 
 
 def _answers(before: Record, after: Record) -> Certainty:
@@ -100,31 +116,17 @@ def _answers(before: Record, after: Record) -> Certainty:
     subjects = cast("Sequence[tuple[str, int]]", after.settings.get("subjects") or [])
     labels = [name for name, size in subjects for _ in range(size)]
     clusters = labels if len(labels) == len(after.items) else None
-    return _of_flips(list(old), list(new), clusters)
-
-
-def _of_flips(old: Sequence[bool], new: Sequence[bool], clusters: Clusters) -> Certainty:
-    found = paired_answers(old, new, clusters)
+    found = paired_answers(list(old), list(new), clusters)
     stderr = found.delta.stderr or 0.0
     return Certainty(stderr, found.mcnemar_p.value, found.smallest_detectable)
 
 
-def _certainty(before: Record, after: Record, metric: str, mean: ItemMean) -> Certainty | None:
+def _means(before: Record, after: Record, mean: ItemMean) -> Certainty | None:
     """By the error of the difference; windows of one document belong together."""
-    if mean.size is None and not mean.metrics:
-        return _answers(before, after)
-    names = after.items.column(mean.metrics) if mean.metrics else [metric] * len(after.items)
-    own = [index for index, name in enumerate(names) if name == metric]
-    columns = (
-        before.items.column(mean.column),
-        *map(after.items.column, (mean.column, mean.cluster)),
-    )
-    old, new, labels = ([column[index] for index in own] for column in columns)
-    if mean.metrics and {*old, *new} <= {0.0, 1.0}:
-        return _of_flips(old, new, labels)
-    sizes = after.items.column(mean.size) if mean.size else [1] * len(own)
+    old, new = before.items.column(mean.column), after.items.column(mean.column)
+    sizes = after.items.column(mean.size or "")
     differences = [now - then for then, now in zip(old, new, strict=True)]
-    change = clustered_ratio(differences, sizes, clusters_of(labels))
+    change = clustered_ratio(differences, sizes, clusters_of(after.items.column("document")))
     if change.stderr is None:
         return None
     slope = mean.slope(sum(new) / sum(sizes))

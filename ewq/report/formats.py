@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -149,20 +150,16 @@ def to_bencher(page: Page) -> str:
 
 def to_model_index(page: Page) -> str:
     """The ``model-index`` block of a model card on the hub: an entry for each variant."""
-    from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
-    from yaml import safe_dump
-
-    found: dict[str, list[EvalResult]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for (variant, task, name), metric, _ in _gated(page):
-        figure, data = figure_of(task, name), task.removeprefix(LM_EVAL)
-        if figure and figure.kind in (Kind.QUALITY, Kind.CHOICE):
+        if (figure := figure_of(task, name)) and figure.kind in (Kind.QUALITY, Kind.CHOICE):
+            data = dict.fromkeys(("name", "type"), task.removeprefix(LM_EVAL))
             facts = {"n": metric["n"], "stderr": metric["stderr"]}
-            result = EvalResult(
-                "text-generation", data, data, name, metric["value"], metric_args=facts
-            )
+            value = {"type": name, "value": metric["value"], "args": facts}
+            result = {"task": {"type": "text-generation"}, "dataset": data, "metrics": [value]}
             found.setdefault(f"{page.data['model']} {variant}", []).append(result)
-    made = [eval_results_to_model_index(name, each)[0] for name, each in found.items()]
-    return str(safe_dump({"model-index": made}, sort_keys=False, allow_unicode=True))
+    index = [{"name": name, "results": results} for name, results in found.items()]
+    return str(yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True))
 
 
 FORMATS: dict[str, Callable[[Page], str]] = {

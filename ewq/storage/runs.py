@@ -208,8 +208,8 @@ def _check_details(record: Record) -> None:
     plan: Any = record.side.get("plan")
     known = {**plan, **plan["rule"]} if plan else {}
     figures = task.figures if (task := known_task(record.task)) else ()
-    means = [mean for figure in figures if (mean := figure.mean) and (mean.size or mean.metrics)]
-    measured = {name for mean in means for name in (mean.column, mean.size)}
+    means = [mean for figure in figures if (mean := figure.mean) and mean.size]
+    measured = {"value", *(name for mean in means for name in (mean.column, mean.size))}
     columns = record.items.columns
     details = {
         "plan": {key: known[key] for key in _DrawnPlan.__annotations__ if key in known},

@@ -30,6 +30,8 @@ _BLOCKS = 200
 """Most parts without which a metric is computed anew."""
 _NO_CHANGE = {"do_sample", "temperature", "top_p", "top_k", "min_p"}
 """What a task may say of sampling without changing what greedy decoding writes."""
+_SHARED = ("versions", "documents", "prompts", "cut_to")
+"""Settings, all of its own, that make two results comparable."""
 _COLUMNS = ("metric", "document", "cluster", "value")
 _Ids = list[int]
 
@@ -84,7 +86,7 @@ def run(
 
 def pair(result: TaskResult, reference: TaskResult) -> dict[str, Metric]:
     """``delta/METRIC`` document by document; ``flips/`` and ``mcnemar_p/`` of rights and wrongs."""
-    require_same_settings(TASK, result.settings, reference.settings)
+    require_same_settings(TASK, result.settings, reference.settings, _SHARED)
     ours, theirs = (_by_document(each.items) for each in (result, reference))
     metrics: dict[str, Metric] = {}
     for name, now in result.metrics.items():

@@ -93,10 +93,6 @@ class ItemMean:
     """The column to divide by. ``None``: the first holds letters, upper case where right."""
     slope: Callable[[float], float] = lambda mean: 1.0
     """Change of the metric per change of the mean, at a mean."""
-    metrics: str = ""
-    """The column that names the metric of a row, where the rows of several share columns."""
-    cluster: str = "document"
-    """The column that says which items belong together."""
 
 
 @dataclass(frozen=True)
@@ -328,8 +324,7 @@ _LM_EVAL = (
     Figure("delta/.+", "", None, paired=True),
     Figure("flips/.+", "fraction", False, paired=True),
     Figure("mcnemar_p/.+", "p", None, paired=True),
-    Figure(".+", "", None, tolerance=Tolerance(0.01),
-           mean=ItemMean("value", metrics="metric", cluster="cluster")),
+    Figure(".+", "", None, tolerance=Tolerance(0.01)),
 )  # fmt: skip
 
 TASKS: Mapping[str, Task] = {
