@@ -13,6 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ewq.errors import EwqError, InputError, MeasurementError
@@ -198,10 +199,10 @@ class Fleet:
         """A worker with so many threads."""
         session = self._session
         own = None if isinstance(session.subject, Subject) else session.subject
-        told = (session.options, own, session.placement, session.loader, session.selected)
+        told = session.options, own, session.placement, session.loader, session.selected
         remote = self._ray.remote(num_cpus=cores, num_gpus=job.cards)(Worker)
         actor = remote.remote()
-        opening = {actor.open.remote(*told): (job.variant.name, "starting")}
+        opening = {actor.open.remote(str(Path.cwd()), *told): (job.variant.name, "starting")}
         self._queue.remove(job)
         self._seats.append(Seat(actor, job, opening))
 

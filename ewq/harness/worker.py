@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ class Worker:
 
     def open(
         self,
+        folder: str,
         options: Options,
         subject: Any,
         placement: Placement,
@@ -43,9 +46,12 @@ class Worker:
     ) -> tuple[str, RunIdentity]:
         """Where this is, and what it will measure: to be compared with the driver's.
 
-        ``subject`` is a project's own kind; the options say where ewq's own is.
+        Paths are the driver's, from its ``folder`` on. ``subject`` is a project's own kind; the
+        options say where ewq's own is.
         """
         wait_without_spinning()
+        with suppress(OSError):  # of another machine
+            os.chdir(folder)
         # All the cards that Ray gave this process, whichever the driver's own is.
         device = find_device(placement.device if placement.device == "cpu" else ALL)
         found = subject or find_subject(
