@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from ewq.cli.bench import ab, bench, init
+from ewq.cli.bench import ab, bench, init, sweep
 from ewq.cli.doctor import cache, doctor
 from ewq.cli.export import export, quantize
 from ewq.cli.fit import fit, imatrix
@@ -30,6 +30,7 @@ EXAMPLES: Mapping[Callable[..., None], str] = {
     quantize: "ewq quantize Qwen/Qwen3-8B --plan plan.json -o qwen3-8b-ewq",
     export: "ewq export Qwen/Qwen3-8B --type Q4_K_M -o qwen3-8b.gguf",
     bench: 'ewq bench Qwen/Qwen3-8B -k "fp16 or ewq" --ewq-tier smoke',
+    sweep: "ewq sweep sweep.toml -o sweep.html",
     compare: "ewq compare ancestor -o comment.md",
     report: "ewq report -o report.html",
     history: "ewq history kld_mean decode_tokens_per_s --gate",

@@ -1,11 +1,12 @@
-"""``ewq bench``, ``init`` and ``ab``: the benchmarks from anywhere, in a project of one's own, and
-the speeds of two commits or two variants, measured in turns on one machine.
+"""``ewq bench``, ``sweep``, ``init`` and ``ab``: the benchmarks from anywhere, on many models, in a
+project of one's own, and the speeds of two commits or two variants, measured in turns.
 """
 
 import os
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +17,14 @@ from typing import Annotated
 
 import typer
 
+from ewq.codec import decode
 from ewq.errors import EwqError, InputError
-from ewq.files import check_output, write_text
+from ewq.files import check_output, content_key, write_text
+from ewq.progress import NO_PROGRESS
 from ewq.record import Record
 from ewq.storage.environment import git_lines
-from ewq.storage.runs import read_storage
+from ewq.storage.journal import JOURNAL
+from ewq.storage.runs import STORAGE, Run, read_storage
 from ewq.tasks.table import figure_of
 from ewq.variants import find_variant
 
@@ -67,6 +71,77 @@ def _benchmarks() -> list[str]:
     if find_spec(CARRIED):
         return ["--pyargs", CARRIED]
     return [str(Path(__file__).parents[2] / OWN)]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep's file says: a run for each model and each of the settings."""
+
+    models: tuple[str, ...]
+    variants: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    settings: tuple[tuple[str, ...], ...] = ((),)
+
+    def arguments(self, model: str, settings: tuple[str, ...]) -> list[str]:
+        """Those of ``ewq bench`` for one run."""
+        variants = [f"--ewq-variants={','.join(self.variants)}"] * bool(self.variants)
+        return [f"--ewq-model={model}", *variants, *self.options, *settings]
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A TOML file: models, variants, options, settings.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The report: .html, .md or .json.")
+    ] = Path("ewq-sweep.html"),
+    storage: Annotated[Path, typer.Option(help="A folder for all runs.")] = STORAGE / "sweep",
+) -> None:
+    """Run the benchmarks on many models, the smallest first, and report on all of them at once."""
+    from ewq.report.formats import FORMATS, format_of
+    from ewq.report.sections import sweep_page
+
+    write = FORMATS[format_of(output, ("html", "md", "json"), "html")]
+    check_output(output)
+    asked, found, unfinished = _read_sweep(file), [], 0
+    for model in sorted(asked.models, key=_weights_bytes):
+        for settings in asked.settings:
+            arguments = asked.arguments(model, settings)
+            folder, name = storage / content_key(arguments)[:16], " ".join((model, *settings))
+            if not (run := _complete(folder)):
+                print(f"ewq: sweep: {name}", file=sys.stderr, flush=True)
+                kept = ["--ewq-resume"] * (folder / JOURNAL).is_file()
+                where = f"--benchmark-storage={folder.resolve().as_uri()}"
+                stored = ["--benchmark-autosave", where]
+                options = pytest_arguments([*arguments, *stored, *kept])
+                subprocess.run([sys.executable, "-m", "pytest", *options], check=False)
+                run = _complete(folder)
+            unfinished += run is None
+            found += [(name, run)] if run else []
+    if found:
+        print(f"wrote {write_text(output, write(sweep_page(found)))}", file=sys.stderr)
+    if unfinished:
+        raise EwqError(f"{unfinished} runs of the sweep are incomplete: run it again to go on")
+
+
+def _read_sweep(file: Path) -> Sweep:
+    try:
+        return decode(Sweep, tomllib.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{file} is no sweep: {error}") from error
+
+
+def _weights_bytes(model: str) -> int:
+    """Of a model's tensors, which tells whether it can be read before anything is measured."""
+    from ewq.harness.subject import find_subject
+
+    tensors = find_subject(model, "quick", "cpu", NO_PROGRESS).checkpoint.tensors.values()
+    return sum(each.nbytes for each in tensors)
+
+
+def _complete(storage: Path) -> Run | None:
+    """The newest complete run in a folder."""
+    return next((run for run in read_storage(storage)[0] if run.complete), None)
 
 
 def init(

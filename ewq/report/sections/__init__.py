@@ -5,14 +5,15 @@ from dataclasses import asdict
 from typing import Any
 
 from ewq.record import Record
-from ewq.report.document import Page, Section
+from ewq.report.document import Page, Paragraph, Section, Table
 from ewq.report.recommendations import recommendations
-from ewq.report.rows import ReportedRun, reported_run, run_data
+from ewq.report.rows import ReportedRun, reported_run, run_data, variant_rows
 from ewq.report.sections.against_size import quality, quality_plots, speed
 from ewq.report.sections.breakdown import domains, flips, lm_eval, samples
 from ewq.report.sections.history import history
 from ewq.report.sections.plans import blocks, controls
 from ewq.report.sections.run import overview, protocol, verdicts
+from ewq.report.table import footnotes, variants_table
 from ewq.storage.runs import Run
 
 SECTIONS: tuple[Callable[[ReportedRun], Section | None], ...] = (
@@ -34,6 +35,25 @@ def make_page(runs: Sequence[Run]) -> Page:
     sections = [section for make in SECTIONS if (section := make(shown)) is not None]
     title = f"{first.model}: quantized variants compared"
     return Page(title, subtitle, tuple(sections), _data(shown))
+
+
+def sweep_page(runs: Sequence[tuple[str, Run]]) -> Page:
+    """The runs of a sweep by their names: what to take of each model, then a table for each."""
+    rows = {name: variant_rows(run.records.values()) for name, run in runs}
+    taken = [
+        {"Model": name} | {each.need: each.variant or "–" for each in recommendations(own)}
+        for name, own in rows.items()
+    ]
+    needs = dict.fromkeys(heading for each in taken for heading in each)
+    cells = [{heading: each.get(heading, "–") for heading in needs} for each in taken]
+    chosen = Section("models", "What to take", (Table.of(cells, *needs),))
+    tables = [
+        Section(f"run-{number}", name, (variants_table(own), Paragraph(" ".join(footnotes(own)))))
+        for number, (name, own) in enumerate(rows.items(), start=1)
+    ]
+    subtitle = f"{len(runs)} runs, the newest of {max(run.datetime for _, run in runs):%Y-%m-%d}"
+    data = {"schema": 1, "runs": {name: run_data(run) for name, run in runs}}
+    return Page("Quantized variants of many models", subtitle, (chosen, *tables), data)
 
 
 def _data(shown: ReportedRun) -> dict[str, Any]:
