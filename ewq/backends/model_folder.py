@@ -107,12 +107,11 @@ class ModelFolder:
         with refusals(str(self.path)):
             AutoConfig.from_pretrained(self.path, trust_remote_code=False)
         # By the configs alone: quantized tensors have other shapes.
-        ours, theirs = (
-            shape_of_config(c.config, block_count(c) or 0) for c in (self.base, self.own)
-        )
-        most = min(ours.vocabulary, len(tokenizer))
-        if theirs.vocabulary < most or replace(ours, vocabulary=theirs.vocabulary) != theirs:
-            why = f"is {theirs}, {label} is {ours}"
+        shapes = [shape_of_config(c.config, block_count(c) or 0) for c in (self.base, self.own)]
+        (ours, theirs), kinds = shapes, (self.base.architecture, self.own.architecture)
+        few = theirs.vocabulary < min(ours.vocabulary, len(tokenizer))
+        if few or kinds[0] != kinds[1] or replace(ours, vocabulary=theirs.vocabulary) != theirs:
+            why = f"is {kinds[1]} with {theirs}, {label} is {kinds[0]} with {ours}"
         elif not (why := self._differing_tokens(tokenizer, label)):
             return
         raise CheckpointError(f"{self.path} {why}: not made of this model; give its --ewq-model")
@@ -183,12 +182,9 @@ def load_model_folder(folder: ModelFolder, **how: Any) -> tuple[TransformersMode
     numel = sum(each.numel for name, each in folder.base.tensors.items() if name not in ignored)
     held, size = weights_bytes(model._model, getattr(torch, stored)), folder.nbytes
     model.info = replace(model.info, weights_bytes=size, bits_per_weight=8 * size / numel)
-    notes = {
-        f"transformers unpacks it: {held:,} bytes in memory, {size:,} in its files": (
-            held > 1.01 * size
-        ),
-        f"computes in {model.info.dtype}, as it is stored, where {asked} was asked for": (
-            model.info.dtype != asked
-        ),
-    }
-    return model, tuple(note for note, holds in notes.items() if holds)
+    kept, notes = model.info.dtype, []
+    if held > 1.01 * size:
+        notes.append(f"unpacked by transformers: {held:,} bytes in memory, {size:,} in its files")
+    if kept != asked:
+        notes.append(f"computes in {kept}, as it is stored, where {asked} was asked for")
+    return model, tuple(notes)

@@ -45,10 +45,11 @@ def tuned(folder):
 
 
 def ewq_folder(folder):
+    from ewq.planning.analysis import analyze
     from ewq.quantizer import EwqConfig
     from ewq.quantizer.folder import quantize_to_folder
 
-    quantize_to_folder(BASE, EwqConfig(factor=0.65), folder)
+    quantize_to_folder(BASE, EwqConfig(plan=analyze(BASE).plan(factor=0.65)), folder)
     return folder
 
 

@@ -15,7 +15,7 @@ from ewq.checkpoint.embedded import fixture_path
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.data.texts import load_texts
-from ewq.data.windows import fitted_windows
+from ewq.data.windows import SHORT, fitted_windows
 from ewq.errors import BackendUnavailable, CheckpointError
 from ewq.instruments.memory import weights_bytes
 from ewq.tasks import divergence
@@ -128,7 +128,7 @@ def test_rows_that_only_pad_a_vocabulary_are_compared_for_what_they_take(base, o
         model, _ = load_model_folder(folder, **HOW)
         assert model.info.vocab_size == 1088
         found = divergence.run(model, texts, stored, **few)
-        _, windows = fitted_windows(model, texts, divergence.DEFAULT_DEFINITION, 100)
+        _, windows = fitted_windows(model, texts, SHORT, 100)
     assert found.metrics["kld_mean"].value == pytest.approx(lost_to_padding(folder, windows))
     model.close()
 
@@ -159,9 +159,12 @@ def refusals(tmp_path):
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
     (code / "config.json").write_text(json.dumps(config))
     return {
-        "another": (another, "is qwen3 with .* not made of this model; give its --ewq-model"),
+        "another": (
+            another,
+            "is Qwen3ForCausalLM with .* not made of this model; give its --ewq-model",
+        ),
         "words": (words, "spells .* tokens otherwise than tiny: not made of this model"),
-        "halved": (halved, "is truncated: .*download it again"),
+        "halved": (halved, "is truncated .*download it again"),
         "code": (code, "needs Python code that comes with the model, which ewq never runs"),
         "absent": (tmp_path / "absent", "no such folder or file, and not a hub id"),
     }
