@@ -29,5 +29,9 @@ class BackendUnavailable(InputError):
     """An optional library or device is missing; the message names the install command."""
 
 
+class NotApplicable(EwqError):
+    """What a task asks of a model that cannot have it: the task is skipped."""
+
+
 class MeasurementError(EwqError):
     """A measurement that could not be made: an error, never a number."""

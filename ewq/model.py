@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ewq.errors import CheckpointError, MeasurementError
 
@@ -62,45 +62,6 @@ class Generation:
         """The tokens of each row, with readings in seconds at the start and after each step."""
         steps = tuple(end - begin for begin, end in pairwise(clock))
         return cls(tuple(tuple(row) for row in tokens), steps[0], steps[1:])
-
-
-class Matrix(Protocol):
-    """A tensor's rows, in memory or not."""
-
-    def __getitem__(self, rows: slice, /) -> torch.Tensor:
-        """A slice of them."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """What makes logits of last hidden states ``h``: ``cap * tanh(scale * (W h + b) / cap)``."""
-
-    weight: Matrix
-    """``[vocab_size, width]``."""
-    bias: torch.Tensor | None = None
-    scale: float = 1.0
-    cap: float | None = None
-
-    def logits(self, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
-        """Logits ``[n, columns]`` of ``hidden`` ``[n, width]``, in its type as the model's own."""
-        from torch.nn.functional import linear
-
-        place = hidden.device, hidden.dtype
-        bias = None if self.bias is None else self.bias[columns].to(*place)
-        logits = linear(hidden, self.weight[columns].to(*place), bias)
-        if self.scale != 1.0:
-            logits.mul_(self.scale)
-        return logits.div_(self.cap).tanh_().mul_(self.cap) if self.cap else logits
-
-
-class States(NamedTuple):
-    """A block of distributions and what a head made them of."""
-
-    logprobs: torch.Tensor
-    hidden: torch.Tensor
-    """``[rows, width]``, in the type that the model computes in."""
-    normalisers: torch.Tensor
-    """``ln sum exp`` of each row's logits, ``[rows]``, float32."""
 
 
 def check_vocabulary(size: int, *sequences: TokenIds) -> None:
@@ -169,17 +130,3 @@ class LanguageModel(Protocol):
 
     def close(self) -> None:
         """Free the weights for certain. Calling it twice is harmless; any other use raises."""
-
-
-class StatesModel(LanguageModel, Protocol):
-    """An engine that gives last hidden states too."""
-
-    @property
-    def head(self) -> Head | None:
-        """What is known to make logits of them; ``None`` where the last layer is of another kind.
-
-        It lives as long as the model.
-        """
-
-    def states(self, ids: TokenIds, start: int) -> Iterator[States]:
-        """As :meth:`logprobs`, block by block."""

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ewq.errors import BackendUnavailable, EwqError, InputError
+from ewq.errors import BackendUnavailable, EwqError, InputError, NotApplicable
 from ewq.files import caches_made
 from ewq.harness.options import Options, add_options
 from ewq.harness.state import MEMBER, TASK_MARK, PluginState, key_of, state_of, task_of
 from ewq.instruments.processor_wait import wait_without_spinning
 from ewq.record import Record, Verdict
-from ewq.tasks.table import FAMILIES, OF_FAMILY, find_task, known_task
+from ewq.tasks.table import FAMILIES, find_task, known_task
 from ewq.variants import REFERENCE
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names = [variant.name for variant in state_of(metafunc.config).options.variants]
         metafunc.parametrize("variant", names, indirect=True, scope="session")
     if MEMBER in metafunc.fixturenames:
-        asked = state_of(metafunc.config).options.lm_eval
-        metafunc.parametrize(MEMBER, [name.partition(OF_FAMILY)[2] for name in asked] or [""])
+        asked = state_of(metafunc.config).options.members(task_of(metafunc.definition))
+        metafunc.parametrize(MEMBER, asked or [""])
 
 
 @pytest.hookimpl(trylast=True)
@@ -207,7 +207,9 @@ def measure(
             state_of(request.config).stop_saving()
             pytest.exit(f"ewq: {error}", returncode=3)
         except EwqError as error:
-            if isinstance(error, BackendUnavailable) and not ewq_session.options.variants_named:
+            absent = isinstance(error, BackendUnavailable)
+            named = ewq_session.options.variants_named
+            if isinstance(error, NotApplicable) or (absent and not named):
                 ewq_session.skipped[variant.name, task] = str(error)
                 pytest.skip(str(error))
             ewq_session.failures[variant.name, task] = str(error)

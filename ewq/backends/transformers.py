@@ -26,11 +26,12 @@ from ewq.backends.decoders import AUTO, GreedyDecoding
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.conversion_errors import first_line, load_pretrained
+from ewq.data.distributions import Head
 from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.instruments.gpu import ALL
 from ewq.instruments.memory import parameter_count, weights_bytes
 from ewq.measurement import Json
-from ewq.model import Generation, Head, ModelInfo, States, Stop, TokenIds
+from ewq.model import Generation, ModelInfo, Stop, TokenIds
 
 LOGIT_BLOCK_BYTES = 192_000_000
 """Most bytes of float32 logits held at a time: 315 rows of a 152k vocabulary."""
@@ -107,14 +108,14 @@ class TransformersModel:
         """Distributions of ``ids[start:]`` in blocks of at most :data:`LOGIT_BLOCK_BYTES`."""
         return (block for block, _ in self._normalised(ids, start))
 
-    def states(self, ids: TokenIds, start: int) -> Iterator[States]:
-        """The same, with the last hidden states."""
+    def states(self, ids: TokenIds, start: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        """The same, each with its last hidden states and ``ln sum exp`` of their logits."""
         caught: list[torch.Tensor] = []
         layer = self._model.get_output_embeddings()
         with layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0])):
             for logprobs, normalisers in self._normalised(ids, start):
                 hidden = caught.pop().flatten(0, -2)
-                yield States(logprobs, hidden[-len(logprobs) :], normalisers)
+                yield logprobs, hidden[-len(logprobs) :], normalisers
 
     @property
     def head(self) -> Head | None:
@@ -148,6 +149,19 @@ class TransformersModel:
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self._input_device)
         with torch.no_grad():
             return self._decoding.generate(ids, new_tokens, stop)
+
+    def sample(self, ids: TokenIds, new_tokens: int, ends: Collection[int], seed: int) -> list[int]:
+        """A continuation drawn from the model's own distributions, up to a token that ends it."""
+        self.info.require_context(len(ids) + new_tokens, "a sampled answer")
+        source, made, fed = torch.Generator().manual_seed(seed), list(ids), 0
+        cache = self._prefill([]) if self._shares_prefix else None
+        for _ in range(new_tokens):
+            logits = self._forward(cache, fed, [made[fed:]], [1])
+            fed = len(made) if cache is not None else 0
+            made.append(int(torch.multinomial(logits[0].softmax(-1).cpu(), 1, generator=source)))
+            if made[-1] in ends:
+                break
+        return made[len(ids) :]
 
     def synchronize(self) -> None:
         """Wait for every GPU that holds a part of the model."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.nn.functional import linear
 
 from ewq.errors import InputError, MeasurementError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ewq.data.windows import Window
     from ewq.measurement import Json
-    from ewq.model import Head, ModelInfo
+    from ewq.model import ModelInfo
 
 PART_BYTES = 8 * 1024**2
 """Float32 log-probabilities made at a time; a comparison holds two such parts."""
@@ -92,12 +94,33 @@ class Rows:
         return {**vars(self), "file": None, "_copy": np.asarray(whole)}
 
 
+@dataclass(frozen=True)
+class Head:
+    """What makes logits of last hidden states ``h``: ``cap * tanh(scale * (W h + b) / cap)``."""
+
+    weight: torch.Tensor | Rows
+    """``[vocab_size, width]``."""
+    bias: torch.Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def logits(self, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
+        """Logits ``[n, columns]`` of ``hidden`` ``[n, width]``, in its type as the model's own."""
+        place = hidden.device, hidden.dtype
+        bias = None if self.bias is None else self.bias[columns].to(*place)
+        logits = linear(hidden, self.weight[columns].to(*place), bias)
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        return logits.div_(self.cap).tanh_().mul_(self.cap) if self.cap else logits
+
+
 @dataclass
 class Reference:
     """Stored distributions of one model on one text set; to be closed."""
 
     rows: Rows
     """Last hidden states where there is a head, else log-probabilities."""
+    windows: Sequence[Window]
     source: ModelInfo
     """Of the very model that was recorded."""
     settings: Mapping[str, Json]
@@ -106,7 +129,7 @@ class Reference:
     normalisers: list[torch.Tensor] = field(default_factory=list)
     """``ln sum exp`` of the logits, where there is a head."""
     own: list[NDArray[np.float64]] = field(default_factory=list)
-    """What comparing the model with its own record gave, where that was done on the way."""
+    """What comparing the model with its record gave, a window each."""
 
     def append(self, rows: torch.Tensor, normalisers: torch.Tensor | None) -> None:
         """Add a block: hidden states with the normalisers of their logits, or distributions."""
@@ -151,9 +174,14 @@ class Reference:
 
 
 def open_reference(
-    folder: Path, tokens: int, source: ModelInfo, settings: Mapping[str, Json], head: Head | None
+    folder: Path,
+    windows: Sequence[Window],
+    source: ModelInfo,
+    settings: Mapping[str, Json],
+    head: Head | None,
 ) -> Reference:
-    """A reference of so many tokens to be, its head stored; an InputError where room is lacking."""
+    """A reference of windows to be, its head stored; an InputError where room is lacking."""
+    tokens = sum(window.scored for window in windows)
     weight = torch.empty(0, source.vocab_size) if head is None else head.weight[:]
     width, dtype, weight = weight.shape[1], weight.dtype, _shortest(weight)
     with ExitStack() as on_failure:
@@ -164,7 +192,7 @@ def open_reference(
             stored.append(weight)
             head = replace(head, weight=stored)
         on_failure.pop_all()
-    return Reference(rows, source, settings, head)
+    return Reference(rows, windows, source, settings, head)
 
 
 def require_disk_space(folder: Path, tokens: int, row_bytes: int, beside: int = 0) -> None:

@@ -162,7 +162,7 @@ class Fleet:
             known.add(key)
         paired = {task for name in wanted if name != REFERENCE for task in wanted[name]}
         needed = any(find_task(task).pairing is Pairing.DISTRIBUTIONS for task in paired)
-        if needed and session.recorded is None:
+        if needed and not session.recorded:
             wanted[REFERENCE].insert(0, RECORDING)
         for name in sorted(wanted, key=lambda name: name != REFERENCE):
             variant = session.options.variant(name)

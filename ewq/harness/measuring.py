@@ -90,7 +90,7 @@ def prepare_references(session: Session) -> None:
 
 def _measure_for_pairing(session: Session, handle: VariantHandle, task: str) -> None:
     if find_task(task).pairing is Pairing.DISTRIBUTIONS:
-        session.distributions(handle)
+        session.distributions(handle, task)
         return
     work = find_task(task).prepare(session.inputs(handle))
     for _ in range(work.warmup_rounds + work.rounds):
@@ -111,7 +111,7 @@ def _restore_reference(
     known = {*session.journal.completed, *session.failed_elsewhere}
     todo = {key[1] for key in session.selected if key not in known}
     if find_task(task).pairing is Pairing.DISTRIBUTIONS and task in todo:
-        session.distributions(handle)
+        session.distributions(handle, task)
 
 
 def result_of(record: Record, settings: Sequence[str]) -> TaskResult:

@@ -11,7 +11,7 @@ import pytest
 
 from ewq.data.lm_eval import FILES
 from ewq.errors import InputError
-from ewq.tasks.table import OF_FAMILY
+from ewq.tasks.table import CHAT, DIVERGENCE_AT, OF_FAMILY
 from ewq.tasks.tiers import TIERS
 from ewq.variants import Variant, default_names, find_variant, in_run_order, parse_factor
 
@@ -33,6 +33,7 @@ _VALUES: tuple[tuple[str, str, str, str], ...] = (
     ("mmlu", "", "DIR|hub", "MMLU as a folder of CSV files or from the hub"),
     ("texts", "", "DIR|hub", "texts for perplexity: folder, file, or WikiText-2 from the hub"),
     ("lm-eval", "", "A,B", "tasks of lm-evaluation-harness: names, groups or .yaml files"),
+    ("depth", "", "N,N", "measure divergence after so many tokens too, such as 4096,32768"),
     ("calibration", "", "DIR", "text that fitted plans are made on (default: ewq's own)"),
     ("thresholds", "", "FILE", "thresholds.toml (default: beside the benchmarks)"),
     ("baseline", "", "RUN", "stored run to gate against: a file, a run number or a commit"),
@@ -45,6 +46,7 @@ _VALUES: tuple[tuple[str, str, str, str], ...] = (
     ("decode", "auto", "MODE", f"decode loop of transformers variants: {', '.join(_DECODE_MODES)}"),
 )
 _FLAGS: tuple[tuple[str, str], ...] = (
+    ("chat", "measure divergence on FP16's own answers to chat prompts too"),
     ("require-baseline", "fail before loading a model when there is no valid baseline"),
     ("resume", "continue the interrupted run with what is missing"),
     ("confirm", "measure a speed that fails its gate again; the second measurement decides"),
@@ -69,11 +71,14 @@ class Options:
     texts: str
     lm_eval: dict[str, str]
     """Task of ours -> what lm-eval knows it by, or its file."""
+    depth: tuple[int, ...]
+    """Tokens of context after which divergence is measured too."""
     calibration: str
     thresholds: Path | None
     baseline: str
     workers: str
     decode: str
+    chat: bool
     require_baseline: bool
     resume: bool
     confirm: bool
@@ -99,6 +104,7 @@ class Options:
         variants = [find_variant(name) for name in named or default_names(factors)]
         given["variants"], given["variants_named"] = _without_repeats(variants), bool(named)
         given["lm_eval"] = _lm_eval(given["lm_eval"].split(","))
+        given["depth"] = _depths(given["depth"])
         thresholds = given["thresholds"]
         given["thresholds"] = Path(thresholds).expanduser() if thresholds else None
         return cls(**given)
@@ -107,6 +113,12 @@ class Options:
         """The run's variant of that name, or one that only a test asks for."""
         known = {variant.name: variant for variant in self.variants}
         return known.get(name) or find_variant(name)
+
+    def members(self, family: str | None) -> list[str]:
+        """What was asked for of a family of tasks."""
+        if family == DIVERGENCE_AT:
+            return [*map(str, self.depth), *[CHAT] * self.chat]
+        return [name.partition(OF_FAMILY)[2] for name in self.lm_eval]
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -137,6 +149,13 @@ def _read(config: pytest.Config, name: str) -> Any:
     """A string, or a boolean for a flag."""
     given = config.getoption(f"ewq_{_key(name)}")
     return config.getini(f"ewq_{_key(name)}") if given is None else given
+
+
+def _depths(given: str) -> tuple[int, ...]:
+    depths = [depth.strip() for depth in given.split(",") if depth.strip()]
+    if wrong := [depth for depth in depths if not (depth.isdecimal() and int(depth) >= 2)]:
+        raise InputError(f"--ewq-depth {wrong[0]!r}: give numbers of tokens, such as 4096,32768")
+    return tuple(dict.fromkeys(map(int, depths)))
 
 
 def _lm_eval(specs: list[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.embedded import fixture_path
-from ewq.errors import EwqError
+from ewq.errors import EwqError, NotApplicable
 from ewq.files import cache_dir
 from ewq.harness.handle import LoadVariant, VariantHandle
 from ewq.harness.loading import Loaded, check_variant, same_model
@@ -152,8 +152,8 @@ class Session:
     failures: dict[RecordKey, str] = field(default_factory=dict)
     failed_elsewhere: dict[RecordKey, EwqError] = field(default_factory=dict)
     """What workers could not measure."""
-    recorded: Reference | None = None
-    """The reference's log-probabilities, once there are any."""
+    recorded: dict[str, Reference | NotApplicable] = field(default_factory=dict)
+    """The reference's distributions by task, or why it can have none."""
     loads: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -195,35 +195,35 @@ class Session:
             questions=lambda: self.data.mmlu,
             texts=lambda: self.data.texts,
             definition=lambda: self.data.definition,
-            distributions=lambda: self.distributions(handle, compare=True),
+            distributions=lambda task: self.distributions(handle, task),
             window_nll=handle.window_nll,
             sizes=self.data.sizes,
             progress=self.progress,
             documents=self.data.documents,
         )
 
-    def distributions(self, handle: VariantHandle, *, compare: bool = False) -> Reference:
-        """The reference's distributions, recorded now if ``handle`` is its."""
-        from ewq.tasks import divergence
-
-        if self.recorded is None and handle.name == REFERENCE:
-            self.recorded = divergence.record_reference(
-                handle.model,
-                self.data.texts,
-                cache_dir("distributions"),
-                max_tokens_per_domain=self.data.sizes.divergence_tokens,
-                compare=compare,
-                progress=self.progress,
-            )
-        if self.recorded is None:
-            why = self.references.origin.get("divergence", "it failed earlier in this run")
+    def distributions(self, handle: VariantHandle, task: str) -> Reference:
+        """The reference's distributions for a task, recorded now if ``handle`` is its."""
+        if task not in self.recorded and handle.name == REFERENCE:
+            inputs, folder = replace(self.inputs(handle), task=task), cache_dir("distributions")
+            try:
+                recorded = find_task(task).module.record(inputs, folder)
+            except NotApplicable as error:
+                recorded = error
+            self.recorded[task] = recorded
+        found = self.recorded.get(task)
+        if found is None:
+            why = self.references.origin.get(task, "it failed earlier in this run")
             raise EwqError(f"no distributions of the reference: {why}")
-        return self.recorded
+        if isinstance(found, NotApplicable):
+            raise NotApplicable(str(found))
+        return found
 
     def close(self) -> None:
         """End the run: delete temporary reference data, close the journal, collect as before."""
-        if self.recorded is not None:
-            self.recorded.close()
+        for each in self.recorded.values():
+            if not isinstance(each, NotApplicable):
+                each.close()
         self.journal.close()
         gc.unfreeze()
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ewq.errors import EwqError
+from ewq.errors import EwqError, NotApplicable
 from ewq.gating.thresholds import BUILT_IN
 from ewq.harness.measuring import measure_unpaired
 from ewq.harness.session import Gate, RunData, Session, identify
@@ -17,6 +17,7 @@ from ewq.instruments.gpu import ALL
 from ewq.instruments.processor_wait import wait_without_spinning
 from ewq.progress import NO_PROGRESS
 from ewq.storage.journal import Journal
+from ewq.tasks.table import Pairing, find_task
 from ewq.tasks.tiers import tier_sizes
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ewq.record import RecordKey
     from ewq.storage.environment import RunIdentity
     from ewq.variants import Variant
+
+    Recorded = dict[str, Reference | NotApplicable]
 
 
 class Worker:
@@ -73,7 +76,7 @@ class Worker:
         variant: Variant,
         plan: QuantizationPlan | None,
         task: str,
-        recorded: Reference | EwqError | None,
+        recorded: Recorded | EwqError | None,
     ) -> dict[str, Any]:
         """What the journal keeps of a task, not paired; the model stays for the next one."""
         if isinstance(recorded, EwqError):
@@ -81,9 +84,13 @@ class Worker:
         self._session.recorded = recorded or self._session.recorded
         return measure_unpaired(self._session, self._hold(variant, plan), task)
 
-    def record(self, variant: Variant) -> tuple[None, Reference]:
-        """The reference's log-probabilities, which only those read that need them."""
-        return None, self._session.distributions(self._hold(variant), compare=True)
+    def record(self, variant: Variant) -> tuple[None, Recorded]:
+        """The reference's distributions, which only those read that need them."""
+        for task in dict.fromkeys(task for _, task in self._session.selected):
+            if find_task(task).pairing is Pairing.DISTRIBUTIONS:
+                with suppress(NotApplicable):
+                    self._session.distributions(self._hold(variant), task)
+        return None, self._session.recorded
 
     def _hold(self, variant: Variant, plan: QuantizationPlan | None = None) -> VariantHandle:
         """The variant's handle; that of another is closed first."""

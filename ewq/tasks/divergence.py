@@ -9,17 +9,17 @@ tail is cut off, and errors are clustered by document.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ewq.data.distributions import Reference, open_reference
+from ewq.data.distributions import Head, Reference, open_reference
 from ewq.data.windows import SHORT, Definition, Window, fitted_windows, window_notes
 from ewq.errors import MeasurementError
 from ewq.measurement import Items, Metric, TaskResult, require_same_settings
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ewq.data.texts import TextSet
-    from ewq.model import Head, LanguageModel, StatesModel, TokenIds
+    from ewq.measurement import Json
+    from ewq.model import LanguageModel, TokenIds
     from ewq.tasks.table import Inputs
 
     Array = NDArray[np.float64]
@@ -56,28 +57,37 @@ def record_reference(
     definition: Definition = SHORT,
     *,
     max_tokens_per_domain: int | None = None,
-    compare: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> Reference:
     """Store the reference's distributions of every scored token on the disk of ``folder``.
 
-    ``compare`` them with the model's on the way, which spares :func:`run` a pass of its own.
+    They are compared with the model's on the way, which spares :func:`run` a pass of its own.
     """
     settings, windows = fitted_windows(model, texts, definition, max_tokens_per_domain)
+    return record_windows(model, settings, windows, folder, progress)
+
+
+def record_windows(
+    model: LanguageModel,
+    settings: Mapping[str, Json],
+    windows: Sequence[Window],
+    folder: Path,
+    progress: Progress = NO_PROGRESS,
+) -> Reference:
+    """The same of windows that are known."""
     tokens = sum(window.scored for window in windows)
     head = working_head(model, windows[0])
     with ExitStack() as on_failure, step(progress, "reference", tokens, "tokens") as advance:
-        reference = open_reference(folder, tokens, model.info, settings, head)
+        reference = open_reference(folder, windows, model.info, settings, head)
         on_failure.callback(reference.close)
         for window in windows:
             parts: list[Array] = []
             for logprobs, *stored in _blocks(model, window.ids, window.start, head):
                 begin = reference.rows.count
                 reference.append(*stored)
-                if compare:
-                    parts.append(_compare(reference, begin, logprobs, window, parts))
+                parts.append(_compare(reference, begin, logprobs, window, parts))
                 advance(len(logprobs))
-            reference.own += [np.concatenate(parts)] if compare else []
+            reference.own.append(np.concatenate(parts))
         if reference.rows.count != tokens:
             raise MeasurementError(f"the reference has {reference.rows.count} rows, not {tokens}")
         on_failure.pop_all()
@@ -100,11 +110,19 @@ def working_head(model: LanguageModel, window: Window) -> Head | None:
     return head
 
 
-def _blocks(model: LanguageModel, ids: TokenIds, start: int, head: Head | None) -> Iterator[Any]:
+def _blocks(model: Any, ids: TokenIds, start: int, head: Head | None) -> Iterator[Any]:
     """Blocks of distributions, what to store of them, and the normalisers of hidden states."""
     if head is None:
         return ((block, block, None) for block in model.logprobs(ids, start))
-    return cast("StatesModel", model).states(ids, start)
+    states: Iterator[Any] = model.states(ids, start)
+    return states
+
+
+def record(inputs: Inputs, folder: Path) -> Reference:
+    """The reference's distributions on the tier's texts."""
+    most, model, texts = inputs.sizes.divergence_tokens, inputs.model(), inputs.texts()
+    settings, windows = fitted_windows(model, texts, SHORT, most)
+    return record_windows(model, settings, windows, folder, inputs.progress)
 
 
 def measure(inputs: Inputs) -> TaskResult:
@@ -112,7 +130,7 @@ def measure(inputs: Inputs) -> TaskResult:
     return run(
         inputs.model(),
         inputs.texts(),
-        inputs.distributions(),
+        inputs.distributions(TASK),
         max_tokens_per_domain=inputs.sizes.divergence_tokens,
         window_nll=inputs.window_nll,
         progress=inputs.progress,
@@ -129,23 +147,36 @@ def run(
     window_nll: dict[Window, float] | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> TaskResult:
-    """Compare ``model`` with a reference recorded on the same texts, definition and vocabulary.
+    """Compare ``model`` with a reference recorded on the same texts, definition and vocabulary."""
+    settings, _ = fitted_windows(model, texts, definition, max_tokens_per_domain)
+    require_same_settings(TASK, settings, reference.settings)
+    notes = window_notes(texts, model.tokenizer, definition, model.info.context_length)
+    return compare(model, reference, notes=notes, window_nll=window_nll, progress=progress)
+
+
+def compare(
+    model: LanguageModel,
+    reference: Reference,
+    task: str = TASK,
+    *,
+    notes: tuple[str, ...] = (),
+    window_nll: dict[Window, float] | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> TaskResult:
+    """Compare ``model`` with a reference on the windows that it was recorded on.
 
     Items are windows, with sums over their tokens; ``window_nll`` takes the likelihoods on the way.
     What cannot be compared, or is not finite, is a MeasurementError.
     """
-    settings, windows = fitted_windows(model, texts, definition, max_tokens_per_domain)
-    require_same_settings(TASK, settings, reference.settings)
+    windows = reference.windows
     # Rows that only pad a vocabulary take probability that the reference never gives.
     if model.info.vocab_size < reference.source.vocab_size:
         raise MeasurementError(
             f"the model's vocabulary has {model.info.vocab_size} tokens, the reference's "
             f"{reference.source.vocab_size}: their distributions cannot be compared"
         )
-    itself = model.info is reference.source and bool(reference.own)
-    per_window = (
-        reference.own if itself else list(_compare_all(model, windows, reference, progress))
-    )
+    itself = model.info is reference.source
+    per_window = reference.own if itself else list(_compare_all(model, reference, progress))
     if window_nll is not None:
         sums = (float(tokens[:, 4].sum()) for tokens in per_window)
         window_nll.update(zip(windows, sums, strict=True))
@@ -153,11 +184,11 @@ def run(
     percentiles = np.percentile(whole[:, 2], _DELTA_P_PERCENTILES).tolist()
     named = zip(_DELTA_P_PERCENTILES, percentiles, strict=True)
     return TaskResult(
-        task=TASK,
-        settings=settings,
+        task=task,
+        settings=reference.settings,
         metrics=_metrics(whole, _token_clusters(windows)),
         items=_items(windows, per_window),
-        notes=window_notes(texts, model.tokenizer, definition, model.info.context_length),
+        notes=notes,
         side={
             "delta_p_percentiles": {f"p{percent:g}": value for percent, value in named},
             "kld_max": float(whole[:, 0].max()),
@@ -165,13 +196,11 @@ def run(
     )
 
 
-def _compare_all(
-    model: LanguageModel, windows: Sequence[Window], reference: Reference, progress: Progress
-) -> Iterator[Array]:
+def _compare_all(model: LanguageModel, reference: Reference, progress: Progress) -> Iterator[Array]:
     """Figures of each window's scored tokens, ``[tokens, 6]`` (see :func:`_compare`)."""
     row = 0
     with step(progress, "divergence", reference.rows.count, "tokens") as advance:
-        for window in windows:
+        for window in reference.windows:
             parts: list[Array] = []
             for block in model.logprobs(window.ids, window.start):
                 reference = reference.on(block.device)

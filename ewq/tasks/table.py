@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 OF_FAMILY = "-"
 """Between the name of a family and that of its member: ``lm_eval-hellaswag``."""
+DIVERGENCE_AT, CHAT = "divergence_at", "chat"
+"""A family whose members are depths and this one."""
 
 
 class Data(StrEnum):
@@ -129,7 +131,8 @@ class Inputs:
     questions: Callable[[], MmluData]
     texts: Callable[[], TextSet]
     definition: Callable[[], Definition]
-    distributions: Callable[[], Reference]
+    distributions: Callable[[str], Reference]
+    """The reference's, of a task."""
     window_nll: dict[Window, float]
     """Of the windows that a task has run on this model, in nats: perplexity needs no more."""
     sizes: Tier
@@ -169,7 +172,7 @@ class Task:
     probe: str = ""
     """The task at which the reference must do better than chance for this one to say something."""
     family: bool = False
-    """Its members are tasks, ``NAME-MEMBER``, that others have written."""
+    """Its members are tasks, ``NAME-MEMBER``, that options ask for."""
     first: bool = False
     """It is measured before a variant's other tasks, which leave freed memory behind."""
 
@@ -327,6 +330,12 @@ _LM_EVAL = (
     Figure(".+", "", None, tolerance=Tolerance(0.01)),
 )  # fmt: skip
 
+_DIVERGED = Task(
+    "divergence", _DIVERGENCE, Data.TEXTS, Pairing.DISTRIBUTIONS,
+    item_names=("domain", "tokens", "document"),
+    item_values=("kld", "same_top", "delta_p_squared", "nll_change"),
+)  # fmt: skip
+
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
@@ -339,11 +348,8 @@ TASKS: Mapping[str, Task] = {
             "perplexity", _PERPLEXITY, Data.TEXTS, Pairing.RESULTS,
             item_names=("domain", "tokens", "bytes", "document"), item_values=("nll",),
         ),
-        Task(
-            "divergence", _DIVERGENCE, Data.TEXTS, Pairing.DISTRIBUTIONS,
-            item_names=("domain", "tokens", "document"),
-            item_values=("kld", "same_top", "delta_p_squared", "nll_change"),
-        ),
+        _DIVERGED,
+        replace(_DIVERGED, name=DIVERGENCE_AT, family=True),
         Task(
             "throughput", _THROUGHPUT, pairing=Pairing.RESULTS,
             item_names=("batch_size",), item_values=("first_token_s", "decode_s"),

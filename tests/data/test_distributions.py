@@ -8,9 +8,10 @@ from contextlib import closing
 import pytest
 import torch
 
-from ewq.data.distributions import PART_BYTES, Rows, open_reference, require_disk_space
+from ewq.data.distributions import PART_BYTES, Head, Rows, open_reference, require_disk_space
+from ewq.data.windows import Window
 from ewq.errors import InputError, MeasurementError
-from ewq.model import Head, ModelInfo
+from ewq.model import ModelInfo
 
 DiskUsage = namedtuple("DiskUsage", "total used free")
 CPU = torch.device("cpu")
@@ -22,6 +23,10 @@ def rows(count, width=11):
 
 def info(vocab_size):
     return ModelInfo("some", "cpu", "float32", 64, vocab_size, 1000, 16.0)
+
+
+def windows(tokens):
+    return [Window("d", 0, tuple(range(tokens + 1)), 1, 0)]
 
 
 def put_together(reference, begin, count):
@@ -45,7 +50,7 @@ def test_rows_come_back_bit_for_bit(tmp_path, dtype):
 
 def test_distributions_come_back_bit_for_bit_in_parts(tmp_path):
     table = rows(40, 150_000)  # 24 MB
-    with closing(open_reference(tmp_path, 40, info(150_000), {}, None)) as reference:
+    with closing(open_reference(tmp_path, windows(40), info(150_000), {}, None)) as reference:
         reference.append(table, None)
         assert torch.equal(put_together(reference, 0, 40), table)
         assert torch.equal(put_together(reference, 13, 9), table[13:22])
@@ -61,7 +66,7 @@ def test_hidden_states_become_distributions(tmp_path, dtype, scale, cap):
     logits = (cap * torch.tanh(logits / cap) if cap else logits).float()
     norms = logits.logsumexp(-1)
     head = Head(weight, bias, scale, cap)
-    with closing(open_reference(tmp_path, 200, info(30_000), {}, head)) as reference:
+    with closing(open_reference(tmp_path, windows(200), info(30_000), {}, head)) as reference:
         reference.append(hidden[:150], norms[:150])
         reference.append(hidden[150:], norms[150:])
         tolerance = 1e-5 if dtype == torch.float32 else 0.1
@@ -73,14 +78,14 @@ def test_hidden_states_become_distributions(tmp_path, dtype, scale, cap):
 @pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16, torch.float32])
 def test_a_head_takes_the_fewest_bits_that_hold_it(tmp_path, kept):
     weight = rows(500, 8).to(kept).float()
-    with closing(open_reference(tmp_path, 1, info(500), {}, Head(weight))) as reference:
+    with closing(open_reference(tmp_path, windows(1), info(500), {}, Head(weight))) as reference:
         assert reference.head.weight.dtype == kept
         assert torch.equal(reference.head.weight[:].float(), weight)
         assert reference.rows.dtype == torch.float32
 
 
 def test_closing_may_be_repeated(tmp_path):
-    reference = open_reference(tmp_path, 2, info(11), {}, Head(rows(11, 4)))
+    reference = open_reference(tmp_path, windows(2), info(11), {}, Head(rows(11, 4)))
     for _ in range(2):
         reference.close()
     assert reference.rows.file.closed
@@ -109,7 +114,7 @@ def test_a_full_disk_is_said_beforehand_with_what_would_fit(tmp_path, monkeypatc
     monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(0, 0, 10 * 1000**3))
     require_disk_space(tmp_path, 10_000, 4 * 152_064)  # 6.1 GB
     with pytest.raises(InputError, match=r"100000 tokens need 60.8 GB.*at most 15999 tokens"):
-        open_reference(tmp_path, 100_000, info(152_064), {}, None)
+        open_reference(tmp_path, windows(100_000), info(152_064), {}, None)
     with pytest.raises(InputError, match=r"need 10.1 GB.*at most 95942 tokens"):
         require_disk_space(tmp_path, 100_000, 98_304, 300_000_000)
     assert list(tmp_path.iterdir()) == []

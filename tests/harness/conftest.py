@@ -19,7 +19,7 @@ LASTING += [f"ewq.gating.{name}" for name in ("gates", "compare")]
 LASTING += [f"ewq.harness.{name}" for name in ("measuring", "session")]
 LASTING += ["ewq.instruments.processor_wait"]
 LASTING += [f"ewq.tasks.{task}" for task in ("mmlu", "mmlu_cloze", "perplexity", "divergence")]
-LASTING += [f"ewq.tasks.{task}" for task in ("throughput", "memory", "samples")]
+LASTING += [f"ewq.tasks.{task}" for task in ("throughput", "memory", "samples", "divergence_at")]
 for name in LASTING:
     importlib.import_module(name)
 

@@ -33,8 +33,8 @@ from ewq.tasks.mmlu import question_text
 from ewq.tasks.table import TASKS as TABLE
 
 REPOSITORY = Path(__file__).parents[2]
-TASKS = len(TABLE) - 2
-"""Of every variant; the reference has the noise floor besides, and lm-eval is asked for."""
+TASKS = len(TABLE) - 3
+"""Of every variant; the reference has the noise floor besides, and families are asked for."""
 VOCABULARY = 260
 RECOGNIZED = 60
 """Tokens at the end of a question by which fakes know it."""
@@ -164,7 +164,9 @@ class FakeSubject:
     fingerprint: str = "sha256:fake"
     tokenizer_digest: str = "sha256:bytes"
     is_dummy: bool = False
-    checkpoint: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(config={}))
+    checkpoint: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(config={}, text_config={})
+    )
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
 
 

@@ -169,6 +169,36 @@ def test_a_reference_that_does_not_load_takes_away_only_the_paired_figures(bench
     assert any("needs 90 GB" in note for note in perplexity["notes"])
 
 
+def test_divergence_is_measured_where_it_is_asked_for(bench, project):
+    set_behaviour(project.path, **{"ewq-0.5": {"noise": 0.3}})
+    asked = ("--ewq-depth", "128,9000", "--ewq-chat", "-rs", "--benchmark-autosave")
+    result = bench(*TWO, "-k", "divergence_at", *asked)
+    result.assert_outcomes(passed=2, skipped=4)
+    result.stdout.fnmatch_lines_random(
+        [
+            "*depth of 9000 tokens exceeds the model's context of 8192*",
+            "*no samples drawn by fake: its own answers are not measured*",
+        ]
+    )
+    found = records(project)
+    assert found["fp16", "divergence_at-128"]["metrics"]["kld_mean"]["value"] == 0.0
+    assert found["ewq-0.5", "divergence_at-128"]["metrics"]["kld_mean"]["value"] > 0.01
+    alone = bench(*TWO, "-k", "ewq-0.5 and divergence_at", *asked)
+    alone.assert_outcomes(passed=1, skipped=2)
+    assert (
+        records(project)["ewq-0.5", "divergence_at-128"]["metrics"]
+        == (found["ewq-0.5", "divergence_at-128"]["metrics"])
+    )
+    bench(*TWO, "-k", "divergence_at").assert_outcomes()
+
+
+@pytest.mark.parametrize("depth", ["deep", "4096,1", "-5"])
+def test_a_depth_that_is_no_number_of_tokens_ends_the_run(bench, depth):
+    result = bench(*TWO, f"--ewq-depth={depth}")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["*--ewq-depth*give numbers of tokens, such as 4096,32768*"])
+
+
 def test_a_stored_reference_is_used_again(bench, project):
     bench(*TWO).assert_outcomes(passed=2 * TASKS + 1)
     result = bench(*TWO, "-k", "ewq-0 and perplexity", "--benchmark-autosave")

@@ -265,7 +265,12 @@ def test_agreement_is_shown_by_the_confidence_of_the_reference():
         "top1_agreement/below_50": Metric(0.75, "fraction", True, 400, 0.02),
         "top1_agreement/from_90": Metric(0.998, "fraction", True, 300, 0.003),
     }
-    table = only(domains(shown(record("divergence", "bnb-nf4", metrics))), Table)
-    assert table.headings == ("Variant", "KLD p99", "KLD p99.9", "below 50 %", "from 90 %")
-    assert table.rows == (("bnb-nf4", "–", "0.512 ±0.064", "75.0 ±2.0", "99.8 ±0.3"),)
+    names = ("divergence", "divergence_at-4096", "divergence_at-chat")
+    told = (record(name, "bnb-nf4", metrics) for name in names)
+    table = only(domains(shown(*told)), Table)
+    assert table.headings == ("Variant", "On", "KLD", "p99", "p99.9", "below 50 %", "from 90 %")
+    figures = ("–", "–", "0.512 ±0.064", "75.0 ±2.0", "99.8 ±0.3")
+    assert table.rows == tuple(
+        ("bnb-nf4", where, *figures) for where in ("texts", "depth 4096", "own answers")
+    )
     assert domains(shown(record("divergence", "bnb-nf4", {}))) is None

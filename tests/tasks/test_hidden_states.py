@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from ewq.backends.transformers import TransformersModel
+from ewq.data.distributions import Head
 from ewq.data.windows import make_windows
-from ewq.model import Head
 from ewq.tasks import divergence
 from tests.backends.tiny_models import HEADS, WIDTHS, gemma3, gemma3n, gpt2, llama
 from tests.tasks.numpy_model import CharTokenizer
@@ -82,7 +82,7 @@ def test_hidden_states_give_what_full_distributions_give(tmp_path, architecture,
 
 def test_what_was_compared_on_the_way_is_not_computed_again(tmp_path, monkeypatch):
     model = make(llama)
-    with closing(record(model, tmp_path, compare=True)) as reference:
+    with closing(record(model, tmp_path)) as reference:
         monkeypatch.setattr(TransformersModel, "logprobs", None)
         result = divergence.run(model, TEXTS, reference, DEFINITION)
         assert abs(result.metrics["kld_mean"].value) < 1e-6

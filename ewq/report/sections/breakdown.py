@@ -17,17 +17,19 @@ from ewq.report.rows import (
     lm_eval_figures,
     reference_row,
 )
+from ewq.tasks.table import CHAT, OF_FAMILY
 
 NO_REFERENCE = (
     "This run holds no FP16 answers to the same questions: select fp16 together with the other "
     "variants to count flips by subject."
 )
+_TAIL = {"kld_mean": "KLD", "kld_p99": "p99", "kld_p999": "p99.9"}
 _Answers = Mapping[str, Counter[tuple[bool, bool]]]
 """Subject -> questions by whether the reference's answer was right and whether this one is."""
 
 
 def domains(shown: ReportedRun) -> Section | None:
-    """Domains of text, tokens by FP16's confidence, and groups of MMLU's subjects."""
+    """Domains of text, tokens by FP16's confidence and depth, and groups of MMLU's subjects."""
     groups = (_group_table(task, shown.rows) for task in MMLU_TASKS)
     made = [_domain_table(shown.rows), _confidence_table(shown.rows), *groups]
     parts = tuple(part for part in made if part is not None)
@@ -67,20 +69,23 @@ def _domain_table(rows: Sequence[VariantRow]) -> Table | None:
 
 
 def _confidence_table(rows: Sequence[VariantRow]) -> Table | None:
-    """The divergence's tail, and agreement by how sure FP16 is."""
-    found = _names(rows, "divergence", "top1_agreement/")
+    """Divergence and its tail wherever it was measured, and agreement by how sure FP16 is."""
+    tasks = dict.fromkeys(t for row in rows for t in row.records if t.startswith("divergence"))
+    found = dict.fromkeys(n for task in tasks for n in _names(rows, task, "top1_agreement/"))
     made = []
-    for row in (row for row in rows if found and "divergence" in row.records):
-        cells = {"Variant": row.variant}
-        for name, heading in (("kld_p99", "KLD p99"), ("kld_p999", "KLD p99.9")):
-            tail = row.estimate("divergence", name)
+    for row, task in ((row, t) for row in rows for t in tasks if found and t in row.records):
+        member = task.partition(OF_FAMILY)[2]
+        where = {"": "texts", CHAT: "own answers"}.get(member, f"depth {member}")
+        cells = {"Variant": row.variant, "On": where}
+        for name, heading in _TAIL.items():
+            tail = row.estimate(task, name)
             cells[heading] = tail.rounded() if tail else MISSING
         for name in found:
-            share = row.estimate("divergence", f"top1_agreement/{name}", 100)
+            share = row.estimate(task, f"top1_agreement/{name}", 100)
             cells[f"{name.replace('_', ' ')} %"] = figure_text(share, 1)
         made.append(cells)
-    title = "KLD's tail; tokens agreed on in %, by the probability that FP16 gives its likeliest"
-    return Table.of(made, title=title) if made else None
+    title = "KLD; tokens agreed on in %, by the probability that FP16 gives its likeliest"
+    return Table.of(made, "On", title=title) if made else None
 
 
 def _group_table(task: str, rows: Sequence[VariantRow]) -> Table | None:
