@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from ewq.files import cache_dir
 from tests.session import VARIABLE
 
@@ -49,3 +51,17 @@ def pytest_xdist_auto_num_workers(config):
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(cores or 1, psutil.virtual_memory().available // 2_000_000_000))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_converter():
+    """Conversions to GGUF that this process asks for fork one child that is warm already."""
+    from ewq.gguf import convert
+    from tests.gguf.warm_converter import WarmConverter
+
+    child = convert.convert_child
+    script = cache_dir("converter", f"llama.cpp-of-{convert.PACKAGE}-{convert.VERSION}")
+    convert.convert_child = warm = WarmConverter(child, script / convert.SCRIPT)
+    yield
+    convert.convert_child = child
+    warm.close()
