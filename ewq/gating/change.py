@@ -173,8 +173,8 @@ def _change(
         verdict = None if not tolerance else Verdict.FAIL if lost else Verdict.NO_BASELINE
         what = "missing metric, the baseline has it, this run does not"
         text = f"{name}: {what if lost else 'new metric, the baseline does not have it'}"
-        values = (present.value, None) if lost else (None, present.value)
-        return make(present.unit, *values, verdict, text)
+        before_value, after_value = (present.value, None) if lost else (None, present.value)
+        return make(present.unit, before_value, after_value, verdict, text)
     certainty = certainty or _unpaired(old, new)
     verdict, why, worse = _verdict(name, before, after, tolerance, certainty)
     tolerated = f"tolerance {tolerance}; " if tolerance else ""
@@ -182,9 +182,9 @@ def _change(
     if old.value:
         delta += f", {(new.value - old.value) / abs(old.value):+.2%}"
     text = f"{name}: {old.value:.6g} -> {new.value:.6g} {new.unit} ({delta}): {why}"
-    errors = (certainty.stderr, certainty.p_value) if certainty else (None, None)
+    stderr, p_value = (certainty.stderr, certainty.p_value) if certainty else (None, None)
     statistic = f"{tolerated}{certainty or 'exact'}"
-    return make(new.unit, old.value, new.value, verdict, text, *errors, statistic, worse)
+    return make(new.unit, old.value, new.value, verdict, text, stderr, p_value, statistic, worse)
 
 
 def _unpaired(old: Metric, new: Metric) -> Certainty | None:
