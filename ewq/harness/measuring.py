@@ -17,15 +17,14 @@ from ewq.harness.references import MEASURED_FOR_PAIRING, MISSING, References
 from ewq.harness.session import Session
 from ewq.instruments.processor_wait import ProcessorWait
 from ewq.measurement import Doubt, DoubtKind, TaskResult
-from ewq.record import Record, Verdict
+from ewq.planning.plan import QuantizationPlan
+from ewq.record import Record, RecordKey, Verdict
 from ewq.tasks.table import Kind, Pairing, figure_of, find_task
 from ewq.variants import REFERENCE, Variant, find_variant
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
-    from ewq.planning.plan import QuantizationPlan
-    from ewq.record import RecordKey
 
 FIRST = "first_measurement"
 """Where a record keeps what it replaces."""

@@ -1,7 +1,5 @@
 """Everything one run shares: model, data, identity, gate, journal, references, records."""
 
-from __future__ import annotations
-
 import gc
 import json
 from collections import Counter
@@ -9,11 +7,18 @@ from collections.abc import Container
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ewq.checkpoint.embedded import fixture_path
+from ewq.data.distributions import Reference
+from ewq.data.lm_eval import Documents, load_documents
+from ewq.data.mmlu import MmluData, load_mmlu
+from ewq.data.texts import TextSet, load_texts
+from ewq.data.windows import DEFINITIONS, SHORT, Definition, require_tokens
 from ewq.errors import EwqError, NotApplicable
 from ewq.files import cache_dir
+from ewq.gating.gates import judge
+from ewq.gating.thresholds import Thresholds
 from ewq.harness.handle import LoadVariant, VariantHandle
 from ewq.harness.loading import Loaded, check_variant, same_model
 from ewq.harness.options import Options
@@ -21,22 +26,14 @@ from ewq.harness.references import References
 from ewq.harness.subject import Placement, Subject
 from ewq.measurement import DoubtKind
 from ewq.progress import NO_PROGRESS, Progress, step
-from ewq.record import Reason, Record, Verdict
+from ewq.record import Reason, Record, RecordKey, Verdict
+from ewq.sensitivity.calibration import calibration_texts, refuse_evaluation_text
+from ewq.storage.environment import DATA, RunIdentity, describe
+from ewq.storage.journal import Journal
+from ewq.storage.runs import Run
 from ewq.tasks.table import OF_FAMILY, Data, Inputs, Task, find_task
 from ewq.tasks.tiers import Tier
 from ewq.variants import REFERENCE, Variant, is_fit_name
-
-if TYPE_CHECKING:
-    from ewq.data.distributions import Reference
-    from ewq.data.lm_eval import Documents
-    from ewq.data.mmlu import MmluData
-    from ewq.data.texts import TextSet
-    from ewq.data.windows import Definition
-    from ewq.gating.thresholds import Thresholds
-    from ewq.record import RecordKey
-    from ewq.storage.environment import RunIdentity
-    from ewq.storage.journal import Journal
-    from ewq.storage.runs import Run
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,6 @@ class RunData:
     @cached_property
     def mmlu(self) -> MmluData:
         """The questions of this tier."""
-        from ewq.data.mmlu import load_mmlu
-
         with step(self.progress, "reading MMLU questions", 1, "data set"):
             data = load_mmlu(self.options.mmlu or self._default("mmlu"))
         wanted = min(self.sizes.mmlu_questions or len(data.test), len(data.test))
@@ -61,24 +56,18 @@ class RunData:
     @cached_property
     def texts(self) -> TextSet:
         """The texts to score; tasks take as many tokens per domain as the tier allows."""
-        from ewq.data.texts import load_texts
-
         with step(self.progress, "reading texts", 1, "data set"):
             return load_texts(self.options.texts or self._default("texts"))
 
     @property
     def definition(self) -> Definition:
         """WikiText-2 as the quantization papers score it, other texts document by document."""
-        from ewq.data.windows import DEFINITIONS, SHORT
-
         if self.texts.domains == ("wikitext2",):
             return DEFINITIONS["papers"]
         return DEFINITIONS["disjoint"] if self.sizes.text_tokens is None else SHORT
 
     def documents(self, task: str) -> Documents:
         """What one task of lm-eval asks."""
-        from ewq.data.lm_eval import load_documents
-
         if task not in self.loaded:
             with step(self.progress, f"reading {task}", 1, "data set"):
                 spec = self.options.lm_eval.get(task, task.partition(OF_FAMILY)[2])
@@ -111,8 +100,6 @@ class Gate:
 
     def judge(self, record: Record, device: str) -> Record:
         """The record with its verdict; ``device`` decides how much a speed may vary."""
-        from ewq.gating.gates import judge
-
         if self.ungated:
             reason = Reason(Verdict.NO_BASELINE, self.ungated)
             return replace(record, verdict=Verdict.NO_BASELINE, reasons=(reason,))
@@ -241,8 +228,6 @@ def check_variants(
         for variant in variants:
             check_variant(variant, subject, named=options.variants_named)
     if any(is_fit_name(variant.name) for variant in variants):
-        from ewq.sensitivity.calibration import calibration_texts, refuse_evaluation_text
-
         refuse_evaluation_text(calibration_texts(options.calibration), data.texts)
 
 
@@ -250,9 +235,6 @@ def identify(
     subject: Subject, placement: Placement, data: RunData, selected: tuple[RecordKey, ...]
 ) -> RunIdentity:
     """Reads the data of every task, so that broken data ends the run here."""
-    from ewq.data.windows import DEFINITIONS, require_tokens
-    from ewq.storage.environment import DATA, RunIdentity, describe
-
     tasks = [find_task(name) for name in sorted({task for _, task in selected})]
     if subject.is_dummy:
         tasks = [task for task in tasks if task.on_random_weights]
