@@ -30,12 +30,7 @@ def budget_line(session: Session) -> str:
     An InputError of weights that exceed the GPU's free memory, or files that exceed the disk.
     """
     subject, placement, name_of = session.subject, session.placement, session.options.variant
-    todo = [
-        key
-        for key in session.selected
-        if key not in session.journal.completed
-        if find_task(key[1]).on_random_weights or not subject.is_dummy
-    ]
+    todo = [key for key in session.selected if key not in session.journal.completed]
     if not todo or not gpus_of(placement.device) or not isinstance(subject, Subject):
         return ""
     names, tasks = (dict.fromkeys(key[part] for key in todo) for part in (0, 1))
@@ -86,8 +81,10 @@ def _probed_s(subject: Subject, device: str, dtype: str) -> tuple[float, float]:
 
 
 def _tokens(session: Session, task: str) -> int:
-    """Tokens that a task feeds a model, about."""
+    """Tokens that a task feeds a model, about; none where it says nothing."""
     data, tier, kind = session.data, session.data.sizes, find_task(task).data
+    if session.subject.is_dummy and not find_task(task).on_random_weights:
+        return 0
     if kind is Data.QUESTIONS:
         return QUESTION_TOKENS * len(data.mmlu.test)
     if kind is Data.TEXTS:
