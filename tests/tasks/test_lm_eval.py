@@ -4,6 +4,7 @@ import math
 import statistics
 
 import pytest
+import yaml
 from transformers import AutoTokenizer
 
 from ewq.backends.transformers import load_transformers
@@ -243,3 +244,22 @@ def test_many_documents_are_left_out_in_blocks():
     assert len(set(blocks)) == 200
     rest = weighted_perplexity(values[5:])
     assert parts[:5] == pytest.approx([200 * whole - 199 * rest] * 5)
+
+
+def test_a_group_is_one_task_over_the_documents_of_all(tmp_path, monkeypatch):
+    from lm_eval.tasks import TaskManager
+
+    from ewq.data import lm_eval
+    from ewq.tasks.lm_eval import run
+
+    for name, things in (("one", THINGS[:3]), ("two", THINGS)):
+        write_task(tmp_path, "multiple_choice", choices(things), name)
+    group = {"group": "both", "task": ["one", "two"]}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(group))
+    manager = TaskManager(include_defaults=False, include_path=str(tmp_path))
+    monkeypatch.setattr(lm_eval, "_manager", lambda with_its_own: manager)
+    result = run(load_transformers(FOLDER), lm_eval.load_documents("both"))
+    assert result.metrics["acc"].n == 11
+    assert result.settings["versions"] == {"one": "2.0", "two": "2.0"}
+    assert {"one", "two"} <= {*result.items.column("cluster")}
+    assert result.items.column("document")[2:4] == ["one/2", "two/0"]
