@@ -316,7 +316,7 @@ REFUSED = {
     "index without a map": "has no weight_map",
     "index with numbers": "in 1, which is outside the folder",
     "index out of the folder": "which is outside the folder",
-    "index of a lost tensor": "lost.weight is not in model-00001-of-00002.safetensors",
+    "index of a lost tensor": "its shards has lost.weight (1 such tensors)",
     "a shard is missing": "model-00002-of-00002.safetensors, which is missing; download it",
     "weights cut short": "model.safetensors is truncated",
     "header cut short": "model.safetensors is truncated or not safetensors",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from ewq.errors import InputError, MeasurementError
+from ewq.errors import InputError
 from ewq.model import ModelInfo, TokenIds, check_vocabulary
 
 FILLED_TOKENS = 512
@@ -27,11 +27,7 @@ SOFTMAX_ROWS = 16
 
 def check_tokens(info: ModelInfo, length: int, *sequences: TokenIds) -> None:
     """Refuse what exceeds the context or the vocabulary: nothing is truncated."""
-    if length > info.context_length:
-        raise MeasurementError(
-            f"sequence of {length} tokens exceeds the context length of "
-            f"{info.context_length}; nothing is truncated"
-        )
+    info.require_context(length, "sequence")
     check_vocabulary(info.vocab_size, *sequences)
 
 

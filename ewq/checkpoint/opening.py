@@ -228,23 +228,17 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _read_sharded(index: Path) -> dict[str, TensorInfo]:
-    weight_map = _weight_map(index)
-    headers: dict[str, dict[str, TensorInfo]] = {}
-    for shard in sorted(set(weight_map.values())):
+    named = _weight_map(index)
+    tensors: dict[str, TensorInfo] = {}
+    for shard in sorted(set(named.values())):
         path = index.with_name(shard)
         if not path.is_file():
             raise CheckpointError(f"{index} names {shard}, which is missing; download it")
-        headers[shard] = read_safetensors(path)
-    missing = [name for name, shard in weight_map.items() if name not in headers[shard]]
-    if missing:
+        tensors |= read_safetensors(path)
+    # transformers loads what shards hold, whether or not the index names it.
+    if differing := sorted(tensors.keys() ^ named.keys()):
         raise CheckpointError(
-            f"{missing[0]} is not in {weight_map[missing[0]]}, where {index.name} places it "
-            f"({len(missing)} such tensors); the shards belong to different checkpoints"
+            f"only one of {index} and its shards has {differing[0]} ({len(differing)} such "
+            "tensors): they belong to different checkpoints; download them again"
         )
-    unnamed = [name for held in headers.values() for name in held if name not in weight_map]
-    if unnamed:
-        raise CheckpointError(
-            f"{index} does not name {unnamed[0]}, which its shards hold ({len(unnamed)} such "
-            "tensors) and transformers loads; download the index again"
-        )
-    return {name: headers[shard][name] for name, shard in weight_map.items()}
+    return {name: tensors[name] for name in named}

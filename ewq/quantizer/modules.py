@@ -3,13 +3,10 @@
 from typing import Any
 
 import torch
-from bitsandbytes.functional import (
-    _convert_weight_packed_for_cpu_inverse,
-    dequantize_4bit,
-    int8_vectorwise_dequant,
-)
+from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from torch import nn
+from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 from transformers.pytorch_utils import Conv1D
 
 from ewq.precision import Precision
@@ -112,10 +109,7 @@ def dequantized_weight(module: Any) -> torch.Tensor:
     """The values that a quantized module multiplies with: ``[out, in]``."""
     if isinstance(module, Linear4bit):
         _undo_repacking(module)
-        weight: Any = module.weight
-        return dequantize_4bit(weight.data, weight.quant_state)
-    scales = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
-    values: torch.Tensor = int8_vectorwise_dequant(module.weight.data, scales)
+    values: torch.Tensor = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
     return values
 
 

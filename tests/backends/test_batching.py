@@ -68,7 +68,7 @@ def test_split_shared_loses_no_token(prefix):
 def test_rows_that_cannot_be_scored_are_refused():
     with pytest.raises(InputError, match="without tokens"):
         split_shared(INFO, [], [[]])
-    with pytest.raises(MeasurementError, match="6 tokens exceeds the context length of 5"):
+    with pytest.raises(MeasurementError, match="6 tokens exceed the model's context of 5"):
         split_shared(INFO, [1, 2, 3], [[4], [4, 5, 6]])
 
 

@@ -159,7 +159,7 @@ def test_nothing_is_truncated(file, call):
     model = load_llama_cpp(file, None)
     model.info = replace(model.info, context_length=64)
     call(model, 64)
-    with pytest.raises(MeasurementError, match="65 tokens exceeds the context length of 64"):
+    with pytest.raises(MeasurementError, match="65 tokens exceed the model's context of 64"):
         call(model, 65)
     model.close()
 

@@ -215,11 +215,11 @@ DAMAGE = {
     header_without_entries: r"not safetensors \(invalid JSON in header: invalid type: integer",
     header_of_a_list: r"not safetensors \(invalid JSON in header: invalid type: sequence",
     index_of_a_missing_shard: r"names model-00001-of-00002\.safetensors, which is missing",
-    index_of_a_foreign_shard: r"zz is not in part\.safetensors",
+    index_of_a_foreign_shard: r"only one of .*index\.json and its shards has zz \(1 such",
     index_without_metadata: r'has no metadata, which transformers reads; add "metadata": \{\}',
     index_of_a_name_of_two_lines: r"places a b in None, which is outside the folder",
     index_of_no_file: r"places a in , which is outside the folder",
-    index_that_names_too_little: r"does not name b, which its shards hold \(1 such tensors\)",
+    index_that_names_too_little: r"only one of .* and its shards has b \(1 such tensors\)",
     index_of_numbers: r"places a in 7, which is outside the folder",
     index_beside_a_single_file: (
         r"two sets of weights: model\.safetensors does not belong with model-00001-of-00001"
