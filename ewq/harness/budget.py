@@ -1,22 +1,16 @@
 """What a run on a GPU is going to take, told before anything loads; what cannot fit is refused."""
 
-from __future__ import annotations
-
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from ewq.errors import InputError
 from ewq.files import cache_dir, check_output, folder_bytes
 from ewq.harness.loading import weights_bytes
+from ewq.harness.session import Session
 from ewq.harness.subject import Subject
 from ewq.instruments.gpu import free_memory, gpus_of
 from ewq.tasks.table import Data, find_task
 from ewq.variants import LLAMA_CPP, engine_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ewq.harness.session import Session
 
 QUESTION_TOKENS = 150
 """Of a question with its share of the examples before it, about."""

@@ -1,35 +1,31 @@
 """What a worker process does: it measures tasks on variants, and keeps nothing."""
 
-from __future__ import annotations
-
 import os
 import platform
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ewq.data.distributions import Reference
 from ewq.errors import EwqError, NotApplicable
 from ewq.gating.thresholds import BUILT_IN
+from ewq.harness.handle import LoadVariant, VariantHandle
 from ewq.harness.measuring import measure_unpaired
+from ewq.harness.options import Options
 from ewq.harness.session import Gate, RunData, Session, identify
 from ewq.harness.subject import Placement, Subject, find_device, find_subject
 from ewq.instruments.gpu import ALL
 from ewq.instruments.processor_wait import wait_without_spinning
+from ewq.planning.plan import QuantizationPlan
 from ewq.progress import NO_PROGRESS
+from ewq.record import RecordKey
+from ewq.storage.environment import RunIdentity
 from ewq.storage.journal import Journal
 from ewq.tasks.table import Pairing, find_task
 from ewq.tasks.tiers import tier_sizes
+from ewq.variants import Variant
 
-if TYPE_CHECKING:
-    from ewq.data.distributions import Reference
-    from ewq.harness.handle import LoadVariant, VariantHandle
-    from ewq.harness.options import Options
-    from ewq.planning.plan import QuantizationPlan
-    from ewq.record import RecordKey
-    from ewq.storage.environment import RunIdentity
-    from ewq.variants import Variant
-
-    Recorded = dict[str, Reference | NotApplicable]
+Recorded = dict[str, Reference | NotApplicable]
 
 
 class Worker:

@@ -4,22 +4,17 @@ With scored tokens ``t`` and natural logarithms: ``perplexity = exp(-sum ln p_t 
 ``bits per byte = -sum ln p_t / (ln 2 * bytes)`` over the bytes of the scored tokens' text.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from ewq.data.texts import TextSet
 from ewq.data.windows import Definition, Window, fitted_windows, window_notes
 from ewq.errors import MeasurementError
 from ewq.measurement import Items, Metric, TaskResult, require_same_settings
+from ewq.model import LanguageModel
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.stats import clustered_ratio, clusters_of, paired_mean
-
-if TYPE_CHECKING:
-    from ewq.data.texts import TextSet
-    from ewq.model import LanguageModel
-    from ewq.tasks.table import Inputs
+from ewq.tasks.table import Inputs
 
 TASK = "perplexity"
 NOTHING: Mapping[Window, float] = {}
