@@ -124,8 +124,10 @@ class Reference:
     source: ModelInfo
     """Of the very model that was recorded."""
     settings: Mapping[str, Json]
-    """Definition, window and digest of the texts: what a variant must share."""
+    """What says which tokens were scored: definition, window and digest of the texts."""
     head: Head | None
+    notes: tuple[str, ...] = ()
+    """On the windows, for people."""
     normalisers: list[torch.Tensor] = field(default_factory=list)
     """``ln sum exp`` of the logits, where there is a head."""
     own: list[NDArray[np.float64]] = field(default_factory=list)

@@ -213,6 +213,6 @@ def _measure(
         with closing(reference):
             for label, (path, nbytes) in made.items():
                 with closing(load(path)) as model:
-                    metrics = run(model, texts, reference, **options).metrics
+                    metrics = run(model, reference, progress=options["progress"]).metrics
                 measured.append(Measured(label, nbytes, metrics))
     return measured

@@ -22,7 +22,7 @@ import torch
 from ewq.data.distributions import Head, Reference, open_reference
 from ewq.data.windows import SHORT, Definition, Window, fitted_windows, window_notes
 from ewq.errors import MeasurementError
-from ewq.measurement import Items, Metric, TaskResult, require_same_settings
+from ewq.measurement import Items, Metric, TaskResult
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.stats import clustered_ratio, clustered_share_stderr, clusters_of, quantile
 
@@ -64,7 +64,9 @@ def record_reference(
     They are compared with the model's on the way, which spares :func:`run` a pass of its own.
     """
     settings, windows = fitted_windows(model, texts, definition, max_tokens_per_domain)
-    return record_windows(model, settings, windows, folder, progress)
+    reference = record_windows(model, settings, windows, folder, progress)
+    notes = window_notes(texts, model.tokenizer, definition, model.info.context_length)
+    return replace(reference, notes=notes)
 
 
 def record_windows(
@@ -121,61 +123,37 @@ def _blocks(model: Any, ids: TokenIds, start: int, head: Head | None) -> Iterato
 def record(inputs: Inputs, folder: Path) -> Reference:
     """The reference's distributions on the tier's texts."""
     most, model, texts = inputs.sizes.divergence_tokens, inputs.model(), inputs.texts()
-    settings, windows = fitted_windows(model, texts, SHORT, most)
-    return record_windows(model, settings, windows, folder, inputs.progress)
+    return record_reference(
+        model, texts, folder, max_tokens_per_domain=most, progress=inputs.progress
+    )
 
 
 def measure(inputs: Inputs) -> TaskResult:
-    """The tier's texts against the reference's recorded distributions."""
-    return run(
-        inputs.model(),
-        inputs.texts(),
-        inputs.distributions(TASK),
-        max_tokens_per_domain=inputs.sizes.divergence_tokens,
-        window_nll=inputs.window_nll,
-        progress=inputs.progress,
-    )
+    """What the reference recorded for the task that runs, against the model's distributions."""
+    reference, known = inputs.distributions(inputs.task), inputs.window_nll
+    return run(inputs.model(), reference, inputs.task, window_nll=known, progress=inputs.progress)
 
 
 def run(
     model: LanguageModel,
-    texts: TextSet,
-    reference: Reference,
-    definition: Definition = SHORT,
-    *,
-    max_tokens_per_domain: int | None = None,
-    window_nll: dict[Window, float] | None = None,
-    progress: Progress = NO_PROGRESS,
-) -> TaskResult:
-    """Compare ``model`` with a reference recorded on the same texts, definition and vocabulary."""
-    settings, _ = fitted_windows(model, texts, definition, max_tokens_per_domain)
-    require_same_settings(TASK, settings, reference.settings)
-    notes = window_notes(texts, model.tokenizer, definition, model.info.context_length)
-    return compare(model, reference, notes=notes, window_nll=window_nll, progress=progress)
-
-
-def compare(
-    model: LanguageModel,
     reference: Reference,
     task: str = TASK,
     *,
-    notes: tuple[str, ...] = (),
     window_nll: dict[Window, float] | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> TaskResult:
-    """Compare ``model`` with a reference on the windows that it was recorded on.
+    """Compare ``model`` with a reference of the same token ids, on the windows it recorded.
 
     Items are windows, with sums over their tokens; ``window_nll`` takes the likelihoods on the way.
     What cannot be compared, or is not finite, is a MeasurementError.
     """
-    windows = reference.windows
     # Rows that only pad a vocabulary take probability that the reference never gives.
     if model.info.vocab_size < reference.source.vocab_size:
         raise MeasurementError(
             f"the model's vocabulary has {model.info.vocab_size} tokens, the reference's "
             f"{reference.source.vocab_size}: their distributions cannot be compared"
         )
-    itself = model.info is reference.source
+    itself, windows = model.info is reference.source, reference.windows
     per_window = reference.own if itself else list(_compare_all(model, reference, progress))
     if window_nll is not None:
         sums = (float(tokens[:, 4].sum()) for tokens in per_window)
@@ -188,7 +166,7 @@ def compare(
         settings=reference.settings,
         metrics=_metrics(whole, _token_clusters(windows)),
         items=_items(windows, per_window),
-        notes=notes,
+        notes=reference.notes,
         side={
             "delta_p_percentiles": {f"p{percent:g}": value for percent, value in named},
             "kld_max": float(whole[:, 0].max()),

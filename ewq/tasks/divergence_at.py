@@ -14,13 +14,13 @@ from ewq.data.texts import TextSet
 from ewq.data.windows import Window, bos_token
 from ewq.errors import NotApplicable
 from ewq.files import content_key
-from ewq.measurement import TaskResult
 from ewq.model import LanguageModel
-from ewq.tasks.divergence import compare, record_windows
+from ewq.tasks.divergence import measure, record_windows
 from ewq.tasks.lm_eval import end_tokens
 from ewq.tasks.table import CHAT, DIVERGENCE_AT, OF_FAMILY, Inputs
 
 TASK = DIVERGENCE_AT
+__all__ = ["measure", "record"]
 PROMPTS: Mapping[str, str] = tomllib.loads(
     Path(__file__).with_name("chats.toml").read_text(encoding="utf-8")
 )
@@ -39,12 +39,6 @@ def record(inputs: Inputs, folder: Path) -> Reference:
     # Answers are drawn once, by the reference: who scored which tokens is told by these alone.
     settings = {"at": member, "tokens": content_key([list(window.ids) for window in windows])}
     return record_windows(model, settings, windows, folder, inputs.progress)
-
-
-def measure(inputs: Inputs) -> TaskResult:
-    """The windows that the reference recorded."""
-    reference = inputs.distributions(inputs.task)
-    return compare(inputs.model(), reference, inputs.task, progress=inputs.progress)
 
 
 def deep_windows(model: LanguageModel, texts: TextSet, depth: int) -> list[Window]:

@@ -127,7 +127,7 @@ def test_rows_that_only_pad_a_vocabulary_are_compared_for_what_they_take(base, o
     with closing(divergence.record_reference(reference, texts, tmp_path, **few)) as stored:
         model, _ = load_model_folder(folder, **HOW)
         assert model.info.vocab_size == 1088
-        found = divergence.run(model, texts, stored, **few)
+        found = divergence.run(model, stored)
         _, windows = fitted_windows(model, texts, SHORT, 100)
     assert found.metrics["kld_mean"].value == pytest.approx(lost_to_padding(folder, windows))
     model.close()

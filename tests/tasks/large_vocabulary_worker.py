@@ -56,7 +56,7 @@ def main(tokens, folder):
     release_free_memory()
     before = memory.used_bytes()
     with memory.watch() as watch:
-        result = divergence.run(model, texts, reference, definition)
+        result = divergence.run(model, reference)
     peaks["compare"] = watch.peak_bytes - before
     peaks["kld_mean"] = result.metrics["kld_mean"].value
     reference.close()

@@ -57,7 +57,7 @@ def distributions(model):
 
 
 def test_a_model_does_not_diverge_from_itself(reference):
-    metrics = divergence.run(NumpyModel(), TEXTS, reference, DEFINITION).metrics
+    metrics = divergence.run(NumpyModel(), reference).metrics
     assert abs(metrics["kld_mean"].value) < 1e-6
     assert metrics["kld_p99"].value < 1e-6
     assert metrics["top1_agreement"].value == 1.0
@@ -67,7 +67,7 @@ def test_a_model_does_not_diverge_from_itself(reference):
 
 def test_divergence_agrees_with_a_naive_loop(reference):
     base, new = NumpyModel(), NumpyModel(noise=0.3)
-    result = divergence.run(new, TEXTS, reference, DEFINITION)
+    result = divergence.run(new, reference)
     kld, same, delta_p, change = map(np.array, zip(*naive(base, new), strict=True))
     expected = {
         "kld_mean": kld.mean(),
@@ -88,7 +88,7 @@ def test_divergence_agrees_with_a_naive_loop(reference):
 
 def test_agreement_is_told_by_how_sure_the_reference_is(reference):
     base, new = NumpyModel(), NumpyModel(noise=1.0)
-    metrics = divergence.run(new, TEXTS, reference, DEFINITION).metrics
+    metrics = divergence.run(new, reference).metrics
     same = np.array([row[1] for row in naive(base, new)])
     sure = np.array([math.exp(p.max()) for p in distributions(base)])
     ranges = {"below_50": sure < 0.5, "50_to_90": (sure >= 0.5) & (sure < 0.9)}
@@ -102,9 +102,9 @@ def test_agreement_is_told_by_how_sure_the_reference_is(reference):
 
 
 def test_divergence_is_from_the_reference_not_towards_it(reference, tmp_path):
-    forward = divergence.run(NumpyModel(noise=0.8), TEXTS, reference, DEFINITION)
+    forward = divergence.run(NumpyModel(noise=0.8), reference)
     with closing(record(NumpyModel(noise=0.8), tmp_path)) as noisy:
-        backward = divergence.run(NumpyModel(), TEXTS, noisy, DEFINITION)
+        backward = divergence.run(NumpyModel(), noisy)
     values = [result.metrics["kld_mean"].value for result in (forward, backward)]
     assert abs(values[0] - values[1]) > 1e-4
     p, q = NumpyModel(), NumpyModel(noise=0.8)
@@ -113,7 +113,7 @@ def test_divergence_is_from_the_reference_not_towards_it(reference, tmp_path):
 
 def test_ln_ratio_is_that_of_perplexity_on_the_same_windows(reference):
     new = NumpyModel(noise=0.1)
-    diverged = divergence.run(new, TEXTS, reference, DEFINITION).metrics["ln_ppl_ratio"]
+    diverged = divergence.run(new, reference).metrics["ln_ppl_ratio"]
     runs = [perplexity.run(model, TEXTS, DEFINITION) for model in (new, NumpyModel())]
     paired = perplexity.pair(*runs)["ln_ppl_ratio"]
     assert diverged.value == pytest.approx(paired.value, abs=1e-6)
@@ -123,7 +123,7 @@ def test_ln_ratio_is_that_of_perplexity_on_the_same_windows(reference):
 def test_what_divergence_ran_perplexity_need_not_run_again(reference):
     model, known = NumpyModel(noise=0.1), {}
     alone = perplexity.run(model, TEXTS, DEFINITION)
-    divergence.run(model, TEXTS, reference, DEFINITION, window_nll=known)
+    divergence.run(model, reference, window_nll=known)
     assert len(known) == len(alone.items)
     model.calls.clear()
     after = perplexity.run(model, TEXTS, DEFINITION, known=known)
@@ -135,7 +135,7 @@ def test_what_divergence_ran_perplexity_need_not_run_again(reference):
 
 
 def test_items_add_up_to_the_metrics(reference):
-    result = divergence.run(NumpyModel(noise=0.2), TEXTS, reference, DEFINITION)
+    result = divergence.run(NumpyModel(noise=0.2), reference)
     assert Items.from_json(json.loads(json.dumps(result.items.to_json()))) == result.items
     tokens = sum(result.items.column("tokens"))
     assert sum(result.items.column("kld")) / tokens == pytest.approx(
@@ -151,9 +151,9 @@ def test_a_token_the_reference_excludes_adds_nothing(reference, tmp_path):
                 block[:, 49] = -math.inf
                 yield block
 
-    before = divergence.run(NumpyModel(), TEXTS, reference, DEFINITION).metrics["kld_mean"]
+    before = divergence.run(NumpyModel(), reference).metrics["kld_mean"]
     with closing(record(Excluding(), tmp_path)) as excluding:
-        after = divergence.run(Excluding(), TEXTS, excluding, DEFINITION).metrics["kld_mean"]
+        after = divergence.run(Excluding(), excluding).metrics["kld_mean"]
     assert (before.value, after.value) == pytest.approx((0.0, 0.0), abs=1e-6)
 
 
@@ -165,47 +165,18 @@ def test_probability_zero_where_the_reference_has_some_is_an_error(reference):
                 yield block
 
     with pytest.raises(MeasurementError, match="tokens have no finite divergence"):
-        divergence.run(Certain(), TEXTS, reference, DEFINITION)
+        divergence.run(Certain(), reference)
 
 
-@pytest.mark.parametrize(
-    ("model", "texts", "definition", "message"),
-    [
-        pytest.param(
-            NumpyModel(),
-            text_set(TEXTS.documents[:1]),
-            DEFINITION,
-            "data is 'sha256",
-            id="texts",
-        ),
-        pytest.param(
-            NumpyModel(),
-            TEXTS,
-            DEFINITIONS["disjoint"].with_window(8),
-            "stride is 8 here, 16 there",
-            id="window",
-        ),
-        pytest.param(
-            NumpyModel(adds_bos=False),
-            TEXTS,
-            DEFINITION,
-            "bos_added is False here",
-            id="bos",
-        ),
-        pytest.param(
-            NumpyModel(vocab_size=49), TEXTS, DEFINITION, "has 49 tokens", id="vocabulary"
-        ),
-    ],
-)
-def test_another_reference_is_an_error(reference, model, texts, definition, message):
-    with pytest.raises(MeasurementError, match=message):
-        divergence.run(model, texts, reference, definition)
+def test_a_smaller_vocabulary_is_an_error(reference):
+    with pytest.raises(MeasurementError, match="has 49 tokens, the reference's 50"):
+        divergence.run(NumpyModel(vocab_size=49), reference)
 
 
 def test_a_short_context_is_a_smaller_window_and_said(tmp_path):
     small = NumpyModel(context_length=16)
     with closing(record(small, tmp_path, definition=SHORT)) as recorded:
-        result = divergence.run(small, TEXTS, recorded)
+        result = divergence.run(small, recorded)
     assert result.settings["window"] == 16
     assert "context of 16 tokens is shorter than the 512" in result.notes[0]
 
@@ -214,7 +185,7 @@ def test_errors_know_how_many_documents_they_rest_on(tmp_path):
     documents = [Document("d", str(i), letter * 60) for i, letter in enumerate("abcdef")]
     texts = text_set(documents)
     with closing(record(NumpyModel(), tmp_path, texts)) as recorded:
-        metrics = divergence.run(NumpyModel(noise=0.2), texts, recorded, DEFINITION).metrics
+        metrics = divergence.run(NumpyModel(noise=0.2), recorded).metrics
     for name in ("kld_mean", "top1_agreement", "rms_delta_p", "ln_ppl_ratio"):
         assert metrics[name].freedom == 5
 

@@ -49,7 +49,7 @@ def test_only_depth_is_compared_at_depth(tmp_path):
     """The first halves of the windows, which are not scored, may differ in the two models' past."""
     windows = deep_windows(NumpyModel(), TEXTS, 32)
     with closing(divergence.record_windows(NumpyModel(), {}, windows, tmp_path)) as reference:
-        result = divergence.compare(NumpyModel(noise=0.3), reference, "divergence_at-32")
+        result = divergence.run(NumpyModel(noise=0.3), reference, "divergence_at-32")
     assert result.task == "divergence_at-32"
     assert result.metrics["kld_mean"].n == sum(window.scored for window in windows) == 32
     assert result.metrics["kld_mean"].value > 0.01
@@ -71,7 +71,7 @@ def test_answers_are_in_the_models_own_words_and_only_they_are_scored(chatting, 
         assert not ends & set(answer[:-1])
     assert len({window.ids[window.start :] for window in windows}) == len(windows)
     with closing(divergence.record_windows(chatting, {}, windows, tmp_path)) as reference:
-        metrics = divergence.compare(chatting, reference).metrics
+        metrics = divergence.run(chatting, reference).metrics
     assert abs(metrics["kld_mean"].value) < 1e-6
     assert metrics["kld_mean"].n == sum(window.scored for window in windows)
     assert metrics["kld_mean"].freedom == len(PROMPTS) - 1

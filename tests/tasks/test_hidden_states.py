@@ -56,7 +56,7 @@ def test_a_model_does_not_diverge_from_its_hidden_states(tmp_path, architecture,
     with closing(record(model, tmp_path)) as reference:
         assert reference.head is not None
         assert (reference.rows.dtype, reference.rows.width) == (dtype, 32)
-        result = divergence.run(model, TEXTS, reference, DEFINITION)
+        result = divergence.run(model, reference)
     assert abs(result.metrics["kld_mean"].value) < 1e-6
     assert abs(result.side["kld_max"]) < 1e-6
     assert result.metrics["top1_agreement"].value == 1.0
@@ -70,11 +70,11 @@ def test_hidden_states_give_what_full_distributions_give(tmp_path, architecture,
         weight.data += 0.05 * torch.randn(weight.shape, generator=noise)
     with closing(record(model, tmp_path)) as reference:
         model.close()
-        found = divergence.run(other, TEXTS, reference, DEFINITION)
+        found = divergence.run(other, reference)
     monkeypatch.setattr(TransformersModel, "head", None)
     with closing(record(make(architecture), tmp_path)) as reference:
         assert reference.rows.width == 96
-        full = divergence.run(other, TEXTS, reference, DEFINITION)
+        full = divergence.run(other, reference)
     assert full.metrics["kld_mean"].value > 1e-3
     for name, metric in full.metrics.items():
         assert found.metrics[name].value == pytest.approx(metric.value, rel=1e-4, abs=1e-6)
@@ -84,11 +84,11 @@ def test_what_was_compared_on_the_way_is_not_computed_again(tmp_path, monkeypatc
     model = make(llama)
     with closing(record(model, tmp_path)) as reference:
         monkeypatch.setattr(TransformersModel, "logprobs", None)
-        result = divergence.run(model, TEXTS, reference, DEFINITION)
+        result = divergence.run(model, reference)
         assert abs(result.metrics["kld_mean"].value) < 1e-6
         assert result.metrics["kld_mean"].n == reference.rows.count
         with pytest.raises(TypeError):  # Another model, even an equal one, is measured.
-            divergence.run(make(llama), TEXTS, reference, DEFINITION)
+            divergence.run(make(llama), reference)
 
 
 @pytest.mark.parametrize(
@@ -107,5 +107,5 @@ def test_a_head_that_gives_other_distributions_is_not_used(tmp_path, wrong, monk
     assert divergence.working_head(model, window) is None
     with closing(record(model, tmp_path)) as reference:
         assert reference.head is None
-        result = divergence.run(model, TEXTS, reference, DEFINITION)
+        result = divergence.run(model, reference)
     assert result.metrics["kld_mean"].value == 0.0

@@ -66,7 +66,7 @@ def test_divergence_is_nothing_from_itself_and_something_from_another(model, tmp
     definition = DEFINITIONS["disjoint"].with_window(24)
     other = TransformersModel(tiny_llama(1), CharTokenizer(adds_bos=True))
     with closing(divergence.record_reference(model, TEXTS, tmp_path, definition)) as reference:
-        itself, far = (divergence.run(m, TEXTS, reference, definition) for m in (model, other))
+        itself, far = (divergence.run(m, reference) for m in (model, other))
     assert abs(itself.metrics["kld_mean"].value) < 1e-6
     assert far.metrics["kld_mean"].value > 0.1
 
