@@ -23,6 +23,7 @@ from ewq.harness.measuring import UNPAIRED, is_of, pair, result_of
 from ewq.harness.references import MISSING, References
 from ewq.harness.subject import Subject
 from ewq.harness.worker import Worker
+from ewq.instruments.gpu import free_memory, gpus_of
 from ewq.instruments.processor_wait import usable_cores
 from ewq.measurement import Doubt, DoubtKind
 from ewq.planning.sizes import RUNTIME_BYTES
@@ -100,15 +101,6 @@ def measure_elsewhere(session: Session, show: Show | None, tell: Callable[[str],
             ray.shutdown()
 
 
-def card_bytes(device: str) -> int | None:
-    """Memory of one of the run's cards; ``None`` on a CPU."""
-    if not device.startswith("cuda"):
-        return None
-    import torch
-
-    return torch.cuda.get_device_properties(0).total_memory
-
-
 class Fleet:
     """Jobs, and the workers that they are given to."""
 
@@ -116,7 +108,8 @@ class Fleet:
         self, session: Session, ray: Any, show: Show | None, tell: Callable[[str], None]
     ) -> None:
         self._session, self._ray, self._show, self._tell = session, ray, show, tell
-        self._card_bytes = card_bytes(session.placement.device)
+        cards = gpus_of(session.placement.device)
+        self._card_bytes = free_memory(cards[0])[1] if cards else None
         self._local = int(session.options.workers) if session.options.workers.isdigit() else 0
         self._seats: list[Seat] = []
         self._recorded: Any = ray.put(session.recorded) if session.recorded else None
@@ -166,7 +159,7 @@ class Fleet:
             wanted[REFERENCE].insert(0, RECORDING)
         for name in sorted(wanted, key=lambda name: name != REFERENCE):
             variant = session.options.variant(name)
-            todo = sorted(wanted[name], key=lambda task: not _is_clocked(task))
+            todo = sorted(wanted[name], key=lambda t: t == RECORDING or not find_task(t).is_clocked)
             yield Job(variant, todo, self._cards_for(variant))
 
     def _cards_for(self, variant: Variant) -> int:
@@ -267,7 +260,7 @@ class Fleet:
             self._fail(seat, name, task, found)
         elif not is_lost:
             self._keep(seat, name, task, found)
-        if not seat.promises:
+        if not seat.promises and seat in self._seats:
             self._go_on(seat)
 
     def _go_on(self, seat: Seat) -> None:
@@ -311,18 +304,9 @@ class Fleet:
                     paired = replace(paired, doubts=(*paired.doubts, doubt))
                 payload = {**payload, "record": paired.to_json(), UNPAIRED: False}
             if seat.job.variant.name == name:
-                self._journal((name, task), payload)
+                self._session.journal.started((name, task))
+                self._session.journal.finished((name, task), payload)
         self._done(seat, name, task)
-
-    def _journal(self, key: RecordKey, outcome: dict[str, Any] | EwqError) -> None:
-        """Also that it began: its worker's death is no crash of this process."""
-        journal = self._session.journal
-        journal.started(key)
-        if isinstance(outcome, EwqError):
-            journal.failed(key, str(outcome))
-            self._session.failed_elsewhere[key] = outcome
-        else:
-            journal.finished(key, outcome)
 
     def _fail(self, seat: Seat, name: str, task: str, error: EwqError) -> None:
         """Keep a failure for its test; what a device had no room for is tried once more."""
@@ -336,7 +320,9 @@ class Fleet:
             self._recorded = EwqError(f"no distributions of the reference: {error}")
         else:
             if job.variant.name == name:
-                self._journal((name, task), error)
+                self._session.journal.started((name, task))
+                self._session.journal.failed((name, task), str(error))
+                self._session.failed_elsewhere[name, task] = error
             if name == REFERENCE:
                 self._speeds[seat.kind].origin[task] = f"{MISSING}: {error}"
         self._done(seat, name, task)
@@ -360,10 +346,6 @@ class Fleet:
             self._advance(1)
             if not seat.job.todo:
                 self._tell(f"ewq: {name}: measured by a worker")
-
-
-def _is_clocked(task: str) -> bool:
-    return task != RECORDING and find_task(task).is_clocked
 
 
 def _is_waited_for(task: str) -> bool:

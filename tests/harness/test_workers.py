@@ -48,7 +48,8 @@ def ray(monkeypatch, project):
 def cards(ray, monkeypatch):
     """Three cards on two nodes; FP16 takes two."""
     ray.resources = [{"CPU": 4, "GPU": 2}, {"CPU": 4, "GPU": 1}]
-    monkeypatch.setattr(fleet, "card_bytes", lambda device: CARD)
+    monkeypatch.setattr(fleet, "gpus_of", lambda device: ["cuda:0"])
+    monkeypatch.setattr(fleet, "free_memory", lambda device: (CARD, CARD))
     sizes = {"fp16": 1.3 * CARD, "ewq-0.5": 0.1 * CARD, "ewq-1.0": 0.2 * CARD}
     monkeypatch.setattr(fleet, "weights_bytes", lambda variant, *given: sizes[variant.name])
     return ray

@@ -38,7 +38,7 @@ ENVIRONMENT = os.environ | {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 QUALITY = ("-k", "not throughput and not memory")
-CARDS = """
+CARDS = r"""
 import json, os
 from pathlib import Path
 import ray
@@ -46,7 +46,8 @@ from ewq.harness import fleet
 from tests.harness.fakes import load_fake
 
 SIZES = {"fp16": 1.3e9}
-fleet.card_bytes = lambda device: 1_000_000_000
+fleet.gpus_of = lambda device: ["cuda:0"]
+fleet.free_memory = lambda device: (1_000_000_000, 1_000_000_000)
 fleet.weights_bytes = lambda variant, *rest: int(SIZES.get(variant.name, 2e8))
 
 def load(variant, subject, placement):
