@@ -239,7 +239,7 @@ def identify(
     if subject.is_dummy:
         tasks = [task for task in tasks if task.on_random_weights]
     if any(task.data is Data.TEXTS for task in tasks):
-        config = subject.checkpoint.text_config
+        config: Any = subject.checkpoint.text_config
         context = config.get("max_position_embeddings") or config.get("n_positions")
         known = isinstance(context, int)
         definition = data.definition.fit(context) if known else DEFINITIONS["disjoint"]

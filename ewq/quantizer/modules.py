@@ -71,7 +71,8 @@ def _four_bit(module: nn.Module, options: StorageOptions, dtype: torch.dtype) ->
         compress_statistics=options.double_quant,
         quant_type=options.quant_type,
     )
-    new.weight.blocksize = options.block_size
+    weight: Any = new.weight
+    weight.blocksize = options.block_size
     # The kernel rounds activations and scales to bfloat16, and fails on shapes it does not divide.
     fits = new.out_features % CPU_KERNEL_ROWS == 0 and new.in_features % options.block_size == 0
     new.support_avx512bf16_for_cpu &= fits and dtype == torch.bfloat16

@@ -150,7 +150,7 @@ TOO_LONG = {
     # The last token is only predicted, never fed.
     "logprobs": lambda model, n: next(iter(model.logprobs([5] * (n + 1), 1))),
     "last_logprobs": lambda model, n: model.last_logprobs([5] * (n - 2), [[6, 7]], [3]),
-    "token_logprobs": lambda model, n: model.token_logprobs([5] * (n - 2), [[6, 7]]),
+    "token_logprobs": lambda model, n: model.token_logprobs([5] * (n - 1), [[6, 7]]),
     "generate": lambda model, n: model.generate([[5] * (n - 2)], 2),
 }
 
