@@ -5,7 +5,7 @@ Names are storage keys and parameter ids (``test_mmlu[ewq-0.65]``): renaming one
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ewq.errors import InputError
@@ -22,6 +22,11 @@ _FIT_VARIANT = re.compile(r"(gguf-)?fit-([a-z0-9][a-z0-9_.]*)")
 _GGUF_PLAN = "gguf:"
 _HF, HF = "hf:", "hf-"
 """How a model folder is given, and how the name of its variant begins."""
+CACHES = ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+"""Types of llama.cpp's cache of keys and values; the first is what a plain name means."""
+KV = "+kv-"
+"""Between the name of a GGUF variant and the type of its cache."""
+_CACHE = re.compile(rf"{re.escape(KV)}({'|'.join(CACHES)})$")
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d*)?) *(?:([KMG])(I)?)?B?")
 
 
@@ -85,6 +90,7 @@ class Variant:
 
     name: str
     recipe: Recipe
+    cache: str = CACHES[0]
 
 
 FIXED: Mapping[str, Recipe] = {
@@ -128,6 +134,8 @@ def find_variant(name: str) -> Variant:
 
     ``plans/6bpw.json`` is the variant ``ewq-6bpw``, ``gguf:plans/6bpw.json`` ``gguf-ewq-6bpw``.
     """
+    if cache := _CACHE.search(name):
+        return with_cache(find_variant(name.removesuffix(cache[0])), cache[1])
     if name in FIXED:
         return Variant(name, FIXED[name])
     if match := _FACTOR_VARIANT.fullmatch(name):
@@ -145,8 +153,18 @@ def find_variant(name: str) -> Variant:
     if name.lower().endswith(".json"):
         return _plan_variant(name)
     made = "ewq-FACTOR, gguf-ewq-FACTOR, fit-SIZE, gguf-fit-SIZE, FILE.gguf, PLAN.json"
-    known = f"{', '.join(FIXED)}, {made}, gguf:PLAN.json, hf:FOLDER"
+    known = f"{', '.join(FIXED)}, {made}, gguf:PLAN.json, hf:FOLDER, GGUF+kv-q8_0"
     raise InputError(f"unknown variant {name!r}; known: {known}")
+
+
+def with_cache(variant: Variant, cache: str) -> Variant:
+    """The variant with a cache of this type; an InputError where there is no such."""
+    if cache not in CACHES:
+        raise InputError(f"no cache type {cache!r}; give some of {', '.join(CACHES)}")
+    if engine_of(variant.name) != LLAMA_CPP:
+        raise InputError(f"{variant.name}: only GGUF variants take a type of cache")
+    name = variant.name + f"{KV}{cache}" * (cache != CACHES[0])
+    return replace(variant, name=name, cache=cache)
 
 
 def _plan_variant(name: str) -> Variant:
@@ -184,12 +202,13 @@ def is_plan_name(name: str) -> bool:
 
 def is_fit_name(name: str) -> bool:
     """Whether a variant of this name is a plan of least expected divergence."""
-    return bool(_FIT_VARIANT.fullmatch(name))
+    return bool(_FIT_VARIANT.fullmatch(_CACHE.sub("", name)))
 
 
 def engine_of(name: str) -> str:
     """``transformers`` or ``llama.cpp``, from a variant's name alone."""
-    return LLAMA_CPP if name.startswith("gguf-") or name.lower().endswith(".gguf") else TRANSFORMERS
+    native = name.startswith("gguf-") or _CACHE.sub("", name.lower()).endswith(".gguf")
+    return LLAMA_CPP if native else TRANSFORMERS
 
 
 _TABLE = (REFERENCE, "ewq", *(name for name in FIXED if name != REFERENCE), "gguf-ewq")
@@ -198,6 +217,7 @@ _TABLE = (REFERENCE, "ewq", *(name for name in FIXED if name != REFERENCE), "ggu
 
 def table_place(name: str) -> tuple[int, float]:
     """A sort key: the reference, EWQ from the largest factor down, controls, GGUF, others."""
+    name = _CACHE.sub("", name)
     if match := _FACTOR_VARIANT.fullmatch(name) or _PLAN_VARIANT.fullmatch(name):
         factor = match[2] if match.re is _FACTOR_VARIANT else 0
         return (_TABLE.index(f"{match[1] or ''}ewq"), -float(factor))

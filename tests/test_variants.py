@@ -28,6 +28,8 @@ from ewq.variants import (
     engine_of,
     find_variant,
     in_run_order,
+    is_fit_name,
+    table_place,
 )
 
 
@@ -155,6 +157,33 @@ def test_what_names_no_folder_is_refused(name):
 def test_engine_and_kind_of_a_stored_name_need_no_file(name, engine, kind):
     assert engine_of(name) == engine
     assert variant_kind(name) is kind
+
+
+@pytest.mark.parametrize("name", ["gguf-q8_0", "gguf-ewq-0.65", "gguf-fit-q4_k_m"])
+def test_a_cache_type_is_part_of_the_name_and_of_nothing_else(name):
+    plain, cached = find_variant(name), find_variant(f"{name}+kv-q4_0")
+    assert (cached.name, cached.cache, cached.recipe) == (f"{name}+kv-q4_0", "q4_0", plain.recipe)
+    assert engine_of(cached.name) == "llama.cpp"
+    assert table_place(cached.name) == table_place(name)
+    assert is_fit_name(cached.name) == is_fit_name(name)
+    assert variant_kind(cached.name) is OTHER
+    assert find_variant(f"{name}+kv-f16") == plain
+
+
+def test_a_given_file_takes_a_cache_type(tmp_path):
+    (tmp_path / "own.gguf").touch()
+    found = find_variant(f"{tmp_path}/own.gguf+kv-q8_0")
+    assert (found.name, found.cache) == ("own.gguf+kv-q8_0", "q8_0")
+    assert engine_of(found.name) == "llama.cpp"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("ewq-0.65+kv-q8_0", "only GGUF variants"), ("gguf-q8_0+kv-q9", "unknown variant")],
+)
+def test_a_cache_type_that_cannot_be_is_refused(name, said):
+    with pytest.raises(InputError, match=said):
+        find_variant(name)
 
 
 def test_gguf_types_keep_llama_cpps_spelling():

@@ -110,6 +110,13 @@ class LlamaCppModel:
         """How llama.cpp computes: its batches, its cache, and whether it uses flash attention."""
         return {"engine": self.info.engine, "dtype": self.info.dtype, **self._native.settings}
 
+    def cache_bytes(self, prompt: TokenIds) -> int:
+        """Bytes of keys and values of a prompt, as llama.cpp itself would save them."""
+        self._begin(len(prompt))
+        for _ in self._native.decode(stretch(prompt, 0, 0, len(prompt))):
+            pass
+        return self._native.sequence_bytes()
+
     def synchronize(self) -> None:
         """Wait until the device has finished."""
         self._native.synchronize()

@@ -20,7 +20,7 @@ _OUTPUT_BYTES = 128 * 2**20
 BATCH_TOKENS = 512
 """Most tokens of one ``llama_decode``, shared prefix not counted; its physical batch as well."""
 MAX_ROWS = 64
-CACHE_TYPES = {"F32": 0, "F16": 1}
+CACHE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8}
 """Type of the key-value cache -> ggml's number for it; F16 is llama.cpp's default."""
 LOG_ERROR = 4
 _messages: deque[str] = deque(maxlen=8)
@@ -175,6 +175,10 @@ class NativeModel:
                 f"llama.cpp cannot make a context of {self._cells} tokens: {logged_error()}"
             )
         return context
+
+    def sequence_bytes(self) -> int:
+        """What the cache holds for the first sequence, with some bytes of bookkeeping."""
+        return int(self._lib.llama_state_seq_get_size(self._context, 0))
 
     def share(self, source: int, target: int) -> None:
         """Let sequence ``target`` begin with all tokens of ``source``."""

@@ -78,7 +78,9 @@ def load_variant(variant: Variant, subject: Subject, placement: Placement) -> Lo
         )
     from ewq.backends.llama_cpp import load_llama_cpp
 
-    running = load_llama_cpp(file, subject.tokenizer, device=placement.device)
+    running = load_llama_cpp(
+        file, subject.tokenizer, device=placement.device, cache_type=variant.cache.upper()
+    )
     given = isinstance(variant.recipe, GgufFile)
     return Loaded(running, plan, () if given else export_notes(file))
 
@@ -195,7 +197,7 @@ def _make_plan(variant: Variant, subject: Subject) -> QuantizationPlan | None:
 
 def same_model(one: Variant, other: Variant, subject: Subject) -> bool:
     """Whether two plans, in the same engine, give every weight the same type."""
-    if engine_of(one.name) != engine_of(other.name):
+    if (engine_of(one.name), one.cache) != (engine_of(other.name), other.cache):
         return False
     plans = [plan_of(each, subject) for each in (one, other)]
     first, second = (plan and (plan.weights, plan.types, plan.target) for plan in plans)

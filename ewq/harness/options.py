@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,18 @@ from ewq.data.lm_eval import FILES
 from ewq.errors import InputError
 from ewq.tasks.table import CHAT, DIVERGENCE_AT, OF_FAMILY
 from ewq.tasks.tiers import TIERS
-from ewq.variants import Variant, default_names, find_variant, in_run_order, parse_factor
+from ewq.variants import (
+    CACHES,
+    KV,
+    LLAMA_CPP,
+    Variant,
+    default_names,
+    engine_of,
+    find_variant,
+    in_run_order,
+    parse_factor,
+    with_cache,
+)
 
 _DECODE_MODES = ("auto", "eager", "static", "graph", "compile")
 _CHOICES = {
@@ -42,6 +54,12 @@ _VALUES: tuple[tuple[str, str, str, str], ...] = (
         "",
         "N|ADDRESS",
         "measure on N Ray workers, or on a cluster: auto, ray://HOST:PORT",
+    ),
+    (
+        "kv",
+        "",
+        "TYPES",
+        f"types of cache of every GGUF variant: {', '.join(CACHES)} (default: f16)",
     ),
     ("decode", "auto", "MODE", f"decode loop of transformers variants: {', '.join(_DECODE_MODES)}"),
 )
@@ -101,7 +119,9 @@ class Options:
         _check_workers(given["workers"])
         factors = [parse_factor(t) for t in given.pop("factors").split(",") if t.strip()]
         named = [name.strip() for name in given["variants"].split(",") if name.strip()]
-        variants = [find_variant(name) for name in named or default_names(factors)]
+        caches = [kind.strip().lower() for kind in given.pop("kv").split(",") if kind.strip()]
+        found = [find_variant(name) for name in named or default_names(factors)]
+        variants = [each for one in found for each in _with_caches(one, caches)]
         given["variants"], given["variants_named"] = _without_repeats(variants), bool(named)
         given["lm_eval"] = _lm_eval(given["lm_eval"].split(","))
         given["depth"] = _depths(given["depth"])
@@ -139,6 +159,12 @@ def _check_workers(asked: str) -> None:
         raise InputError(f"--ewq-workers {asked!r}: give a number, auto or ray://HOST:PORT")
     if not find_spec("ray"):
         raise InputError("--ewq-workers needs Ray: pip install 'ewq[ray]'")
+
+
+def _with_caches(variant: Variant, caches: Sequence[str]) -> list[Variant]:
+    """A GGUF variant with each type of cache that is asked for, unless its name says one."""
+    named = KV in variant.name or engine_of(variant.name) != LLAMA_CPP
+    return [variant] if named or not caches else [with_cache(variant, kind) for kind in caches]
 
 
 def _key(name: str) -> str:

@@ -8,6 +8,7 @@ from ewq.report.document import Plot, plot_text
 from ewq.variants import (
     FIXED,
     HF,
+    KV,
     LLAMA_CPP,
     GgufType,
     Raw,
@@ -41,6 +42,8 @@ OTHER = VariantKind("other")
 def variant_kind(variant: str) -> VariantKind:
     """The kind of a stored variant; names this version does not know are ``OTHER``."""
     native = engine_of(variant) == LLAMA_CPP
+    if KV in variant:  # Neither plan nor control: its losses are those of two choices.
+        return OTHER
     if is_plan_name(variant):
         return GGUF_PLANNED if native else PLANNED
     if is_fit_name(variant):

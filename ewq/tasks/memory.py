@@ -44,6 +44,15 @@ def run(
     with _torch_peaks(model) as torch_peaks, instrument.watch() as watch:
         model.generate(prompts, new_tokens)
         model.synchronize()
+    cache_bytes = getattr(model, "cache_bytes", None)
+    cache = {}
+    if cache_bytes is not None:
+        # Between two lengths, so that what a sequence takes by itself is not counted.
+        one, two = (
+            cache_bytes(prompts[0][:count]) for count in (prompt_tokens // 2, prompt_tokens)
+        )
+        per_token = (two - one) / (prompt_tokens - prompt_tokens // 2)
+        cache = {"cache_bytes_per_1000_tokens": _bytes(round(1000 * per_token))}
     peak, before = watch.peak_bytes, load.device_baseline_bytes
     if peak <= before:
         raise MeasurementError(
@@ -67,6 +76,7 @@ def run(
             peak_key: _bytes(peak - before),
             "load_peak_ram_bytes": _bytes(load.load_peak_ram_bytes),
             "load_s": Metric(load.load_s, "s", False, 1),
+            **cache,
         },
         notes=(shared,) if others else (),
         side={"baseline_bytes": before, **torch_peaks},

@@ -311,6 +311,7 @@ _MEMORY = (
     Figure("load_peak_ram_bytes", "bytes", False, Kind.COUNT,
            tolerance=Tolerance(0.10, _RESIDENT_BYTES)),
     Figure("load_s", "s", False, Kind.CLOCK),
+    Figure("cache_bytes_per_1000_tokens", "bytes", False, Kind.COUNT, tolerance=Tolerance(0.005)),
 )  # fmt: skip
 
 _SAMPLES = (

@@ -12,7 +12,7 @@ from ewq.backends.transformers import load_transformers
 from ewq.checkpoint.embedded import fixture_path
 from ewq.errors import BackendUnavailable, CheckpointError, InputError, MeasurementError
 from ewq.gguf import llama_native
-from tests.gguf.models import shared_gguf
+from tests.gguf.models import save_llama, shared_gguf
 
 ROUNDING = 0.02
 """Nats by which float16 matrix products of another batch shape may move a log-probability."""
@@ -240,6 +240,39 @@ def test_a_gpu_that_the_build_cannot_use_is_said(file):
 def test_a_device_or_cache_that_does_not_exist_is_named(file, options):
     with pytest.raises(InputError, match=next(iter(options.values()))):
         load_llama_cpp(file, None, **options)
+
+
+@pytest.fixture(scope="module")
+def wide_heads(tmp_path_factory):
+    """Two layers of one key-value head of 32: 128 values a token."""
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    return shared_gguf(save_llama(tmp_path_factory.mktemp("wide"), **shape, **heads), "F16")
+
+
+@pytest.mark.parametrize(
+    ("cache_type", "bits"),
+    [("F16", 16), ("Q8_0", 8.5), ("Q5_1", 6), ("Q5_0", 5.5), ("Q4_1", 5), ("Q4_0", 4.5)],
+)
+def test_a_cache_takes_the_bits_of_its_type(wide_heads, ids, cache_type, bits):
+    model = load_llama_cpp(wide_heads, None, cache_type=cache_type)
+    per_token = (model.cache_bytes(ids[:200]) - model.cache_bytes(ids[:100])) / 100
+    # llama.cpp saves where a token is beside its keys and values.
+    assert 0 <= per_token - 128 * bits / 8 <= 16
+    assert model.settings["cache_type_k"] == cache_type
+    exact = load_llama_cpp(wide_heads, None)
+    found, wanted = (torch.cat(list(each.logprobs(ids[:200], 1))) for each in (model, exact))
+    assert torch.equal(wanted, found) == (cache_type == "F16")
+    assert kld(wanted, found) < 0.1
+    for each in (model, exact):
+        each.close()
+
+
+def test_a_cache_that_the_heads_are_too_narrow_for_is_refused_in_llama_cpps_words(file):
+    model = load_llama_cpp(file, None, cache_type="Q8_0")
+    with pytest.raises(MeasurementError, match="q8_0 with block size 32 does not divide"):
+        model.token_logprobs([1], [[2]])
+    model.close()
 
 
 @pytest.mark.parametrize(

@@ -390,3 +390,23 @@ def test_a_variant_that_only_k_names_is_told_with_the_option_that_makes_it(bench
 @pytest.mark.parametrize("selection", ["ewq-0.6", "fp16 and not mmlu", "nothing-like-it"])
 def test_what_k_matches_or_cannot_be_a_variant_gets_no_hint(bench, selection):
     assert "selects nothing" not in bench("--ewq-dry-run", "-k", selection).stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "names"),
+    [
+        ("f16,q8_0", ["fp16", "gguf-q8_0", "gguf-q8_0+kv-q8_0", "gguf-f16+kv-q4_0"]),
+        ("Q4_0", ["fp16", "gguf-q8_0+kv-q4_0", "gguf-f16+kv-q4_0"]),
+    ],
+)
+def test_every_gguf_variant_without_a_cache_type_takes_those_asked_for(bench, kinds, names):
+    asked = ("--ewq-variants", "fp16,gguf-q8_0,gguf-f16+kv-q4_0", "--ewq-kv", kinds)
+    result = bench(*asked, "-k", "memory", "--collect-only", "-q")
+    result.stdout.fnmatch_lines([f"*test_memory[[]{name}]" for name in names])
+    assert len([line for line in result.outlines if "test_memory[" in line]) == len(names)
+
+
+def test_a_cache_type_that_there_is_none_of_ends_the_run(bench):
+    result = bench("--ewq-variants", "fp16,gguf-q8_0", "--ewq-kv", "q9")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["*no cache type 'q9'; give some of f16, q8_0, *"])
