@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ewq.measurement import Json
 
 TokenIds = Sequence[int]
+Branches = tuple[TokenIds, Sequence[TokenIds]]
+"""A prefix and what may follow it."""
 Stop = Callable[[list[list[int]]], bool]
 """Told the new tokens of each row after every step: whether the generation may end there."""
 
@@ -110,6 +112,9 @@ class LanguageModel(Protocol):
     ) -> list[NDArray[np.float32]]:
         """As :meth:`token_logprobs`, ``[len(suffix), 2]``: beside each 1.0 for a greedy choice."""
 
+    def continuation_scores(self, asked: Sequence[Branches]) -> list[list[NDArray[np.float32]]]:
+        """:meth:`token_scores` of each prefix, worked on together where that is faster."""
+
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
         """The full distributions of ``ids[start:]``, each given all tokens before it.
 
@@ -122,7 +127,8 @@ class LanguageModel(Protocol):
     ) -> Generation:
         """Greedy decoding of exactly ``new_tokens`` tokens per prompt; only ``stop`` ends it early.
 
-        All prompts have the same length. Tokenization and sampling are outside the clock.
+        Prompts of several lengths are decoded in turn where a cache cannot be padded. Tokenization
+        and sampling are outside the clock.
         """
 
     def synchronize(self) -> None:

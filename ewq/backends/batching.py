@@ -17,6 +17,7 @@ from ewq.model import ModelInfo, TokenIds, check_vocabulary
 
 FILLED_TOKENS = 512
 """Tokens from which on a larger batch gains less than padding its rows would cost."""
+CPU_FILLED_TOKENS = 128
 PADDING_SHARE = 0.1
 """Most padding in a batch that has that many tokens."""
 SHAREABLE_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
@@ -47,17 +48,16 @@ def check_suffixes(info: ModelInfo, prefix: TokenIds, suffixes: Sequence[TokenId
     check_tokens(info, len(prefix) + longest - bool(longest), prefix, *suffixes)
 
 
-def check_prompts(info: ModelInfo, prompts: Sequence[TokenIds], new_tokens: int) -> int:
-    """The common length of the prompts of ``generate``."""
-    lengths = {len(prompt) for prompt in prompts}
-    if len(lengths) != 1 or 0 in lengths or new_tokens < 1:
+def check_prompts(info: ModelInfo, prompts: Sequence[TokenIds], new_tokens: int) -> list[int]:
+    """The lengths of the prompts of ``generate``."""
+    lengths = list(map(len, prompts))
+    if not all(lengths) or not lengths or new_tokens < 1:
         raise InputError(
-            f"generate needs prompts of one length and at least one new token, "
-            f"got lengths {sorted(lengths)} and {new_tokens} new tokens"
+            f"generate needs prompts of at least one token and at least one new token, "
+            f"got lengths {lengths} and {new_tokens} new tokens"
         )
-    length = lengths.pop()
-    check_tokens(info, length + new_tokens, *prompts)
-    return length
+    check_tokens(info, max(lengths) + new_tokens, *prompts)
+    return lengths
 
 
 def split_shared(
@@ -77,12 +77,18 @@ def split_shared(
 
 
 def plan_batches(
-    lengths: Sequence[int], kept: Sequence[int], shared: int, most_tokens: int, most_kept: int
+    lengths: Sequence[int],
+    kept: Sequence[int],
+    shared: int,
+    most_tokens: int,
+    most_kept: int,
+    filled: int = FILLED_TOKENS,
 ) -> list[tuple[int, ...]]:
     """Indices of rows of ``lengths`` tokens, ``kept`` of which need logits, batch by batch.
 
     ``most_tokens`` counts padding and, for every row, what is ``shared``; a row beyond a limit
-    stands alone. Longest rows come first: what does not fit in memory fails at once.
+    stands alone, and up to ``filled`` tokens are padded freely. Longest rows come first: what does
+    not fit in memory fails at once.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     tokens = [0, *accumulate(lengths[i] for i in order)]
@@ -96,7 +102,7 @@ def plan_batches(
         fits = (
             padded + rows * shared <= most_tokens
             and needed[end] - needed[begin] <= most_kept
-            and (padded <= FILLED_TOKENS or padding <= PADDING_SHARE * padded)
+            and (padded <= filled or padding <= PADDING_SHARE * padded)
         )
         if rows > 1 and not fits:
             begins.append(end - 1)
@@ -133,14 +139,16 @@ def can_share(config: Any) -> bool:
     return all(type(layer).__name__ in SHAREABLE_LAYERS for layer in layers)
 
 
-def fork(cache: Any, rows: int) -> Any:
-    """A copy of one sequence's cache for ``rows`` equal ones, sharing memory until written."""
+def fork(cache: Any, sources: list[int]) -> Any:
+    """A cache whose rows go on from those ``sources``; rows of one share memory until written."""
     forked = copy.copy(cache)
     forked.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in forked.layers:
         if layer.keys is not None:
-            layer.keys = layer.keys.expand(rows, -1, -1, -1)
-            layer.values = layer.values.expand(rows, -1, -1, -1)
+            layer.keys, layer.values = (
+                each.expand(len(sources), -1, -1, -1) if len(each) == 1 else each[sources]
+                for each in (layer.keys, layer.values)
+            )
     return forked
 
 

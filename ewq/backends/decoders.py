@@ -42,7 +42,7 @@ class EagerDecoder:
 
     def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         """Feed ``ids`` ``[rows, tokens]``; each row's most likely next token, ``[rows, 1]``."""
-        return self._best(ids, positions, cache)
+        return self.best(ids, positions, cache)
 
     def check(self) -> None:
         """Called after the last step of a generation: refuse what must not be used."""
@@ -51,9 +51,10 @@ class EagerDecoder:
         """Let go of the model and of everything allocated for it."""
         vars(self).clear()
 
-    def _best(
+    def best(
         self, ids: torch.Tensor, positions: torch.Tensor, cache: Any, masks: Any = None
     ) -> torch.Tensor:
+        """As :meth:`step`, which this is without any preparation, under an attention mask."""
         logits = self._model(
             input_ids=ids,
             attention_mask=masks,
@@ -133,7 +134,7 @@ class GraphDecoder(StaticDecoder):
 
     def _one(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         with self._int8.in_force(self._norms):
-            return self._best(ids, positions, cache)
+            return self.best(ids, positions, cache)
 
     def _recorded(self, ids: torch.Tensor, positions: torch.Tensor, cache: Any) -> Step:
         """A step that reads its inputs from the memory of these."""
@@ -200,7 +201,7 @@ class CompiledDecoder(StaticDecoder):
         }
         sliding = any(DynamicCache(config=model.config).is_sliding)
         self._compiled: Callable[..., torch.Tensor] = torch.compile(
-            self._best,
+            self.best,
             backend=backend,
             options=options if backend == "inductor" else None,
             # Whole or not at all: with breaks, or past the limit on recompilation, steps
@@ -266,14 +267,21 @@ class GreedyDecoding:
         self.notes: list[str] = []
         """Every fallback, for people."""
 
-    def generate(self, ids: torch.Tensor, new_tokens: int, stop: Stop | None = None) -> Generation:
+    def generate(
+        self,
+        ids: torch.Tensor,
+        new_tokens: int,
+        stop: Stop | None = None,
+        real: torch.Tensor | None = None,
+    ) -> Generation:
         """Decode ``new_tokens`` more of ``ids`` ``[rows, prompt]``, the clock read after each step.
 
-        An unsupported decoder's generation is made anew by the next, so that no reading mixes two.
+        Where rows are padded, on the left, ``real`` is 1 for their tokens; this needs ``eager``. An
+        unsupported decoder's generation is made anew by the next, so that no reading mixes two.
         """
         while True:
             try:
-                return self._generate(ids, new_tokens, stop)
+                return self._generate(ids, new_tokens, stop, real)
             except DecoderUnsupported as reason:
                 refused = self.decoder.mode
                 self.decoder.close()
@@ -287,21 +295,31 @@ class GreedyDecoding:
         self.decoder.close()
         self._model = None
 
-    def _generate(self, ids: torch.Tensor, new_tokens: int, stop: Stop | None) -> Generation:
+    def _generate(
+        self, ids: torch.Tensor, new_tokens: int, stop: Stop | None, real: torch.Tensor | None
+    ) -> Generation:
         rows, prompt = ids.shape
         positions = torch.arange(prompt, device=ids.device).expand(rows, -1)
+        if real is not None:
+            positions = (real.cumsum(dim=1) - 1).clamp(min=0)
         # A fixed cache for the length of each prompt that stops by itself would fill the memory.
         decoder = EagerDecoder(self._model) if stop else self.decoder
         cache = decoder.begin(rows, prompt + new_tokens)
+
+        def advance(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            if real is None:
+                return decoder.step(ids, positions, cache)
+            grown = real.new_ones((rows, cache.get_seq_length() + ids.shape[1] - prompt))
+            return decoder.best(ids, positions, cache, torch.cat([real, grown], dim=1))
+
         clock = [self._now()]
-        current = decoder.step(ids, positions, cache)
+        current = advance(ids, positions)
         clock.append(self._now())
         produced = [current]
         for step in range(1, new_tokens):
             if stop and stop(torch.cat(produced, dim=1).tolist()):
                 break
-            position = positions.new_full((rows, 1), prompt + step - 1)
-            current = decoder.step(current, position, cache)
+            current = advance(current, positions[:, -1:] + step)
             clock.append(self._now())
             produced.append(current)
         decoder.check()

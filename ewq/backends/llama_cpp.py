@@ -25,7 +25,7 @@ from ewq.errors import InputError, MeasurementError
 from ewq.gguf.llama_native import TOKENS, NativeModel, Tokens, check_device, stretch
 from ewq.gguf.probe import probe_file
 from ewq.measurement import Json
-from ewq.model import Generation, ModelInfo, Stop, TokenIds
+from ewq.model import Branches, Generation, ModelInfo, Stop, TokenIds
 
 
 class LlamaCppModel:
@@ -68,6 +68,10 @@ class LlamaCppModel:
             results[index] = scores_of(row, suffixes[index]).numpy()
         return results
 
+    def continuation_scores(self, asked: Sequence[Branches]) -> list[list[NDArray[np.float32]]]:
+        """The same of each prefix; larger batches round inputs in another way, and gain little."""
+        return [self.token_scores(*each) for each in asked]
+
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
         """Distributions of ``ids[start:]``, block by block."""
         check_start(self.info, ids, start)
@@ -78,20 +82,20 @@ class LlamaCppModel:
         self, prompts: Sequence[TokenIds], new_tokens: int, stop: Stop | None = None
     ) -> Generation:
         """Greedy decoding, timed; all prompts in one batch."""
-        length = check_prompts(self.info, prompts, new_tokens)
+        lengths = check_prompts(self.info, prompts, new_tokens)
         if len(prompts) > self._native.max_rows:
             raise InputError(
                 f"{len(prompts)} prompts at once; llama.cpp takes {self._native.max_rows}"
             )
-        self._begin(len(prompts) * (length + new_tokens))
-        first = [stretch(prompt, 0, row, length - 1) for row, prompt in enumerate(prompts)]
-        return self._timed(np.concatenate(first), len(prompts), length, new_tokens, stop)
+        self._begin(sum(lengths) + len(prompts) * new_tokens)
+        first = [stretch(ids, 0, row, len(ids) - 1) for row, ids in enumerate(prompts)]
+        return self._timed(np.concatenate(first), np.array(lengths), new_tokens, stop)
 
     def _timed(
-        self, prompt: Tokens, rows: int, length: int, new_tokens: int, stop: Stop | None
+        self, prompt: Tokens, lengths: NDArray[np.int64], new_tokens: int, stop: Stop | None
     ) -> Generation:
-        current = np.ones(rows, dtype=TOKENS)
-        current["sequence"] = np.arange(rows)
+        current = np.ones(len(lengths), dtype=TOKENS)
+        current["sequence"] = np.arange(len(lengths))
         self._native.synchronize()
         clock = [time.perf_counter()]
         blocks = [block.argmax(axis=1) for block in self._native.decode(prompt)]
@@ -100,7 +104,7 @@ class LlamaCppModel:
         for step in range(1, new_tokens):
             if stop and stop(np.stack(produced, axis=1).tolist()):
                 break
-            current["id"], current["position"] = produced[-1], length + step - 1
+            current["id"], current["position"] = produced[-1], lengths + step - 1
             produced.append(self._native.run(current).argmax(axis=1))
             clock.append(time.perf_counter())
         return Generation.from_clock(np.stack(produced, axis=1).tolist(), clock)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from ewq.backends.batching import (
+    CPU_FILLED_TOKENS,
+    FILLED_TOKENS,
     can_share,
     check_prompts,
     check_start,
@@ -22,7 +24,7 @@ from ewq.backends.batching import (
     scores_of,
     split_shared,
 )
-from ewq.backends.decoders import AUTO, GreedyDecoding
+from ewq.backends.decoders import AUTO, EagerDecoder, GreedyDecoding
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.conversion_errors import first_line, load_pretrained
@@ -31,7 +33,7 @@ from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.instruments.gpu import ALL
 from ewq.instruments.memory import parameter_count, weights_bytes
 from ewq.measurement import Json
-from ewq.model import Generation, ModelInfo, Stop, TokenIds
+from ewq.model import Branches, Generation, ModelInfo, Stop, TokenIds
 
 LOGIT_BLOCK_BYTES = 192_000_000
 """Most bytes of float32 logits held at a time: 315 rows of a 152k vocabulary."""
@@ -75,7 +77,7 @@ class TransformersModel:
         """Log-probabilities of ``columns`` after each prompt, ``[len(suffixes), len(columns)]``."""
         shared, rows = split_shared(self.info, prefix, suffixes)
         result = np.empty((len(rows), len(columns)), dtype=np.float32)
-        for batch, logits in self._batches(shared, rows, [1] * len(rows)):
+        for batch, logits in self._batches([shared], [(0, row) for row in rows], [1] * len(rows)):
             wanted = logits[:, list(columns)] - logits.logsumexp(dim=-1, keepdim=True)
             result[list(batch)] = wanted.cpu().numpy()
         return result
@@ -90,18 +92,32 @@ class TransformersModel:
         self, prefix: TokenIds, suffixes: Sequence[TokenIds]
     ) -> list[NDArray[np.float32]]:
         """The same, ``[len(suffix), 2]``: beside each 1.0 where the token is the likeliest."""
-        check_suffixes(self.info, prefix, suffixes)
-        most = self._block_rows
-        nothing = np.empty((0, 2), dtype=np.float32)
-        results = [self._long_scores(prefix, s) if len(s) > most else nothing for s in suffixes]
-        short = [i for i, suffix in enumerate(suffixes) if 0 < len(suffix) <= most]
-        # A suffix's last token is only predicted, never fed.
-        shared, rows = split_shared(self.info, prefix, [suffixes[i][:-1] for i in short])
-        for batch, logits in self._batches(shared, rows, [len(row) for row in rows]):
-            flat = _gather(logits, [token for i in batch for token in suffixes[short[i]]])
-            ends = np.cumsum([len(rows[i]) for i in batch])
-            for i, part in zip(batch, np.split(flat, ends[:-1]), strict=True):
-                results[short[i]] = part
+        return self.continuation_scores([(prefix, suffixes)])[0]
+
+    def continuation_scores(self, asked: Sequence[Branches]) -> list[list[NDArray[np.float32]]]:
+        """The same of many prefixes, those of about one length in one batch."""
+        results = [[np.empty((0, 2), dtype=np.float32) for _ in suffixes] for _, suffixes in asked]
+        shared: list[list[int]] = []
+        rows: list[tuple[int, list[int]]] = []
+        places: list[tuple[int, int]] = []
+        for root, (prefix, suffixes) in enumerate(asked):
+            check_suffixes(self.info, prefix, suffixes)
+            for i, suffix in enumerate(suffixes):
+                if len(suffix) > self._block_rows:
+                    results[root][i] = self._long_scores(prefix, suffix)
+            short = [i for i, suffix in enumerate(suffixes) if 0 < len(suffix) <= self._block_rows]
+            # A suffix's last token is only predicted, never fed.
+            one, own = split_shared(self.info, prefix, [suffixes[i][:-1] for i in short])
+            shared.append(one)
+            rows += [(root, row) for row in own]
+            places += [(root, i) for i in short]
+        for batch, logits in self._batches(shared, rows, [len(row) for _, row in rows]):
+            suffixes = [asked[root][1][i] for root, i in (places[row] for row in batch)]
+            flat = _gather(logits, [token for suffix in suffixes for token in suffix])
+            ends = np.cumsum(list(map(len, suffixes)))
+            for row, part in zip(batch, np.split(flat, ends[:-1]), strict=True):
+                root, i = places[row]
+                results[root][i] = part
         return results
 
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
@@ -134,7 +150,7 @@ class TransformersModel:
     def _normalised(self, ids: TokenIds, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         check_start(self.info, ids, start)
         inputs = list(ids[:-1])
-        cache = self._prefill(inputs[: start - 1]) if self._shares_prefix else None
+        cache = self._prefill([inputs[: start - 1]]) if self._shares_prefix else None
         for begin in range(start - 1, len(inputs), self._block_rows):
             end = min(begin + self._block_rows, len(inputs))
             first = begin if self._shares_prefix else 0
@@ -145,16 +161,28 @@ class TransformersModel:
         self, prompts: Sequence[TokenIds], new_tokens: int, stop: Stop | None = None
     ) -> Generation:
         """Greedy decoding, timed; the first call of a shape may compile or record."""
-        check_prompts(self.info, prompts, new_tokens)
-        ids = torch.tensor([list(prompt) for prompt in prompts], device=self._input_device)
+        lengths = check_prompts(self.info, prompts, new_tokens)
+        width, device = max(lengths), self._input_device
+        padded = min(lengths) < width
+        if padded and not (self._shares_prefix and self.decode_mode == EagerDecoder.mode):
+            each = [self.generate([prompt], new_tokens, stop) for prompt in prompts]
+            steps_s = zip(*(one.step_s for one in each), strict=True)
+            tokens, first_s = [one.tokens[0] for one in each], [one.first_token_s for one in each]
+            return Generation(tuple(tokens), sum(first_s), tuple(map(sum, steps_s)))
+        # On the left, so that a sliding window is as far from the next token as without.
+        rows = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        real = [[place >= width - length for place in range(width)] for length in lengths]
+        mask = torch.tensor(real, device=device).long() if padded else None
         with torch.no_grad():
-            return self._decoding.generate(ids, new_tokens, stop)
+            return self._decoding.generate(
+                torch.tensor(rows, device=device), new_tokens, stop, mask
+            )
 
     def sample(self, ids: TokenIds, new_tokens: int, ends: Collection[int], seed: int) -> list[int]:
         """A continuation drawn from the model's own distributions, up to a token that ends it."""
         self.info.require_context(len(ids) + new_tokens, "a sampled answer")
         source, made, fed = torch.Generator().manual_seed(seed), list(ids), 0
-        cache = self._prefill([]) if self._shares_prefix else None
+        cache = self._prefill([[]]) if self._shares_prefix else None
         for _ in range(new_tokens):
             logits = self._forward(cache, fed, [made[fed:]], [1])
             fed = len(made) if cache is not None else 0
@@ -218,24 +246,37 @@ class TransformersModel:
         return max(1, _logit_block_bytes(self._cuda_devices) // (4 * self.info.vocab_size))
 
     def _batches(
-        self, shared: list[int], rows: list[list[int]], kept: list[int]
-    ) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
-        """Row indices of each batch with the float32 logits of its kept positions, row by row."""
-        if not rows:
-            return
-        if not self._shares_prefix:
-            shared, rows = [], [shared + row for row in rows]
-        cache = self._prefill(shared) if shared else None
-        lengths, most = [len(row) for row in rows], self._block_rows
-        for batch in plan_batches(lengths, kept, len(shared), self.batch_tokens, most):
-            chosen = [rows[i] for i in batch]
-            forked = fork(cache, len(batch)) if cache is not None else None
-            yield batch, self._forward(forked, len(shared), chosen, [kept[i] for i in batch])
+        self, shared: list[list[int]], rows: list[tuple[int, list[int]]], kept: list[int]
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Row indices of each batch with the float32 logits of its kept positions, row by row.
 
-    def _prefill(self, shared: list[int]) -> Any:
+        A row is what it adds to which of the ``shared``; of those in a batch, all of one length is
+        computed once, and the rest of the longer ones in their rows.
+        """
+        limits = self.batch_tokens, self._block_rows
+        filled = FILLED_TOKENS if self._cuda_devices else CPU_FILLED_TOKENS
+        sizes = list(map(len, shared))
+        own = [
+            [i for i, (root, _) in enumerate(rows) if root == each] for each in range(len(sizes))
+        ]
+        needed = [sum(kept[i] for i in each) for each in own]
+        for group in plan_batches(sizes, needed, 0, *limits, filled=0):
+            common = min(sizes[root] for root in group) if self._shares_prefix else 0
+            chosen = [i for root in group for i in own[root]]
+            whole = [shared[rows[i][0]][common:] + rows[i][1] for i in chosen]
+            wanted = [kept[i] for i in chosen]
+            cache = self._prefill([shared[root][:common] for root in group]) if common else None
+            for batch in plan_batches(list(map(len, whole)), wanted, common, *limits, filled):
+                indices = [chosen[i] for i in batch]
+                forked = cache and fork(cache, [group.index(rows[i][0]) for i in indices])
+                inputs = [whole[i] for i in batch], [wanted[i] for i in batch]
+                yield indices, self._forward(forked, common, *inputs)
+
+    def _prefill(self, shared: list[list[int]]) -> Any:
+        """A cache of rows of one length."""
         cache = DynamicCache(config=self._model.config)
-        if shared:
-            self._forward(cache, 0, [shared], [1])
+        if shared[0]:
+            self._forward(cache, 0, shared, [1] * len(shared))
         return cache
 
     def _forward(

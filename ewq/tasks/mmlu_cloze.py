@@ -5,17 +5,17 @@ Zero-shot; the log-likelihood of each choice is divided by its length in charact
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ewq.data.mmlu import MmluData, Question
+from ewq.data.mmlu import LETTERS, MmluData, Question
 from ewq.measurement import Json, TaskResult
-from ewq.model import LanguageModel
+from ewq.model import Branches, LanguageModel
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.tasks.mmlu_scores import answers_result, encode_pairs, require_finite, require_questions
 from ewq.tasks.mmlu_scores import pair as pair
 from ewq.tasks.table import Inputs
 
 TASK = "mmlu_cloze"
+QUESTIONS_PER_CALL = 32
 
 
 def measure(inputs: Inputs) -> TaskResult:
@@ -26,12 +26,16 @@ def measure(inputs: Inputs) -> TaskResult:
 def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRESS) -> TaskResult:
     """Score the four choices of every question as continuations; the likeliest is the answer."""
     require_questions(data, 0)
-    rows = []
-    with step(progress, "MMLU (cloze)", len(data.test), "questions") as advance:
-        for number, question in enumerate(data.test, start=1):
-            rows.append(_score(model, question, number))
-            advance(1)
-    sums = np.stack(rows)
+    asked = [_encode(model, *numbered) for numbered in enumerate(data.test, start=1)]
+    sums = np.empty((len(asked), len(LETTERS)), dtype=np.float32)
+    # Prompts of one length are worked on together.
+    order = sorted(range(len(asked)), key=lambda i: -len(asked[i][0]))
+    with step(progress, "MMLU (cloze)", len(asked), "questions") as advance:
+        for begin in range(0, len(order), QUESTIONS_PER_CALL):
+            chosen = order[begin : begin + QUESTIONS_PER_CALL]
+            scores = model.continuation_scores([asked[i] for i in chosen])
+            sums[chosen] = [[each[:, 0].sum() for each in choices] for choices in scores]
+            advance(len(chosen))
     require_finite(sums, "MMLU (cloze)")
     lengths = np.array([[max(len(c), 1) for c in q.choices] for q in data.test])
     choices = (sums / lengths).argmax(axis=1).tolist()
@@ -43,15 +47,14 @@ def run(model: LanguageModel, data: MmluData, *, progress: Progress = NO_PROGRES
     return answers_result(TASK, model, data, choices, sums, protocol)
 
 
-def _score(model: LanguageModel, question: Question, number: int) -> NDArray[np.float32]:
-    """Log-likelihood of each choice's text after the question, ``[4]``."""
+def _encode(model: LanguageModel, number: int, question: Question) -> Branches:
+    """The tokens of the question and of each choice's text after it."""
     contexts = [prompt(question)] * len(question.choices)
     heads, tails = encode_pairs(model.tokenizer, contexts, [f" {c}" for c in question.choices])
     # The last token is only predicted, never fed.
     longest = len(heads[0]) + max(map(len, tails)) - 1
     model.info.require_context(longest, f"{question.subject} (question {number} of the data)")
-    sums = [part.sum() for part in model.token_logprobs(heads[0], tails)]
-    return np.array(sums, dtype=np.float32)
+    return heads[0], tails
 
 
 def prompt(question: Question) -> str:

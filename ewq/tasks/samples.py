@@ -32,15 +32,15 @@ def run(
     """Continue every prompt greedily by exactly ``new_tokens`` tokens; metrics come by pairing."""
     bos = bos_token(model.tokenizer)
     first = [] if bos is None else [bos]
-    tokens: dict[str, list[int]] = {}
+    encode, decode = model.tokenizer.encode, model.tokenizer.decode
+    ids = [[*first, *encode(text, add_special_tokens=False)] for text in prompts.values()]
+    for name, row in zip(prompts, ids, strict=True):
+        what = f"prompt {name!r} and {new_tokens} new tokens"
+        model.info.require_context(len(row) + new_tokens, what)
     with step(progress, "generation samples", len(prompts), "prompts") as advance:
-        for name, prompt in prompts.items():
-            ids = [*first, *model.tokenizer.encode(prompt, add_special_tokens=False)]
-            what = f"prompt {name!r} and {new_tokens} new tokens"
-            model.info.require_context(len(ids) + new_tokens, what)
-            tokens[name] = list(model.generate([ids], new_tokens).tokens[0])
-            advance(1)
-    decode = model.tokenizer.decode
+        found = model.generate(ids, new_tokens).tokens
+        advance(len(prompts))
+    tokens = dict(zip(prompts, map(list, found), strict=True))
     return TaskResult(
         task=TASK,
         settings={"new_tokens": new_tokens, "bos_added": bos is not None, "prompts": dict(prompts)},

@@ -176,7 +176,7 @@ BAD_CALLS = {
     "no prefix": lambda model: model.token_logprobs([], [[3]]),
     "start at zero": lambda model: next(iter(model.logprobs([3, 4], 0))),
     "start at the end": lambda model: next(iter(model.logprobs([3, 4], 2))),
-    "ragged prompts": lambda model: model.generate([[3], [3, 4]], 2),
+    "an empty prompt": lambda model: model.generate([[3], []], 2),
     "no new tokens": lambda model: model.generate([[3]], 0),
 }
 

@@ -118,6 +118,25 @@ def test_token_logprobs_of_an_empty_suffix_are_empty(model, prompts):
     assert [len(values) for values in model.token_logprobs(prompts[0], [[], [5]])] == [0, 1]
 
 
+@pytest.mark.parametrize("lengths", [[20, 19, 20, 3, 1, 40, 20], [1, 1], [5]], ids=str)
+def test_continuations_of_many_prefixes_equal_those_of_each(
+    engine, folder, model, prompts, lengths
+):
+    rng = np.random.default_rng(4)
+    prefixes = [random_ids(rng, length) for length in lengths]
+    given = [prompts[1][start : start + 1 + start % 4] for start in range(len(lengths))]
+    asked = [*zip(prefixes, given, strict=True), (prompts[0], []), (prompts[0], [[], [7]])]
+    scored = model.continuation_scores(asked)
+    assert [list(map(len, each)) for each in scored] == [
+        list(map(len, suffixes)) for _, suffixes in asked
+    ]
+    for (prefix, suffixes), each in zip(asked, scored, strict=True):
+        for suffix, values in zip(suffixes, each, strict=True):
+            expected = expected_tokens(folder, prefix, suffix) if suffix else []
+            np.testing.assert_allclose(values[:, 0], expected, atol=engine.tolerance)
+    assert model.continuation_scores([]) == []
+
+
 def test_scores_say_which_tokens_greedy_decoding_would_have_chosen(folder, model, prompts):
     prefix = prompts[0]
     chosen = list(naive_greedy(folder, prefix, 4))
@@ -161,6 +180,13 @@ def test_generate_is_greedy_and_of_fixed_length(folder, model, prompts):
     assert len(generation.step_s) == 5
     assert generation.first_token_s > 0
     assert all(seconds > 0 for seconds in generation.step_s)
+
+
+def test_prompts_of_several_lengths_are_continued_as_each_alone(folder, model, prompts):
+    ragged = [prompts[0][:8], prompts[0][3:5], prompts[0], [5]]
+    generation = model.generate(ragged, 6)
+    assert generation.tokens == tuple(naive_greedy(folder, prompt, 6) for prompt in ragged)
+    assert len(generation.step_s) == 5
 
 
 def test_generation_ends_where_it_is_told_to(model, prompts):
@@ -224,7 +250,8 @@ def test_what_exceeds_the_context_is_an_error_with_both_lengths(model, use):
         pytest.param(lambda m: m.last_logprobs([], [[]], [3]), id="no token at all"),
         pytest.param(lambda m: list(m.logprobs([3, 4], 0)), id="start 0"),
         pytest.param(lambda m: list(m.logprobs([3, 4], 2)), id="start past the end"),
-        pytest.param(lambda m: m.generate([[3], [3, 4]], 2), id="ragged prompts"),
+        pytest.param(lambda m: m.generate([[3], []], 2), id="an empty prompt"),
+        pytest.param(lambda m: m.generate([], 2), id="no prompt"),
         pytest.param(lambda m: m.generate([[3]], 0), id="no new tokens"),
     ],
 )

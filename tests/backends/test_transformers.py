@@ -73,6 +73,35 @@ def test_batching_padding_and_prefix_sharing_change_no_answer(
         np.testing.assert_allclose(values, expected_tokens(folder, prefix, suffix), atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("shares", [True, False], ids=["shared", "repeated"])
+@pytest.mark.parametrize("batch_tokens", [1, 90, 100_000])
+def test_prefixes_worked_on_together_change_no_answer(
+    folder, prompts, shares, batch_tokens, monkeypatch
+):
+    monkeypatch.setattr(backend, "can_share", lambda config: shares)
+    model = load(folder, batch_tokens=batch_tokens)
+    require_continuations(folder, model, prompts[1])
+
+
+def require_continuations(folder, model, suffixes):
+    asked = [(prefix, suffixes[i : i + 3]) for i, prefix in enumerate(suffixes) if len(prefix) > 7]
+    for (prefix, own), scored in zip(asked, model.continuation_scores(asked), strict=True):
+        for suffix, values in zip(own, scored, strict=True):
+            expected = expected_tokens(folder, prefix, suffix)
+            np.testing.assert_allclose(values[:, 0], expected, atol=TOLERANCE)
+
+
+def test_prefixes_of_one_length_are_computed_in_one_pass(llama, prompts, monkeypatch):
+    model, prefix = load(llama), prompts[0]
+    fed, forward = [], model._forward
+    monkeypatch.setattr(
+        model, "_forward", lambda *args: fed.append(list(map(len, args[2]))) or forward(*args)
+    )
+    prefixes = [[first, *prefix[1:]] for first in (3, 4, 5)]
+    model.continuation_scores([(each, [[6, 7], [8]]) for each in prefixes])
+    assert fed == [[len(prefix) - 1] * 3, [2] * 3 + [1] * 3]
+
+
 @pytest.fixture(scope="module", params=sorted(SLIDING))
 def sliding(request, tmp_path_factory):
     return save_tiny(request.param, tmp_path_factory.mktemp(request.param))
@@ -91,6 +120,7 @@ def test_a_shared_prefix_may_end_anywhere_in_an_attention_window(
         scored = model.last_logprobs(prefix, suffixes, [3, 4, 5, 6])
         np.testing.assert_allclose(scored, expected, atol=TOLERANCE)
     monkeypatch.setattr(backend, "LOGIT_BLOCK_BYTES", 4 * model.info.vocab_size * 5)
+    require_continuations(sliding, model, suffixes)
     ids = prefix + prompts[0]
     blocks = torch.cat(list(model.logprobs(ids, length))).numpy()
     np.testing.assert_allclose(

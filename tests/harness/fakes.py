@@ -132,6 +132,9 @@ class FakeModel:
         plain = self.token_logprobs(prefix, suffixes)
         return [np.stack([row, np.zeros_like(row)], axis=1) for row in plain]
 
+    def continuation_scores(self, asked):
+        return [self.token_scores(*each) for each in asked]
+
     def logprobs(self, ids, start):
         yield self._rows(ids, start)[:-1]
 

@@ -68,6 +68,9 @@ class HashModel:
             for s in suffixes
         ]
 
+    def continuation_scores(self, asked):
+        return [[row[:, None] for row in self.token_logprobs(*each)] for each in asked]
+
 
 def make_data(sizes=(("world_religions", 7), ("anatomy", 5))):
     def question(subject, i):
