@@ -15,7 +15,10 @@ from ewq.files import caches_made
 from ewq.harness.options import Options, add_options
 from ewq.harness.state import MEMBER, TASK_MARK, PluginState, key_of, state_of, task_of
 from ewq.instruments.processor_wait import wait_without_spinning
+from ewq.progress import Progress
 from ewq.record import Record, Verdict
+from ewq.storage.journal import JOURNAL, JournalLost
+from ewq.storage.runs import whole_benchmarks
 from ewq.tasks.table import FAMILIES, find_task, known_task
 from ewq.variants import REFERENCE
 
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
     from ewq.harness.handle import LoadVariant, VariantHandle
     from ewq.harness.session import Session
     from ewq.harness.subject import Subject
-    from ewq.progress import Progress
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -188,7 +190,6 @@ def measure(
 ) -> Callable[[], Record]:
     """Measure the test's task on its variant, store the record, and apply the gate."""
     from ewq.harness.measuring import measure as measure_task
-    from ewq.storage.journal import JournalLost
 
     task = task_of(request.node)
     if task is None:
@@ -253,8 +254,6 @@ def pytest_benchmark_compare_machine_info(
     machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
 ) -> None:
     """Keep pytest-benchmark from damaged rows, and from calling every machine different."""
-    from ewq.storage.runs import whole_benchmarks
-
     compared_benchmark["machine_info"] = machine_info
     compared_benchmark["benchmarks"] = whole_benchmarks(compared_benchmark["benchmarks"])
 
@@ -268,8 +267,6 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
         yield
         state.retire_journal()
     except OSError as error:
-        from ewq.storage.journal import JOURNAL
-
         pytest.exit(
             f"ewq: cannot store the run ({error.strerror}); every measurement is kept in "
             f"{state.storage / JOURNAL}: free space, then run again with --ewq-resume",

@@ -15,16 +15,18 @@ import pytest
 from ewq.errors import InputError
 from ewq.files import cached_kinds, sync_file
 from ewq.harness.options import Options
+from ewq.progress import Progress
+from ewq.record import RecordKey
+from ewq.storage.environment import RunIdentity
+from ewq.storage.journal import JOURNAL, PREVIOUS_JOURNAL, Journal
 from ewq.tasks.table import OF_FAMILY
+from ewq.tasks.tiers import tier_sizes
 from ewq.variants import find_variant
 
 if TYPE_CHECKING:
     from ewq.harness.handle import LoadVariant
     from ewq.harness.session import Gate, Session
     from ewq.harness.subject import Subject
-    from ewq.progress import Progress
-    from ewq.record import RecordKey
-    from ewq.storage.environment import RunIdentity
 
 TASK_MARK, MEMBER = "task", "member"
 
@@ -106,8 +108,6 @@ class PluginState:
 
     def retire_journal(self) -> None:
         """After a complete run was stored there is nothing to resume."""
-        from ewq.storage.journal import PREVIOUS_JOURNAL
-
         stored = self.stored_file
         if self.session and stored and self._is_saving and self.storage_json["complete"]:
             sync_file(stored)
@@ -118,8 +118,6 @@ class PluginState:
         """Set up the run; an EwqError, before a model loads, for whatever makes it pointless."""
         from ewq.harness.session import RunData, Session, check_variants, identify
         from ewq.harness.subject import find_placement
-        from ewq.storage.journal import JOURNAL, Journal
-        from ewq.tasks.tiers import tier_sizes
 
         asked, ungated, keys = self.options, self.ungated, tuple(self.selected)
         if ungated and (asked.require_baseline or self.baseline_request):
