@@ -28,15 +28,10 @@ from ewq.instruments.memory import weights_bytes
 from ewq.progress import NO_PROGRESS, Progress
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-LIBRARIES = {
-    "awq": ("gptqmodel",),
-    "bitsandbytes": ("bitsandbytes",),
-    "compressed-tensors": ("compressed_tensors",),
-    "ewq": ("bitsandbytes",),
-    "gptq": ("optimum", "gptqmodel"),
-    "torchao": ("torchao",),
+LIBRARIES = {"awq": "gptqmodel", "ewq": "bitsandbytes", "gptq": "optimum gptqmodel"} | {
+    method: method for method in ("bitsandbytes", "compressed-tensors", "torchao")
 }
-"""Method -> the modules that run it; of other methods transformers says it while loading."""
+"""Method -> what runs it; of other methods transformers says it while loading."""
 PROBE = "Naïve café: 12345 tokens,\n\tof 中文 and 🙂 -- isn't it?"
 _BITS = ("num_bits", "bits", "w_bit", "nbits", "fmt", "_type")
 _NOT_OF_WEIGHTS = ("input_activations", "output_activations", "kv_cache_scheme", "_data")
@@ -64,10 +59,9 @@ class ModelFolder:
         told = self.quantization
         if not told:
             return "" if self.own else "adapter, merged"
-        if told.get("load_in_8bit") or told.get("load_in_4bit"):
+        bits = [f"{each}-bit" if each.isdigit() else each for each in _bits_in(told)]
+        if self._method == "bitsandbytes":
             bits = ["int8" if told.get("load_in_8bit") else str(told.get("bnb_4bit_quant_type"))]
-        else:
-            bits = [f"{each}-bit" if each.isdigit() else each for each in _bits_in(told)]
         return " ".join(dict.fromkeys((self._method, *bits)))
 
     @property
@@ -91,11 +85,12 @@ class ModelFolder:
 
     def require_library(self) -> None:
         """Raise a BackendUnavailable that says what to install for the method."""
-        needed = LIBRARIES.get(self._method, ()) if self.quantization else ("peft",)
-        missing = [] if self.method == "" else [name for name in needed if not find_spec(name)]
+        needed = LIBRARIES.get(self._method, "") if self.quantization else "peft" * (not self.own)
+        missing = [name for name in needed.split() if not find_spec(name.replace("-", "_"))]
         if missing:
-            install = " ".join(missing).replace("_", "-")
-            raise BackendUnavailable(f"{self.path} ({self.method}): pip install {install}")
+            raise BackendUnavailable(
+                f"{self.path} ({self.method}): pip install {' '.join(missing)}"
+            )
 
     def require_same_model(self, tokenizer: Any, label: str) -> None:
         """Refuse what lacks the shape or the tokens of ``label``, or needs code of its own.
@@ -140,10 +135,7 @@ def _bits_in(told: Mapping[str, Any]) -> Iterator[str]:
 def open_model_folder(
     source: str, base: Checkpoint, progress: Progress = NO_PROGRESS
 ) -> ModelFolder:
-    """Open a hub id (downloaded where not cached) or a local folder.
-
-    A CheckpointError where it is not found, incomplete, or has its weights only in pickle files.
-    """
+    """Open a hub id or a local folder; a CheckpointError as of :func:`open_checkpoint`."""
     path = resolve(source, progress)
     if not (path / ADAPTER).is_file():
         return ModelFolder(path, base, open_checkpoint(source, progress))
@@ -182,9 +174,7 @@ def load_model_folder(folder: ModelFolder, **how: Any) -> tuple[TransformersMode
     numel = sum(each.numel for name, each in folder.base.tensors.items() if name not in ignored)
     held, size = weights_bytes(model._model, getattr(torch, stored)), folder.nbytes
     model.info = replace(model.info, weights_bytes=size, bits_per_weight=8 * size / numel)
-    kept, notes = model.info.dtype, []
-    if held > 1.01 * size:
-        notes.append(f"unpacked by transformers: {held:,} bytes in memory, {size:,} in its files")
-    if kept != asked:
-        notes.append(f"computes in {kept}, as it is stored, where {asked} was asked for")
-    return model, tuple(notes)
+    kept = model.info.dtype
+    unpacked = f"unpacked by transformers: {held:,} bytes in memory, {size:,} in its files"
+    typed = f"computes in {kept}, as it is stored, where {asked} was asked for"
+    return model, (*(unpacked,) * (held > 1.01 * size), *(typed,) * (kept != asked))
