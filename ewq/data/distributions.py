@@ -6,28 +6,22 @@ from itself by 5e-4 nats; nothing is rounded here. Files have no name: whatever 
 the operating system takes their space back.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import linear
 
+from ewq.data.windows import Window
 from ewq.errors import InputError, MeasurementError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ewq.data.windows import Window
-    from ewq.measurement import Json
-    from ewq.model import ModelInfo
+from ewq.measurement import Json
+from ewq.model import ModelInfo
 
 PART_BYTES = 8 * 1024**2
 """Float32 log-probabilities made at a time; a comparison holds two such parts."""
@@ -139,7 +133,7 @@ class Reference:
         if normalisers is not None:
             self.normalisers.append(normalisers.cpu())
 
-    def on(self, device: torch.device) -> Reference:
+    def on(self, device: torch.device) -> "Reference":
         """The same with its head in a GPU's memory; on a CPU it stays on the disk."""
         if self.head is None or device.type == "cpu" or isinstance(self.head.weight, torch.Tensor):
             return self

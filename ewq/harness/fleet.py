@@ -3,8 +3,6 @@
 The tests replay it afterwards as a resumed run does, and measure what no worker measured.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import time
@@ -14,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ewq.errors import EwqError, InputError, MeasurementError
 from ewq.harness.handle import OutOfMemory
 from ewq.harness.loading import weights_bytes
 from ewq.harness.measuring import UNPAIRED, is_of, pair, result_of
 from ewq.harness.references import MISSING, References
+from ewq.harness.session import Session
 from ewq.harness.subject import Subject
 from ewq.harness.worker import Worker
 from ewq.instruments.gpu import free_memory, gpus_of
@@ -28,16 +27,10 @@ from ewq.instruments.processor_wait import usable_cores
 from ewq.measurement import Doubt, DoubtKind
 from ewq.planning.sizes import RUNTIME_BYTES
 from ewq.progress import NO_PROGRESS, step
-from ewq.record import Record
-from ewq.storage.environment import changed_settings
+from ewq.record import Record, RecordKey
+from ewq.storage.environment import RunIdentity, changed_settings
 from ewq.tasks.table import Pairing, find_task
-from ewq.variants import REFERENCE, find_variant
-
-if TYPE_CHECKING:
-    from ewq.harness.session import Session
-    from ewq.record import RecordKey
-    from ewq.storage.environment import RunIdentity
-    from ewq.variants import Variant
+from ewq.variants import REFERENCE, Variant, find_variant
 
 RECORDING = "reference log-probabilities"
 """What FP16's worker does for all others, among its tasks."""

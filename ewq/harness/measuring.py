@@ -1,14 +1,14 @@
 """One benchmark from start to stored record: journal, timing, pairing, gate."""
 
-from __future__ import annotations
-
 import gc
 import timeit
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from ewq.errors import EwqError, MeasurementError
 from ewq.harness.handle import VariantHandle, report_out_of_memory
@@ -21,10 +21,6 @@ from ewq.planning.plan import QuantizationPlan
 from ewq.record import Record, RecordKey, Verdict
 from ewq.tasks.table import Kind, Pairing, figure_of, find_task
 from ewq.variants import REFERENCE, Variant, find_variant
-
-if TYPE_CHECKING:
-    from pytest_benchmark.fixture import BenchmarkFixture
-
 
 FIRST = "first_measurement"
 """Where a record keeps what it replaces."""

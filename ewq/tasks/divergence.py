@@ -6,36 +6,29 @@ Per scored token, with ``p`` the reference's and ``q`` the model's distribution:
 tail is cut off, and errors are clustered by document.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ewq.data.distributions import Head, Reference, open_reference
+from ewq.data.texts import TextSet
 from ewq.data.windows import SHORT, Definition, Window, fitted_windows, window_notes
 from ewq.errors import MeasurementError
-from ewq.measurement import Items, Metric, TaskResult
+from ewq.measurement import Items, Json, Metric, TaskResult
+from ewq.model import LanguageModel, TokenIds
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.stats import clustered_ratio, clustered_share_stderr, clusters_of, quantile
+from ewq.tasks.table import Inputs
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ewq.data.texts import TextSet
-    from ewq.measurement import Json
-    from ewq.model import LanguageModel, TokenIds
-    from ewq.tasks.table import Inputs
-
-    Array = NDArray[np.float64]
-
+Array = NDArray[np.float64]
 TASK = "divergence"
 _DELTA_P_PERCENTILES = (0.1, 1, 5, 10, 50, 90, 95, 99, 99.9)
 _CONFIDENCES = {
