@@ -171,11 +171,6 @@ class Comparison:
     """Whether the runs come from different hardware: nothing is a regression then."""
 
     @property
-    def regressions(self) -> tuple[Change, ...]:
-        """Rows that got worse beyond tolerance and noise."""
-        return tuple(row for row in self.rows if row.verdict is Verdict.FAIL)
-
-    @property
     def verdict(self) -> Verdict:
         """One verdict for the whole; refusals count as a missing baseline."""
         found = [row.verdict for row in self.rows if row.verdict is not None]
@@ -186,10 +181,10 @@ class Comparison:
     @property
     def exit_code(self) -> int:
         """0 no regression, 1 regression, 2 something both measured was not comparable."""
-        if not self.foreign and (self.regressions or self.losses):
+        verdicts = {row.verdict for row in self.rows} - {None}
+        if not self.foreign and (Verdict.FAIL in verdicts or self.losses):
             return 1
-        gated = any(row.verdict is not None for row in self.rows)
-        return 2 if self.foreign or self.refusals or not gated else 0
+        return 2 if self.foreign or self.refusals or not verdicts else 0
 
 
 def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> Comparison:

@@ -19,10 +19,7 @@ from ewq.report.rows import (
 )
 from ewq.tasks.table import CHAT, OF_FAMILY
 
-NO_REFERENCE = (
-    "This run holds no FP16 answers to the same questions: select fp16 together with the other "
-    "variants to count flips by subject."
-)
+NO_REFERENCE = "This run holds no FP16 answers to the same questions: select fp16 too."
 _TAIL = {"kld_mean": "KLD", "kld_p99": "p99", "kld_p999": "p99.9"}
 _Answers = Mapping[str, Counter[tuple[bool, bool]]]
 """Subject -> questions by whether the reference's answer was right and whether this one is."""
@@ -165,8 +162,8 @@ def _flips_table(counted: Mapping[str, _Answers]) -> tuple[Paragraph | Table, ..
     moved = sorted(filter(flipped.get, subjects), key=lambda name: -flipped[name])
     steady = len(subjects) - len(moved)
     intro = Paragraph(
-        "A flip is an answer that became wrong (−) or became right (+). Equal numbers of both "
-        "leave the accuracy as it was, yet the model changed."
+        "A flip is an answer that became wrong (−) or right (+); both change the model, "
+        "though they may leave its accuracy."
         + f" {steady} of {len(subjects)} subjects did not flip in any variant."
         * bool(steady)
     )
