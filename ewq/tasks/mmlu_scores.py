@@ -70,6 +70,7 @@ def answers_result(
     Metrics are those of :func:`accuracy_metrics`, the ``answer`` of each item the letter chosen,
     upper case where it is right; ``side["logprobs"]`` is for :func:`unpack_logprobs`.
     """
+    require_finite(logprobs, task)
     items = pack_items(choices, data)
     packed = base64.b64encode(logprobs.astype("<f4").tobytes()).decode("ascii")
     return TaskResult(
