@@ -11,13 +11,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Collection, Mapping
-from importlib.metadata import distributions
+from collections.abc import Collection
 from pathlib import Path
 
 from ewq.errors import BackendUnavailable, CheckpointError, EwqError, InputError
 from ewq.files import cache_dir, whole_folder
 from ewq.gguf import convert_child
+from ewq.gguf.probe import run_child
 from ewq.progress import NO_PROGRESS, Progress, step
 
 VARIABLE = "EWQ_GGUF_CONVERTER"
@@ -31,8 +31,6 @@ ARCHIVE_PARTS = (
     *(SCRIPT, "conversion", "gguf-py/gguf", "LICENSE"),
     *("models/ggml-vocab-gpt-neox.gguf", "models/ggml-vocab-llama-spm.gguf"),
 )
-COMPANIONS = {"sentencepiece": "sentencepiece==0.2.3", "protobuf": "protobuf>=6,<8"}
-"""What the converter imports for some tokenizers -> what to add where it is not installed."""
 CONVERTED_TYPES = ("F32", "F16", "BF16")
 UNKNOWN_TOKENIZER_NOTE = (
     "llama.cpp does not know this tokenizer's splitting rule: the file is complete for token ids "
@@ -60,42 +58,23 @@ def convert_folder(
     arguments = [str(folder), "--outtype", type_name.lower(), "--outfile", str(out)]
     command = [sys.executable, "-P", str(convert_child.__file__), str(script), *arguments]
     environment = {**os.environ, convert_child.WITHOUT: ",".join(without)}
-    status, said = _followed(command, progress, environment)
+    written = 0
+
+    def heard(line: str) -> bool:
+        """Its own progress bar, whose carriage returns end lines in text mode."""
+        nonlocal written
+        if bar := _WRITING.match(line):
+            advance(int(bar["percent"]) - written)
+            written = int(bar["percent"])
+        return bool(bar)
+
+    with step(progress, "converting to GGUF", 100, "%") as advance:
+        status, said = run_child(command, heard, environment=environment)
     if status or not out.is_file():
         reason = said.strip().split("\n")[-1].strip() or "no reason given"
         raise CheckpointError(f"llama.cpp's converter cannot convert {folder}: {reason}")
     known = convert_child.UNKNOWN_TOKENIZER not in said
     return () if known else (UNKNOWN_TOKENIZER_NOTE,)
-
-
-def _followed(
-    command: list[str], progress: Progress, environment: Mapping[str, str]
-) -> tuple[int, str]:
-    """Run the converter while reading its own progress bar; returns exit status and stderr."""
-    said: list[str] = []
-    written = 0
-    with (
-        step(progress, "converting to GGUF", 100, "%") as advance,
-        subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        ) as child,
-    ):
-        assert child.stderr is not None
-        # Text mode ends lines at the carriage returns of the bar too.
-        for line in child.stderr:
-            bar = _WRITING.match(line)
-            if bar is None:
-                said.append(line)
-                continue
-            advance(int(bar["percent"]) - written)
-            written = int(bar["percent"])
-    return child.returncode, "".join(said)
 
 
 def find_converter(explicit: Path | None = None, progress: Progress = NO_PROGRESS) -> Path:
@@ -122,7 +101,7 @@ def _install(folder: Path) -> None:
         pinned = Path(scratch) / "archive.txt"
         pinned.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
         only_source = ("--no-binary", PACKAGE, "--require-hashes", "-r", str(pinned))
-        _pip("download", "--dest", scratch, *only_source)
+        _pip_download("--dest", scratch, *only_source)
         [archive] = Path(scratch).glob("*.tar.gz")
         wanted = tuple(f"{ARCHIVE_ROOT}/{part}" for part in ARCHIVE_PARTS)
         with tarfile.open(archive) as tar:
@@ -130,15 +109,11 @@ def _install(folder: Path) -> None:
                 if member.name.startswith(wanted):
                     member.name = member.name.removeprefix(f"{ARCHIVE_ROOT}/")
                     tar.extract(member, folder, filter="data")
-    installed = {found.name for found in distributions()}
-    missing = [pinned for name, pinned in COMPANIONS.items() if name not in installed]
-    if missing:
-        _pip("install", "--target", str(folder), *missing)
 
 
-def _pip(command: str, *arguments: str) -> None:
+def _pip_download(*arguments: str) -> None:
     options = ["--quiet", "--no-input", "--no-deps", "--disable-pip-version-check"]
-    words = [sys.executable, "-m", "pip", command, *options, *arguments]
+    words = [sys.executable, "-m", "pip", "download", *options, *arguments]
     done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "ERROR" in line] or [done.stderr]

@@ -21,6 +21,8 @@ CODE_REFUSED = "it needs Python code that comes with the model, which ewq never 
 
 def main(script: Path, arguments: list[str]) -> None:
     """Load the script as a module, allow unknown pre-tokenizers, and run its ``main``."""
+    # One stream, in which the last line says why it ends.
+    sys.stdout = sys.stderr
     forbid_code_of_models()
     sys.path.insert(0, str(script.parent))
     sys.argv = [str(script), *arguments]

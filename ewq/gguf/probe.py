@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,38 @@ def probe_file(path: Path, timeout_s: float = TIMEOUT_S) -> None:
 
 def _command(path: Path) -> list[str]:
     return [sys.executable, "-m", "ewq.gguf.probe", str(path)]
+
+
+def run_child(
+    command: Sequence[str],
+    heard: Callable[[str], object],
+    given: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
+    """Run a child to its end; its exit status, and all that it said but the lines ``heard`` takes.
+
+    ``given`` is its standard input, and there is no other.
+    """
+    pipe, merged = subprocess.PIPE, subprocess.STDOUT
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=merged,
+        text=True,
+        errors="replace",
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            child.stdin.write(given)
+            child.stdin.close()
+            said = [line for line in child.stdout if not heard(line)]
+        except BaseException:
+            child.kill()
+            raise
+    return child.returncode, "".join(said)
 
 
 def why_ended(status: int, stderr: str) -> str:

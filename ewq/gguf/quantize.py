@@ -9,16 +9,16 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ewq.errors import EwqError, InputError
 from ewq.gguf.imatrix import read_imatrix
-from ewq.gguf.probe import why_ended
+from ewq.gguf.probe import run_child, why_ended
 from ewq.progress import NO_PROGRESS, Progress
 
 GAVE_UP = 4
@@ -86,45 +86,33 @@ def recipe_types(source: Path, type_name: str) -> Mapping[str, str]:
 
 def run_quantizer(job: QuantizeJob, progress: Progress = NO_PROGRESS) -> Heard:
     """Run a job; an EwqError says why llama.cpp refused or aborted."""
-    command = [sys.executable, "-m", "ewq.gguf.quantize"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        assert child.stderr is not None
-        try:
-            child.stdin.write(json.dumps(asdict(job), default=str))
-            child.stdin.close()
-            heard = _follow(child.stdout, progress)
-        except BaseException:
-            child.kill()
-            raise
-        finally:
-            progress.finish()
-        said = child.stderr.read()
-    if child.returncode:
-        why = why_ended(child.returncode, said)
-        if child.returncode < 0:
+    command, heard = [sys.executable, "-m", "ewq.gguf.quantize"], Heard()
+    given = json.dumps(asdict(job), default=str)
+    try:
+        status, said = run_child(command, partial(_hear, heard, progress), given)
+    finally:
+        progress.finish()
+    if status:
+        why = why_ended(status, said)
+        if status < 0:
             why = f"llama.cpp aborted while quantizing {job.source}: {why}"
-        elif child.returncode == GAVE_UP:
+        elif status == GAVE_UP:
             why = f"llama.cpp could not quantize {heard.last}: {why}"
         raise EwqError(why)
     return heard
 
 
-def _follow(log: IO[str], progress: Progress) -> Heard:
-    heard = Heard()
-    for line in log:
-        if match := CHOSEN.match(line):
-            heard.chosen[match[1]] = match[2].upper()
-        elif match := STEP.match(line):
-            if match[1] == "1":
-                progress.start("quantizing", int(match[2]), "tensors")
-            progress.advance(1)
-            heard.last = match[3]
-        elif match := FALLBACK.search(line):
-            heard.fallbacks[match[1]] = match[2].upper()
-    return heard
+def _hear(heard: Heard, progress: Progress, line: str) -> bool:
+    if match := CHOSEN.match(line):
+        heard.chosen[match[1]] = match[2].upper()
+    elif match := STEP.match(line):
+        if match[1] == "1":
+            progress.start("quantizing", int(match[2]), "tensors")
+        progress.advance(1)
+        heard.last = match[3]
+    elif match := FALLBACK.search(line):
+        heard.fallbacks[match[1]] = match[2].upper()
+    return match is not None
 
 
 def main(job: QuantizeJob) -> int:
@@ -156,12 +144,9 @@ def main(job: QuantizeJob) -> int:
     return GAVE_UP if library.llama_model_quantize(source, out, ctypes.byref(params)) else 0
 
 
-def _report(level: int, text: bytes, _user_data: Any) -> None:
-    from ewq.gguf.llama_native import LOG_ERROR
-
-    stream = sys.stderr if level == LOG_ERROR else sys.stdout
-    stream.write(text.decode("utf-8", errors="replace"))
-    stream.flush()
+def _report(_level: int, text: bytes, _user_data: Any) -> None:
+    sys.stdout.write(text.decode("utf-8", errors="replace"))
+    sys.stdout.flush()
 
 
 def _set_types(library: Any, params: Any, types: Mapping[str, str]) -> Any:
