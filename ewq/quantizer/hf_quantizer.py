@@ -14,7 +14,7 @@ from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.checkpoint.tensors import TensorInfo
-from ewq.errors import CheckpointError, PlanError
+from ewq.errors import CheckpointError, InputError, PlanError
 from ewq.planning.plan import (
     BITSANDBYTES,
     NAMED,
@@ -25,13 +25,15 @@ from ewq.planning.plan import (
 )
 from ewq.precision import Precision
 from ewq.quantizer.config import METHOD, EwqConfig
-from ewq.quantizer.modules import dequantize_model, is_linear, replacement, state_to_save
-from ewq.quantizer.streaming import (
+from ewq.quantizer.modules import (
     EwqDeserialize,
     EwqQuantize,
     MappedPages,
+    is_linear,
     is_quantized_weight,
     module_of,
+    replacement,
+    state_to_save,
 )
 
 logger = logging.getLogger(__name__)
@@ -132,14 +134,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
         return state_to_save(model), {}
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
-        dequantize_model(model, dtype or model.dtype)
-        return model
-
-    def remove_quantization_config(self, model: Any) -> None:
-        """Forget everything that marks a model as quantized."""
-        super().remove_quantization_config(model)  # type: ignore[no-untyped-call]
-        for name in LOADED.values():
-            model.__dict__.pop(name, None)
+        raise InputError("EWQ's models are not dequantized in place; load the original model")
 
 
 def _quantizable(plan: QuantizationPlan, model: nn.Module) -> dict[str, Precision]:

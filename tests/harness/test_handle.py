@@ -89,13 +89,13 @@ def test_nothing_is_held_by_an_earlier_attempt_that_failed_too():
 @pytest.mark.parametrize("name", ["bnb-nf4", "bnb-int8", "ewq-0.65"])
 def test_running_out_while_quantizing_is_told_through_transformers(name, monkeypatch):
     """transformers catches the error and raises another that does not name it."""
-    from ewq.quantizer import streaming
+    from ewq.quantizer import modules
 
     def run_out(*_, **__):
         raise torch.OutOfMemoryError(CUDA)
 
-    monkeypatch.setattr(streaming, "int8_vectorwise_quant", run_out)
-    monkeypatch.setattr(streaming.Bnb4bitQuantize, "convert", run_out)
+    monkeypatch.setattr(modules, "int8_vectorwise_quant", run_out)
+    monkeypatch.setattr(modules.Bnb4bitQuantize, "convert", run_out)
     subject = Subject("tiny", str(fixture_path("tiny-llama")))
     with (
         pytest.raises(MeasurementError, match=r"20\.50 GiB more needed"),

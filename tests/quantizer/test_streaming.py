@@ -10,8 +10,8 @@ from bitsandbytes.nn import Linear8bitLt
 from transformers.integrations.bitsandbytes import Bnb8bitQuantize
 from transformers.pytorch_utils import Conv1D
 
-from ewq.quantizer import streaming
-from ewq.quantizer.streaming import MappedPages
+from ewq.quantizer import modules
+from ewq.quantizer.modules import MappedPages
 
 
 @pytest.mark.parametrize("written", [False, True], ids=["clean", "written"])
@@ -33,7 +33,7 @@ def test_they_are_released_once_per_so_many_bytes(monkeypatch):
     pages = MappedPages(())
     monkeypatch.setattr(pages, "release", lambda: rounds.append(1))
 
-    pages.used(streaming.EVERY_BYTES - 1)
+    pages.used(modules.EVERY_BYTES - 1)
     assert not rounds
     pages.used(1)
 
@@ -41,7 +41,7 @@ def test_they_are_released_once_per_so_many_bytes(monkeypatch):
 
 
 def test_a_large_checkpoint_has_no_more_rounds_than_it_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr(streaming, "EVERY_BYTES", 10)
+    monkeypatch.setattr(modules, "EVERY_BYTES", 10)
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"x" * 32000)
     rounds = []
@@ -63,7 +63,7 @@ def test_int8_weights_are_transformers_own_and_stay_where_they_lie(source, monke
     holder.get_parameter_or_buffer = holder.get_parameter
     [theirs] = Bnb8bitQuantize(None).convert({"linear.weight": weight}, model=holder).values()
     monkeypatch.setattr(torch.Tensor, "cpu", None)
-    ours = streaming.int8_parameter(holder.linear, weight, "linear")
+    ours = modules.int8_parameter(holder.linear, weight, "linear")
     for part in ("data", "CB", "SCB"):
         assert torch.equal(getattr(ours, part), getattr(theirs, part))
     assert (ours.has_fp16_weights, ours.requires_grad) == (False, False)

@@ -1,4 +1,4 @@
-"""What people do with a quantized model: weigh it, dequantize it, train an adapter, place it."""
+"""What people do with a quantized model: weigh it, train an adapter, place it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
+from ewq.errors import InputError
 from ewq.instruments.memory import weights_bytes
 from ewq.planning.plan import read_plan
 from ewq.precision import Precision
 from ewq.quantizer import EwqConfig
-from ewq.quantizer.modules import QUANTIZED, dequantized_weight
+from ewq.quantizer.modules import QUANTIZED
 from tests.quantizer.models import IDS, load, logits, plan_for, save, save_llama
 
 SIZES = {
@@ -48,27 +48,12 @@ def test_the_footprint_counts_scales_that_are_neither_parameters_nor_buffers(tmp
     assert weights_bytes(model) == registered + 4 * rows
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
-def test_dequantize_gives_a_plain_model_of_the_values_that_were_multiplied(name, tmp_path):
-    folder = save(name, tmp_path / "model")
+def test_dequantizing_in_place_is_refused_in_one_line(tmp_path):
+    folder = save("llama", tmp_path / "model")
     model = load(folder, quantization_config=EwqConfig(plan=plan_for(folder)))
-    logits(model)
-    values = {
-        path: dequantized_weight(module).float()
-        for path, module in model.named_modules()
-        if isinstance(module, QUANTIZED)
-    }
 
-    model = model.dequantize()
-
-    assert not any(isinstance(module, QUANTIZED) for module in model.modules())
-    for path, value in values.items():
-        plain = model.get_submodule(path)
-        weight = plain.weight.T if isinstance(plain, Conv1D) else plain.weight
-        assert torch.equal(weight, value)
-    assert not hasattr(model.config, "quantization_config")
-    model.save_pretrained(tmp_path / "plain")
-    assert torch.equal(logits(load(tmp_path / "plain")), logits(model))
+    with pytest.raises(InputError, match="load the original model"):
+        model.dequantize()
 
 
 @pytest.mark.parametrize("precision", [Precision.FOUR_BIT, Precision.EIGHT_BIT, None])

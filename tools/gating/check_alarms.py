@@ -43,7 +43,7 @@ def git(checkout, *arguments):
 def plant(checkout, name, lines):
     """Commit a defect on a branch of its own, from the sound commit."""
     git(checkout, "checkout", "-q", "-B", "defect", "sound")
-    file = checkout / "ewq" / "quantizer" / "streaming.py"
+    file = checkout / "ewq" / "quantizer" / "modules.py"
     text = file.read_text()
     if QUANTIZE not in text:
         sys.exit(f"{file} has changed: the defect cannot be planted")
