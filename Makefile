@@ -13,7 +13,7 @@ ARGS ?=
 .PHONY: bench test lint types tests smoke style clean
 
 bench: $(VENV)/.installed
-	@echo 'Benchmarking the embedded model: about a quarter of an hour on two cores, less on a GPU.'
+	@echo 'Benchmarking the embedded model: about 9 minutes on two cores, less on a GPU.'
 	$(BIN)/pytest benchmarks/ -k "$(VARIANTS)" $(ARGS)
 
 test: lint types tests smoke

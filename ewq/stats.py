@@ -7,12 +7,11 @@ document or subject are not independent, so errors are computed over *clusters*,
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainc
-from scipy.stats import binomtest, bootstrap, norm, t
+from scipy.special import bdtr, betainc, ndtr, ndtri, stdtr, stdtrit
 
 from ewq.errors import MeasurementError
 from ewq.measurement import Metric
@@ -78,7 +77,7 @@ def mcnemar_exact(n01: int, n10: int) -> float:
     ``min(1, 2 P(Bin(n01 + n10, 1/2) <= min(n01, n10)))`` (McNemar 1947).
     """
     discordant = n01 + n10
-    return float(binomtest(n01, discordant, 0.5).pvalue) if discordant else 1.0
+    return min(1.0, 2 * float(bdtr(min(n01, n10), discordant, 0.5))) if discordant else 1.0
 
 
 def paired_answers(
@@ -153,18 +152,14 @@ def paired_interval(
     numerators, denominators = _by_cluster(totals, sizes, clusters)
     estimate = clustered_ratio(numerators, denominators)
     if estimate.clusters >= _FEWEST_TO_BOOTSTRAP and estimate.stderr:
-        bounds = bootstrap(
-            (numerators, denominators),
-            lambda tops, bottoms, axis: tops.sum(axis=axis) / bottoms.sum(axis=axis),
-            paired=True,
-            vectorized=True,
-            n_resamples=BOOTSTRAP_RESAMPLES,
-            batch=max(1, _BOOTSTRAP_BATCH_ELEMENTS // len(numerators)),
-            confidence_level=1 - ALPHA,
-            method="percentile",
-            rng=np.random.default_rng(BOOTSTRAP_SEED),
-        ).confidence_interval
-        return Interval(float(bounds.low), float(bounds.high))
+        # As scipy.stats.bootstrap draws, whose import takes most of a second.
+        rng, size = np.random.default_rng(BOOTSTRAP_SEED), len(numerators)
+        step = max(1, _BOOTSTRAP_BATCH_ELEMENTS // size)
+        ratios: list[float] = []
+        for begin in range(0, BOOTSTRAP_RESAMPLES, step):
+            drawn = rng.integers(0, size, (min(step, BOOTSTRAP_RESAMPLES - begin), size))
+            ratios += (numerators[drawn].sum(axis=1) / denominators[drawn].sum(axis=1)).tolist()
+        return Interval(*np.quantile(ratios, [ALPHA / 2, 1 - ALPHA / 2]).tolist())
     stderr = max(estimate.stderr or 0.0, least_stderr)
     half = half_width(stderr, max(1, estimate.clusters - 1))
     return Interval(estimate.value - half, estimate.value + half)
@@ -186,14 +181,14 @@ def paired_ratio(before: Sequence[float], after: Sequence[float]) -> tuple[float
 
 def half_width(stderr: float, df: float | None = None) -> float:
     """Half of a two-sided 95 % interval: Student's for ``df`` degrees of freedom, else normal."""
-    return float(_student(df).ppf(1 - ALPHA / 2)) * stderr
+    return student_quantile(1 - ALPHA / 2, df) * stderr
 
 
 def two_sided_p(value: float, stderr: float, df: float | None = None) -> float:
     """Probability of a value as far from zero as this one, where the truth is zero."""
     if stderr == 0.0:
         return 1.0 if value == 0.0 else 0.0
-    return 2 * float(_student(df).sf(abs(value) / stderr))
+    return 2 * _beyond(abs(value) / stderr, df)
 
 
 def noninferiority(delta: float, stderr: float, margin: float, df: float | None = None) -> float:
@@ -206,7 +201,7 @@ def noninferiority(delta: float, stderr: float, margin: float, df: float | None 
         raise MeasurementError(f"cannot test {delta} with a standard error of {stderr}")
     if stderr == 0.0:
         return 0.0 if delta > -margin else 1.0
-    return float(_student(df).sf((delta + margin) / stderr))
+    return _beyond((delta + margin) / stderr, df)
 
 
 def smallest_detectable_difference(stderr: float, df: float | None = None) -> float:
@@ -214,7 +209,7 @@ def smallest_detectable_difference(stderr: float, df: float | None = None) -> fl
 
     ``(q(1 - ALPHA/2) + q(POWER)) * stderr``, normal quantiles or Student's for ``df``.
     """
-    return float(_student(df).ppf([1 - ALPHA / 2, POWER]).sum()) * stderr
+    return (student_quantile(1 - ALPHA / 2, df) + student_quantile(POWER, df)) * stderr
 
 
 def share_stderr(count: int, n: int) -> float:
@@ -290,6 +285,11 @@ def _by_cluster(totals: ArrayLike, sizes: ArrayLike, clusters: Clusters) -> tupl
     return numerators, denominators
 
 
-def _student(df: float | None) -> Any:
-    """Student's distribution for ``df`` degrees of freedom, the normal one for ``None``."""
-    return norm if df is None else t(df)
+def student_quantile(share: float, df: float | None = None) -> float:
+    """The quantile of Student's distribution for ``df`` degrees of freedom, else the normal's."""
+    return float(ndtri(share) if df is None else stdtrit(df, share))
+
+
+def _beyond(value: float, df: float | None) -> float:
+    """The probability of more than ``value`` in the same distribution."""
+    return float(ndtr(-value) if df is None else stdtr(df, -value))

@@ -6,6 +6,7 @@ import scipy.stats
 
 from ewq.errors import MeasurementError
 from ewq.stats import (
+    BOOTSTRAP_SEED,
     clustered_ratio,
     clustered_share_stderr,
     mcnemar_exact,
@@ -16,6 +17,7 @@ from ewq.stats import (
     pooled_stderr,
     share_stderr,
     smallest_detectable_difference,
+    student_quantile,
     two_sided_p,
 )
 
@@ -138,11 +140,18 @@ def test_one_cluster_gives_no_error():
 def test_bootstrap_of_single_items_is_scipys():
     values = np.random.default_rng(4).normal(size=50)
     ours = paired_interval(values, np.ones(50))
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
     scipys = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(7)
+        (values,), np.mean, n_resamples=2000, method="percentile", rng=rng
     ).confidence_interval
-    assert ours.low == pytest.approx(scipys.low, abs=0.02)
-    assert ours.high == pytest.approx(scipys.high, abs=0.02)
+    assert (ours.low, ours.high) == pytest.approx((scipys.low, scipys.high), rel=1e-12)
+
+
+@pytest.mark.parametrize("df", [1, 5, 56, None])
+def test_student_quantiles_are_scipys(df):
+    theirs = scipy.stats.norm if df is None else scipy.stats.t(df)
+    for share in (0.01, 0.5, 0.8, 0.975, 0.9999):
+        assert student_quantile(share, df) == pytest.approx(theirs.ppf(share), abs=1e-12)
 
 
 def test_bootstrap_is_reproducible_and_draws_whole_clusters():

@@ -9,13 +9,12 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t
 
 from ewq.errors import InputError
 from ewq.gating.change import doubt_about, incomparable
 from ewq.measurement import Metric
 from ewq.record import Record, RecordKey, Verdict
-from ewq.stats import Interval
+from ewq.stats import Interval, student_quantile
 from ewq.storage.runs import Run
 from ewq.tasks.table import figure_of
 from ewq.variants import table_place
@@ -176,7 +175,7 @@ def prediction(earlier: Sequence[Metric], alpha: float) -> Interval:
     n, mean = len(values), statistics.fmean(values)
     errors = statistics.fmean(metric.stderr or 0.0 for metric in earlier)
     scatter = max(statistics.stdev(values), errors)
-    half = float(t.ppf(1 - alpha / 2, n - 1)) * scatter * math.sqrt(1 + 1 / n)
+    half = student_quantile(1 - alpha / 2, n - 1) * scatter * math.sqrt(1 + 1 / n)
     return Interval(mean - half, mean + half)
 
 
