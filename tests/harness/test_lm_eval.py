@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from ewq.data.lm_eval import _manager
 from tests.harness.fakes import set_behaviour
 from tests.harness.test_plugin import TWO, records
 from tests.tasks.lm_eval_tasks import choices, write_task
@@ -44,6 +45,7 @@ def test_names_that_mean_nothing_are_refused_before_collection(bench, own, named
 
 
 def test_without_lm_eval_the_run_ends_with_what_to_install(bench, project, own, monkeypatch):
+    _manager.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     result = bench(*TWO, "-k", "lm_eval", "--ewq-lm-eval", own)
