@@ -164,9 +164,10 @@ class TransformersModel:
         lengths = check_prompts(self.info, prompts, new_tokens)
         width, device = max(lengths), self._input_device
         padded = min(lengths) < width
-        if padded and not (self._shares_prefix and self.decode_mode == EagerDecoder.mode):
+        eager = stop is not None or self.decode_mode == EagerDecoder.mode
+        if padded and not (self._shares_prefix and eager):
             each = [self.generate([prompt], new_tokens, stop) for prompt in prompts]
-            steps_s = zip(*(one.step_s for one in each), strict=True)
+            steps_s = zip(*(one.step_s for one in each), strict=stop is None)
             tokens, first_s = [one.tokens[0] for one in each], [one.first_token_s for one in each]
             return Generation(tuple(tokens), sum(first_s), tuple(map(sum, steps_s)))
         # On the left, so that a sliding window is as far from the next token as without.

@@ -7,11 +7,11 @@ document, or block ``g`` of them (Tukey 1958): their mean estimates it, their sp
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ewq import stats
 from ewq.data.lm_eval import Documents
@@ -33,7 +33,10 @@ _NO_CHANGE = {"do_sample", "temperature", "top_p", "top_k", "min_p"}
 _SHARED = ("versions", "documents", "prompts", "cut_to")
 """Settings, all of its own, that make two results comparable."""
 _COLUMNS = ("metric", "document", "cluster", "value")
+_PROMPTS, _ANSWERS = 16, 8
+"""Prompts that a model is asked at a time to go on from, and to continue."""
 _Ids = list[int]
+_Member = TypeVar("_Member")
 
 
 def measure(inputs: Inputs) -> TaskResult:
@@ -207,12 +210,18 @@ class Requests:
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The greedy continuation of each prompt up to a stop string, end of text or its limit."""
-        prompts, texts = encode(self._tokenizer, [request.args[0] for request in requests]), []
+        texts = [""] * len(requests)
+        groups: dict[tuple[int, tuple[str, ...]], list[tuple[_Ids, int]]] = {}
+        for place, ids in enumerate(encode(self._tokenizer, [each.args[0] for each in requests])):
+            limit, stops = self._asked(requests[place].args[1])
+            groups.setdefault((limit, stops), []).append((self._fitting(ids, -limit), place))
         with step(self._progress, "lm-eval, answers", len(requests), "documents") as advance:
-            for prompt, request in zip(prompts, requests, strict=True):
-                limit, stops = self._asked(request.args[1])
-                texts.append(self._written(self._fitting(prompt, -limit), limit, stops))
-                advance(1)
+            for asked, members in groups.items():
+                for own in _batches(sorted(members, key=lambda each: -len(each[0])), _ANSWERS):
+                    written = self._written([prompt for prompt, _ in own], *asked)
+                    for (_, place), text in zip(own, written, strict=True):
+                        texts[place] = text
+                    advance(len(own))
         return texts
 
     def _alone(self, text: str) -> tuple[_Ids, _Ids]:
@@ -239,11 +248,13 @@ class Requests:
             groups.setdefault(tuple(self._fitting(head, 1 - len(tail))), []).append(place)
         found = [(0.0, False)] * len(pairs)
         with step(self._progress, "lm-eval, likelihoods", len(pairs), "texts") as advance:
-            for prompt, places in groups.items():
-                tails = [pairs[place][1] for place in places]
-                if not all(tails):
+            # Prompts of one length are worked on together.
+            for own in _batches(sorted(groups, key=lambda prompt: -len(prompt)), _PROMPTS):
+                asked = [(prompt, [pairs[place][1] for place in groups[prompt]]) for prompt in own]
+                if not all(tail for _, tails in asked for tail in tails):
                     raise MeasurementError("lm-eval: a continuation has no token of its own")
-                scores = self._model.token_scores(prompt, tails)
+                places = [place for prompt in own for place in groups[prompt]]
+                scores = chain.from_iterable(self._model.continuation_scores(asked))
                 for place, score in zip(places, scores, strict=True):
                     total = float(score[:, 0].sum(dtype="float64"))
                     if not math.isfinite(total):
@@ -253,7 +264,7 @@ class Requests:
                 advance(len(places))
         return found
 
-    def _asked(self, wishes: Mapping[str, Any]) -> tuple[int, list[str]]:
+    def _asked(self, wishes: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
         """Most new tokens, and the strings that end an answer."""
         from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
@@ -265,9 +276,9 @@ class Requests:
         if others:
             named = ", ".join(others)
             raise InputError(f"the lm-eval task asks for {named}: ewq only decodes greedily")
-        return limit, stops
+        return limit, tuple(stops)
 
-    def _written(self, prompt: _Ids, limit: int, stops: list[str]) -> str:
+    def _written(self, prompts: list[_Ids], limit: int, stops: tuple[str, ...]) -> list[str]:
         from lm_eval.models.utils import postprocess_generated_text
 
         ends = end_tokens(self._tokenizer)
@@ -277,10 +288,17 @@ class Requests:
             return str(self._tokenizer.decode(kept, skip_special_tokens=True))
 
         def over(rows: list[_Ids]) -> bool:
-            return rows[0][-1] in ends or any(stop in text(rows[0]) for stop in stops)
+            return all(
+                not ends.isdisjoint(row) or any(stop in text(row) for stop in stops) for row in rows
+            )
 
-        (tokens,) = self._model.generate([prompt], limit, over).tokens
-        return str(postprocess_generated_text(text(tokens), stops, None))
+        rows = self._model.generate(prompts, limit, over).tokens
+        return [postprocess_generated_text(text(row), list(stops), None) for row in rows]
+
+
+def _batches(members: Sequence[_Member], size: int) -> Iterator[Sequence[_Member]]:
+    for begin in range(0, len(members), size):
+        yield members[begin : begin + size]
 
 
 def end_tokens(tokenizer: Any) -> frozenset[int]:

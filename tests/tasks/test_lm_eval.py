@@ -127,7 +127,7 @@ def test_a_generation_that_stops_early_writes_no_more_than_it_needs(tmp_path, mo
     stops = {"generation_kwargs": {"until": [" the", " a", "?"], "max_gen_toks": 60}}
     result = run(model, fresh(tmp_path, **stops))
     assert max(asked) < 60
-    assert len(asked) == len(THINGS)
+    assert len(asked) < len(THINGS), "several at a time"
     assert not any(
         stop in text for *_, text in result.side["responses"] for stop in (" the", " a", "?")
     )
