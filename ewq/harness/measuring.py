@@ -295,11 +295,12 @@ def _time(
     Never ``benchmark(f)``: it would calibrate, and so run an hour's evaluation seven times.
     It times once in a test; what is timed after that replaces the first durations.
     """
-    if benchmark is None or benchmark.stats is not None:
+    measured = None if benchmark is None else benchmark.stats
+    if benchmark is None or measured is not None:
         # timeit would keep garbage for as long as an evaluation takes.
         times = timeit.repeat(once, gc.enable, number=1, repeat=warmup_rounds + rounds)
-        if benchmark is not None:
-            benchmark.stats.stats.data[:] = times[warmup_rounds:]
+        if measured is not None:
+            measured.stats.data[:] = times[warmup_rounds:]
         return times[warmup_rounds:]
     benchmark.pedantic(  # type: ignore[no-untyped-call]
         once, rounds=rounds, warmup_rounds=warmup_rounds, iterations=1

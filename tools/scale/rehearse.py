@@ -69,6 +69,7 @@ def run(folder, storage, *arguments, benchmarks="benchmarks/", environment=ENVIR
     """A process of pytest in ``folder``, started."""
     command = [sys.executable, "-m", "pytest", benchmarks, "--ewq-tier", "smoke", "-q"]
     command += [f"--benchmark-storage={storage}", "--benchmark-autosave", *arguments]
+    command += ["-W", "default::pytest_benchmark.logger.PytestBenchmarkWarning"]
     return subprocess.Popen(
         [*command, "-p", "ewq.pytest_plugin", "-p", "no:cacheprovider"],
         cwd=folder, env=environment, start_new_session=True, text=True,
