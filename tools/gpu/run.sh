@@ -50,7 +50,8 @@ flock --timeout 3 9 || { echo "an earlier call is still at work in $out" >&2 && 
 export PYTHONPATH=$root:$site${PYTHONPATH:+:$PYTHONPATH} PATH=$site/bin:$PATH PYTHONUNBUFFERED=1
 export PIP_NO_INDEX=1 PIP_FIND_LINKS=$wheels PIP_DISABLE_PIP_VERSION_CHECK=1
 export EWQ_CACHE=${EWQ_CACHE:-$work/cache} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-export TMPDIR=$work/scratch
+# What was compiled before a call was cut off is not compiled again.
+export TMPDIR=$work/scratch TORCHINDUCTOR_CACHE_DIR=$work/inductor
 
 SHM=${SHM:-/dev/shm}
 FINISH_S=${FINISH_S:-60} # for reports and packing
