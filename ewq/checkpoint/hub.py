@@ -1,6 +1,5 @@
 """From what the user typed to files on this machine: folders, the hub's cache, downloads."""
 
-import json
 import re
 import shutil
 from functools import partial
@@ -33,12 +32,12 @@ def resolve(model: str, progress: Progress = NO_PROGRESS) -> Path:
 
 def _from_hub(model: str, progress: Progress) -> Path:
     cached = _snapshot(model)
-    if cached is not None and _complete(cached):
+    if cached is not None and any(cached.glob("*.safetensors")):
         return cached
     from huggingface_hub import constants
 
     downloaded = None if constants.HF_HUB_OFFLINE else _snapshot(model, progress)
-    if downloaded is None or (downloaded == cached and not _complete(cached)):
+    if downloaded is None or downloaded == cached:
         raise CheckpointError(
             f"{model} is not in the Hugging Face cache, or not all of it, and the hub cannot be "
             "reached; go online, or give a local folder"
@@ -51,22 +50,8 @@ def _from_hub(model: str, progress: Progress) -> Path:
     return downloaded
 
 
-def _complete(folder: Path) -> bool:
-    """Whether a snapshot has its config and every shard its index names."""
-    index = folder / "model.safetensors.index.json"
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        return False
-    if not index.is_file():
-        return any(folder.glob("*.safetensors"))
-    try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return all((folder / str(shard)).is_file() for shard in shards)
-    except (OSError, ValueError, KeyError, AttributeError):
-        return False
-
-
 def _snapshot(model: str, downloading: Progress | None = None) -> Path | None:
-    """The snapshot folder; ``None`` where it is not cached or the hub cannot be reached.
+    """The snapshot folder; ``None`` where it is not all cached or the hub cannot be reached.
 
     Without a progress to report to, only the cache is asked.
     """
