@@ -83,7 +83,7 @@ class Fitting:
         tensors = self.target.tensors
         size_bytes = self.target.fixed_bytes + sum(t.sizes[types[t.name]] for t in tensors)
         blocks = tuple(self._block(block, types) for block in self.layout.blocks)
-        scores = spread([block.entropy for block in blocks])
+        mean, std = spread([block.entropy for block in blocks])
         return QuantizationPlan(
             model=self.checkpoint.model,
             fingerprint=self.checkpoint.fingerprint,
@@ -91,8 +91,8 @@ class Fitting:
             scorer=self.scorer,
             granularity=granularity,
             rule=rule,
-            mean=scores.mean,
-            std=scores.std,
+            mean=mean,
+            std=std,
             thresholds={},
             blocks=blocks,
             weights=precisions_of(types) if self.target.name == BITSANDBYTES else {},

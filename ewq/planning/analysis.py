@@ -19,7 +19,6 @@ from ewq.planning.scorers import (
     DEFAULT_SCORER,
     NEED_NF4_ERRORS,
     SCORERS,
-    Spread,
     Unit,
     by_thresholds,
     check_scorer,
@@ -134,11 +133,11 @@ class _Draft:
         return SCORERS[self.scorer](self.units, self.seed)
 
     @cached_property
-    def spread(self) -> Spread:
+    def spread(self) -> tuple[float, float]:
         return spread(self.scores)
 
     def by_factor(self, factor: float) -> QuantizationPlan:
-        thresholds = factor_thresholds(self.spread, factor)
+        thresholds = factor_thresholds(*self.spread, factor)
         rule: dict[str, Json] = {"kind": "factor", "factor": factor}
         return self.finish(by_thresholds(self.scores, thresholds), rule, thresholds)
 
@@ -173,8 +172,8 @@ class _Draft:
             scorer=self.scorer,
             granularity=self.granularity,
             rule={**rule, "seed": self.seed} if self.scorer == "random" else rule,
-            mean=self.spread.mean,
-            std=self.spread.std,
+            mean=self.spread[0],
+            std=self.spread[1],
             thresholds=thresholds or {},
             blocks=tuple(self._block(block, weights) for block in self.analysis.layout.blocks),
             weights=weights,

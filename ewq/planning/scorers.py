@@ -81,27 +81,22 @@ def check_scorer(name: str) -> None:
         raise InputError(f"unknown scorer {name!r}; known: {', '.join(SCORERS)}")
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Mean and population standard deviation of the units' scores, each unit counting once."""
+def spread(scores: Sequence[float]) -> tuple[float, float]:
+    """Mean and population standard deviation of the units' scores, each unit counting once.
 
-    mean: float
-    std: float
-
-
-def spread(scores: Sequence[float]) -> Spread:
-    """Taken from the first score, so that equal scores have exactly that mean and no spread."""
+    Taken from the first score, so that equal scores have exactly that mean and no spread.
+    """
     origin = scores[0]
     shift = math.fsum(score - origin for score in scores) / len(scores)
     square = math.fsum((score - origin - shift) ** 2 for score in scores) / len(scores)
-    return Spread(origin + shift, math.sqrt(square))
+    return origin + shift, math.sqrt(square)
 
 
-def factor_thresholds(scores: Spread, factor: float) -> dict[str, float]:
+def factor_thresholds(mean: float, std: float, factor: float) -> dict[str, float]:
     """Least score for ``raw`` and for ``8bit``: ``mean`` and ``mean - factor * std``."""
     if not math.isfinite(factor) or factor < 0:
         raise PlanError(f"invalid factor {factor}: expected a number of 0 or more, such as 0.65")
-    return {"raw": scores.mean, "8bit": scores.mean - factor * scores.std}
+    return {"raw": mean, "8bit": mean - factor * std}
 
 
 def by_thresholds(scores: Sequence[float], thresholds: Mapping[str, float]) -> list[Precision]:
