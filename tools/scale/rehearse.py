@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -98,22 +99,24 @@ def kill_worker(driver):
     return False
 
 
-def kills(folder, count, variants):
+def kills(folder, count, variants, fakes):
     """Rows of what came of each kill."""
-    select = ("--ewq-variants", variants, *QUALITY)
-    alone = run(ROOT, folder / "alone", *select)
+    select, start = ("--ewq-variants", variants, *QUALITY), partial(run, ROOT)
+    if fakes:
+        start = partial(run, fake_project(folder / "project"), environment=of_fakes(folder))
+    alone = start(folder / "alone", *select)
     output, _ = alone.communicate()
     if alone.returncode:
         sys.exit(output)
     expected, begun_s = records(folder / "alone"), time.monotonic()
     select += ("--ewq-workers", "2")
-    whole = run(ROOT, folder / "whole", *select)
+    whole = start(folder / "whole", *select)
     whole.communicate()
     duration_s, rows = time.monotonic() - begun_s, []
     while len(rows) < count:
         storage = folder / f"killed-{len(rows)}-{time.time():.0f}"
         victim, moment_s = random.choice(["worker", "driver"]), random.uniform(0, duration_s)
-        process, begun_s = run(ROOT, storage, *select), time.monotonic()
+        process, begun_s = start(storage, *select), time.monotonic()
         with suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=moment_s)
             continue
@@ -128,7 +131,7 @@ def kills(folder, count, variants):
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             kept = (storage / JOURNAL).is_file()
-            process = run(ROOT, storage, *select, *(["--ewq-resume"] if kept else []))
+            process = start(storage, *select, *(["--ewq-resume"] if kept else []))
             output, _ = process.communicate()
         good = process.returncode == 0 and records(storage) == expected
         once = good and finished(storage) == dict.fromkeys(expected, 1)
@@ -139,10 +142,22 @@ def kills(folder, count, variants):
     return rows, duration_s
 
 
-def fake_run(folder, cluster, during, *arguments, conftest=""):
-    """Output of a run of fakes on a cluster; ``during`` is called with the process."""
+def fake_project(folder):
+    """A project of fake models."""
     folder.mkdir()
     write_project(folder, **{"*": {"step_s": 0.05}, "ewq-0.5": {"noise": 0.3, "step_s": 0.05}})
+    return folder
+
+
+def of_fakes(folder):
+    """Variables of its processes."""
+    path = f"{ROOT}{os.pathsep}{folder}"
+    return ENVIRONMENT | {"PYTHONPATH": path, "EWQ_CACHE": str(folder / "cache")}
+
+
+def fake_run(folder, cluster, during, *arguments, conftest=""):
+    """Output of a run of fakes on a cluster; ``during`` is called with the process."""
+    fake_project(folder)
     if conftest:
         (folder / "cards.py").write_text(CARDS)
         text = (
@@ -233,6 +248,7 @@ def main():
     parser.add_argument("what", nargs="*", default=["kills", "node", "cards"])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--variants", default="fp16,ewq-0.65,bnb-nf4")
+    parser.add_argument("--fakes", action="store_true", help="kill runs of fake models")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--json", type=Path, default=Path("workers.json"))
     options = parser.parse_args()
@@ -240,7 +256,7 @@ def main():
     seen = {}
     with tempfile.TemporaryDirectory() as scratch:
         if "kills" in options.what:
-            rows, duration_s = kills(Path(scratch), options.kills, options.variants)
+            rows, duration_s = kills(Path(scratch), options.kills, options.variants, options.fakes)
             seen["kills"] = {"rows": rows, "duration_s": duration_s}
         if "node" in options.what:
             seen["node"] = node(Path(scratch))

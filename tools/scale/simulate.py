@@ -4,14 +4,16 @@
 
 Replays the durations of a stored run in the order that ewq/harness/fleet.py gives out: FP16 begins
 with what the others wait for, and the others end with it. A worker first starts (`--start-s`) and
-loads the model (the run's own figure). `--speeds-apart`: speed and memory follow at the end, one by
-one, as on CPUs. `--models` repeats the run, as a sweep on a cluster with a run at a time.
+loads the model (the run's own figure). `--speeds-apart`: speed and memory follow at the end, one
+by one, as on CPUs. `--models` repeats the run as a sweep does, one after the other; with
+`--side-by-side` as that many runs on one cluster. Plans and exports are not counted.
 Prints a table in Markdown.
 """
 
 import argparse
 import heapq
 import json
+import math
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -74,6 +76,7 @@ def main():
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4, 8, 64, 512])
     parser.add_argument("--models", type=int, default=1)
     parser.add_argument("--start-s", type=float, default=15.0)
+    parser.add_argument("--side-by-side", action="store_true")
     parser.add_argument("--speeds-apart", action="store_true")
     options = parser.parse_args()
     tasks, loads = durations(options.run)
@@ -85,8 +88,11 @@ def main():
         "| --: | --: | --: | --: | --: |",
     ]
     for workers in options.workers:
-        taken, opened, late = makespan(tasks, loads, workers, options.start_s, options.speeds_apart)
-        row = (workers, taken * options.models, alone / taken, opened, late * options.models)
+        at_once = min(workers, options.models) if options.side_by_side else 1
+        own, times = workers // at_once, math.ceil(options.models / at_once)
+        taken, opened, late = makespan(tasks, loads, own, options.start_s, options.speeds_apart)
+        whole = taken * times
+        row = (workers, whole, alone * options.models / whole, opened, late * times)
         lines.append("| {} | {:.0f} | {:.1f} | {:.0f} | {:.0f} |".format(*row))
     sys.stdout.write("\n".join(lines) + "\n")
 
