@@ -29,6 +29,7 @@ CACHES = {
     "models": "the embedded model, unpacked from its package",
     "converter": "llama.cpp's converter; the network is needed to fetch it again",
     "gguf": "GGUF files of models and variants",
+    "probes": "which GGUF files llama.cpp opened without ending the process",
     "analyses": "statistics of weights that plans rest on",
     "sensitivity": "how much each weight matters, for fitted plans",
     "costs": "what each type costs each tensor, for fitted plans",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.opening import open_checkpoint
-from ewq.errors import BackendUnavailable, CheckpointError
+from ewq.errors import CheckpointError
 from ewq.files import check_output, content_key, file_digest, scratch_beside, write_text
 from ewq.gguf.convert import PACKAGE, VARIABLE, VERSION, find_converter
 from ewq.gguf.export import base_type, build, check_export, make_base, open_for
+from ewq.gguf.probe import llama_cpp_version
 from ewq.gguf.recipe import PlanRecipe, Recipe, TypeRecipe, plain_type
 from ewq.progress import NO_PROGRESS, Progress
 
@@ -82,10 +82,7 @@ def _file_name(checkpoint: Checkpoint, recipe: Recipe) -> str:
     imatrix = file_digest(recipe.imatrix) if recipe.imatrix else None
     named = os.environ.get(VARIABLE)
     converter = file_digest(find_converter(Path(named))) if named else f"{PACKAGE}-{VERSION}"
-    try:
-        llama_cpp = version("llama-cpp-python")
-    except PackageNotFoundError:
-        raise BackendUnavailable("llama.cpp is not installed: pip install 'ewq[gguf]'") from None
-    key = content_key(SCHEMA, checkpoint.fingerprint, made_of, imatrix, converter, llama_cpp)
+    origins = converter, llama_cpp_version()
+    key = content_key(SCHEMA, checkpoint.fingerprint, made_of, imatrix, *origins)
     name = os.fsencode(checkpoint.path.stem)[:NAME_BYTES].decode(errors="ignore")
     return f"{name}-{label}-{key[:16]}.gguf"

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ewq.checkpoint.gguf_header import GgufHeader, read_header
-from ewq.errors import CheckpointError, EwqError
+from ewq.errors import BackendUnavailable, CheckpointError, EwqError
+from ewq.files import content_key, read_cached, write_cached
 
 TIMEOUT_S = 900
 ASSERTION = "GGML_ASSERT"
@@ -25,13 +27,23 @@ MOST_PADDING = 256
 """Rows of the embedding that converters add or drop to reach a round number."""
 MOST_RENAMED = 0.01
 """Share of normal tokens that another converter may spell otherwise."""
-_passed: set[tuple[str, int, int]] = set()
+CACHE = "probes"
+
+
+def llama_cpp_version() -> str:
+    """Of the library that is installed; a BackendUnavailable where none is."""
+    try:
+        return version("llama-cpp-python")
+    except PackageNotFoundError:
+        raise BackendUnavailable("llama.cpp is not installed: pip install 'ewq[gguf]'") from None
 
 
 def probe_file(path: Path, timeout_s: float = TIMEOUT_S) -> None:
-    """Load ``path`` in a child, once while it stays the same; CheckpointError where that fails."""
-    key = (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
-    if key in _passed:
+    """Load ``path`` in a child, once while it and llama.cpp stay; CheckpointError if that fails."""
+    found = path.stat()
+    file = (str(path.resolve()), found.st_size, found.st_mtime_ns)
+    key = content_key(*file, llama_cpp_version())
+    if read_cached(CACHE, key):
         return
     # A CUDA context would take memory and time, and the file loads the same without one.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -51,7 +63,7 @@ def probe_file(path: Path, timeout_s: float = TIMEOUT_S) -> None:
         why = why_ended(done.returncode, done.stderr)
         aborted = done.returncode < 0
         raise CheckpointError(f"{path}: llama.cpp aborts on this file ({why})" if aborted else why)
-    _passed.add(key)
+    write_cached(CACHE, key, file)
 
 
 def _command(path: Path) -> list[str]:

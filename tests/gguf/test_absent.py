@@ -14,9 +14,9 @@ from ewq.gguf.recipe import make_recipe
 def no_extra(monkeypatch):
     for name in ("gguf", "llama_cpp"):
         monkeypatch.setitem(sys.modules, name, None)
-    gguf_header._types.cache_clear()
+    gguf_header.ggml_types.cache_clear()
     yield
-    gguf_header._types.cache_clear()
+    gguf_header.ggml_types.cache_clear()
 
 
 def export(folder):

@@ -1,6 +1,7 @@
 """Damaged files: refused with a reason or evaluated, never the end of the process."""
 
 import os
+import shutil
 import struct
 
 import numpy as np
@@ -110,7 +111,18 @@ def test_a_hang_in_the_child_is_a_reason_here(tmp_path, monkeypatch):
         probe.probe_file(path, timeout_s=0.2)
 
 
-def test_a_file_that_passed_is_not_tried_again(tiny_file, monkeypatch):
-    probe.probe_file(tiny_file)
+def test_a_file_that_passed_is_not_tried_again_while_it_and_llama_cpp_stay(
+    tiny_file, tmp_path, monkeypatch
+):
+    file = tmp_path / "own.gguf"
+    shutil.copy(tiny_file, file)
+    probe.probe_file(file)
     monkeypatch.setattr(probe, "_command", lambda path: ["false"])
-    probe.probe_file(tiny_file)
+    probe.probe_file(file)
+    with monkeypatch.context() as other:
+        other.setattr(probe, "version", lambda package: "another")
+        with pytest.raises(CheckpointError):
+            probe.probe_file(file)
+    os.utime(file, ns=(1, 1))
+    with pytest.raises(CheckpointError):
+        probe.probe_file(file)
