@@ -11,6 +11,7 @@ import typer
 from ewq.cli.terminal import AsJson, show, size_text
 from ewq.errors import EwqError, InputError
 from ewq.files import CACHES, cache_dir, cached_kinds, clean_cache, folder_bytes
+from ewq.storage import environment
 
 REQUIRED = ("torch", "transformers", "bitsandbytes", "accelerate", "pytest", "pytest-benchmark")
 EXTRAS = {
@@ -25,10 +26,8 @@ EXTRAS = {
 
 def doctor(as_json: AsJson = False) -> None:
     """Say what is installed, what is missing and how to get it, and where data and caches lie."""
-    from ewq.storage.environment import describe, package_version
-
-    machine = describe("cpu")
-    versions = {name: package_version(name) for name in (*REQUIRED, *EXTRAS)}
+    machine = environment.describe("cpu")
+    versions = {name: environment.package_version(name) for name in (*REQUIRED, *EXTRAS)}
     there = [f"{name} {found}" for name, found in versions.items() if found]
     chosen = os.environ.get("OMP_NUM_THREADS")
     threads = f"{machine['cores']} cores" + f", {chosen} by OMP_NUM_THREADS" * bool(chosen)
@@ -71,7 +70,6 @@ def _gpu() -> str:
     from ewq.gguf.llama_native import check_device
     from ewq.harness.subject import find_device
     from ewq.instruments.gpu import ALL
-    from ewq.storage.environment import describe
 
     if torch.version.cuda is None:
         built = f"torch {torch.__version__} is built for CPUs"
@@ -80,7 +78,7 @@ def _gpu() -> str:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         why = "is the driver there?" if hidden is None else f"CUDA_VISIBLE_DEVICES is {hidden!r}"
         return f"none: torch is built for CUDA {torch.version.cuda} and sees no GPU; {why}"
-    facts, gguf = describe(find_device(ALL)), "usable by llama.cpp too"
+    facts, gguf = environment.describe(find_device(ALL)), "usable by llama.cpp too"
     try:
         check_device("cuda")
     except EwqError as error:

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+import torch
+
 from ewq.errors import InputError
 from ewq.files import cache_dir, check_output, folder_bytes
 from ewq.harness.loading import weights_bytes
@@ -58,8 +60,6 @@ def _gb(nbytes: float) -> str:
 
 def _probed_s(subject: Subject, device: str, dtype: str) -> tuple[float, float]:
     """Seconds to bring the weights to the GPU, and to multiply them with a token, by a trial."""
-    import torch
-
     stored, weights, gpu = subject.checkpoint, subject.footprint.numel, gpus_of(device)[0]
     sample = stored.load(max(stored.tensors, key=lambda name: stored.tensors[name].nbytes))
     sample = sample.flatten()[: SIDE**2]

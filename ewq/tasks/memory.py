@@ -7,6 +7,8 @@ the process's resident memory on a CPU, both above a baseline taken before loadi
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from ewq.errors import MeasurementError
 from ewq.instruments.gpu import gpus_of
 from ewq.instruments.load_watch import LoadReading, MemoryInstrument, instrument_for
@@ -91,8 +93,6 @@ def _torch_peaks(model: LanguageModel) -> Iterator[dict[str, Json]]:
     if not gpus:
         yield peaks
         return
-    import torch
-
     for gpu in gpus:
         torch.cuda.reset_peak_memory_stats(gpu)
     yield peaks

@@ -35,7 +35,7 @@ def test_default_metrics_as_a_table_by_run_and_variant(storage):
     assert result.exit_code == 0
     assert "| fp16 | throughput decode\\_tokens\\_per\\_s | fail | 42 |" in result.stdout
     assert "| Run | Date | fp16 | gguf-q8\\_0 |" in result.stdout
-    assert "| 0002 (2222222222) | 2026-01-02 | 60 ±0.6 | 92 ±0.92 |" in result.stdout
+    assert "| 0002 (2222222222) | 2026-01-02 | 60.00 ±0.60 | 92.00 ±0.92 |" in result.stdout
 
 
 def test_the_gate_exits_1_and_says_which_figures(storage):
@@ -66,7 +66,7 @@ def test_csv_and_json_hold_every_value(storage):
     assert len(data["values"]) == 10
 
 
-def test_a_plot_has_a_line_a_variant_and_a_bar_where_the_newest_is_expected(storage):
+def test_a_plot_has_a_line_a_variant_and_says_where_the_newest_is_expected(storage):
     from ewq.gating.trend import history_of
     from ewq.report.document import Plot
     from ewq.report.sections.history import history_page
@@ -74,10 +74,10 @@ def test_a_plot_has_a_line_a_variant_and_a_bar_where_the_newest_is_expected(stor
 
     page = history_page(history_of(read_storage(storage)[0], ["decode_tokens_per_s"]))
     (plot,) = (part for part in page.sections[0].parts if isinstance(part, Plot))
-    line, bar, *_ = plot.figure["data"]
+    line, *_ = plot.figure["lines"]
     assert line["y"][-1] == pytest.approx(42)
-    assert bar["x"] == [line["x"][-1]] * 2
-    assert bar["y"][0] > 42
+    assert len(line["x"]) == len(line["y"])
+    assert line["expected"][0] > 42
 
 
 def test_a_damaged_run_is_said_and_an_unknown_metric_refused(storage):

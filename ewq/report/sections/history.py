@@ -20,7 +20,7 @@ from ewq.report.document import (
 )
 from ewq.report.formats import FORMATS as PAGES
 from ewq.report.formats import csv_of
-from ewq.report.rows import MISSING, ReportedRun, metric_title, run_data
+from ewq.report.rows import MISSING, Estimate, ReportedRun, metric_title, run_data
 from ewq.storage.environment import differences
 
 VALUES = (
@@ -109,7 +109,8 @@ def _plot(found: History, trends: Sequence[Trend]) -> Plot:
         }
         for trend in trends
     ]
-    cells = [{run.path: _cell(t, n) for n, run in enumerate(t.runs)} for t in trends]
+    pairs = [zip(trend.runs, trend.metrics, strict=True) for trend in trends]
+    cells = [{run.path: Estimate.of(metric).rounded() for run, metric in own} for own in pairs]
     rows = tuple(
         (run.name, f"{run.datetime:%Y-%m-%d}", *(line.get(run.path, MISSING) for line in cells))
         for run in found.runs
@@ -130,12 +131,6 @@ def _plot(found: History, trends: Sequence[Trend]) -> Plot:
         ),
         height_px=380,
     )
-
-
-def _cell(trend: Trend, place: int) -> str:
-    metric = trend.metrics[place]
-    error = "" if metric.stderr is None else f" ±{metric.stderr:.2g}"
-    return _number(metric.value) + error
 
 
 def _data(found: History) -> dict[str, Any]:
