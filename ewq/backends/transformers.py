@@ -262,7 +262,9 @@ class TransformersModel:
         ]
         needed = [sum(kept[i] for i in each) for each in own]
         for group in plan_batches(sizes, needed, 0, *limits, filled=0):
-            common = min(sizes[root] for root in group) if self._shares_prefix else 0
+            # What one row alone follows is quicker fed with it than kept for it.
+            branches = self._shares_prefix and any(len(own[root]) > 1 for root in group)
+            common = min(sizes[root] for root in group) if branches else 0
             chosen = [i for root in group for i in own[root]]
             whole = [shared[rows[i][0]][common:] + rows[i][1] for i in chosen]
             wanted = [kept[i] for i in chosen]
