@@ -195,7 +195,8 @@ class Fleet:
     def _feasible(self, job: Job) -> list[str]:
         """What can be measured now: at first FP16 does what others wait for, they what does not."""
         if self._is_early:
-            return [task for task in job.todo if _is_waited_for(task) == job.is_reference]
+            is_first = job.is_reference
+            return [t for t in job.todo if _is_waited_for(t, is_first) == is_first]
         at_chance, name = self._session.at_chance, job.variant.name
         job.todo = [t for t in job.todo if t == RECORDING or not at_chance(name, t)]
         return job.todo
@@ -204,7 +205,7 @@ class Fleet:
     def _is_early(self) -> bool:
         jobs = [*self._queue, *(seat.job for seat in self._seats)]
         todo = (task for job in jobs if job.is_reference for task in job.todo)
-        return any(map(_is_waited_for, todo))
+        return any(_is_waited_for(task, is_reference=True) for task in todo)
 
     def _instruct(self, seat: Seat) -> None:
         """Ask for all that can be measured of the job; without any, end the worker."""
@@ -341,11 +342,13 @@ class Fleet:
                 self._tell(f"ewq: {name}: measured by a worker")
 
 
-def _is_waited_for(task: str) -> bool:
+def _is_waited_for(task: str, is_reference: bool) -> bool:
     """Whether it needs what FP16 gave before; on FP16, what others need."""
     if task == RECORDING or find_task(task).pairing is Pairing.DISTRIBUTIONS:
         return True
-    return find_task(task).same_session or bool(find_task(task).probe)
+    probe = find_task(task).probe
+    # A probe tells of FP16's own other tasks too whether they are worth asking.
+    return find_task(task).same_session or (probe == task if is_reference else bool(probe))
 
 
 def _kind(identity: RunIdentity) -> str:
