@@ -317,6 +317,7 @@ REFUSED = {
     "index with numbers": "in 1, which is outside the folder",
     "index out of the folder": "which is outside the folder",
     "index of a lost tensor": "its shards has lost.weight (1 such tensors)",
+    "weights chosen by the config": "names its weights by transformers_weights",
     "a shard is missing": "model-00002-of-00002.safetensors, which is missing; download it",
     "weights cut short": "model.safetensors is truncated",
     "header cut short": "model.safetensors is truncated or not safetensors",

@@ -112,7 +112,8 @@ def sweep(
                 where = f"--benchmark-storage={folder.resolve().as_uri()}"
                 stored = ["--benchmark-autosave", where]
                 options = pytest_arguments([*arguments, *stored, *kept])
-                subprocess.run([sys.executable, "-m", "pytest", *options], check=False)
+                command = [sys.executable, "-m", "pytest", *options]
+                subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
                 run = _complete(folder)
             unfinished += run is None
             found += [(name, run)] if run else []

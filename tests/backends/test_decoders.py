@@ -121,7 +121,8 @@ def test_a_recorded_step_has_fused_norms_and_a_prompt_has_not(llama, graphs, mon
     plain = norms.rms_norm
 
     def count(x, *arguments):
-        lengths.append(x.shape[-2])
+        # Norms are tried on a vector first.
+        lengths.append(x.shape[-2] if x.dim() > 1 else 0)
         return plain(x, *arguments)
 
     monkeypatch.setattr(norms, "rms_norm", count)

@@ -143,6 +143,7 @@ def test_too_little_memory_is_told_before_anything_starts(call, tmp_path, monkey
 
     class Memory:
         available = 1000
+        total = 2000
 
     monkeypatch.setattr(psutil, "virtual_memory", Memory)
     result = call("fit", TINY, "--bpw", "6", "-o", tmp_path / "x.gguf", "--no-cache")

@@ -28,7 +28,7 @@ def started(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_weights_bytes", {"large": 9, "small": 1}.__getitem__)
     seen = SimpleNamespace(commands=[], fails=())
 
-    def run(command, check):
+    def run(command, stdin, check):
         seen.commands.append(command)
         storage = next(o for o in command if o.startswith("--benchmark-storage=file://"))
         folder = Path(storage.removeprefix("--benchmark-storage=file://"))

@@ -309,7 +309,7 @@ def test_collecting_imports_no_heavy_library(project):
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
     )
     (project.path / "conftest.py").unlink()
-    assert project.run("python", "-c", script).ret == 0
+    assert project.run(sys.executable, "-c", script).ret == 0
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
