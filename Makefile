@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Tests and type checks run on all cores; WORKERS=0 runs them one after the other.
 WORKERS ?= auto
-VARIANTS ?= fp16 or ewq-1.0 or ewq-0.65 or bnb or gguf
+VARIANTS ?= (fp16 or ewq-1.0 or ewq-0.65 or bnb or gguf) and not gguf-f16
 ARGS ?=
 
 .PHONY: bench test lint types tests smoke style clean
