@@ -13,7 +13,7 @@ ARGS ?=
 .PHONY: bench test lint types tests smoke style clean
 
 bench: $(VENV)/.installed
-	@echo 'Benchmarking the embedded model: about 9 minutes on two cores, less on a GPU.'
+	@echo 'Benchmarking the embedded model: about 10 minutes on two cores, 4 more the first time.'
 	$(BIN)/pytest benchmarks/ -k "$(VARIANTS)" $(ARGS)
 
 test: lint types tests smoke
@@ -27,7 +27,7 @@ types: $(VENV)/.installed
 	$(BIN)/mypy --num-workers $(WORKERS)
 
 tests: $(VENV)/.installed
-	@echo 'Running the tests: about 6 minutes on two cores.'
+	@echo 'Running the tests: about 7 minutes on two cores.'
 	$(BIN)/pytest tests/ --quiet --numprocesses $(WORKERS) --dist worksteal
 
 smoke: $(VENV)/.installed
