@@ -89,6 +89,7 @@ def test_loaded_tensors_hold_what_the_files_do(kind, opened, tmp_path):
 
 
 def test_an_adapter_is_merged_and_rounded_to_the_models_own_16_bits(opened, tmp_path):
+    peft = pytest.importorskip("peft")
     folder = opened(lora(tmp_path / "lora"))
     model, notes = load_model_folder(folder, **HOW)
     name = "model.layers.3.self_attn.v_proj"
@@ -101,6 +102,11 @@ def test_an_adapter_is_merged_and_rounded_to_the_models_own_16_bits(opened, tmp_
     assert folder.method == "adapter, merged"
     assert notes == (f"the adapter in {folder.path} is merged into the model's weights",)
     assert model.info.weights_bytes == folder.nbytes == 854_144
+    plain = peft.PeftModel.from_pretrained(load_plain(BASE, torch.float32), tmp_path / "lora")
+    plain = plain.merge_and_unload()
+    for parameter in plain.parameters():
+        parameter.data = parameter.data.half().float()
+    assert perplexity(model) == pytest.approx(plain_perplexity(plain), rel=1e-5)
     model.close()
 
 
