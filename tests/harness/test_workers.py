@@ -83,6 +83,13 @@ def test_what_workers_find_is_what_one_process_finds(bench, project, ray):
     assert finished(project.path / ".benchmarks" / PREVIOUS_JOURNAL).total() == len(alone)
 
 
+def test_workers_measure_nothing_that_a_model_at_chance_cannot_say(bench, project, ray):
+    set_behaviour(project.path, fp16={"guesses": True})
+    bench("--ewq-variants", "fp16,ewq-0.5", *WORKERS, "-k", "mmlu or noise")
+    measured = [key[:2] for key in ray.asked if len(key) == 3]
+    assert sorted(measured) == [("ewq-0.5", "mmlu_cloze"), ("fp16", "mmlu"), ("fp16", "mmlu_cloze")]
+
+
 def test_processes_of_ray_find_what_one_process_finds(bench, project):
     pytest.importorskip("ray")
     select = (*THREE, "-k", "fp16 or ewq-0.5")
