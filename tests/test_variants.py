@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ewq.errors import InputError
-from ewq.report.plotting import (
+from ewq.report.rows import (
     FITTED,
     FOLDER,
     GGUF_FITTED,

@@ -12,7 +12,6 @@ from functools import partial
 from ewq.gating.change import incomparable, paired_changes
 from ewq.measurement import Metric
 from ewq.record import Verdict
-from ewq.report.plotting import variant_kind
 from ewq.report.rows import MMLU_TASKS, Estimate, VariantRow
 from ewq.stats import ALPHA, FEWEST_FLIPS, noninferiority, smallest_detectable_difference
 from ewq.variants import engine_of
@@ -114,10 +113,9 @@ def compare_with_controls(rows: Sequence[VariantRow]) -> list[ControlComparison]
     pairs = [
         (plan, control)
         for plan in rows
-        if variant_kind(plan.variant).planned and scorer(plan) != RANDOM
+        if plan.kind.planned and scorer(plan) != RANDOM
         for control in rows
-        if variant_kind(control.variant).control
-        and engine_of(control.variant) == engine_of(plan.variant)
+        if control.kind.control and engine_of(control.variant) == engine_of(plan.variant)
     ]
     found = (_compare(plan, control, ALPHA / len(pairs)) for plan, control in pairs)
     return [comparison for comparison in found if comparison is not None]

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from ewq.measurement import Metric
 from ewq.record import Verdict
 from ewq.report.evidence import Loss, losses
-from ewq.report.plotting import UNQUANTIZED, variant_kind
-from ewq.report.rows import Estimate, VariantRow, decimals_for, reference_row, size_unit
+from ewq.report.rows import UNQUANTIZED, Estimate, VariantRow, reference_row, size_unit
+from ewq.report.table import tokens_per_s
 from ewq.stats import ALPHA, noninferiority
 
 _NAMED = 4
@@ -89,7 +89,7 @@ def _smallest_within(rows: Sequence[VariantRow], need: Need) -> Recommendation |
     reference = reference_row(rows)
     whole = reference and reference.weights_bytes
     share = f", {100 * (1 - size / whole):.0f} % smaller than FP16" if whole else ""
-    sentence = f"{variant} ({_sized(size, rows)}{share}): {found[0].phrase}."
+    sentence = f"{variant} ({size_unit(rows).sized(size)}{share}): {found[0].phrase}."
     details = [f"{variant} is the smallest shown to stay within {limit}."]
     details += [
         f"{loss.phrase[0].upper()}{loss.phrase[1:]}: "
@@ -105,7 +105,7 @@ def _candidates(rows: Sequence[VariantRow], need: Need) -> list[_Candidate]:
     usable = [
         (row.variant, row.weights_bytes, losses(row))
         for row in rows
-        if row.weights_bytes and losses(row) and variant_kind(row.variant) is not UNQUANTIZED
+        if row.weights_bytes and losses(row) and row.kind is not UNQUANTIZED
     ]
     # One need has one limit: variants without the most sensitive measure cannot be judged by it.
     if any(found[0].is_perplexity for _, _, found in usable):
@@ -127,11 +127,6 @@ def _undecided(candidates: Sequence[_Candidate], below_bytes: float) -> str:
     return f"Undecided: {', '.join(named[:_NAMED])}{rest}." if named else ""
 
 
-def _sized(size_bytes: float, rows: Sequence[VariantRow]) -> str:
-    unit = size_unit(rows)
-    return f"{unit.text(size_bytes)} {unit.name}"
-
-
 def _smallest(rows: Sequence[VariantRow]) -> Recommendation | None:
     sized = [(size, row) for row in rows if (size := row.weights_bytes) is not None]
     if len(sized) < 2:
@@ -141,7 +136,9 @@ def _smallest(rows: Sequence[VariantRow]) -> Recommendation | None:
         loss.phrase + " (may be chance)" * (not Estimate.of(loss.metric).differs_from_zero)
         for loss in losses(row)
     )
-    sentence = f"{row.variant} ({_sized(size, rows)}): {costs or 'its quality was not measured'}."
+    sentence = (
+        f"{row.variant} ({size_unit(rows).sized(size)}): {costs or 'its quality was not measured'}."
+    )
     return Recommendation("Smallest", row.variant, sentence)
 
 
@@ -157,7 +154,7 @@ def _fastest(rows: Sequence[VariantRow]) -> Recommendation | None:
         names = _listed([each.variant for each in doubted])
         text = f"speed of {names} unreliable: noisy or throttled clock."
         return Recommendation(need, None, text, f"{doubted[0].clock_doubt}.", decided=False)
-    speed = f"{row.variant} ({Estimate.of(best).text(decimals_for(best.value))} tokens/s)"
+    speed = f"{row.variant} ({tokens_per_s(row)} tokens/s)"
     alpha = ALPHA / len(others)
     if tied := [other.variant for rival, other in others if not _is_faster(best, rival, alpha)]:
         text = f"{speed} is not clearly faster than {_listed(tied)}."

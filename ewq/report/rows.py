@@ -16,7 +16,20 @@ from ewq.record import Record, Verdict
 from ewq.stats import half_width
 from ewq.storage.runs import Run
 from ewq.tasks.table import OF_FAMILY, figure_of
-from ewq.variants import REFERENCE, table_place
+from ewq.variants import (
+    FIXED,
+    HF,
+    KV,
+    LLAMA_CPP,
+    REFERENCE,
+    GgufType,
+    Raw,
+    Uniform,
+    engine_of,
+    is_fit_name,
+    is_plan_name,
+    table_place,
+)
 
 MISSING = "–"
 LM_EVAL = f"lm_eval{OF_FAMILY}"
@@ -85,11 +98,53 @@ def metric_title(task: str, name: str) -> str:
 
 
 @dataclass(frozen=True)
+class VariantKind:
+    """A sort of variant; ``draw.js`` knows its colour and mark by the label."""
+
+    label: str
+    planned: bool = False
+    control: bool = False
+
+
+UNQUANTIZED = VariantKind("16 bits, not quantized")
+PLANNED = VariantKind("EWQ plan, bitsandbytes", planned=True)
+UNIFORM = VariantKind("uniform control, bitsandbytes", control=True)
+GGUF_PLANNED = VariantKind("EWQ plan, GGUF", planned=True)
+GGUF_UNIFORM = VariantKind("uniform control, GGUF preset", control=True)
+FITTED = VariantKind("fitted plan, bitsandbytes", planned=True)
+GGUF_FITTED = VariantKind("fitted plan, GGUF", planned=True)
+FOLDER = VariantKind("folder, as transformers loads it")
+OTHER = VariantKind("other")
+
+
+def variant_kind(variant: str) -> VariantKind:
+    """The kind of a stored variant; names this version does not know are ``OTHER``."""
+    native = engine_of(variant) == LLAMA_CPP
+    if KV in variant:  # Neither plan nor control: its losses are those of two choices.
+        return OTHER
+    if is_plan_name(variant):
+        return GGUF_PLANNED if native else PLANNED
+    if is_fit_name(variant):
+        return GGUF_FITTED if native else FITTED
+    if variant.startswith(HF):
+        return FOLDER
+    if variant == "gguf-f16":
+        return UNQUANTIZED
+    kinds = {Raw: UNQUANTIZED, Uniform: UNIFORM, GgufType: GGUF_UNIFORM}
+    return kinds.get(type(FIXED.get(variant)), OTHER)
+
+
+@dataclass(frozen=True)
 class VariantRow:
     """All records of one variant, by task; figures that were not measured are ``None``."""
 
     variant: str
     records: Mapping[str, Record]
+
+    @property
+    def kind(self) -> VariantKind:
+        """See :func:`variant_kind`."""
+        return variant_kind(self.variant)
 
     def metric(self, task: str, name: str) -> Metric | None:
         """One figure as it was stored."""
@@ -187,6 +242,10 @@ class SizeUnit(NamedTuple):
         """Three digits, without the unit."""
         value = size_bytes / self.size_bytes
         return f"{value:.{decimals_for(value)}f}"
+
+    def sized(self, size_bytes: float) -> str:
+        """Three digits with the unit."""
+        return f"{self.text(size_bytes)} {self.name}"
 
 
 def size_unit(rows: Sequence[VariantRow]) -> SizeUnit:

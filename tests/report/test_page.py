@@ -10,7 +10,7 @@ from importlib.resources import files
 import pytest
 
 from ewq.errors import InputError
-from ewq.report import plotting
+from ewq.report import rows
 from ewq.report.document import Bullets, Page, Paragraph, Plot, Point, Section, Table, csv_text
 from ewq.report.formats import FORMATS, to_html, to_markdown
 from ewq.report.sections import make_page
@@ -88,7 +88,7 @@ def test_plots_are_valid_and_each_has_a_table_with_something_in_it(pages, case):
 
 
 @pytest.mark.parametrize(
-    "kind", [each for each in vars(plotting).values() if isinstance(each, plotting.VariantKind)]
+    "kind", [each for each in vars(rows).values() if isinstance(each, rows.VariantKind)]
 )
 def test_every_kind_of_variant_has_a_colour_and_a_mark(kind):
     assert f'"{kind.label}": [' in DRAWING

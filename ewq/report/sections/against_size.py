@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ewq.report.document import Paragraph, Part, Plot, Section, Table
-from ewq.report.plotting import SizedPoint, pareto_front, size_plot, variant_kind
+from ewq.report.document import Paragraph, Part, Plot, Section, Table, plot_text
 from ewq.report.rows import MMLU_TASKS, Estimate, ReportedRun, VariantRow, figure_text
 from ewq.report.table import mmlu_task, tokens_per_s
 from ewq.variants import REFERENCE
@@ -27,6 +26,29 @@ class Measure(NamedTuple):
     digits: int
     caption: str
     higher_is_better: bool = False
+
+
+class SizedPoint(NamedTuple):
+    """A variant's size and one of its figures with the ends of its error bar, in axes' units."""
+
+    variant: str
+    size: float
+    value: float
+    low: float
+    high: float
+    text: str = ""
+    kind: str = ""
+
+
+def pareto_front(points: Sequence[SizedPoint], *, higher_is_better: bool) -> list[SizedPoint]:
+    """The points, smallest first, that no other beats in both size and value; equals all stay."""
+    sign = -1 if higher_is_better else 1
+    kept: list[SizedPoint] = []
+    for point in sorted(points, key=lambda p: (p.size, sign * p.value, p.variant)):
+        better = not kept or sign * point.value < sign * kept[-1].value
+        if better or (point.size, point.value) == (kept[-1].size, kept[-1].value):
+            kept.append(point)
+    return kept
 
 
 _DECODING = Measure(
@@ -58,6 +80,7 @@ def _plots(
                 each.value - each.half_width,
                 each.value + each.half_width,
                 each.text(measure.digits),
+                row.kind.label,
             )
             for row in shown.rows
             if row.weights_bytes and (each := measure.estimate(row))
@@ -71,15 +94,22 @@ def _plots(
                 unit: f"{point.size:.4g}",
                 f"{measure.title}: {measure.axis}": point.text,
                 "On the front": "yes" if point in front else "no",
-                "Kind": variant_kind(point.variant).label,
+                "Kind": point.kind,
             }
             for point in sorted(points, key=lambda point: point.size)
         ]
-        title = f"{measure.title} against size"
         plot = Plot(
-            f"{prefix}{measure.name}", title, measure.caption + BARS, Table.of(rows, "Kind")
+            f"{prefix}{measure.name}",
+            f"{measure.title} against size",
+            measure.caption + BARS,
+            Table.of(rows, "Kind"),
+            {
+                "kind": "sizes",
+                "axes": (f"weights, {unit}", measure.axis),
+                "points": [p._asdict() | {"variant": plot_text(p.variant)} for p in points],
+                "front": [(point.size, point.value) for point in front],
+            },
         )
-        plot = size_plot(plot, points, (f"weights, {unit}", measure.axis), front)
         found[measure.name] = plot, [point.variant for point in front]
     return found
 

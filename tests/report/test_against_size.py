@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ewq.report.plotting import SizedPoint, pareto_front
+from ewq.report.sections.against_size import SizedPoint, pareto_front
 
 
 def front(candidates):
