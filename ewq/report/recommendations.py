@@ -1,18 +1,96 @@
-"""Which variant to take for which need: said only where the run's statistics support it."""
+"""Losses against FP16, and which variant to take for which need, where statistics support it.
+
+Every statement is a one-sided test at :data:`ewq.stats.ALPHA`, shared among all variants that it is
+asked of (Bonferroni).
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from ewq.measurement import Metric
 from ewq.record import Verdict
-from ewq.report.evidence import Loss, losses
-from ewq.report.rows import UNQUANTIZED, Estimate, VariantRow, reference_row, size_unit
+from ewq.report.rows import (
+    MMLU_TASKS,
+    UNQUANTIZED,
+    Estimate,
+    VariantRow,
+    reference_row,
+    size_unit,
+)
 from ewq.report.table import tokens_per_s
-from ewq.stats import ALPHA, noninferiority
+from ewq.stats import ALPHA, FEWEST_FLIPS, noninferiority, smallest_detectable_difference
 
 _NAMED = 4
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How much worse than the reference a variant is, on the same items."""
+
+    measure: str
+    """``perplexity``, or a form of MMLU."""
+    metric: Metric
+    """Paired: nats for perplexity (a logarithm of a ratio), a fraction for accuracy."""
+    stderr: float
+
+    @property
+    def is_perplexity(self) -> bool:
+        """Whether this is the more sensitive of the two measures."""
+        return self.measure == "perplexity"
+
+    @property
+    def worse(self) -> float:
+        """How much is lost, in the metric's unit."""
+        return self.metric.value * (1 if self.is_perplexity else -1)
+
+    @property
+    def unit(self) -> str:
+        """Of the change: ``%`` or ``points``."""
+        return "%" if self.is_perplexity else "points"
+
+    @property
+    def phrase(self) -> str:
+        """``perplexity +0.43 ±0.11 %``, with the sign that people know."""
+        percent = Estimate.percent_change if self.is_perplexity else partial(Estimate.of, scale=100)
+        change = percent(self.metric).text(1 + self.is_perplexity, signed=True)
+        return f"{self.measure} {change} {self.unit}"
+
+    @property
+    def interval(self) -> str:
+        """``+0.21 to +0.65 %``: 95 % bounds of the change; empty where not stored."""
+        bounds = [f"{self._shown(bound):+.2f}" for bound in self.metric.interval or ()]
+        return f"{' to '.join(bounds)} {self.unit}" if bounds else ""
+
+    @property
+    def detectable(self) -> str:
+        """The smallest loss that this comparison would have found with 80 % power at 5 %."""
+        found = smallest_detectable_difference(self.stderr, df=self.metric.freedom)
+        # No error, however small, makes fewer flips than these detectable.
+        least = 0.0 if self.is_perplexity else FEWEST_FLIPS / self.metric.n
+        return f"{self._shown(max(found, least)):.2g} {self.unit}"
+
+    def verdict(self, margin: float, alpha: float) -> Verdict:
+        """Is it shown to be within a margin in the metric's unit, or beyond it?"""
+        loss, freedom = self.worse, self.metric.freedom
+        if noninferiority(-loss, self.stderr, margin, freedom) < alpha:
+            return Verdict.PASS
+        beyond = noninferiority(loss - margin, self.stderr, 0.0, freedom) < alpha
+        return Verdict.FAIL if beyond else Verdict.INCONCLUSIVE
+
+    def _shown(self, value: float) -> float:
+        return 100 * (math.expm1(value) if self.is_perplexity else value)
+
+
+def losses(row: VariantRow) -> tuple[Loss, ...]:
+    """What was measured of perplexity, then of MMLU: its cloze form where letters are chance."""
+    tasks = [task for task in MMLU_TASKS if not row.at_chance(task)]
+    accuracies = [(MMLU_TASKS[task], row.metric(task, "accuracy_delta")) for task in tasks]
+    found = [("perplexity", row.metric("perplexity", "ln_ppl_ratio")), *accuracies]
+    known = [Loss(name, it, it.stderr) for name, it in found if it and it.stderr is not None]
+    return tuple(known[: 1 + any(loss.is_perplexity for loss in known)])
 
 
 @dataclass(frozen=True)

@@ -67,24 +67,22 @@ class Estimate:
         """Whether the 95 % interval excludes zero; never where no error is known."""
         return self.stderr is not None and abs(self.value) > self.half_width
 
-    def text(self, digits: int, *, signed: bool = False, error: bool = True) -> str:
-        """``12.34 ±0.05``; the error is left out where it is unknown or not wanted."""
+    def text(self, digits: int | None = None, *, signed: bool = False) -> str:
+        """``12.34 ±0.05``; by default two digits of the error, but at most five decimals."""
+        if digits is None:
+            scale = self.stderr or abs(self.value)
+            first = math.floor(math.log10(scale)) if scale else 0
+            digits = min(5, max(0, (1 if self.stderr else 2) - first))
         value = round(self.value, digits) + 0.0  # no "-0.00"
         text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-        return f"{text} ±{self.stderr:.{digits}f}" if error and self.stderr is not None else text
-
-    def rounded(self, *, signed: bool = False) -> str:
-        """As many digits as the error leaves certain: two of its own, of at most five decimals."""
-        scale = self.stderr or abs(self.value)
-        first = math.floor(math.log10(scale)) if scale else 0
-        return self.text(min(5, max(0, (1 if self.stderr else 2) - first)), signed=signed)
+        return f"{text} ±{self.stderr:.{digits}f}" if self.stderr is not None else text
 
 
 def figure_text(
-    estimate: Estimate | None, digits: int, *, signed: bool = False, error: bool = True
+    estimate: Estimate | None, digits: int | None = None, *, signed: bool = False
 ) -> str:
     """:meth:`Estimate.text`, or a dash where nothing was measured."""
-    return MISSING if estimate is None else estimate.text(digits, signed=signed, error=error)
+    return MISSING if estimate is None else estimate.text(digits, signed=signed)
 
 
 def decimals_for(value: float) -> int:
@@ -192,8 +190,9 @@ class VariantRow:
     def bits(self) -> str:
         """Bits per weight, and the method that a folder's own config names."""
         told = self.records["memory"].settings.get("method") if "memory" in self.records else None
-        value = figure_text(self.estimate("memory", "bits_per_weight"), 2, error=False)
-        return f"{value} ({told})" if told else value
+        value = self.value("memory", "bits_per_weight")
+        text = MISSING if value is None else f"{value:.2f}"
+        return f"{text} ({told})" if told else text
 
     @property
     def memory_bytes(self) -> float | None:

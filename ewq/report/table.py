@@ -65,9 +65,8 @@ def variants_table(rows: Sequence[VariantRow], *, brief: bool = False) -> Table:
             ),
             "Δ points": figure_text(change, 1, signed=True),
             **{
-                f"{task.removeprefix(LM_EVAL)} {metric}": found.rounded() if found else MISSING
+                f"{task.removeprefix(LM_EVAL)} {metric}": figure_text(row.estimate(task, metric))
                 for task, metric in reversed(lm_eval.items())
-                for found in [row.estimate(task, metric)]
             },
             "PPL": figure_text(row.estimate("perplexity", "perplexity"), 2),
             "Δ PPL %": figure_text(row.perplexity_change(), 2, signed=True),
@@ -99,8 +98,7 @@ def tokens_per_s(row: VariantRow) -> str:
 
 def kld(row: VariantRow) -> str:
     """Mean KLD from FP16 in nats per token."""
-    found = row.estimate("divergence", "kld_mean")
-    return MISSING if found is None else found.rounded()
+    return figure_text(row.estimate("divergence", "kld_mean"))
 
 
 def verdict_marks(row: VariantRow, *, brief: bool = False) -> str:

@@ -6,8 +6,7 @@ import pytest
 
 from ewq.measurement import Metric
 from ewq.record import Verdict
-from ewq.report.evidence import losses
-from ewq.report.recommendations import recommendations
+from ewq.report.recommendations import losses, recommendations
 from ewq.report.rows import variant_rows
 from tests.make_runs import CHANCE, THROTTLED, record
 

@@ -147,7 +147,7 @@ def test_memory_is_named_by_what_was_measured(rows):
     ],
 )
 def test_an_error_decides_how_many_digits_are_shown(value, stderr, text):
-    assert Estimate(value, stderr).rounded() == text
+    assert Estimate(value, stderr).text() == text
 
 
 def judged(**verdicts):

@@ -9,7 +9,6 @@ from ewq.record import Record
 from ewq.report.document import Excerpt, Excerpts, Paragraph, Section, Table
 from ewq.report.rows import (
     LM_EVAL,
-    MISSING,
     MMLU_TASKS,
     ReportedRun,
     VariantRow,
@@ -75,8 +74,7 @@ def _confidence_table(rows: Sequence[VariantRow]) -> Table | None:
         where = {"": "texts", CHAT: "own answers"}.get(member, f"depth {member}")
         cells = {"Variant": row.variant, "On": where}
         for name, heading in _TAIL.items():
-            tail = row.estimate(task, name)
-            cells[heading] = tail.rounded() if tail else MISSING
+            cells[heading] = figure_text(row.estimate(task, name))
         for name in found:
             share = row.estimate(task, f"top1_agreement/{name}", 100)
             cells[f"{name.replace('_', ' ')} %"] = figure_text(share, 1)
@@ -109,10 +107,10 @@ def lm_eval(shown: ReportedRun) -> Section | None:
     figures = lm_eval_figures(shown.rows)
 
     def cell(row: VariantRow, task: str, metric: str) -> str:
-        found, change = row.estimate(task, metric), row.estimate(task, f"delta/{metric}")
+        change = row.estimate(task, f"delta/{metric}")
         doubt = "~" * (change is not None and not change.differs_from_zero)
-        paired = f" ({doubt}{change.rounded(signed=True)})" if change else ""
-        return found.rounded() + paired if found else MISSING
+        paired = f" ({doubt}{change.text(signed=True)})" if change else ""
+        return figure_text(row.estimate(task, metric)) + paired
 
     body = tuple(
         (task.removeprefix(LM_EVAL), metric, *(cell(row, task, metric) for row in shown.rows))

@@ -110,7 +110,7 @@ def _plot(found: History, trends: Sequence[Trend]) -> Plot:
         for trend in trends
     ]
     pairs = [zip(trend.runs, trend.metrics, strict=True) for trend in trends]
-    cells = [{run.path: Estimate.of(metric).rounded() for run, metric in own} for own in pairs]
+    cells = [{run.path: Estimate.of(metric).text() for run, metric in own} for own in pairs]
     rows = tuple(
         (run.name, f"{run.datetime:%Y-%m-%d}", *(line.get(run.path, MISSING) for line in cells))
         for run in found.runs

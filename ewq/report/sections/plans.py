@@ -1,23 +1,139 @@
 """Plans: what they have to beat, and where they spend their bits."""
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
+from ewq.gating.change import incomparable, paired_changes
 from ewq.report.document import Paragraph, Part, Plot, Section, Table
-from ewq.report.evidence import compare_with_controls, rank_among_random
-from ewq.report.rows import MISSING, ReportedRun
+from ewq.report.rows import MISSING, Estimate, ReportedRun, VariantRow
 from ewq.report.table import kld
+from ewq.stats import ALPHA
+from ewq.variants import engine_of
 
 RANDOM_CONTROLS = "Mean KLD from FP16, nats per token, among random plans of the same size."
 RULE = (
     "A block whose {} is at or above the mean stays raw; below the mean, but above "
     "mean − factor × standard deviation, it gets 8 bits; further below, 4 bits."
 )
+_SAME_SIZE = 0.005
+_RANDOM = "random"
 _WORDS = {"raw": "raw", "8bit": "8 bits", "4bit": "4 bits", "mixed": "mixed"}
 _ENTROPIES = {"histogram": "entropy, bits", "softmax": "entropy"}
 """Scorers that are entropies; of others the report speaks of scores."""
+
+
+@dataclass(frozen=True)
+class ControlComparison:
+    """One plan against one uniform control of the same engine, on the same texts."""
+
+    plan: str
+    control: str
+    size_percent: float
+    perplexity: Estimate
+    """By how much the plan's perplexity is higher than the control's, in percent, paired."""
+    certain: bool
+
+    @property
+    def outcome(self) -> str:
+        """Which is no larger and certainly better, if one is."""
+        if not self.certain:
+            return "perplexity undecided"
+        better = "plan" if self.perplexity.value < 0 else "control"
+        larger = self.size_percent > 0 if better == "plan" else self.size_percent < 0
+        return "size against quality" if larger else f"{better} no larger and better"
+
+
+def compare_with_controls(rows: Sequence[VariantRow]) -> list[ControlComparison]:
+    """All pairs of one engine that share their texts and whose sizes are known."""
+    pairs = [
+        (plan, control)
+        for plan in rows
+        if plan.kind.planned and scorer(plan) != _RANDOM
+        for control in rows
+        if control.kind.control and engine_of(control.variant) == engine_of(plan.variant)
+    ]
+    found = (_compare(plan, control, ALPHA / len(pairs)) for plan, control in pairs)
+    return [comparison for comparison in found if comparison is not None]
+
+
+def _compare(plan: VariantRow, control: VariantRow, alpha: float) -> ControlComparison | None:
+    """``None`` where perplexities cannot be paired or a size is unknown."""
+    old, new = (row.records.get("perplexity") for row in (control, plan))
+    if not (old and new and plan.weights_bytes and control.weights_bytes):
+        return None
+    change = paired_changes(old, new).get("perplexity")
+    if change is None or incomparable(old, new):
+        return None
+    base, planned = old.metrics["perplexity"].value, new.metrics["perplexity"].value
+    return ControlComparison(
+        plan.variant,
+        control.variant,
+        100 * (plan.weights_bytes / control.weights_bytes - 1),
+        Estimate(100 / base * (planned - base), 100 / base * change.stderr),
+        change.p_value / 2 < alpha,
+    )
+
+
+@dataclass(frozen=True)
+class RandomRanking:
+    """One plan among random plans of its size and engine; its chances are a permutation test's."""
+
+    plan: str
+    kld_nats: float
+    random_klds_nats: tuple[float, ...]
+    """Of the random plans, ascending."""
+
+    @property
+    def beaten(self) -> int:
+        """Random plans that diverge more from the reference than the plan."""
+        return sum(kld > self.kld_nats for kld in self.random_klds_nats)
+
+    @property
+    def p_values(self) -> tuple[float, float]:
+        """Chances that a random plan's rank is as good, and as bad; never 0."""
+        random = self.random_klds_nats
+        as_good = sum(kld <= self.kld_nats for kld in random)
+        as_bad = sum(kld >= self.kld_nats for kld in random)
+        return (1 + as_good) / (1 + len(random)), (1 + as_bad) / (1 + len(random))
+
+    @property
+    def outcome(self) -> str:
+        """The result in words; where nothing may be said, how many random plans it would take."""
+        needed = math.ceil(1 / ALPHA) - 1
+        if len(self.random_klds_nats) < needed:
+            return f"undecided: needs {needed} random plans"
+        better, worse = (p_value <= ALPHA for p_value in self.p_values)
+        how = "better than" if better else "worse than" if worse else "no different from"
+        return f"{how} chance"
+
+
+def rank_among_random(rows: Sequence[VariantRow]) -> list[RandomRanking]:
+    """Every scored plan of which the run holds random plans of the same size."""
+    measured = [(row, row.value("divergence", "kld_mean")) for row in rows]
+    known = [(row, nats) for row, nats in measured if nats is not None and scorer(row)]
+    random = [(row, nats) for row, nats in known if scorer(row) == _RANDOM]
+    return [
+        RandomRanking(row.variant, nats, tuple(rivals))
+        for row, nats in known
+        if scorer(row) != _RANDOM
+        if (rivals := sorted(other for rival, other in random if _same_size(rival, row)))
+    ]
+
+
+def scorer(row: VariantRow) -> str | None:
+    """The scorer of the plan that a variant was made by; ``None`` without a plan."""
+    return None if row.plan is None else str(row.plan.get("scorer"))
+
+
+def _same_size(one: VariantRow, other: VariantRow) -> bool:
+    if not one.weights_bytes or not other.weights_bytes:
+        return False
+    same_engine = engine_of(one.variant) == engine_of(other.variant)
+    return same_engine and abs(one.weights_bytes / other.weights_bytes - 1) <= _SAME_SIZE
 
 
 def controls(shown: ReportedRun) -> Section | None:

@@ -10,8 +10,7 @@ from ewq.gating.gates import PRECEDENCE
 from ewq.measurement import DoubtKind
 from ewq.record import Record, Verdict
 from ewq.report.document import Bullets, Paragraph, Part, Point, Section, Table
-from ewq.report.evidence import losses
-from ewq.report.recommendations import recommendations
+from ewq.report.recommendations import losses, recommendations
 from ewq.report.rows import MISSING, ReportedRun
 from ewq.report.sections.against_size import quality_plots
 from ewq.report.table import footnotes, variants_table

@@ -5,9 +5,14 @@ import math
 import pytest
 
 from ewq.measurement import Items
-from ewq.report.evidence import ControlComparison, compare_with_controls, rank_among_random, scorer
 from ewq.report.rows import Estimate, reported_run, variant_rows
 from ewq.report.sections import plans
+from ewq.report.sections.plans import (
+    ControlComparison,
+    compare_with_controls,
+    rank_among_random,
+    scorer,
+)
 from ewq.storage.runs import read_run
 from tests.make_runs import metric, record, stored_run
 
