@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated
@@ -39,6 +40,7 @@ TEMPLATES = {
     Path(".github/workflows/ewq.yml"): "workflow.yml.txt",
 }
 """What ``ewq init`` writes, and what it is written from."""
+Sides = list[tuple[str, str, Path]]
 
 
 def bench(
@@ -57,20 +59,18 @@ def bench(
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *pytest_arguments(arguments or [])])
 
 
-def pytest_arguments(arguments: list[str]) -> list[str]:
+def pytest_arguments(arguments: list[str], folder: Path = Path()) -> list[str]:
     """Those of pytest: what to run, where, and ``arguments`` with a model first as an option."""
     model = [f"--ewq-model={each}" for each in arguments[:1] if not each.startswith("-")]
     # What libraries announce to their own developers says nothing about a model.
-    fixed = ["-p", PLUGIN, f"--rootdir={Path.cwd()}", "-Wignore::DeprecationWarning"]
-    return [*fixed, *_benchmarks(), *model, *arguments[len(model) :]]
-
-
-def _benchmarks() -> list[str]:
-    if THRESHOLDS.is_file():
-        return [f"{OWN}/"]
-    if find_spec(CARRIED):
-        return ["--pyargs", CARRIED]
-    return [str(Path(__file__).parents[2] / OWN)]
+    fixed = ["-p", PLUGIN, f"--rootdir={folder.absolute()}", "-Wignore::DeprecationWarning"]
+    if (folder / THRESHOLDS).is_file():
+        benchmarks = [f"{OWN}/"]
+    elif find_spec(CARRIED):
+        benchmarks = ["--pyargs", CARRIED]
+    else:
+        benchmarks = [str(Path(__file__).parents[2] / OWN)]
+    return [*fixed, *benchmarks, *model, *arguments[len(model) :]]
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,6 @@ class Sweep:
     variants: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     settings: tuple[tuple[str, ...], ...] = ((),)
-
-    def arguments(self, model: str, settings: tuple[str, ...]) -> list[str]:
-        """Those of ``ewq bench`` for one run."""
-        variants = [f"--ewq-variants={','.join(self.variants)}"] * bool(self.variants)
-        return [f"--ewq-model={model}", *variants, *self.options, *settings]
 
 
 def sweep(
@@ -102,21 +97,20 @@ def sweep(
     write = FORMATS[format_of(output, ("html", "md", "json"), "html")]
     check_output(output)
     asked, found, unfinished = _read_sweep(file), [], 0
-    for model in sorted(asked.models, key=_weights_bytes):
-        for settings in asked.settings:
-            arguments = asked.arguments(model, settings)
-            folder, name = storage / content_key(arguments)[:16], " ".join((model, *settings))
-            if not (run := _complete(folder)):
-                print(f"ewq: sweep: {name}", file=sys.stderr, flush=True)
-                kept = ["--ewq-resume"] * (folder / JOURNAL).is_file()
-                where = f"--benchmark-storage={folder.resolve().as_uri()}"
-                stored = ["--benchmark-autosave", where]
-                options = pytest_arguments([*arguments, *stored, *kept])
-                command = [sys.executable, "-m", "pytest", *options]
-                subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
-                run = _complete(folder)
-            unfinished += run is None
-            found += [(name, run)] if run else []
+    variants = [f"--ewq-variants={','.join(asked.variants)}"] * bool(asked.variants)
+    models = sorted(asked.models, key=_weights_bytes)
+    for model, settings in product(models, asked.settings):
+        arguments = [f"--ewq-model={model}", *variants, *asked.options, *settings]
+        folder, name = storage / content_key(arguments)[:16], " ".join((model, *settings))
+        if not (run := _complete(folder)):
+            print(f"ewq: sweep: {name}", file=sys.stderr, flush=True)
+            kept = ["--ewq-resume"] * (folder / JOURNAL).is_file()
+            options = pytest_arguments([*arguments, *_stored_in(folder), *kept])
+            command = [sys.executable, "-m", "pytest", *options]
+            subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+            run = _complete(folder)
+        unfinished += run is None
+        found += [(name, run)] if run else []
     if found:
         print(f"wrote {write_text(output, write(sweep_page(found)))}", file=sys.stderr)
     if unfinished:
@@ -138,6 +132,10 @@ def _weights_bytes(model: str) -> int:
 
     tensors = find_subject(model, "quick", "cpu", NO_PROGRESS).checkpoint.tensors.values()
     return sum(each.nbytes for each in tensors)
+
+
+def _stored_in(storage: Path) -> list[str]:
+    return ["--benchmark-autosave", f"--benchmark-storage={storage.resolve().as_uri()}"]
 
 
 def _complete(storage: Path) -> Run | None:
@@ -168,17 +166,6 @@ def init(
     print("next: add .benchmarks/ to .gitignore, then run `pytest benchmarks/ -k ewq`")
 
 
-@dataclass(frozen=True)
-class Side:
-    """One of the two that are compared: a variant, and the folder whose code measures it."""
-
-    name: str
-    variant: str
-    folder: Path
-    benchmarks: Sequence[str]
-    """What pytest is given to find the benchmarks."""
-
-
 def ab(
     a: Annotated[str, typer.Argument(help="A commit of this repository, a variant or a plan.")],
     b: Annotated[str, typer.Argument(help="Another of the same kind.")],
@@ -200,15 +187,15 @@ def ab(
         for pair in range(pairs):
             for which in (0, 1) if pair % 2 == 0 else (1, 0):
                 storage = Path(scratch, f"{pair}-{which}")
-                measured[which].append(_measured(sides[which], storage, options or ()))
+                measured[which].append(_measured(*sides[which], storage, options or ()))
             print(f"ewq: pair {pair + 1} of {pairs} measured", file=sys.stderr, flush=True)
-    for line in lines([side.name for side in sides], measured):
+    for line in lines((a, b), measured):
         print(line)
 
 
 @contextmanager
-def _sides(names: tuple[str, str], variant: str, scratch: Path) -> Iterator[list[Side]]:
-    """Both sides; commits as worktrees that last as long as the context."""
+def _sides(names: tuple[str, str], variant: str, scratch: Path) -> Iterator[Sides]:
+    """Each side's name, variant and the folder whose code measures it, commits' as worktrees."""
     try:
         _ = [find_variant(name) for name in names]
         commits = None
@@ -217,7 +204,7 @@ def _sides(names: tuple[str, str], variant: str, scratch: Path) -> Iterator[list
         if not all(commits):
             raise InputError(f"{' and '.join(names)} are not two commits; {error}") from error
     if commits is None:
-        yield [Side(name, name, Path(), pytest_arguments([])) for name in names]
+        yield [(name, name, Path()) for name in names]
         return
     (inside,) = git_lines(Path(), "rev-parse", "--show-prefix") or [""]
     trees = [scratch / "a", scratch / "b"]
@@ -225,23 +212,22 @@ def _sides(names: tuple[str, str], variant: str, scratch: Path) -> Iterator[list
         for name, tree, commit in zip(names, trees, commits, strict=True):
             if git_lines(Path(), "worktree", "add", "--detach", str(tree), *commit or ()) is None:
                 raise EwqError(f"git cannot check out {name}: see `git worktree add`")
-        yield [
-            Side(name, variant, folder, ["-p", PLUGIN, f"--rootdir={folder}", "benchmarks/"])
-            for name, folder in zip(names, [tree / inside for tree in trees], strict=True)
-        ]
+        yield [(n, variant, tree / inside) for n, tree in zip(names, trees, strict=True)]
     finally:
         for tree in trees:
             git_lines(Path(), "worktree", "remove", "--force", str(tree))
 
 
-def _measured(side: Side, storage: Path, options: Sequence[str]) -> Record:
+def _measured(
+    name: str, variant: str, folder: Path, storage: Path, options: Sequence[str]
+) -> Record:
     """The throughput of one side, from a process of its own; whatever its gates say."""
-    asked = ["-k", "throughput", "--ewq-tier", "smoke", "--ewq-variants", side.variant]
-    stored = [f"--benchmark-storage={storage.resolve().as_uri()}", "--benchmark-autosave"]
-    paths = [str(side.folder.resolve()), os.environ.get("PYTHONPATH", "")]
+    asked = ["-q", "-k", "throughput", "--ewq-tier", "smoke", "--ewq-variants", variant]
+    arguments = pytest_arguments([*asked, *_stored_in(storage), *options], folder)
+    paths = [str(folder.resolve()), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *side.benchmarks, *asked, *stored, *options],
-        cwd=side.folder,
+        [sys.executable, "-m", "pytest", *arguments],
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
         capture_output=True,
@@ -253,7 +239,7 @@ def _measured(side: Side, storage: Path, options: Sequence[str]) -> Record:
             if task == "throughput":
                 return record
     said = (line for line in (done.stderr + done.stdout).splitlines() if line.strip())
-    raise EwqError(f"{side.name} was not measured: {' | '.join([*said][-3:]) or 'no reason given'}")
+    raise EwqError(f"{name} was not measured: {' | '.join([*said][-3:]) or 'no reason given'}")
 
 
 def lines(names: Sequence[str], measured: tuple[Sequence[Record], Sequence[Record]]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ewq.checkpoint.opening import open_checkpoint
-from ewq.cli.terminal import AsJson, Bpw, Size, quiet_transformers, show, terminal_progress
+from ewq.cli.terminal import AsJson, Bpw, Size, Text, quiet_transformers, show, terminal_progress
 from ewq.errors import InputError
 from ewq.files import check_output
 from ewq.planning.plan import QuantizationPlan, read_plan
@@ -51,9 +51,7 @@ def export(
         Path | None, typer.Option(help="llama.cpp's own convert_hf_to_gguf.py.")
     ] = None,
     rounding: Rounding = "nearest",
-    calibration: Annotated[
-        Path | None, typer.Option(help="Text for --rounding gptq: a file, or a folder of domains.")
-    ] = None,
+    calibration: Text = None,
     print_command: Annotated[
         bool, typer.Option(help="Print the same export as a shell script and stop.")
     ] = False,

@@ -14,7 +14,12 @@ from ewq.cli.export import Rounding
 from ewq.cli.terminal import (
     AsJson,
     Bpw,
+    Context,
+    Kld,
     Like,
+    Memory,
+    Size,
+    Text,
     quiet_transformers,
     show,
     size_text,
@@ -32,10 +37,6 @@ if TYPE_CHECKING:
     from ewq.fit.run import Fitted, Measured
 
 Model = Annotated[str, typer.Argument(help="Hub id or model folder.")]
-Text = Annotated[
-    Path | None,
-    typer.Option("--calibration", help="Text file or folder of them (default: ewq's own text)."),
-]
 Sequences = Annotated[int, typer.Option(min=1, help="Calibration sequences.")]
 Tokens = Annotated[int, typer.Option("--sequence-tokens", min=2, help="Tokens in each sequence.")]
 Seed = Annotated[int, typer.Option(help="Of the sequences drawn and the labels sampled.")]
@@ -48,19 +49,11 @@ def fit(
     out: Annotated[
         Path, typer.Option("-o", "--output", help="A .gguf file, or for bitsandbytes a new folder.")
     ],
-    size: Annotated[
-        str | None, typer.Option(help="Of the whole file, such as 5GB or 4.5GiB; never exceeded.")
-    ] = None,
+    size: Size = None,
     bpw: Bpw = None,
-    kld: Annotated[
-        float | None, typer.Option(help="Smallest file expected below so many nats per token.")
-    ] = None,
-    vram: Annotated[
-        str | None, typer.Option(help="Memory of the card, for the file, cache and the rest.")
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(metavar="TOKENS", min=1, help="With --vram (default: 8192).")
-    ] = None,
+    kld: Kld = None,
+    vram: Memory = None,
+    context: Context = None,
     like: Like = None,
     engine: Annotated[str, typer.Option(help="gguf or bitsandbytes.")] = "gguf",
     granularity: Annotated[

@@ -14,8 +14,12 @@ import typer
 from ewq.cli.terminal import (
     AsJson,
     Bpw,
+    Context,
+    Kld,
     Like,
+    Memory,
     Size,
+    Text,
     legend,
     plan_lines,
     quiet_transformers,
@@ -61,18 +65,9 @@ def plan(
     ] = None,
     target_bpw: Bpw = None,
     target_size: Size = None,
-    target_vram: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Memory of the card, for weights, cache and the rest."),
-    ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(metavar="TOKENS", min=1, help="With --target-vram (default: 8192)."),
-    ] = None,
-    target_kld: Annotated[
-        float | None,
-        typer.Option(help="Smallest plan expected below so many nats per token (fisher)."),
-    ] = None,
+    target_vram: Memory = None,
+    context: Context = None,
+    target_kld: Kld = None,
     like: Like = None,
     target: Annotated[
         str | None,
@@ -83,10 +78,7 @@ def plan(
             "of fisher gguf (default) or bitsandbytes.",
         ),
     ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(help="Text file or folder of them for fisher (default: ewq's own)."),
-    ] = None,
+    calibration: Text = None,
     out: Annotated[
         str | None, typer.Option("-o", "--output", help="Output file, or a directory (trailing /).")
     ] = None,

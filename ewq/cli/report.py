@@ -19,7 +19,10 @@ Storage = Annotated[
     str, typer.Option(help="pytest-benchmark's storage: a folder or a file:// URI.")
 ]
 Output = Annotated[
-    Path | None, typer.Option("-o", "--output", help="A file instead of standard output.")
+    Path | None,
+    typer.Option(
+        "-o", "--output", help="A file, or - for stdout; HTML reports go to ewq-report.html."
+    ),
 ]
 _OR_MD = typer.Option("--format", help="By default as the output's name ends, or md.")
 _PAGE = Path("ewq-report.html")
@@ -41,15 +44,7 @@ def report(
         | None,
         typer.Option("--format", help="By default as the output's name ends, or html."),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help=f"A file, or - for standard output. Default: {_PAGE} for html, else -.",
-            show_default=False,
-        ),
-    ] = None,
+    output: Output = None,
     storage: Storage = ".benchmarks",
 ) -> None:
     """Show one or more stored runs as a self-contained page, Markdown, JSON or CSV."""

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +23,20 @@ Size = Annotated[str | None, typer.Option(help="Size of the whole model, such as
 Like = Annotated[
     str | None,
     typer.Option(metavar="RECIPE", help="No larger than llama.cpp's recipe, such as Q4_K_M."),
+]
+Kld = Annotated[
+    float | None, typer.Option(help="Smallest expected below so many nats per token (fisher).")
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory of the card, for weights, cache and the rest."),
+]
+Context = Annotated[
+    int | None, typer.Option(metavar="TOKENS", min=1, help="With a card's memory (default: 8192).")
+]
+Text = Annotated[
+    Path | None,
+    typer.Option("--calibration", help="Text file or folder of them (default: ewq's own text)."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 _COLUMNS = 80

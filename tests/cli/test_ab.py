@@ -36,10 +36,10 @@ def told(monkeypatch):
     """What was measured, in order; speeds come from ``speed.json`` of the side's folder."""
     asked = []
 
-    def measured(side, storage, options):
-        asked.append((side.name, side.variant, storage.name, *options))
-        table = json.loads((side.folder / "speed.json").read_text())
-        return speed(table[side.variant] * (1 + len(asked) / 1000), variant=side.variant)
+    def measured(name, variant, folder, storage, options):
+        asked.append((name, variant, storage.name, *options))
+        table = json.loads((folder / "speed.json").read_text())
+        return speed(table[variant] * (1 + len(asked) / 1000), variant=variant)
 
     monkeypatch.setattr(ab, "_measured", measured)
     return asked
@@ -83,8 +83,8 @@ def test_plan_files_are_given_by_path_and_a_failure_while_measuring_is_its_own(
     for name in ("a.json", "b.json"):
         Path(name).write_text("{}")
 
-    def fails(side, storage, options):
-        raise InputError(f"damaged: {side.variant}")
+    def fails(name, variant, folder, storage, options):
+        raise InputError(f"damaged: {variant}")
 
     monkeypatch.setattr(ab, "_measured", fails)
     done = ewq("ab", "a.json", "gguf:b.json")
@@ -109,14 +109,13 @@ def test_a_doubtful_clock_is_said_instead_of_a_difference():
 
 
 def test_a_side_is_measured_in_a_process_of_its_own(project, tmp_path):
-    side = ab.Side("fp16", "fp16", project, ["-p", "ewq.pytest_plugin", "benchmarks/"])
-    found = ab._measured(side, tmp_path / "storage", ["-p", "no:cacheprovider"])
+    options = ["-p", "no:cacheprovider"]
+    found = ab._measured("fp16", "fp16", project, tmp_path / "storage", options)
     assert found.key == ("fp16", "throughput")
     assert found.metrics[SPEED].value == pytest.approx(100)
     assert not (project / ".benchmarks").exists()
 
 
 def test_a_side_that_cannot_be_measured_ends_it_with_the_reason(project, tmp_path):
-    side = ab.Side("fp16", "fp16", project, ["benchmarks/"])
     with pytest.raises(EwqError, match=r"fp16 was not measured: .*--no-such-option"):
-        ab._measured(side, tmp_path / "storage", ["--no-such-option"])
+        ab._measured("fp16", "fp16", project, tmp_path / "storage", ["--no-such-option"])
