@@ -24,9 +24,7 @@ Like = Annotated[
     str | None,
     typer.Option(metavar="RECIPE", help="No larger than llama.cpp's recipe, such as Q4_K_M."),
 ]
-Kld = Annotated[
-    float | None, typer.Option(help="Smallest expected below so many nats per token (fisher).")
-]
+Kld = Annotated[float | None, typer.Option(help="Smallest expected below so many nats per token.")]
 Memory = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Memory of the card, for weights, cache and the rest."),

@@ -16,7 +16,7 @@ from ewq.stats import (
     two_sided_p,
 )
 from ewq.storage.environment import changed_settings
-from ewq.tasks.table import Figure, ItemMean, Kind, Tolerance, figure_of, find_task, known_task
+from ewq.tasks.table import ItemMean, Kind, Tolerance, figure_of, find_task, known_task
 
 _OF_THE_REFERENCE = (DoubtKind.OTHER_SESSION, DoubtKind.DECODE_MODE)
 
@@ -148,34 +148,27 @@ def changes(
     before: Record, after: Record, tolerances: Mapping[str, Tolerance]
 ) -> tuple[Change, ...]:
     """Every metric of two comparable records; one without a tolerance is shown, not gated."""
-    paired = paired_changes(before, after)
-    names = dict.fromkeys([*after.metrics, *before.metrics])
-    return tuple(_change(name, before, after, tolerances, paired.get(name)) for name in names)
+    paired, found = paired_changes(before, after), []
+    for name in dict.fromkeys([*after.metrics, *before.metrics]):
+        figure = figure_of(after.task, name)
+        tolerance = tolerances.get(name) or tolerances.get(figure.key if figure else name)
+        found.append(_change(name, before, after, tolerance, paired.get(name)))
+    return tuple(found)
 
 
 def _change(
-    name: str,
-    before: Record,
-    after: Record,
-    tolerances: Mapping[str, Tolerance],
-    certainty: Certainty | None,
+    name: str, before: Record, after: Record, tolerance: Tolerance | None, paired: Certainty | None
 ) -> Change:
-    old, new, figure = (
-        before.metrics.get(name),
-        after.metrics.get(name),
-        figure_of(after.task, name),
-    )
-    tolerance = tolerances.get(name) or tolerances.get(figure.key if figure else name)
+    old, new = before.metrics.get(name), after.metrics.get(name)
     make = partial(Change, after.variant, after.task, name)
-    if old is None or new is None:
-        # One that vanished is a failure where it is gated; a new one has no baseline yet.
-        present, lost = old or after.metrics[name], new is None
-        verdict = None if not tolerance else Verdict.FAIL if lost else Verdict.NO_BASELINE
-        what = "missing metric, the baseline has it, this run does not"
-        text = f"{name}: {what if lost else 'new metric, the baseline does not have it'}"
-        before_value, after_value = (present.value, None) if lost else (None, present.value)
-        return make(present.unit, before_value, after_value, verdict, text)
-    certainty = certainty or _unpaired(old, new)
+    if new is None:
+        old = before.metrics[name]
+        text = f"{name}: missing metric, the baseline has it, this run does not"
+        return make(old.unit, old.value, None, Verdict.FAIL if tolerance else None, text)
+    if old is None:
+        text = f"{name}: new metric, the baseline does not have it"
+        return make(new.unit, None, new.value, Verdict.NO_BASELINE if tolerance else None, text)
+    certainty = paired or _unpaired(old, new)
     verdict, why, worse = _verdict(name, before, after, tolerance, certainty)
     tolerated = f"tolerance {tolerance}; " if tolerance else ""
     delta = f"{new.value - old.value:+.3g}"
@@ -200,11 +193,7 @@ def _unpaired(old: Metric, new: Metric) -> Certainty | None:
 
 
 def _verdict(
-    name: str,
-    before: Record,
-    after: Record,
-    tolerance: Tolerance | None,
-    certainty: Certainty | None,
+    name: str, before: Record, after: Record, tolerance: Tolerance | None, sure: Certainty | None
 ) -> tuple[Verdict | None, str, bool]:
     """The verdict, why, and whether the metric got worse by more than is tolerated."""
     old, new = before.metrics[name], after.metrics[name]
@@ -216,7 +205,7 @@ def _verdict(
     loss = (old.value - new.value) if new.higher_is_better else (new.value - old.value)
     allowed = tolerance.allowed(old.value)
     # The direction is asked for, so one tail of the two-sided p decides.
-    certain = certainty is None or certainty.p_value / 2 < tolerance.alpha
+    certain = sure is None or sure.p_value / 2 < tolerance.alpha
     verdict, why = _size(loss, allowed, certain)
     for record in (after, before):
         if doubt := doubt_about(name, record, verdict):
@@ -238,16 +227,18 @@ def doubt_about(metric: str, record: Record, verdict: Verdict | None = None) -> 
     figure = figure_of(record.task, metric)
     if figure is None or verdict is Verdict.INCONCLUSIVE:
         return None
-    return next((each for each in record.doubts if _counts(each.kind, figure, verdict)), None)
+    for doubt in record.doubts:
+        if doubt.kind is DoubtKind.CHANCE:
+            # A variant that fell to chance while its reference did not has failed for certain.
+            counts = figure.kind is Kind.CHOICE and verdict is not Verdict.FAIL
+        else:
+            own = figure.paired or doubt.kind not in _OF_THE_REFERENCE
+            counts = figure.kind is Kind.CLOCK and own
+        if counts:
+            return doubt
+    return None
 
 
 def at_chance(record: Record) -> bool:
     """Whether the record's accuracy cannot be told from guessing."""
     return any(doubt.kind is DoubtKind.CHANCE for doubt in record.doubts)
-
-
-def _counts(doubt: DoubtKind, figure: Figure, verdict: Verdict | None) -> bool:
-    if doubt is DoubtKind.CHANCE:
-        # A variant that fell to chance while its reference did not has failed for certain.
-        return figure.kind is Kind.CHOICE and verdict is not Verdict.FAIL
-    return figure.kind is Kind.CLOCK and (figure.paired or doubt not in _OF_THE_REFERENCE)

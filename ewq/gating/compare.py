@@ -84,7 +84,10 @@ def choose(runs: Sequence[Run], wanted: Wanted, commits: Sequence[str] | None = 
     refusals = {run.path: unsuitable(run, wanted) for run in runs}
     fit = [run for run in runs if not refusals[run.path]]
     if not fit:
-        return Choice(None, tuple(_explain(runs, refusals)))
+        recent = sorted(runs, key=lambda run: run.datetime, reverse=True)
+        shown = [f"{run.name}: {'; '.join(refusals[run.path])}" for run in recent[:_REASONS_SHOWN]]
+        more = [f"and {len(runs) - len(shown)} older runs"] * (len(runs) > len(shown))
+        return Choice(None, (*shown, *more) or ("there is no stored run",))
 
     def rank(run: Run) -> tuple[int, int, datetime, str]:
         covered = sum(key in run.records for key in wanted.selected)
@@ -142,15 +145,6 @@ def _broken(run: Run) -> list[str]:
     elif run.exit_status not in (0, None):
         reasons.append(f"its session ended with exit status {run.exit_status}")
     return reasons
-
-
-def _explain(runs: Sequence[Run], refusals: Mapping[Path, list[str]]) -> list[str]:
-    if not runs:
-        return ["there is no stored run"]
-    recent = sorted(runs, key=lambda run: run.datetime, reverse=True)
-    shown = [f"{run.name}: {'; '.join(refusals[run.path])}" for run in recent[:_REASONS_SHOWN]]
-    more = len(runs) - len(shown)
-    return [*shown, f"and {more} older runs"] if more else shown
 
 
 @dataclass(frozen=True)

@@ -89,10 +89,9 @@ def _noninferiority(record: Record, name: str, limit: Limit) -> tuple[Verdict, s
     value, stderr, freedom = metric.value, metric.stderr, _freedom(metric)
     if stderr is None:
         return Verdict.INCONCLUSIVE, "no standard error to test with: too few items"
-    sides = [(1.0, limit.min), (-1.0, limit.max)]
     p_value = max(
         noninferiority(sign * value, stderr, -sign * bound, freedom)
-        for sign, bound in sides
+        for sign, bound in ((1.0, limit.min), (-1.0, limit.max))
         if bound is not None
     )
     detectable = smallest_detectable_difference(stderr, freedom)

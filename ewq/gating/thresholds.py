@@ -153,23 +153,15 @@ def _problem(task: str, metric: str, rule: Limit | Tolerance) -> str:
         return f"unknown metric of task {task!r}"
     if not 0 < rule.alpha < 1:
         return f"alpha must lie between 0 and 1, is {rule.alpha:g}"
-    return _limit(rule, metric) if isinstance(rule, Limit) else _tolerance(rule)
-
-
-def _limit(limit: Limit, metric: str) -> str:
-    if limit.min is None and limit.max is None:
+    if isinstance(rule, Tolerance):
+        sizes = [size for size in (rule.relative, rule.absolute) if size is not None]
+        negative = min(sizes, default=0) < 0
+        return "must not be negative" * negative if sizes else "needs relative or absolute"
+    if rule.min is None and rule.max is None:
         return "needs min or max"
-    if limit.min is not None and limit.max is not None and limit.min > limit.max:
-        return f"min {limit.min:g} is above max {limit.max:g}"
-    if limit.test is Test.MCNEMAR and (
-        not metric.startswith(("accuracy_delta", "delta/")) or limit.max is not None
-    ):
+    if rule.min is not None and rule.max is not None and rule.min > rule.max:
+        return f"min {rule.min:g} is above max {rule.max:g}"
+    pairs = rule.max is None and metric.startswith(("accuracy_delta", "delta/"))
+    if rule.test is Test.MCNEMAR and not pairs:
         return "test mcnemar applies only to a min of accuracy_delta, or delta/METRIC of lm-eval"
     return ""
-
-
-def _tolerance(tolerance: Tolerance) -> str:
-    sizes = [size for size in (tolerance.relative, tolerance.absolute) if size is not None]
-    if not sizes:
-        return "needs relative or absolute"
-    return "must not be negative" if min(sizes) < 0 else ""
