@@ -25,7 +25,6 @@ from ewq.report.document import Page, Plot, csv_text, markdown_block, markdown_t
 from ewq.report.rows import LM_EVAL, Estimate
 from ewq.tasks.table import Kind, figure_of
 
-_SUFFIXES = {".html": "html", ".htm": "html", ".md": "md", ".json": "json", ".csv": "csv"}
 _FIGURES = ("value", "stderr", "n", "unit", "higher_is_better")
 _TIED = re.compile(r" (?=%|±|(?:[GM]B|points|tokens/s)\b)|(?<=±) ")
 """Blanks at which no line may break: before a unit, and around an error."""
@@ -40,15 +39,9 @@ def to_html(page: Page) -> str:
         plotly = get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
         scripts = [plotly, _asset("draw.js")]
     digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
-    return _filled(
-        "page.html",
-        printable,
-        page=page,
-        plots=plots,
-        scripts=scripts,
-        digests=[base64.b64encode(digest).decode() for digest in digests],
-        style=_asset("page.css"),
-    )
+    given = {"page": page, "plots": plots, "scripts": scripts, "style": _asset("page.css")}
+    encoded = [base64.b64encode(digest).decode() for digest in digests]
+    return _filled("page.html", printable, **given, digests=encoded)
 
 
 def to_markdown(page: Page, level: int = 1) -> str:
@@ -82,18 +75,20 @@ def _asset(name: str) -> str:
 
 def to_json(page: Page) -> str:
     """The page's data for machines: one JSON document."""
-    return json.dumps(page.data, indent=1, allow_nan=False) + "\n"
+    return _json(page.data)
+
+
+def _json(document: object) -> str:
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def to_csv(page: Page) -> str:
     """One line for each metric of each variant; what is unknown is empty."""
-    return csv_of(
-        ("variant", "task", "metric", *_FIGURES, "verdict"),
-        (
-            (*names, *(metric[key] for key in _FIGURES), record["verdict"])
-            for names, metric, record in _metrics(page)
-        ),
+    rows = (
+        (*names, *(metric[key] for key in _FIGURES), record["verdict"])
+        for names, metric, record in _metrics(page)
     )
+    return csv_of(("variant", "task", "metric", *_FIGURES, "verdict"), rows)
 
 
 def csv_of(headings: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
@@ -124,18 +119,13 @@ def _gated(page: Page) -> Iterator[tuple[tuple[str, str, str], dict[str, Any], f
 
 def to_github(page: Page, *, bigger: bool) -> str:
     """What github-action-benchmark reads; a file of its holds one direction only."""
-    entries = [
-        {
-            "name": " ".join(names),
-            "unit": metric["unit"],
-            "value": metric["value"],
-            "extra": f"n {metric['n']}",
-        }
-        | ({"range": f"± {half:.4g}"} if half else {})
-        for names, metric, half in _gated(page)
-        if metric["higher_is_better"] is bigger
-    ]
-    return json.dumps(entries, indent=1, allow_nan=False) + "\n"
+    entries = []
+    for names, metric, half in _gated(page):
+        if metric["higher_is_better"] is bigger:
+            told = {"name": " ".join(names), "unit": metric["unit"], "value": metric["value"]}
+            error = {"range": f"± {half:.4g}"} if half else {}
+            entries.append({**told, "extra": f"n {metric['n']}", **error})
+    return _json(entries)
 
 
 def to_bencher(page: Page) -> str:
@@ -145,7 +135,7 @@ def to_bencher(page: Page) -> str:
         value = metric["value"]
         bounds = {"lower_value": value - half, "upper_value": value + half} if half else {}
         found.setdefault(f"{variant} {task}", {})[name] = {"value": value, **bounds}
-    return json.dumps(found, indent=1, allow_nan=False) + "\n"
+    return _json(found)
 
 
 def to_model_index(page: Page) -> str:
@@ -181,8 +171,9 @@ def format_of(output: Path | None, known: Collection[str], default: str) -> str:
     """What a file's name asks for, or an InputError; ``default`` for standard output."""
     if output is None or output == Path("-"):
         return default
-    found = _SUFFIXES.get(output.suffix.lower())
-    if found is None or found not in known:
+    ending = output.suffix.lower().removeprefix(".")
+    found = "html" if ending == "htm" else ending
+    if found not in known:
         endings = ", ".join(f".{name}" for name in known)
         raise InputError(
             f"{output}: no format ends in {output.suffix or 'nothing'!r}; name the file {endings}, "

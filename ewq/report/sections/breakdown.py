@@ -159,19 +159,12 @@ def _flips_table(counted: Mapping[str, _Answers]) -> tuple[Paragraph | Table, ..
     }
     moved = sorted(filter(flipped.get, subjects), key=lambda name: -flipped[name])
     steady = len(subjects) - len(moved)
-    intro = Paragraph(
-        "A flip is an answer that became wrong (−) or right (+); both change the model, "
-        "though they may leave its accuracy."
-        + f" {steady} of {len(subjects)} subjects did not flip in any variant."
-        * bool(steady)
-    )
-    rows = tuple(
-        (
-            f"{name.replace('_', ' ')} ({subjects[name]})",
-            *(_flips_text(own[name]) for own in counted.values()),
-        )
-        for name in moved
-    )
+    still = f" {steady} of {len(subjects)} subjects did not flip in any variant." * bool(steady)
+    text = "A flip is an answer that became wrong (−) or right (+); both change the model, "
+    intro = Paragraph(f"{text}though they may leave its accuracy.{still}")
+    names = [f"{name.replace('_', ' ')} ({subjects[name]})" for name in moved]
+    cells = [[_flips_text(own[name]) for own in counted.values()] for name in moved]
+    rows = tuple((name, *own) for name, own in zip(names, cells, strict=True))
     table = Table(("Subject (questions)", *counted), rows, title="Flips by subject", folded=True)
     return (intro, table) if moved else (intro,)
 
@@ -191,18 +184,14 @@ def samples(shown: ReportedRun) -> Section | None:
     base = texts.get(reference.variant, {}) if reference else {}
     marked = " Text is marked from its first difference from FP16's on." * bool(base)
     intro = Paragraph(f"Greedy decoding.{marked} A difference is not a fault: judge by reading.")
-    groups = tuple(
-        Excerpts(
-            name,
-            prompt,
-            tuple(
-                _excerpt(variant, own[name]["text"], None if own is base else base.get(name))
-                for variant, own in texts.items()
-                if name in own
-            ),
+    groups = []
+    for name, prompt in prompts.items():
+        excerpts = (
+            _excerpt(variant, own[name]["text"], None if own is base else base.get(name))
+            for variant, own in texts.items()
+            if name in own
         )
-        for name, prompt in prompts.items()
-    )
+        groups.append(Excerpts(name, prompt, tuple(excerpts)))
     return Section("samples", "Samples", (intro, *groups))
 
 

@@ -137,16 +137,9 @@ def _data(found: History) -> dict[str, Any]:
     lines, values = list[dict[str, Any]](), list[dict[str, Any]]()
     for trend in found.trends:
         names = (trend.record.variant, trend.record.task, trend.metric)
-        lines.append(
-            {
-                **dict(zip(VALUES, names, strict=False)),
-                "verdict": trend.verdict.value,
-                "expected": trend.expected,
-                "shifts": [
-                    {**each._asdict(), "run": trend.runs[each.place].name} for each in trend.shifts
-                ],
-            }
-        )
+        facts = {"verdict": trend.verdict.value, "expected": trend.expected}
+        shifts = [s._asdict() | {"run": trend.runs[s.place].name} for s in trend.shifts]
+        lines.append({**dict(zip(VALUES, names, strict=False)), **facts, "shifts": shifts})
         for run, each in zip(trend.runs, trend.metrics, strict=True):
             stored = (run.name, run.commit, run.datetime.isoformat())
             figures = (each.value, each.stderr, each.n, each.unit)

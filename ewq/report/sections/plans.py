@@ -221,18 +221,13 @@ def blocks(shown: ReportedRun) -> Section | None:
     if any(plan.factor is not None for plan in plans):
         measures = sorted({plan.measure.lower() for plan in plans})
         parts.insert(0, Paragraph(RULE.format(" or ".join(measures))))
-    typed = [
-        {
-            "Plan": row.variant,
-            "Tensors by type": ", ".join(f"{n} {name}" for name, n in row.plan["types"].items()),
-            "Expected KLD": f"{row.plan['expected_kld']:.3g}"
-            if row.plan.get("expected_kld")
-            else MISSING,
-            "Measured KLD": kld(row),
-        }
-        for row in shown.rows
-        if row.plan and row.plan.get("types")
-    ]
+    typed = []
+    for row in shown.rows:
+        if row.plan and (types := row.plan.get("types")):
+            expected, counted = row.plan.get("expected_kld"), (f"{types[t]} {t}" for t in types)
+            cells = {"Plan": row.variant, "Tensors by type": ", ".join(counted)}
+            cells["Expected KLD"] = f"{expected:.3g}" if expected else MISSING
+            typed.append(cells | {"Measured KLD": kld(row)})
     title = "Plans that choose a type for every tensor; KLD in nats per token"
     parts += [Table.of(typed, "Tensors by type", title=title)] * bool(typed)
     return Section("blocks", "Where the plans spend their bits", tuple(parts)) if parts else None
