@@ -157,13 +157,9 @@ def quantize(
     )
     quiet_transformers()
     made = quantize_to_folder(model, config, out, device=device, progress=terminal_progress())
-    document = {
-        "folder": str(made.folder),
-        "plan": made.plan.digest,
-        "weights_bytes": made.weights_bytes,
-        "planned_bytes": made.plan.size_bytes,
-        "notes": list(made.notes),
-    }
+    sizes = {"weights_bytes": made.weights_bytes, "planned_bytes": made.plan.size_bytes}
+    names = {"folder": str(made.folder), "plan": made.plan.digest}
+    document = {**names, **sizes, "notes": list(made.notes)}
     foreseen = f"(planned {made.plan.size_bytes:,})"
     lines = [f"{made.folder}: {made.weights_bytes:,} bytes of weights {foreseen}"]
     lines += [f"note: {note}" for note in made.notes]

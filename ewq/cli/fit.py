@@ -136,10 +136,8 @@ def imatrix(
 def _lines(made: Fitted, card: Card | None) -> Iterator[str]:
     plan = made.plan
     yield f"{made.path}: {plan.bits_per_weight:.3f} bits per weight; {types_text(plan)}"
-    yield (
-        f"  {'':<44} {'size':>11} {'KLD, nats':>17} {'same top':>9} {'perplexity':>11}"
-        f"{' fits' * bool(card)}"
-    )
+    headings = f"{'size':>11} {'KLD, nats':>17} {'same top':>9} {'perplexity':>11}"
+    yield f"  {'':<44} {headings}{' fits' * bool(card)}"
     for one in (made.own, *made.rivals):
         fits = "" if card is None else "  yes" if one.nbytes <= card.room else "   no"
         yield f"  {_row(one)}{fits}"
@@ -150,11 +148,10 @@ def _lines(made: Fitted, card: Card | None) -> Iterator[str]:
 
 
 def _row(one: Measured) -> str:
-    kld, top = one.metrics["kld_mean"], one.metrics["top1_agreement"]
-    return (
-        f"{one.label:<44} {size_text(one.nbytes):>11} {kld.value:>8.5f} ± {kld.stderr or 0:.5f} "
-        f"{top.value:>9.2%} {math.expm1(one.metrics['ln_ppl_ratio'].value):>+11.2%}"
-    )
+    kld, top = one.metrics["kld_mean"], one.metrics["top1_agreement"].value
+    change = math.expm1(one.metrics["ln_ppl_ratio"].value)
+    figures = f"{kld.value:>8.5f} ± {kld.stderr or 0:.5f} {top:>9.2%} {change:>+11.2%}"
+    return f"{one.label:<44} {size_text(one.nbytes):>11} {figures}"
 
 
 def sentence(made: Fitted) -> str:
@@ -179,13 +176,9 @@ def sentence(made: Fitted) -> str:
 
 
 def _document(made: Fitted) -> dict[str, Any]:
-    return {
-        "path": str(made.path),
-        "plan": made.plan.to_json(),
-        "measured": [
-            {"label": one.label, "bytes": one.nbytes, "metrics": encode(one.metrics)}
-            for one in (made.own, *made.rivals)
-        ],
-        "notes": list(made.notes),
-        "sentence": sentence(made),
-    }
+    measured = [
+        {"label": one.label, "bytes": one.nbytes, "metrics": encode(one.metrics)}
+        for one in (made.own, *made.rivals)
+    ]
+    found = {"path": str(made.path), "plan": made.plan.to_json(), "measured": measured}
+    return {**found, "notes": list(made.notes), "sentence": sentence(made)}

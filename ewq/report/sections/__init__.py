@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ewq.record import Record
 from ewq.report.document import Page, Paragraph, Section, Table
 from ewq.report.recommendations import recommendations
-from ewq.report.rows import ReportedRun, reported_run, run_data, variant_rows
+from ewq.report.rows import ReportedRun, VariantRow, reported_run, run_data, variant_rows
 from ewq.report.sections.against_size import quality, quality_plots, speed
 from ewq.report.sections.breakdown import domains, flips, lm_eval, samples
 from ewq.report.sections.history import history
@@ -65,21 +64,16 @@ def _data(shown: ReportedRun) -> dict[str, Any]:
         "runs": [run_data(run) for run in shown.history],
         "answers": [asdict(each) for each in recommendations(shown.rows)],
         "pareto_fronts": {name: front for name, (_, front) in quality_plots(shown).items()},
-        "variants": [
-            {
-                "variant": row.variant,
-                "verdict": row.verdict.value,
-                "tasks": {task: _record(record) for task, record in row.records.items()},
-            }
-            for row in shown.rows
-        ],
+        "variants": [_variant(row) for row in shown.rows],
         "environment": dict(shown.run.machine),
     }
 
 
-def _record(record: Record) -> dict[str, Any]:
-    stored = record.to_json()
-    side = stored.pop("side")
-    for bulky in ("items", "schema", "model", "fingerprint", "variant", "task", "tier"):
-        del stored[bulky]
-    return stored | ({"plan_blocks": side["plan"]} if "plan" in side else {})
+def _variant(row: VariantRow) -> dict[str, Any]:
+    tasks = {task: record.to_json() for task, record in row.records.items()}
+    for stored in tasks.values():
+        side = stored.pop("side")
+        for bulky in ("items", "schema", "model", "fingerprint", "variant", "task", "tier"):
+            del stored[bulky]
+        stored |= {"plan_blocks": side["plan"]} if "plan" in side else {}
+    return {"variant": row.variant, "verdict": row.verdict.value, "tasks": tasks}

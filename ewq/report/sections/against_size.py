@@ -72,19 +72,13 @@ def _plots(
 ) -> dict[str, tuple[Plot, list[str]]]:
     found, unit = {}, shown.unit.name
     for measure in measures:
-        points = [
-            SizedPoint(
-                row.variant,
-                row.weights_bytes / shown.unit.size_bytes,
-                each.value,
-                each.value - each.half_width,
-                each.value + each.half_width,
-                each.text(measure.digits),
-                row.kind.label,
-            )
-            for row in shown.rows
-            if row.weights_bytes and (each := measure.estimate(row))
-        ]
+        points = []
+        for row in shown.rows:
+            if row.weights_bytes and (each := measure.estimate(row)):
+                size, value, half = row.weights_bytes, each.value, each.half_width
+                place = (size / shown.unit.size_bytes, value, value - half, value + half)
+                text = each.text(measure.digits)
+                points.append(SizedPoint(row.variant, *place, text, row.kind.label))
         if not points:
             continue
         front = pareto_front(points, higher_is_better=measure.higher_is_better)
@@ -122,14 +116,9 @@ def quality(shown: ReportedRun) -> Section | None:
 
 def _measures(rows: Sequence[VariantRow]) -> list[Measure]:
     """What can be drawn, the most sensitive first; the cloze form before letters that guess."""
-    kld = Measure(
-        "kld",
-        "KLD from FP16",
-        "mean KLD, nats per token",
-        lambda row: row.estimate("divergence", "kld_mean"),
-        5,
-        "Divergence of next-token distributions from FP16's; lower is better.",
-    )
+    caption = "Divergence of next-token distributions from FP16's; lower is better."
+    names = ("kld", "KLD from FP16", "mean KLD, nats per token")
+    kld = Measure(*names, lambda row: row.estimate("divergence", "kld_mean"), 5, caption)
     tasks = dict.fromkeys((mmlu_task(rows), "mmlu"))
     return [kld, _perplexity(rows), *(_accuracy(rows, task) for task in tasks)]
 
