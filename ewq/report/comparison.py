@@ -132,8 +132,13 @@ def _bullets(comparison: Comparison, *, short: bool) -> list[Bullets]:
 
 
 def _changes(comparison: Comparison, rows: Sequence[Change]) -> Table:
-    cells = [
-        {
+    cells = []
+    for row in rows:
+        runs = (comparison.before, comparison.after)
+        old, new = (run.records.get((row.variant, row.task)) for run in runs)
+        planned = old is not None and new is not None and old.plan != new.plan
+        causes = ["another plan"] * planned + ["other versions"] * bool(comparison.differences)
+        made = {
             "Variant": row.variant,
             "Metric": metric_title(row.task, row.metric),
             VERDICT: str(row.verdict),
@@ -141,20 +146,11 @@ def _changes(comparison: Comparison, rows: Sequence[Change]) -> Table:
             "After": f"{_number(row.after)} {row.unit}",
             "Change": MISSING if row.delta is None else f"{row.delta:+.3g}{_share(row)}",
             "±": "" if row.stderr is None else f"{row.stderr:.2g}",
-            "Possible cause": _cause(comparison, row),
+            "Possible cause": ", ".join(causes),
         }
-        for row in rows
-    ]
+        cells.append(made)
     verdicts = tuple(row.verdict for row in rows if row.verdict)
     return Table.of(cells, "Metric", VERDICT, "Possible cause", verdicts=verdicts)
-
-
-def _cause(comparison: Comparison, row: Change) -> str:
-    runs = (comparison.before, comparison.after)
-    old, new = (run.records.get((row.variant, row.task)) for run in runs)
-    planned = old is not None and new is not None and old.plan != new.plan
-    words = ["another plan"] * planned + ["other versions"] * bool(comparison.differences)
-    return ", ".join(words)
 
 
 def _rest(rows: Sequence[Change]) -> Table:

@@ -99,36 +99,27 @@ def _table(trends: Sequence[Trend]) -> Table:
 
 def _plot(found: History, trends: Sequence[Trend]) -> Plot:
     """Lines by variant, a larger mark where a level begins, a bar where the newest is expected."""
-    lines = [
-        {
-            "name": plot_text(trend.record.variant),
-            "x": [plot_text(run.name) for run in trend.runs],
-            "y": [metric.value for metric in trend.metrics],
-            "starts": [shift.place for shift in trend.shifts],
-            "expected": trend.expected,
-        }
-        for trend in trends
-    ]
-    pairs = [zip(trend.runs, trend.metrics, strict=True) for trend in trends]
-    cells = [{run.path: Estimate.of(metric).text() for run, metric in own} for own in pairs]
+    lines, cells = [], []
+    for trend in trends:
+        pairs = [*zip(trend.runs, trend.metrics, strict=True)]
+        cells.append({run.path: Estimate.of(metric).text() for run, metric in pairs})
+        drawn = {"x": [plot_text(run.name) for run, _ in pairs], "y": [m.value for _, m in pairs]}
+        starts = [shift.place for shift in trend.shifts]
+        name = plot_text(trend.record.variant)
+        lines.append({**drawn, "name": name, "starts": starts, "expected": trend.expected})
     rows = tuple(
         (run.name, f"{run.datetime:%Y-%m-%d}", *(line.get(run.path, MISSING) for line in cells))
         for run in found.runs
     )
-    title, unit = _title(trends[0]), trends[0].metrics[-1].unit
+    first, title = trends[0], _title(trends[0])
+    axes, runs = ["", f"{title}, {first.metrics[-1].unit}"], [plot_text(r.name) for r in found.runs]
+    headings = ("Run", "Date", *(trend.record.variant for trend in trends))
     return Plot(
-        name=f"history-{trends[0].record.task}-{trends[0].metric}",
+        name=f"history-{first.record.task}-{first.metric}",
         title=f"{title} over runs",
         caption="Large marks: a new level. Bars at the newest run: what is expected of it.",
-        figure={
-            "kind": "history",
-            "axes": ["", f"{title}, {unit}"],
-            "runs": [plot_text(run.name) for run in found.runs],
-            "lines": lines,
-        },
-        table=Table(
-            ("Run", "Date", *(t.record.variant for t in trends)), rows, frozenset({"Date"})
-        ),
+        figure={"kind": "history", "axes": axes, "runs": runs, "lines": lines},
+        table=Table(headings, rows, frozenset({"Date"})),
         height_px=380,
     )
 

@@ -239,28 +239,21 @@ def _plot(number: int, plans: list[_Plan]) -> Plot:
     for plan in plans:
         named.setdefault(plan.counts, []).append(plan.variant)
     counts = "; ".join(f"{', '.join(names)}: {counts}" for counts, names in named.items())
+    mean, std, stored = (first.stored[key] for key in ("mean", "std", "blocks"))
+    columns = zip(stored, *(plan.precisions for plan in plans), strict=True)
     rows = tuple(
         (str(index), f"{score:.4f}", *(_WORDS[each] for each in precisions))
-        for (index, score, _), *precisions in zip(
-            first.stored["blocks"], *(plan.precisions for plan in plans), strict=True
-        )
+        for (index, score, _), *precisions in columns
     )
-    names = tuple(plan.variant for plan in plans)
+    names, indices = tuple(plan.variant for plan in plans), [index for index, _, _ in stored]
+    axes = ["block", _ENTROPIES.get(first.scorer, "score")]
+    drawn = {"axes": axes, "x": indices, "y": first.scores}
     return Plot(
         name=f"blocks-{number}",
         title=f"{first.measure} by block ({first.scorer})",
-        caption=f"Mean {first.stored['mean']:.4f} (solid: raw begins), standard deviation "
-        f"{first.stored['std']:.4f}. Dashed, from above: 4 bits begin for "
-        f"{', '.join(thresholds.values()) or 'none'}. "
-        f"Blocks: {counts}.",
-        figure={
-            "kind": "blocks",
-            "axes": ["block", _ENTROPIES.get(first.scorer, "score")],
-            "x": [index for index, _, _ in first.stored["blocks"]],
-            "y": first.scores,
-            "mean": first.stored["mean"],
-            "thresholds": list(thresholds),
-        },
+        caption=f"Mean {mean:.4f} (solid: raw begins), standard deviation {std:.4f}. Dashed, from "
+        f"above: 4 bits begin for {', '.join(thresholds.values()) or 'none'}. Blocks: {counts}.",
+        figure={"kind": "blocks", **drawn, "mean": mean, "thresholds": list(thresholds)},
         table=Table(("Block", first.measure, *names), rows, frozenset(names)),
     )
 
