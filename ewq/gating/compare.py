@@ -200,20 +200,16 @@ def compare_runs(before: Run, after: Run, thresholds: Thresholds = BUILT_IN) -> 
         rows += changes(old, new, tolerances)
     if not shared:
         refusals.append("the runs have no benchmark in common")
+    lost = "selected, but this run has no result; the baseline has one"
+    uncovered = [f"{'/'.join(key)}: only in the baseline" for key in old_only]
+    uncovered += [f"{'/'.join(key)}: not in the baseline" for key in new_only]
     return Comparison(
         before=before,
         after=after,
         rows=tuple(rows),
         refusals=tuple(refusals),
-        losses=tuple(
-            f"{'/'.join(key)}: selected, but this run has no result; the baseline has one"
-            for key in after.lost
-            if key in before.records
-        ),
-        uncovered=(
-            *(f"{'/'.join(key)}: only in the baseline" for key in old_only),
-            *(f"{'/'.join(key)}: not in the baseline" for key in new_only),
-        ),
+        losses=tuple(f"{'/'.join(key)}: {lost}" for key in after.lost if key in before.records),
+        uncovered=tuple(uncovered),
         differences=tuple(differences(before.machine, after.machine)),
         foreign=bool(hardware),
     )

@@ -64,10 +64,10 @@ def overall(verdicts: Iterable[Verdict]) -> Verdict:
 
 def _limit_finding(record: Record, name: str, limit: Limit) -> Reason:
     metric, figure = record.metrics.get(name), figure_of(record.task, name)
-    if metric is None and figure and figure.alternative in record.metrics:
-        text = f"{name} does not apply: this device reports {figure.alternative}"
-        return Reason(Verdict.PASS, text, metric=name)
     if metric is None:
+        if figure and figure.alternative in record.metrics:
+            text = f"{name} does not apply: this device reports {figure.alternative}"
+            return Reason(Verdict.PASS, text, metric=name)
         known = ", ".join(record.metrics) or "none"
         text = f"{name}: missing metric, gated by {limit}; present: {known}"
         return Reason(Verdict.FAIL, text, metric=name)

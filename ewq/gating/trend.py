@@ -154,14 +154,11 @@ def _named(metrics: Sequence[str], run: Run) -> list[tuple[RecordKey, str]]:
 
 
 def _trend(runs: Sequence[Run], key: RecordKey, metric: str, window: int, lines: int) -> Trend:
-    having = [
-        (run, record)
-        for run in runs
-        if (record := run.records.get(key)) and metric in record.metrics
-        if not incomparable(record, runs[-1].records[key])
-    ]
-    those, records = zip(*having, strict=True)
-    return Trend(those, records, metric, window, lines)
+    having = [run for run in runs if key in run.records and metric in run.records[key].metrics]
+    newest = runs[-1].records[key]
+    alike = [run for run in having if not incomparable(run.records[key], newest)]
+    records = tuple(run.records[key] for run in alike)
+    return Trend(tuple(alike), records, metric, window, lines)
 
 
 def prediction(earlier: Sequence[Metric], alpha: float) -> Interval:

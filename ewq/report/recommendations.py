@@ -168,14 +168,12 @@ def _smallest_within(rows: Sequence[VariantRow], need: Need) -> Recommendation |
     whole = reference and reference.weights_bytes
     share = f", {100 * (1 - size / whole):.0f} % smaller than FP16" if whole else ""
     sentence = f"{variant} ({size_unit(rows).sized(size)}{share}): {found[0].phrase}."
-    details = [f"{variant} is the smallest shown to stay within {limit}."]
-    details += [
-        f"{loss.phrase[0].upper()}{loss.phrase[1:]}: "
-        f"a loss below {loss.detectable} could go unnoticed."
-        for loss, verdict in zip(found[1:], verdicts[1:], strict=True)
-        if verdict is not Verdict.PASS
-    ]
-    why = " ".join(filter(None, [*details, _undecided(candidates, size)]))
+    why = f"{variant} is the smallest shown to stay within {limit}."
+    for loss, verdict in zip(found[1:], verdicts[1:], strict=True):
+        if verdict is not Verdict.PASS:
+            phrase = loss.phrase[0].upper() + loss.phrase[1:]
+            why += f" {phrase}: a loss below {loss.detectable} could go unnoticed."
+    why = f"{why} {_undecided(candidates, size)}".rstrip()
     return Recommendation(need.name, variant, sentence, why)
 
 

@@ -55,12 +55,10 @@ def _domain_table(rows: Sequence[VariantRow]) -> Table | None:
 
     measured = [row for row in rows if _names([row], "perplexity", prefix)]
     body = tuple((row.variant, *(cell(row, name) for name in found)) for row in measured)
-    title = (
-        "Change of perplexity from FP16 in %, paired on the same tokens; ~: not distinguishable "
-        "from no change at 95 %, or of unknown error"
-        if paired
-        else "Perplexity; nothing in this run was paired with FP16"
-    )
+    title = "Perplexity; nothing in this run was paired with FP16"
+    if paired:
+        title = "Change of perplexity from FP16 in %, paired on the same tokens; ~: not "
+        title += "distinguishable from no change at 95 %, or of unknown error"
     return Table(("Variant", *found), body, title=title)
 
 

@@ -139,32 +139,29 @@ def _same_size(one: VariantRow, other: VariantRow) -> bool:
 def controls(shown: ReportedRun) -> Section | None:
     """Plans against uniform controls, and scored plans among random plans of their size."""
     parts: list[Part] = []
-    uniform = [
-        {
-            "Plan": found.plan,
-            "Control": found.control,
-            "Size": f"{found.size_percent:+.0f} %",
-            "Perplexity %": found.perplexity.text(2, signed=True),
-            "Outcome": found.outcome,
-        }
-        for found in compare_with_controls(shown.rows)
-    ]
+    uniform = []
+    for pair in compare_with_controls(shown.rows):
+        change = f"{pair.size_percent:+.0f} %", pair.perplexity.text(2, signed=True)
+        uniform.append((pair.plan, pair.control, *change, pair.outcome))
     if uniform:
         title = "Plans against uniform controls of the same engine, on the same texts"
-        parts.append(Table.of(uniform, "Control", "Outcome", title=title))
-    random = [
-        {
+        headings = ("Plan", "Control", "Size", "Perplexity %", "Outcome")
+        words = frozenset({"Control", "Outcome"})
+        parts.append(Table(headings, tuple(uniform), words, title))
+    random = []
+    for found in rank_among_random(shown.rows):
+        klds = found.random_klds_nats
+        made = {
             "Plan": found.plan,
             "KLD": f"{found.kld_nats:.3g}",
-            "Random plans": str(len(found.random_klds_nats)),
-            "Median": f"{median(found.random_klds_nats):.3g}",
-            "Range": f"{found.random_klds_nats[0]:.3g} to {found.random_klds_nats[-1]:.3g}",
-            "Beaten": f"{found.beaten} of {len(found.random_klds_nats)}",
+            "Random plans": str(len(klds)),
+            "Median": f"{median(klds):.3g}",
+            "Range": f"{klds[0]:.3g} to {klds[-1]:.3g}",
+            "Beaten": f"{found.beaten} of {len(klds)}",
             "p": f"{min(found.p_values):.2f}",
             "Outcome": found.outcome,
         }
-        for found in rank_among_random(shown.rows)
-    ]
+        random.append(made)
     if random:
         parts += [Paragraph(RANDOM_CONTROLS), Table.of(random, "Outcome")]
     return Section("controls", "Plans against controls", tuple(parts)) if parts else None
@@ -186,9 +183,8 @@ class _Plan(NamedTuple):
         return [each if each in _WORDS else "mixed" for each in found]
 
     @property
-    def factor(self) -> float | None:
-        factor: float | None = (self.stored.get("rule") or self.stored).get("factor")
-        return factor
+    def factor(self) -> Any:
+        return (self.stored.get("rule") or self.stored).get("factor")
 
     @property
     def scorer(self) -> str:
@@ -202,11 +198,8 @@ class _Plan(NamedTuple):
     def counts(self) -> str:
         """``16 raw, 6 at 8 bits, 8 at 4 bits``."""
         found = Counter(self.precisions)
-        return ", ".join(
-            f"{found[name]} {'at ' * name.endswith('bit')}{words}"
-            for name, words in _WORDS.items()
-            if name in found
-        )
+        bits = {name: "at " * name.endswith("bit") + words for name, words in _WORDS.items()}
+        return ", ".join(f"{found[name]} {bits[name]}" for name in bits if name in found)
 
 
 def blocks(shown: ReportedRun) -> Section | None:

@@ -38,18 +38,15 @@ def overview(shown: ReportedRun) -> Section:
     if remarks := _by_text(weighed, lambda record: record.remarks):
         # Such as types of tensors other than the variants' names say.
         parts.append(Bullets(tuple(Point(text, variants) for _, variants, text in remarks)))
-    changes = [
-        {
-            "Variant": row.variant,
-            "Change": loss.phrase,
-            "95 % interval": loss.interval or MISSING,
-            "Detectable": loss.detectable,
-        }
+    changes = tuple(
+        (row.variant, loss.phrase, loss.interval or MISSING, loss.detectable)
         for row in shown.rows
         for loss in losses(row)
-    ]
+    )
     title = "Changes from fp16 on the same items; detectable: found with 80 % power at 5 %"
-    parts += [Table.of(changes, "Change", title=title, folded=True)] * bool(changes)
+    headings = ("Variant", "Change", "95 % interval", "Detectable")
+    table = Table(headings, changes, frozenset({"Change"}), title, folded=True)
+    parts += [table] * bool(changes)
     return Section("overview", "Which variant to take", tuple(parts))
 
 
