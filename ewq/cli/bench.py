@@ -234,10 +234,9 @@ def _measured(
         text=True,
         check=False,
     )
-    for run in read_storage(storage)[0]:
-        for (_, task), record in run.records.items():
-            if task == "throughput":
-                return record
+    stored = [record for run in read_storage(storage)[0] for record in run.records.values()]
+    if found := [record for record in stored if record.task == "throughput"]:
+        return found[0]
     said = (line for line in (done.stderr + done.stdout).splitlines() if line.strip())
     raise EwqError(f"{name} was not measured: {' | '.join([*said][-3:]) or 'no reason given'}")
 

@@ -170,14 +170,13 @@ def _change(
         return make(new.unit, None, new.value, Verdict.NO_BASELINE if tolerance else None, text)
     certainty = paired or _unpaired(old, new)
     verdict, why, worse = _verdict(name, before, after, tolerance, certainty)
-    tolerated = f"tolerance {tolerance}; " if tolerance else ""
+    statistic = f"tolerance {tolerance}; " * bool(tolerance) + str(certainty or "exact")
     delta = f"{new.value - old.value:+.3g}"
     if old.value:
         delta += f", {(new.value - old.value) / abs(old.value):+.2%}"
     text = f"{name}: {old.value:.6g} -> {new.value:.6g} {new.unit} ({delta}): {why}"
-    stderr, p_value = (certainty.stderr, certainty.p_value) if certainty else (None, None)
-    statistic = f"{tolerated}{certainty or 'exact'}"
-    return make(new.unit, old.value, new.value, verdict, text, stderr, p_value, statistic, worse)
+    sure = (certainty.stderr, certainty.p_value) if certainty else (None, None)
+    return make(new.unit, old.value, new.value, verdict, text, *sure, statistic, worse)
 
 
 def _unpaired(old: Metric, new: Metric) -> Certainty | None:

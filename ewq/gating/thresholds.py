@@ -132,12 +132,10 @@ def _check(file: File, variants: Collection[str]) -> None:
             _ = known or find_variant(variant)
         except InputError as error:
             raise CodecError(f"variant.{variant!r}: {error}") from error
-    tables: dict[str, ByTask[Limit] | ByTask[Tolerance]] = {
-        "default": file.default,
-        "tolerance": file.tolerance,
-        "cpu.tolerance": file.cpu.tolerance,
-        **{f"variant.{name!r}": own for name, own in file.variant.items()},
-    }
+    limits = {"default": file.default}
+    limits |= {f"variant.{name!r}": own for name, own in file.variant.items()}
+    tolerances = {"tolerance": file.tolerance, "cpu.tolerance": file.cpu.tolerance}
+    tables: dict[str, ByTask[Limit] | ByTask[Tolerance]] = {**limits, **tolerances}
     for place, table in tables.items():
         for task, rules in table.items():
             if known_task(task) is None:

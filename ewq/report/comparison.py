@@ -120,14 +120,12 @@ def _bullets(comparison: Comparison, *, short: bool) -> list[Bullets]:
 
     urgent = [Point(text, "lost", bad=True) for text in listed(comparison.losses)]
     urgent += [Point(text, "not comparable") for text in listed(comparison.refusals)]
-    folded = {
-        "Versions that differ": comparison.differences,
-        "Measured by one run only": comparison.uncovered,
-    }
-    found = [Bullets(tuple(urgent))] + [
-        Bullets(tuple(map(Point, listed(texts))), title, folded=True)
-        for title, texts in folded.items()
-    ]
+    differing, alone = map(listed, (comparison.differences, comparison.uncovered))
+    found = (
+        Bullets(tuple(urgent)),
+        Bullets(tuple(map(Point, differing)), "Versions that differ", folded=True),
+        Bullets(tuple(map(Point, alone)), "Measured by one run only", folded=True),
+    )
     return [bullets for bullets in found if bullets.points]
 
 

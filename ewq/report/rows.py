@@ -265,7 +265,7 @@ class ReportedRun:
         """The run's variants."""
         return variant_rows(self.run.records.values())
 
-    @cached_property
+    @property
     def first(self) -> Record:
         """Any record: those of a run share model, fingerprint and tier."""
         return next(iter(self.run.records.values()))

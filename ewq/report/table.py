@@ -52,17 +52,15 @@ def variants_table(rows: Sequence[VariantRow], *, brief: bool = False) -> Table:
 
     def cells(row: VariantRow) -> dict[str, str]:
         size, accuracy = row.memory_bytes, figure_text(row.estimate(mmlu, "accuracy", 100), 1)
+        guessed = "*" * (row.at_chance(mmlu) and accuracy != MISSING)
+        weighed = MISSING if size is None else unit.text(size)
         change = row.estimate(mmlu, "accuracy_delta", 100)
         return {
             "Variant": row.variant,
-            f"VRAM {unit.name}" if on_gpu else unit.name: (
-                MISSING if size is None else unit.text(size)
-            ),
+            f"VRAM {unit.name}" if on_gpu else unit.name: weighed,
             "Bits/w": row.bits,
             "Tok/s": tokens_per_s(row),
-            "MMLU %" if mmlu == "mmlu" else "MMLU cloze %": (
-                accuracy + "*" * (row.at_chance(mmlu) and accuracy != MISSING)
-            ),
+            "MMLU %" if mmlu == "mmlu" else "MMLU cloze %": f"{accuracy}{guessed}",
             "Δ points": figure_text(change, 1, signed=True),
             **{
                 f"{task.removeprefix(LM_EVAL)} {metric}": figure_text(row.estimate(task, metric))
