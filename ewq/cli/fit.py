@@ -10,22 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ewq.checkpoint.opening import open_checkpoint
+from ewq.cli import terminal
 from ewq.cli.export import Rounding
-from ewq.cli.terminal import (
-    AsJson,
-    Bpw,
-    Context,
-    Kld,
-    Like,
-    Memory,
-    Size,
-    Text,
-    quiet_transformers,
-    show,
-    size_text,
-    terminal_progress,
-    types_text,
-)
 from ewq.codec import encode
 from ewq.errors import InputError
 from ewq.files import check_output
@@ -49,12 +35,12 @@ def fit(
     out: Annotated[
         Path, typer.Option("-o", "--output", help="A .gguf file, or for bitsandbytes a new folder.")
     ],
-    size: Size = None,
-    bpw: Bpw = None,
-    kld: Kld = None,
-    vram: Memory = None,
-    context: Context = None,
-    like: Like = None,
+    size: terminal.Size = None,
+    bpw: terminal.Bpw = None,
+    kld: terminal.Kld = None,
+    vram: terminal.Memory = None,
+    context: terminal.Context = None,
+    like: terminal.Like = None,
     engine: Annotated[str, typer.Option(help="gguf or bitsandbytes.")] = "gguf",
     granularity: Annotated[
         str, typer.Option(help="What gets one type: tensor, kind (all ffn_down, ...) or block.")
@@ -67,13 +53,13 @@ def fit(
         Path | None, typer.Option(help="Texts to measure on (default: ewq's own, other ones).")
     ] = None,
     text_tokens: Annotated[int, typer.Option(min=1, help="Tokens measured of each domain.")] = 512,
-    calibration: Text = None,
+    calibration: terminal.Text = None,
     sequences: Sequences = 32,
     sequence_tokens: Tokens = 512,
     seed: Seed = 0,
     device: Device = "cpu",
     cache: Cache = True,
-    as_json: AsJson = False,
+    as_json: terminal.AsJson = False,
 ) -> None:
     """Make the best file of a size: measure, plan, export, read back and compare."""
     from ewq.checkpoint.embedded import fixture_path
@@ -83,10 +69,10 @@ def fit(
     from ewq.sensitivity.calibration import Calibrating
 
     check_output(out, folder=engine == BITSANDBYTES)
-    quiet_transformers()
+    terminal.quiet_transformers()
     if engine == BITSANDBYTES and rounding == "gptq":
         raise InputError("--rounding gptq rounds GGUF files: leave it out for bitsandbytes")
-    progress, size_bytes = terminal_progress(), None if size is None else parse_size(size)
+    progress, size_bytes = terminal.terminal_progress(), None if size is None else parse_size(size)
     if vram and size:
         raise InputError("give --size or --vram, not both")
     card = find_card(model, vram, context, engine, progress)
@@ -102,13 +88,13 @@ def fit(
         gptq=rounding == "gptq",
         progress=progress,
     )
-    show(_document(made), _lines(made, card), as_json=as_json)
+    terminal.show(_document(made), _lines(made, card), as_json=as_json)
 
 
 def imatrix(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--output", help="The .gguf file to write.")],
-    calibration: Text = None,
+    calibration: terminal.Text = None,
     sequences: Sequences = 32,
     sequence_tokens: Tokens = 512,
     seed: Seed = 0,
@@ -121,8 +107,8 @@ def imatrix(
     from ewq.sensitivity.measure import measure_sensitivity
 
     check_output(out)
-    quiet_transformers()
-    progress = terminal_progress()
+    terminal.quiet_transformers()
+    progress = terminal.terminal_progress()
     how = Calibrating(calibration, sequences, sequence_tokens, seed, device, cache)
     checkpoint = open_checkpoint(model, progress)
     text, base = calibrate(checkpoint, how), converted(checkpoint, progress)
@@ -135,7 +121,7 @@ def imatrix(
 
 def _lines(made: Fitted, card: Card | None) -> Iterator[str]:
     plan = made.plan
-    yield f"{made.path}: {plan.bits_per_weight:.3f} bits per weight; {types_text(plan)}"
+    yield f"{made.path}: {plan.bits_per_weight:.3f} bits per weight; {terminal.types_text(plan)}"
     headings = f"{'size':>11} {'KLD, nats':>17} {'same top':>9} {'perplexity':>11}"
     yield f"  {'':<44} {headings}{' fits' * bool(card)}"
     for one in (made.own, *made.rivals):
@@ -151,7 +137,7 @@ def _row(one: Measured) -> str:
     kld, top = one.metrics["kld_mean"], one.metrics["top1_agreement"].value
     change = math.expm1(one.metrics["ln_ppl_ratio"].value)
     figures = f"{kld.value:>8.5f} ± {kld.stderr or 0:.5f} {top:>9.2%} {change:>+11.2%}"
-    return f"{one.label:<44} {size_text(one.nbytes):>11} {figures}"
+    return f"{one.label:<44} {terminal.size_text(one.nbytes):>11} {figures}"
 
 
 def sentence(made: Fitted) -> str:
@@ -159,8 +145,9 @@ def sentence(made: Fitted) -> str:
     metrics, expected = made.own.metrics, made.plan.expected_kld
     assert expected is not None  # every fitted plan has one
     kld = metrics["kld_mean"]
+    size = terminal.size_text(made.own.nbytes)
     said = (
-        f"{made.own.label} ({size_text(made.own.nbytes)}) diverges from the unquantized model by "
+        f"{made.own.label} ({size}) diverges from the unquantized model by "
         f"{kld.value:.4f} ± {kld.stderr or 0:.4f} nats per token on text it was not calibrated on "
         f"(expected {expected.value:.4f} ± {expected.stderr:.4f}); it agrees on the likeliest "
         f"token in {metrics['top1_agreement'].value:.1%} of cases, and its perplexity changes by "
@@ -168,7 +155,7 @@ def sentence(made: Fitted) -> str:
     )
     for rival in made.rivals:
         theirs = rival.metrics["kld_mean"].value
-        said += f"; {rival.label} ({size_text(rival.nbytes)}) diverges by {theirs:.4f}"
+        said += f"; {rival.label} ({terminal.size_text(rival.nbytes)}) diverges by {theirs:.4f}"
     off = kld.value / expected.value - 1 if expected.value else 0.0
     if abs(off) > 0.25:
         said += f". Note that this is {off:+.0%} from what was expected"

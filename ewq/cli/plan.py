@@ -11,24 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ewq.cli.terminal import (
-    AsJson,
-    Bpw,
-    Context,
-    Kld,
-    Like,
-    Memory,
-    Size,
-    Text,
-    legend,
-    plan_lines,
-    quiet_transformers,
-    rule_text,
-    show,
-    size_text,
-    strip_lines,
-    terminal_progress,
-)
+from ewq.cli import terminal
 from ewq.errors import InputError
 from ewq.files import check_output
 from ewq.planning.diff import Move, PlanDiff, diff_plans
@@ -63,12 +46,12 @@ def plan(
     granularity: Annotated[
         str | None, typer.Option(help="block or tensor; fisher also kind, and tensor by default.")
     ] = None,
-    target_bpw: Bpw = None,
-    target_size: Size = None,
-    target_vram: Memory = None,
-    context: Context = None,
-    target_kld: Kld = None,
-    like: Like = None,
+    target_bpw: terminal.Bpw = None,
+    target_size: terminal.Size = None,
+    target_vram: terminal.Memory = None,
+    context: terminal.Context = None,
+    target_kld: terminal.Kld = None,
+    like: terminal.Like = None,
     target: Annotated[
         str | None,
         typer.Option(
@@ -78,7 +61,7 @@ def plan(
             "of fisher gguf (default) or bitsandbytes.",
         ),
     ] = None,
-    calibration: Text = None,
+    calibration: terminal.Text = None,
     out: Annotated[
         str | None, typer.Option("-o", "--output", help="Output file, or a directory (trailing /).")
     ] = None,
@@ -89,7 +72,7 @@ def plan(
     workers: Annotated[int | None, typer.Option(help="Threads (default: all processors).")] = None,
     device: Annotated[str | None, typer.Option(help="cuda counts on the GPU.")] = None,
     cache: Annotated[bool, typer.Option(help="Use and keep the analysis cache.")] = True,
-    as_json: AsJson = False,
+    as_json: terminal.AsJson = False,
 ) -> None:
     """Decide which blocks stay raw and which get 8 or 4 bits; one plan per factor and seed."""
     from ewq.planning.analysis import analyze, check_choices
@@ -100,7 +83,7 @@ def plan(
     _check_rules(factor, sum(each is not None for each in targets))
     if seed and scorer != "random":
         raise InputError(f"--seed is for --scorer random; {scorer} draws nothing")
-    progress, data_free = terminal_progress(), scorer == "higgs"
+    progress, data_free = terminal.terminal_progress(), scorer == "higgs"
     target = target or ("gguf" if scorer in TYPE_SCORERS else DEFAULT_FORMAT)
     if card := find_card(model, target_vram, context, target, progress):
         size_bytes = card.room
@@ -160,8 +143,8 @@ def _smallest(
     from ewq.fit.plans import smallest_below
     from ewq.fit.prepare import open_fitting
 
-    quiet_transformers()
-    fitting = open_fitting(analysis.checkpoint, target, how, terminal_progress())
+    terminal.quiet_transformers()
+    fitting = open_fitting(analysis.checkpoint, target, how, terminal.terminal_progress())
     return [smallest_below(fitting, kld, each) for each in within]
 
 
@@ -178,9 +161,9 @@ def _typed(model: str, aim: Aim, target: str, how: Calibrating) -> tuple[Quantiz
     from ewq.fit.prepare import open_fitting
     from ewq.fit.run import check_recipes, make_plan
 
-    quiet_transformers()
+    terminal.quiet_transformers()
     check_recipes([aim.like], target)
-    fitting = open_fitting(model, target, how, terminal_progress())
+    fitting = open_fitting(model, target, how, terminal.terminal_progress())
     return make_plan(fitting, aim), fitting.target.parameters
 
 
@@ -214,7 +197,10 @@ def _card_lines(card: Card, analysis: Analysis, target: str) -> Iterator[str]:
     yield str(card)
     sizes = {each: analysis.uniform_plan(each, target=target).size_bytes for each in Precision}
     fits = {True: "fits", False: "does not fit"}
-    said = (f"{each} {size_text(size)} {fits[size <= card.room]}" for each, size in sizes.items())
+    said = (
+        f"{each} {terminal.size_text(size)} {fits[size <= card.room]}"
+        for each, size in sizes.items()
+    )
     yield f"uniform: {', '.join(said)}"
 
 
@@ -227,26 +213,26 @@ def _deliver(
 ) -> None:
     lines: list[str] = []
     for one, path in zip(plans, paths, strict=True):
-        lines += plan_lines(one, numel)
+        lines += terminal.plan_lines(one, numel)
         if path is not None:
             write_plan(one, path)
             lines.append(f"written to {path}")
     first, *others = documents = [one.to_json() for one in plans]
-    show(documents if others else first, [*lines, *notes], as_json=as_json)
+    terminal.show(documents if others else first, [*lines, *notes], as_json=as_json)
 
 
 def diff(
     plans: Annotated[
         list[Path], typer.Argument(help="Two or more plan files; the first is the reference.")
     ],
-    as_json: AsJson = False,
+    as_json: terminal.AsJson = False,
 ) -> None:
     """Compare plans block by block; the proof of concept's plans are read too."""
     if len(set(plans)) != len(plans):
         raise InputError("the same plan file is given twice")
     found = diff_plans({str(path): read_plan(path) for path in plans})
     lines = _difference(found, [path.name for path in plans])
-    show(found.to_json(), lines, as_json=as_json)
+    terminal.show(found.to_json(), lines, as_json=as_json)
 
 
 def _difference(found: PlanDiff, names: list[str]) -> Iterator[str]:
@@ -254,11 +240,13 @@ def _difference(found: PlanDiff, names: list[str]) -> Iterator[str]:
     plans = [*found.plans.values()]
     # Strips need the room that folders take, where names alone tell the files apart.
     labels = names if len(set(names)) == len(names) else [*found.plans]
-    yield from strip_lines(labels, plans)
-    yield f"{'':<{max(len(label) for label in labels)}}  {legend()}"
+    yield from terminal.strip_lines(labels, plans)
+    yield f"{'':<{max(len(label) for label in labels)}}  {terminal.legend()}"
     for (label, plan), delta in zip(found.plans.items(), found.size_deltas_bytes, strict=True):
-        size = size_text(plan.size_bytes) if plan.size_bytes else "size unknown"
-        yield f"{label}: {rule_text(plan)}, {size}" + (f" ({_added(delta)})" if delta else "")
+        size = terminal.size_text(plan.size_bytes) if plan.size_bytes else "size unknown"
+        yield f"{label}: {terminal.rule_text(plan)}, {size}" + (
+            f" ({_added(delta)})" if delta else ""
+        )
     if not found.moves and not found.weight_moves:
         yield "no block changes precision"
         return

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from ewq import variants
 from ewq.errors import InputError
 from ewq.gating.change import at_chance, doubt_about
 from ewq.gating.gates import overall
@@ -16,20 +17,6 @@ from ewq.record import Record, Verdict
 from ewq.stats import half_width
 from ewq.storage.runs import Run
 from ewq.tasks.table import OF_FAMILY, figure_of
-from ewq.variants import (
-    FIXED,
-    HF,
-    KV,
-    LLAMA_CPP,
-    REFERENCE,
-    GgufType,
-    Raw,
-    Uniform,
-    engine_of,
-    is_fit_name,
-    is_plan_name,
-    table_place,
-)
 
 MISSING = "–"
 LM_EVAL = f"lm_eval{OF_FAMILY}"
@@ -117,19 +104,19 @@ OTHER = VariantKind("other")
 
 def variant_kind(variant: str) -> VariantKind:
     """The kind of a stored variant; names this version does not know are ``OTHER``."""
-    native = engine_of(variant) == LLAMA_CPP
-    if KV in variant:  # Neither plan nor control: its losses are those of two choices.
+    native = variants.engine_of(variant) == variants.LLAMA_CPP
+    if variants.KV in variant:  # Neither plan nor control: its losses are those of two choices.
         return OTHER
-    if is_plan_name(variant):
+    if variants.is_plan_name(variant):
         return GGUF_PLANNED if native else PLANNED
-    if is_fit_name(variant):
+    if variants.is_fit_name(variant):
         return GGUF_FITTED if native else FITTED
-    if variant.startswith(HF):
+    if variant.startswith(variants.HF):
         return FOLDER
     if variant == "gguf-f16":
         return UNQUANTIZED
-    kinds = {Raw: UNQUANTIZED, Uniform: UNIFORM, GgufType: GGUF_UNIFORM}
-    return kinds.get(type(FIXED.get(variant)), OTHER)
+    kinds = {variants.Raw: UNQUANTIZED, variants.Uniform: UNIFORM, variants.GgufType: GGUF_UNIFORM}
+    return kinds.get(type(variants.FIXED.get(variant)), OTHER)
 
 
 @dataclass(frozen=True)
@@ -214,7 +201,10 @@ def variant_rows(records: Iterable[Record]) -> list[VariantRow]:
     grouped: dict[str, dict[str, Record]] = {}
     for record in records:
         grouped.setdefault(record.variant, {})[record.task] = record
-    return [VariantRow(variant, grouped[variant]) for variant in sorted(grouped, key=table_place)]
+    return [
+        VariantRow(variant, grouped[variant])
+        for variant in sorted(grouped, key=variants.table_place)
+    ]
 
 
 def lm_eval_figures(rows: Sequence[VariantRow]) -> list[tuple[str, str]]:
@@ -228,7 +218,7 @@ def lm_eval_figures(rows: Sequence[VariantRow]) -> list[tuple[str, str]]:
 
 def reference_row(rows: Sequence[VariantRow]) -> VariantRow | None:
     """The row that paired figures refer to, if it is among them."""
-    return next((row for row in rows if row.variant == REFERENCE), None)
+    return next((row for row in rows if row.variant == variants.REFERENCE), None)
 
 
 class SizeUnit(NamedTuple):

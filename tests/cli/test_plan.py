@@ -263,7 +263,7 @@ class Interrupting:
         if self.calls == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-sys.modules["ewq.cli.plan"].terminal_progress = Interrupting
+sys.modules["ewq.cli.terminal"].terminal_progress = Interrupting
 sys.argv = ["ewq", "plan", *sys.argv[1:]]
 main()
 """
