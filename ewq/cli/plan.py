@@ -195,12 +195,11 @@ def _name(factor: float | None, seed: int | None) -> str:
 def _card_lines(card: Card, analysis: Analysis, target: str) -> Iterator[str]:
     """What is left for weights, and which uniform precisions fit there."""
     yield str(card)
-    sizes = {each: analysis.uniform_plan(each, target=target).size_bytes for each in Precision}
-    fits = {True: "fits", False: "does not fit"}
-    said = (
-        f"{each} {terminal.size_text(size)} {fits[size <= card.room]}"
-        for each, size in sizes.items()
-    )
+    said = []
+    for each in Precision:
+        size = analysis.uniform_plan(each, target=target).size_bytes
+        fits = "fits" if size <= card.room else "does not fit"
+        said.append(f"{each} {terminal.size_text(size)} {fits}")
     yield f"uniform: {', '.join(said)}"
 
 

@@ -175,8 +175,8 @@ def _change(
     if old.value:
         delta += f", {(new.value - old.value) / abs(old.value):+.2%}"
     text = f"{name}: {old.value:.6g} -> {new.value:.6g} {new.unit} ({delta}): {why}"
-    sure = (certainty.stderr, certainty.p_value) if certainty else (None, None)
-    return make(new.unit, old.value, new.value, verdict, text, *sure, statistic, worse)
+    stderr, p_value = (certainty.stderr, certainty.p_value) if certainty else (None, None)
+    return make(new.unit, old.value, new.value, verdict, text, stderr, p_value, statistic, worse)
 
 
 def _unpaired(old: Metric, new: Metric) -> Certainty | None:

@@ -12,14 +12,7 @@ from typing import NamedTuple
 
 from ewq.measurement import Metric
 from ewq.record import Verdict
-from ewq.report.rows import (
-    MMLU_TASKS,
-    UNQUANTIZED,
-    Estimate,
-    VariantRow,
-    reference_row,
-    size_unit,
-)
+from ewq.report.rows import MMLU_TASKS, UNQUANTIZED, Estimate, VariantRow, reference_row, size_unit
 from ewq.report.table import tokens_per_s
 from ewq.stats import ALPHA, FEWEST_FLIPS, noninferiority, smallest_detectable_difference
 
@@ -231,19 +224,17 @@ def _fastest(rows: Sequence[VariantRow]) -> Recommendation | None:
         text = f"speed of {names} unreliable: noisy or throttled clock."
         return Recommendation(need, None, text, f"{doubted[0].clock_doubt}.", decided=False)
     speed = f"{row.variant} ({tokens_per_s(row)} tokens/s)"
-    alpha = ALPHA / len(others)
-    if tied := [other.variant for rival, other in others if not _is_faster(best, rival, alpha)]:
+    tied = []
+    for rival, other in others:
+        stderr = math.hypot(best.stderr or 0.0, rival.stderr or 0.0)
+        freedom = max(1, min(best.n, rival.n) - 1)  # of the rounds
+        p_value = noninferiority(best.value - rival.value, stderr, 0.0, freedom)
+        tied += [other.variant] * (p_value >= ALPHA / len(others))
+    if tied:
         text = f"{speed} is not clearly faster than {_listed(tied)}."
         return Recommendation(need, None, text, decided=False)
     text = f"{speed}: {best.value / others[0][0].value:.2f} times {others[0][1].variant}."
     return Recommendation(need, row.variant, text)
-
-
-def _is_faster(best: Metric, rival: Metric, alpha: float) -> bool:
-    """Whether that is shown, with the rounds' degrees of freedom."""
-    stderr = math.hypot(best.stderr or 0.0, rival.stderr or 0.0)
-    freedom = max(1, min(best.n, rival.n) - 1)
-    return noninferiority(best.value - rival.value, stderr, 0.0, freedom) < alpha
 
 
 def _listed(names: Sequence[str]) -> str:

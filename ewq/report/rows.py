@@ -201,10 +201,8 @@ def variant_rows(records: Iterable[Record]) -> list[VariantRow]:
     grouped: dict[str, dict[str, Record]] = {}
     for record in records:
         grouped.setdefault(record.variant, {})[record.task] = record
-    return [
-        VariantRow(variant, grouped[variant])
-        for variant in sorted(grouped, key=variants.table_place)
-    ]
+    names = sorted(grouped, key=variants.table_place)
+    return [VariantRow(name, grouped[name]) for name in names]
 
 
 def lm_eval_figures(rows: Sequence[VariantRow]) -> list[tuple[str, str]]:
