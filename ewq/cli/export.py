@@ -25,9 +25,7 @@ Factor = Annotated[float | None, typer.Option(help="4-bit starts below mean - FA
 SHOWN = 3
 Rounding = Annotated[
     Literal["nearest", "gptq"],
-    typer.Option(
-        help="gptq: let the errors of columns cancel on the calibration text (GGUF only)."
-    ),
+    typer.Option(help="gptq: let errors of columns cancel on the calibration text (GGUF only)."),
 ]
 
 

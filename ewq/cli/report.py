@@ -77,10 +77,7 @@ def compare(
     format_: Annotated[Literal["md", "json", "html"] | None, _OR_MD] = None,
     output: Output = None,
     thresholds: Annotated[
-        Path | None,
-        typer.Option(
-            help=f"Thresholds file whose tolerances apply (default: {THRESHOLDS} where it exists)."
-        ),
+        Path | None, typer.Option(help=f"File of tolerances (default: {THRESHOLDS} if it exists).")
     ] = None,
     storage: Storage = ".benchmarks",
 ) -> None:
@@ -123,8 +120,7 @@ def history(
         bool,
         typer.Option(
             "--gate",
-            help="Exit 1 if a figure is worse than expected, 2 if no line has 3 runs "
-            "before the newest.",
+            help="Exit 1 if a figure is worse than expected, 2 if no line has 3 earlier runs.",
         ),
     ] = False,
     format_: Annotated[Literal["md", "html", "json", "csv"] | None, _OR_MD] = None,

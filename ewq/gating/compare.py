@@ -138,8 +138,7 @@ def _broken(run: Run) -> list[str]:
         reasons.append("partial")
     if run.refused:
         reasons.append(f"gates failed: {', '.join('/'.join(key) for key in run.refused)}")
-    doubtful = ["/".join(key) for key, record in run.records.items() if lost_in_doubt(record)]
-    if doubtful:
+    if doubtful := ["/".join(key) for key, it in run.records.items() if lost_in_doubt(it)]:
         # Else a slowdown would be waved through as noise once and be the norm from then on.
         reasons.append(f"possibly worse than its own baseline: {', '.join(doubtful)}")
     elif run.exit_status not in (0, None):
