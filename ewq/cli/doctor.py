@@ -40,11 +40,9 @@ def doctor(as_json: AsJson = False) -> None:
         "caches": [*_caches(_sizes())],
         "disk": [f"{_free(folder)} free in {folder}" for folder in (Path.cwd(), cache_dir())],
     }
-    lines = (
-        f"{'' if number else heading:<10} {line}"
-        for heading, said in found.items()
-        for number, line in enumerate(said)
-    )
+    lines = []
+    for heading, (first, *others) in found.items():
+        lines += [f"{heading:<10} {first}", *(f"{'':<10} {line}" for line in others)]
     show(found, lines, as_json=as_json)
 
 

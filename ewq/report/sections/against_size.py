@@ -51,17 +51,6 @@ def pareto_front(points: Sequence[SizedPoint], *, higher_is_better: bool) -> lis
     return kept
 
 
-_DECODING = Measure(
-    "speed",
-    "Decoding",
-    "tokens/s",
-    lambda row: row.estimate("throughput", DECODE),
-    1,
-    "Median tokens per second at batch size 1; higher is better.",
-    higher_is_better=True,
-)
-
-
 def quality_plots(shown: ReportedRun) -> dict[str, tuple[Plot, list[str]]]:
     """Measure, the most sensitive first -> its picture and its Pareto front, smallest first."""
     return _plots(shown, "quality-", *_measures(shown.rows))
@@ -165,7 +154,10 @@ def speed(shown: ReportedRun) -> Section | None:
         text = f"Unreliable speeds (~): {', '.join(row.variant for row in doubted)}. "
         text += f"{doubted[0].variant}: {doubted[0].clock_doubt}."
         parts.append(Paragraph(text, warning=True))
-    parts += [plot for plot, _ in _plots(shown, "", _DECODING).values()]
+    caption = "Median tokens per second at batch size 1; higher is better."
+    names = ("speed", "Decoding", "tokens/s")
+    decoding = Measure(*names, lambda row: row.estimate("throughput", DECODE), 1, caption, True)
+    parts += [plot for plot, _ in _plots(shown, "", decoding).values()]
 
     def cell(row: VariantRow, name: str, scale: float = 1.0, digits: int = 1) -> str:
         return figure_text(row.estimate("throughput", name, scale), digits)

@@ -114,9 +114,7 @@ def lm_eval(shown: ReportedRun) -> Section | None:
         (task.removeprefix(LM_EVAL), metric, *(cell(row, task, metric) for row in shown.rows))
         for task, metric in figures
     )
-    title = (
-        "± standard error; in brackets the change from FP16 on the same documents, ~: none found"
-    )
+    title = "± standard error; in brackets: change from FP16 on the same documents, ~: none found"
     headings = ("Task", "Metric", *(row.variant for row in shown.rows))
     part = Table(headings, body, title=title)
     return Section("lm-eval", "Tasks of lm-evaluation-harness", (part,)) if body else None
