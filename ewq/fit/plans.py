@@ -13,13 +13,7 @@ from ewq.fit.costs import PlannedTensor
 from ewq.fit.targets import Target
 from ewq.measurement import Json
 from ewq.planning.knapsack import Choice, choose
-from ewq.planning.plan import (
-    BITSANDBYTES,
-    ExpectedKld,
-    PlanBlock,
-    QuantizationPlan,
-    precisions_of,
-)
+from ewq.planning.plan import BITSANDBYTES, ExpectedKld, PlanBlock, QuantizationPlan, precisions_of
 from ewq.planning.scorers import out_of_reach, spread
 from ewq.precision import Precision
 from ewq.sensitivity.measure import Sensitivity

@@ -14,18 +14,9 @@ from ewq.entropy.statistics import WeightStatistics
 from ewq.errors import CheckpointError, PlanError
 from ewq.files import content_key, read_cached, write_cached
 from ewq.measurement import Json
+from ewq.planning import scorers
 from ewq.planning.plan import PlanBlock, QuantizationPlan
-from ewq.planning.scorers import (
-    DEFAULT_SCORER,
-    NEED_NF4_ERRORS,
-    SCORERS,
-    Unit,
-    by_thresholds,
-    check_scorer,
-    factor_thresholds,
-    spread,
-    within_budget,
-)
+from ewq.planning.scorers import DEFAULT_SCORER, Unit
 from ewq.planning.sizes import DEFAULT_FORMAT, Footprint, Format, footprint_of, format_of
 from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
@@ -94,7 +85,7 @@ class Analysis:
 
     def _draft(self, scorer: str, granularity: str, target: str, seed: int) -> _Draft:
         check_choices(scorer, granularity, target)
-        errors = self.nf4_errors if scorer in NEED_NF4_ERRORS else {}
+        errors = self.nf4_errors if scorer in scorers.NEED_NF4_ERRORS else {}
         members = [block.weights for block in self.layout.blocks]
         if granularity == "tensor":
             members = [(name,) for name in self.layout.weights]
@@ -130,16 +121,16 @@ class _Draft:
 
     @cached_property
     def scores(self) -> list[float]:
-        return SCORERS[self.scorer](self.units, self.seed)
+        return scorers.SCORERS[self.scorer](self.units, self.seed)
 
     @cached_property
     def spread(self) -> tuple[float, float]:
-        return spread(self.scores)
+        return scorers.spread(self.scores)
 
     def by_factor(self, factor: float) -> QuantizationPlan:
-        thresholds = factor_thresholds(*self.spread, factor)
+        thresholds = scorers.factor_thresholds(*self.spread, factor)
         rule: dict[str, Json] = {"kind": "factor", "factor": factor}
-        return self.finish(by_thresholds(self.scores, thresholds), rule, thresholds)
+        return self.finish(scorers.by_thresholds(self.scores, thresholds), rule, thresholds)
 
     def within(self, budget_bytes: int, **rule: Json) -> QuantizationPlan:
         """The plan of the budget rule; ``rule`` is how the plan file tells it."""
@@ -149,7 +140,8 @@ class _Draft:
         ]
         footprint = self.analysis.footprint
         rest_bytes = footprint.rest_nbytes(self.target)
-        chosen = within_budget(self.scores, sizes, rest_bytes, budget_bytes, footprint.numel)
+        numel = footprint.numel
+        chosen = scorers.within_budget(self.scores, sizes, rest_bytes, budget_bytes, numel)
         return self.finish(chosen, rule)
 
     def finish(
@@ -208,7 +200,7 @@ class _Draft:
 
 def check_choices(scorer: str, granularity: str, target: str) -> None:
     """Raise an InputError of an unknown scorer, granularity or target."""
-    check_scorer(scorer)
+    scorers.check_scorer(scorer)
     format_of(target)
     if granularity not in GRANULARITIES:
         raise PlanError(f"unknown granularity {granularity!r}; known: {', '.join(GRANULARITIES)}")
