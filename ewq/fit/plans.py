@@ -42,11 +42,10 @@ class Fitting:
 
         A file's padding of tensors counts; a PlanError where even the smallest plan is larger.
         """
-        units = self._units(granularity)
-        found = choose(units, budget_bytes - self.target.fixed_stored_bytes)
+        units, fixed = self._units(granularity), self.target.fixed_stored_bytes
+        found = choose(units, budget_bytes - fixed)
         if found is None:
             sizes = [[int(option.weight) for option in unit] for unit in units]
-            fixed = self.target.fixed_stored_bytes
             low, high = (fixed + sum(map(end, sizes)) for end in (min, max))
             raise out_of_reach(budget_bytes, low, high, self.target.parameters)
         return self.of_types(_taken(units, found), rule, granularity)
