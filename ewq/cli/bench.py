@@ -102,19 +102,22 @@ def sweep(
     for model, settings in product(models, asked.settings):
         arguments = [f"--ewq-model={model}", *variants, *asked.options, *settings]
         folder, name = storage / content_key(arguments)[:16], " ".join((model, *settings))
-        if not (run := _complete(folder)):
+        if not ((run := _best(folder)) and run.complete):
             print(f"ewq: sweep: {name}", file=sys.stderr, flush=True)
             kept = ["--ewq-resume"] * (folder / JOURNAL).is_file()
             options = pytest_arguments([*arguments, *_stored_in(folder), *kept])
             command = [sys.executable, "-m", "pytest", *options]
             subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
-            run = _complete(folder)
-        unfinished += run is None
-        found += [(name, run)] if run else []
+            run = _best(folder)
+        complete = run is not None and run.complete
+        unfinished += not complete
+        found += [(name if complete else f"{name} (incomplete)", run)] if run else []
     if found:
         print(f"wrote {write_text(output, write(sweep_page(found)))}", file=sys.stderr)
     if unfinished:
-        raise EwqError(f"{unfinished} runs of the sweep are incomplete: run it again to go on")
+        raise EwqError(
+            f"{unfinished} runs of the sweep are incomplete (see above): run it again to go on"
+        )
 
 
 def _read_sweep(file: Path) -> Sweep:
@@ -138,9 +141,10 @@ def _stored_in(storage: Path) -> list[str]:
     return ["--benchmark-autosave", f"--benchmark-storage={storage.resolve().as_uri()}"]
 
 
-def _complete(storage: Path) -> Run | None:
-    """The newest complete run in a folder."""
-    return next((run for run in read_storage(storage)[0] if run.complete), None)
+def _best(storage: Path) -> Run | None:
+    """The newest complete run in a folder, else the newest one."""
+    runs = read_storage(storage)[0]
+    return next((run for run in runs if run.complete), next(iter(runs), None))
 
 
 def init(

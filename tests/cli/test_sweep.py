@@ -21,12 +21,12 @@ settings = [[], ["--ewq-dtype", "float16"]]
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):
-    """The runs that were started; those whose model is in ``fails`` store nothing."""
+    """The runs that were started; models in ``fails`` store nothing, in ``partial`` half."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweep.toml").write_text(SWEEP)
     module = sys.modules["ewq.cli.bench"]
     monkeypatch.setattr(module, "_weights_bytes", {"large": 9, "small": 1}.__getitem__)
-    seen = SimpleNamespace(commands=[], fails=())
+    seen = SimpleNamespace(commands=[], fails=(), partial=())
 
     def run(command, stdin, check):
         seen.commands.append(command)
@@ -37,7 +37,10 @@ def started(tmp_path, monkeypatch):
         if model in seen.fails:
             (folder / JOURNAL).touch()
         else:
-            stored_run(folder, [record(model=model)])
+            complete = model not in seen.partial
+            stored_run(
+                folder, [record(model=model)], number=1 + complete, session={"complete": complete}
+            )
 
     monkeypatch.setattr(subprocess, "run", run)
     return seen
@@ -62,7 +65,7 @@ def test_a_sweep_goes_on_with_what_is_missing(ewq, started):
     started.fails = ("large",)
     said = ewq("sweep", "sweep.toml")
     assert said.code == 3
-    assert "2 runs of the sweep are incomplete: run it again to go on" in said.err
+    assert "2 runs of the sweep are incomplete (see above): run it again" in said.err
     started.fails, started.commands[:] = (), []
     assert ewq("sweep", "sweep.toml").code == 0
     assert models(started.commands) == ["large", "large"]
@@ -71,6 +74,20 @@ def test_a_sweep_goes_on_with_what_is_missing(ewq, started):
     assert ewq("sweep", "sweep.toml", "-o", "sweep.json").code == 0
     assert started.commands == []
     assert len(json.loads(Path("sweep.json").read_text())["runs"]) == 4
+
+
+def test_what_a_run_with_failures_measured_is_reported_and_the_rest_is_tried_again(ewq, started):
+    started.partial = ("large",)
+    said = ewq("sweep", "sweep.toml", "-o", "sweep.md")
+    assert said.code == 3
+    text = Path("sweep.md").read_text()
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert sum("(incomplete)" in line for line in headings) == 2
+    assert "## large (incomplete)" in headings
+    started.partial, started.commands[:] = (), []
+    assert ewq("sweep", "sweep.toml", "-o", "sweep.md").code == 0
+    assert models(started.commands) == ["large", "large"]
+    assert "(incomplete)" not in Path("sweep.md").read_text()
 
 
 @pytest.mark.parametrize(
