@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,10 +162,10 @@ def ewq_session(
 
 def _measure_elsewhere(config: pytest.Config, session: Session) -> None:
     from ewq.harness.fleet import measure_elsewhere
-    from ewq.harness.terminal import lines_drawn, tell
+    from ewq.harness.terminal import lines_drawn
 
-    with lines_drawn(config) as show:
-        measure_elsewhere(session, show, partial(tell, config))
+    with lines_drawn(config) as (draw, tell):
+        measure_elsewhere(session, draw, tell)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from ewq.report.recommendations import recommendations
 from ewq.report.rows import VariantRow, variant_rows
 from ewq.report.sections.run import verdict_counts, verdict_points
 from ewq.report.table import footnotes, terminal_table, variants_table
+
+Draw = Callable[[Sequence[str]], None]
 
 
 def write_summary(reporter: TerminalReporter, session: Session, stored: Path | None) -> None:
@@ -59,22 +62,25 @@ def tell(config: pytest.Config, *lines: str) -> None:
 
 
 @contextmanager
-def lines_drawn(config: pytest.Config) -> Iterator[Callable[[Sequence[str]], None] | None]:
-    """What draws lines in place of those before; ``None`` where that is no terminal."""
+def lines_drawn(config: pytest.Config) -> Iterator[tuple[Draw | None, Callable[[str], None]]]:
+    """What draws lines in place of those before, on a terminal only, and what writes above them."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
-    if reporter is None or capture is None or not reporter.isatty:
-        yield None
+    if reporter is None or capture is None or not reporter.isatty or reporter.verbosity < 0:
+        yield None, partial(tell, config)
         return
     reporter.ensure_newline()
-    console = Console(file=reporter._tw._file)
+    # While pytest captures, standard output is a file, and rich would draw nothing.
+    with capture.global_and_fixture_disabled():
+        terminal = reporter._tw
+        console = Console(file=terminal._file, force_terminal=True, width=terminal.fullwidth)
+        with Live(console=console, auto_refresh=False, transient=True) as live:
 
-    def draw(lines: Sequence[str]) -> None:
-        with capture.global_and_fixture_disabled():
-            live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
+            def draw(lines: Sequence[str]) -> None:
+                text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+                live.update(text, refresh=True)
 
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield draw
+            yield draw, partial(console.print, markup=False, highlight=False)
 
 
 def _drawn(rows: list[VariantRow], width: int, markup: bool) -> str:

@@ -2,6 +2,10 @@
 
 import contextlib
 import io
+import os
+import pty
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -46,3 +50,45 @@ def test_a_pipe_gets_none_and_a_ci_job_a_line_a_minute(terminal, monkeypatch):
     assert terminal._file.getvalue() == ""
     monkeypatch.delenv("CI")
     assert find_progress(config_of(terminal, isatty=False)) is NO_PROGRESS
+
+
+DRAWING = """
+from ewq.harness.terminal import lines_drawn
+
+def test_drawing(pytestconfig):
+    with lines_drawn(pytestconfig) as (draw, tell):
+        draw and draw(["fp16 perplexity, 2 more", "bnb-nf4 starting, 3 more"])
+        tell("told above")
+        draw and draw(["fp16 mmlu, 1 more"])
+"""
+
+
+def test_workers_are_drawn_on_a_terminal_although_pytest_captures(tmp_path):
+    shown = output_on_terminal(tmp_path)
+    assert "fp16 perplexity, 2 more\r\nbnb-nf4 starting, 3 more" in shown
+    erased = "\x1b[2K\x1b[1A\x1b[2K"  # both lines, before what is told in their place
+    assert erased + "told above" in shown
+    assert shown.index("told above") < shown.index("fp16 mmlu, 1 more")
+
+
+def test_workers_are_not_drawn_under_q(tmp_path):
+    assert "fp16" not in output_on_terminal(tmp_path, "-q")
+
+
+def output_on_terminal(folder, *options):
+    """What pytest writes on a pseudo-terminal while a test draws."""
+    (folder / "test_drawing.py").write_text(DRAWING)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, str(folder)]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs,
+        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"},
+    )  # fmt: skip
+    os.close(theirs)
+    parts = []
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(ours, 4096):
+            parts.append(part)
+    assert process.wait() == 0, b"".join(parts).decode()
+    os.close(ours)
+    return b"".join(parts).decode()
