@@ -10,6 +10,9 @@ WORKERS ?= auto
 VARIANTS ?= (fp16 or ewq-1.0 or ewq-0.65 or bnb or gguf) and not gguf-f16
 ARGS ?=
 
+# Tests start some hundred processes: without bytecode each would compile ewq anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: bench test lint types tests smoke style clean
 
 bench: $(VENV)/.installed
