@@ -3,6 +3,8 @@
 import ast
 import re
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -121,3 +123,13 @@ def test_a_planted_import_is_found(package, text):
     assert set(circle_in(graph)) == {"ewq.upper.a", "ewq.lower.b"}
     assert against_the_order(graph, {"lower": 1, "upper": 2}) == ["ewq.lower.b imports ewq.upper.a"]
     assert len(against_the_order(graph, {"lower": 1, "upper": 1})) == 2
+
+
+def test_what_tools_import_of_the_package_exists():
+    for path in (ROOT / "tools").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ewq"):
+                module = import_module(node.module)
+                for each in node.names:
+                    is_there = hasattr(module, each.name) or find_spec(f"{node.module}.{each.name}")
+                    assert is_there, f"{path.name}: {node.module} has no {each.name}"

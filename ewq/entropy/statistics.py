@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 PATTERNS = 65536
 HISTOGRAM_BINS = 256
@@ -102,9 +105,15 @@ def _counted_on(device: str, parts: Iterable[Values]) -> NDArray[np.int64]:
 
     total = torch.zeros(PATTERNS, dtype=torch.int64, device=device)
     for part in parts:
-        bits = torch.from_numpy(part.view(np.int16)).to(device)
-        total += torch.bincount(bits.int() & (PATTERNS - 1), minlength=PATTERNS)
+        total += count_patterns(torch.from_numpy(part.view(np.int16)).to(device))
     return np.asarray(total.cpu().numpy())
+
+
+def count_patterns(bits: torch.Tensor) -> torch.Tensor:
+    """How often each pattern occurs in ``bits`` (int16, flat), ``[65536]`` int64 on its device."""
+    import torch
+
+    return torch.bincount(bits.int() & (PATTERNS - 1), minlength=PATTERNS)
 
 
 def measure_floats(parts: Callable[[], Iterable[Values]], in_features: int) -> WeightStatistics:
