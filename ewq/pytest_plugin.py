@@ -262,6 +262,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     """Around pytest-benchmark's saving: tell it how the session went, survive a full disk."""
     state = state_of(session.config)
     state.tests_failed = session.testsfailed
+    state.drop_interrupted()
     try:
         yield
         state.retire_journal()

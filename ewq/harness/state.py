@@ -100,6 +100,11 @@ class PluginState:
         if saving := self._benchmarks:
             saving.save = saving.autosave = saving.json = None
 
+    def drop_interrupted(self) -> None:
+        """Leave out the benchmark that Ctrl-C cut off: saving one without a round fails."""
+        if saving := self._benchmarks:
+            saving.benchmarks[:] = [each for each in saving.benchmarks if each.stats.data]
+
     def hide_timing_tables(self, others: Sequence[pytest.Item]) -> None:
         """Leave pytest-benchmark's tables out where all its benchmarks are ewq's."""
         theirs = any("benchmark" in getattr(item, "fixturenames", ()) for item in others)

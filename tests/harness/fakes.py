@@ -85,6 +85,7 @@ class FakeModel:
 
     slow_calls = math.inf
     """How many generations ``step_s`` slows."""
+    interrupted = False
 
     def __init__(self, noise: float, step_s: float = 0.0, weights_bytes: int = 1_000_000):
         rng = np.random.default_rng(1)
@@ -104,6 +105,8 @@ class FakeModel:
 
     def _rows(self, ids, start):
         """Log-probabilities for positions ``start`` to the end, ``[n, vocab]``."""
+        if self.interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
         if len(ids) > self.info.context_length:
             raise MeasurementError(f"sequence of {len(ids)} tokens exceeds the context")
         ids = np.asarray(ids)
@@ -186,6 +189,8 @@ class Behaviour:
     """It knows no answers."""
     kill: str = ""
     """Name of a signal the process sends itself while loading."""
+    interrupted: bool = False
+    """Its first forward pass meets Ctrl-C."""
 
 
 def behaviour_of(variant: str) -> Behaviour:
@@ -205,6 +210,7 @@ def load_fake(variant, subject, placement) -> Loaded:
         raise EwqError(behaviour.error)
     model = FakeModel(behaviour.noise, behaviour.step_s, behaviour.weights_bytes)
     model.slow_calls = behaviour.slow_calls
+    model.interrupted = behaviour.interrupted
     model.answers = {} if behaviour.guesses else answers()
     return Loaded(model)
 

@@ -107,6 +107,21 @@ def test_a_native_crash_leaves_the_results_of_the_others(bench, project):
     assert run["ewq"]["complete"] is False
 
 
+def test_an_interrupted_run_is_stored_and_finished_by_resuming(bench, project):
+    select = ("-k", "perplexity", *TWO)
+    set_behaviour(project.path, **{"ewq-0.5": {"interrupted": True}})
+    interrupted = bench(*select, subprocess=True)
+    set_behaviour(project.path)
+    bench(*select, "--ewq-resume").assert_outcomes(passed=2)
+
+    assert interrupted.ret == pytest.ExitCode.INTERRUPTED
+    assert "Traceback" not in interrupted.stderr.str()
+    assert [json.loads(run.read_text())["ewq"]["complete"] for run in run_files(project)] == [
+        False,
+        True,
+    ]
+
+
 def test_resuming_after_the_failure_is_mended_measures_only_what_failed(bench, project):
     select = ("-k", "memory or perplexity")
     set_behaviour(project.path, **{"ewq-0.5": {"error": "out of memory"}})
