@@ -105,14 +105,19 @@ def _noninferiority(record: Record, name: str, limit: Limit) -> tuple[Verdict, s
     return (Verdict.FAIL if failed else Verdict.INCONCLUSIVE), text
 
 
+def broken_and_mended(delta: Metric, flips: Metric) -> tuple[int, int]:
+    """Questions whose answers became wrong, and right, by what the accuracy changed by."""
+    flipped, gained = round(flips.value * flips.n), round(delta.value * delta.n)
+    return (flipped - gained) // 2, (flipped + gained) // 2
+
+
 def _mcnemar(record: Record, name: str, limit: Limit) -> tuple[Verdict, str]:
     """Fail when beyond the limit and more questions broke than chance would; exact."""
     flips_name = re.sub("^(accuracy_)?delta", "flips", name)
     metric, flips = record.metrics[name], record.metrics.get(flips_name)
     if flips is None:
         return Verdict.FAIL, f"missing metric {flips_name}, which McNemar's test needs"
-    flipped, gained = round(flips.value * flips.n), round(metric.value * metric.n)
-    broken, mended = (flipped - gained) // 2, (flipped + gained) // 2
+    broken, mended = broken_and_mended(metric, flips)
     p_value = mcnemar_exact(broken, mended) / 2
     text = f"McNemar one-sided p {p_value:.3g} at alpha {limit.alpha:g}, {broken} broken and "
     text += f"{mended} mended of {metric.n}, {_precision(metric)}"

@@ -82,22 +82,13 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Excerpt:
-    """What one variant wrote: the part that the reference wrote too, and the rest."""
-
-    source: str
-    same: str
-    different: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Excerpts:
     """One prompt and its continuations, side by side."""
 
     name: str
     prompt: str
-    excerpts: tuple[Excerpt, ...]
+    texts: Mapping[str, tuple[str, str]]
+    """Variant -> the part that the reference wrote too, and the rest."""
 
 
 Part = Paragraph | Bullets | Table | Plot | Excerpts

@@ -214,11 +214,6 @@ def test_uniform_plans_have_no_column(tmp_path):
     assert plot.table.headings == ("Block", "Entropy", "ewq-0.5")
 
 
-def test_without_reference_flips_are_said_to_be_unknown(pages):
-    text = FORMATS["md"](pages["no reference"])
-    assert "no FP16 answers" in text
-
-
 def test_run_without_records_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="nothing to report"):
         make_page([read_run(stored_run(tmp_path, []))])

@@ -1,12 +1,10 @@
-"""Where a variant loses more than elsewhere: by domain of text, group, subject and prompt."""
+"""Where a variant loses more than elsewhere: by domain of text, group of subjects and prompt."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice, takewhile
-from typing import cast
+from itertools import product, takewhile
 
-from ewq.record import Record
-from ewq.report.document import Excerpt, Excerpts, Paragraph, Section, Table
+from ewq.gating.gates import broken_and_mended
+from ewq.report.document import Excerpts, Paragraph, Section, Table
 from ewq.report.rows import (
     LM_EVAL,
     MMLU_TASKS,
@@ -18,10 +16,9 @@ from ewq.report.rows import (
 )
 from ewq.tasks.table import CHAT, OF_FAMILY
 
-NO_REFERENCE = "This run holds no FP16 answers to the same questions: select fp16 too."
 _TAIL = {"kld_mean": "KLD", "kld_p99": "p99", "kld_p999": "p99.9"}
-_Answers = Mapping[str, Counter[tuple[bool, bool]]]
-"""Subject -> questions by whether the reference's answer was right and whether this one is."""
+_Texts = Mapping[str, Mapping[str, str]]
+"""Name of a prompt -> ``prompt`` and ``text``."""
 
 
 def domains(shown: ReportedRun) -> Section | None:
@@ -121,53 +118,17 @@ def lm_eval(shown: ReportedRun) -> Section | None:
 
 
 def flips(shown: ReportedRun) -> Section | None:
-    """MMLU's answers that changed against FP16: subjects by variants, most flips first."""
-    reference = reference_row(shown.rows)
-    others = [r for r in shown.rows if "mmlu" in r.records and r is not reference]
-    if not others:
-        return None
-    base = reference.records.get("mmlu") if reference else None
-    found = [(row.variant, _by_subject(row.records["mmlu"], base)) for row in others if base]
-    counted = {variant: subjects for variant, subjects in found if subjects}
-    parts = _flips_table(counted) if counted else (Paragraph(NO_REFERENCE),)
-    return Section("flips", "Answers that flipped", parts)
-
-
-def _by_subject(record: Record, base: Record) -> _Answers:
-    """Empty where the two were not asked the same questions."""
-    same = all(record.settings.get(key) == base.settings.get(key) for key in ("data", "subjects"))
-    if not same or not len(record.items) or not len(base.items):
-        return {}
-    pairs = zip(base.items.column("answer"), record.items.column("answer"), strict=True)
-    subjects = cast("Sequence[tuple[str, int]]", record.settings.get("subjects") or ())
-    # Letters of right answers are capitals.
-    return {
-        name: Counter((old.isupper(), new.isupper()) for old, new in islice(pairs, size))
-        for name, size in subjects
-    }
-
-
-def _flips_table(counted: Mapping[str, _Answers]) -> tuple[Paragraph | Table, ...]:
-    subjects = {name: own.total() for name, own in next(iter(counted.values())).items()}
-    flipped = {
-        name: sum(own[name][True, False] + own[name][False, True] for own in counted.values())
-        for name in subjects
-    }
-    moved = sorted(filter(flipped.get, subjects), key=lambda name: -flipped[name])
-    steady = len(subjects) - len(moved)
-    still = f" {steady} of {len(subjects)} subjects did not flip in any variant." * bool(steady)
-    text = "A flip is an answer that became wrong (−) or right (+); both change the model, "
-    intro = Paragraph(f"{text}though they may leave its accuracy.{still}")
-    names = [f"{name.replace('_', ' ')} ({subjects[name]})" for name in moved]
-    cells = [[_flips_text(own[name]) for own in counted.values()] for name in moved]
-    rows = tuple((name, *own) for name, own in zip(names, cells, strict=True))
-    table = Table(("Subject (questions)", *counted), rows, title="Flips by subject", folded=True)
-    return (intro, table) if moved else (intro,)
-
-
-def _flips_text(answers: Counter[tuple[bool, bool]]) -> str:
-    wrong, right = answers[True, False], answers[False, True]
-    return f"−{wrong} +{right}" if wrong or right else "0"
+    """MMLU's answers that changed against FP16, by direction; the changes cancel in accuracies."""
+    made = []
+    for row, task in product(shown.rows, MMLU_TASKS):
+        delta, flipped = (row.metric(task, name) for name in ("accuracy_delta", "flips"))
+        if delta and flipped:
+            broken, mended = broken_and_mended(delta, flipped)
+            cells = {"Variant": row.variant, "Questions": f"{MMLU_TASKS[task]}, {delta.n}"}
+            cells |= {"Became wrong": str(broken), "Became right": str(mended)}
+            made.append(cells | {"McNemar p": figure_text(row.estimate(task, "mcnemar_p"), 3)})
+    table = Table.of(made, "Questions")
+    return Section("flips", "Answers that flipped", (table,)) if made else None
 
 
 def samples(shown: ReportedRun) -> Section | None:
@@ -180,19 +141,11 @@ def samples(shown: ReportedRun) -> Section | None:
     base = texts.get(reference.variant, {}) if reference else {}
     marked = " Text is marked from its first difference from FP16's on." * bool(base)
     intro = Paragraph(f"Greedy decoding.{marked} A difference is not a fault: judge by reading.")
-    groups = []
-    for name, prompt in prompts.items():
-        excerpts = (
-            _excerpt(variant, own[name]["text"], None if own is base else base.get(name))
-            for variant, own in texts.items()
-            if name in own
-        )
-        groups.append(Excerpts(name, prompt, tuple(excerpts)))
-    return Section("samples", "Samples", (intro, *groups))
+    parts = [intro, *(_excerpts(name, prompts[name], texts, base) for name in prompts)]
+    return Section("samples", "Samples", tuple(parts))
 
 
-def _texts(row: VariantRow) -> Mapping[str, Mapping[str, str]]:
-    """Name of a prompt -> ``prompt`` and ``text``."""
+def _texts(row: VariantRow) -> _Texts:
     record = row.records.get("samples")
     stored = record.side.get("samples") if record else None
     return {
@@ -202,10 +155,13 @@ def _texts(row: VariantRow) -> Mapping[str, Mapping[str, str]]:
     }
 
 
-def _excerpt(variant: str, text: str, reference: Mapping[str, str] | None) -> Excerpt:
-    if reference is None:
-        return Excerpt(variant, text, "")
-    pairs = zip(reference["text"], text, strict=False)
-    same = "".join(new for _, new in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    note = "same as FP16" if text == reference["text"] else ""
-    return Excerpt(variant, same, text[len(same) :], note)
+def _excerpts(name: str, prompt: str, texts: Mapping[str, _Texts], base: _Texts) -> Excerpts:
+    """Each variant's text, cut at the first difference from the reference's, if there is one."""
+    excerpts = {}
+    for variant, own in texts.items():
+        if name in own:
+            text = own[name]["text"]
+            pairs = zip(text, base.get(name, own[name])["text"], strict=False)
+            shared = len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
+            excerpts[variant] = text[:shared], text[shared:]
+    return Excerpts(name, prompt, excerpts)
