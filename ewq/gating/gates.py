@@ -1,6 +1,5 @@
 """The gate: one record against its limits and its baseline gives one of five verdicts."""
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,8 +11,6 @@ from ewq.record import Reason, Record, Verdict
 from ewq.stats import mcnemar_exact, noninferiority, smallest_detectable_difference
 from ewq.tasks.table import Tolerance, figure_of
 
-_MOST_DECIMALS = 7
-"""Figures that would need more are written with six digits, or as a power of ten."""
 PRECEDENCE = tuple(map(Verdict, ("fail", "inconclusive", "no-baseline", "improved", "pass")))
 """The first verdict that any finding has is the verdict of the whole."""
 
@@ -74,7 +71,8 @@ def _limit_finding(record: Record, name: str, limit: Limit) -> Reason:
     verdict, statistic = _TESTS[limit.test](record, name, limit)
     if doubt := doubt_about(name, record, verdict):
         verdict, statistic = Verdict.INCONCLUSIVE, f"{statistic}; {doubt.text}"
-    text = f"{name} {_figure(metric, limit)} {metric.unit} {_RELATION[verdict]} {limit}"
+    error = "" if metric.stderr is None else f" ± {metric.stderr:.2g}"
+    text = f"{name} {metric.value:.6g}{error} {metric.unit} {_RELATION[verdict]} {limit}"
     return Reason(verdict, text + _two_values(record, name, metric), statistic, name)
 
 
@@ -155,20 +153,6 @@ def _precision(metric: Metric) -> str:
         return "exact"
     detectable = smallest_detectable_difference(metric.stderr, _freedom(metric))
     return f"plain bound, detectable {detectable:.3g}, n {metric.n}"
-
-
-def _figure(metric: Metric, limit: Limit) -> str:
-    """The value to two digits of its error, to six where fewer lie beyond the limit."""
-    if metric.stderr is None:
-        return f"{metric.value:.6g}"
-    exponent = math.floor(math.log10(metric.stderr)) if metric.stderr else -_MOST_DECIMALS
-    decimals = max(0, 1 - exponent)
-    value = round(metric.value, decimals) + 0.0  # no "-0.00"
-    bounds = [bound for bound in (limit.min, limit.max) if bound is not None]
-    crossed = any((value > b, value < b) != (metric.value > b, metric.value < b) for b in bounds)
-    if crossed or decimals >= _MOST_DECIMALS:
-        return f"{metric.value:.6g} ± {metric.stderr:.2g}"
-    return f"{value:.{decimals}f} ± {metric.stderr:.{decimals}f}"
 
 
 def _two_values(record: Record, name: str, metric: Metric) -> str:

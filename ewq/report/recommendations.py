@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ewq.measurement import Metric
 from ewq.record import Verdict
-from ewq.report.rows import MMLU_TASKS, UNQUANTIZED, Estimate, VariantRow, reference_row, size_unit
+from ewq.report.rows import MMLU_TASKS, UNQUANTIZED, Estimate, VariantRow, gigabytes, reference_row
 from ewq.report.table import tokens_per_s
 from ewq.stats import ALPHA, FEWEST_FLIPS, noninferiority, smallest_detectable_difference
 
@@ -160,7 +160,7 @@ def _smallest_within(rows: Sequence[VariantRow], need: Need) -> Recommendation |
     reference = reference_row(rows)
     whole = reference and reference.weights_bytes
     share = f", {100 * (1 - size / whole):.0f} % smaller than FP16" if whole else ""
-    sentence = f"{variant} ({size_unit(rows).sized(size)}{share}): {found[0].phrase}."
+    sentence = f"{variant} ({gigabytes(size)} GB{share}): {found[0].phrase}."
     why = f"{variant} is the smallest shown to stay within {limit}."
     for loss, verdict in zip(found[1:], verdicts[1:], strict=True):
         if verdict is not Verdict.PASS:
@@ -205,9 +205,7 @@ def _smallest(rows: Sequence[VariantRow]) -> Recommendation | None:
         loss.phrase + " (may be chance)" * (not Estimate.of(loss.metric).differs_from_zero)
         for loss in losses(row)
     )
-    sentence = (
-        f"{row.variant} ({size_unit(rows).sized(size)}): {costs or 'its quality was not measured'}."
-    )
+    sentence = f"{row.variant} ({gigabytes(size)} GB): {costs or 'its quality was not measured'}."
     return Recommendation("Smallest", row.variant, sentence)
 
 

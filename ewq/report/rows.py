@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from ewq import variants
 from ewq.errors import InputError
@@ -75,6 +75,11 @@ def figure_text(
 def decimals_for(value: float) -> int:
     """Decimal places that leave three digits."""
     return max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+
+
+def gigabytes(size_bytes: float) -> str:
+    """A size in GB with three digits, without the unit."""
+    return f"{size_bytes / 1e9:.{decimals_for(size_bytes / 1e9)}f}"
 
 
 def metric_title(task: str, name: str) -> str:
@@ -219,28 +224,6 @@ def reference_row(rows: Sequence[VariantRow]) -> VariantRow | None:
     return next((row for row in rows if row.variant == variants.REFERENCE), None)
 
 
-class SizeUnit(NamedTuple):
-    """What sizes are given in, the same for all variants of a run."""
-
-    name: str
-    size_bytes: float
-
-    def text(self, size_bytes: float) -> str:
-        """Three digits, without the unit."""
-        value = size_bytes / self.size_bytes
-        return f"{value:.{decimals_for(value)}f}"
-
-    def sized(self, size_bytes: float) -> str:
-        """Three digits with the unit."""
-        return f"{self.text(size_bytes)} {self.name}"
-
-
-def size_unit(rows: Sequence[VariantRow]) -> SizeUnit:
-    """GB, or MB for small models."""
-    largest = max((row.memory_bytes or 0 for row in rows), default=0)
-    return SizeUnit("MB", 1e6) if 0 < largest < 50e6 else SizeUnit("GB", 1e9)
-
-
 @dataclass(frozen=True)
 class ReportedRun:
     """The newest of the runs given, and all of them in order of time."""
@@ -262,11 +245,6 @@ class ReportedRun:
     def records(self) -> list[Record]:
         """All records, variants in the order of tables."""
         return [record for row in self.rows for record in row.records.values()]
-
-    @cached_property
-    def unit(self) -> SizeUnit:
-        """What sizes are given in."""
-        return size_unit(self.rows)
 
 
 def reported_run(runs: Sequence[Run]) -> ReportedRun:

@@ -15,8 +15,8 @@ from ewq.report.rows import (
     VariantRow,
     decimals_for,
     figure_text,
+    gigabytes,
     lm_eval_figures,
-    size_unit,
 )
 
 TASK_LABELS = {
@@ -37,7 +37,7 @@ VERDICT_MARKS = {
 """Marks and styles in the order they are shown in; what was not gated has none."""
 _MOST_NAMED = 3
 _LAST_TO_GO = (
-    "Variant", VERDICT, "KLD", "VRAM", "GB", "MB", "Δ PPL", "Tok/s", "MMLU", "Δ points", "Bits/w",
+    "Variant", VERDICT, "KLD", "VRAM", "GB", "Δ PPL", "Tok/s", "MMLU", "Δ points", "Bits/w",
     "PPL",
 )  # fmt: skip
 """How headings begin, the most important first: what a narrow terminal keeps."""
@@ -45,7 +45,7 @@ _LAST_TO_GO = (
 
 def variants_table(rows: Sequence[VariantRow], *, brief: bool = False) -> Table:
     """All columns of which anything was measured; ``brief`` tables count the tasks that passed."""
-    unit, mmlu = size_unit(rows), mmlu_task(rows)
+    mmlu = mmlu_task(rows)
     on_gpu = any(row.metric("memory", "vram_peak_bytes") for row in rows)
     # Of each task of lm-eval its first metric.
     lm_eval = dict(reversed(lm_eval_figures(rows)))
@@ -53,11 +53,10 @@ def variants_table(rows: Sequence[VariantRow], *, brief: bool = False) -> Table:
     def cells(row: VariantRow) -> dict[str, str]:
         size, accuracy = row.memory_bytes, figure_text(row.estimate(mmlu, "accuracy", 100), 1)
         guessed = "*" * (row.at_chance(mmlu) and accuracy != MISSING)
-        weighed = MISSING if size is None else unit.text(size)
         change = row.estimate(mmlu, "accuracy_delta", 100)
         return {
             "Variant": row.variant,
-            f"VRAM {unit.name}" if on_gpu else unit.name: weighed,
+            "VRAM GB" if on_gpu else "GB": MISSING if size is None else gigabytes(size),
             "Bits/w": row.bits,
             "Tok/s": tokens_per_s(row),
             "MMLU %" if mmlu == "mmlu" else "MMLU cloze %": f"{accuracy}{guessed}",
@@ -142,11 +141,11 @@ def _place(heading: str) -> int:
 
 def footnotes(rows: Sequence[VariantRow]) -> list[str]:
     """What a reader must know to read the table rightly."""
-    unit, shown = size_unit(rows).name, {*variants_table(rows).headings}
+    shown = {*variants_table(rows).headings}
     parts = {
         "": "±: one standard error",
-        unit: f"{unit}: weights",
-        f"VRAM {unit}": "VRAM: peak",
+        "GB": "GB: weights",
+        "VRAM GB": "VRAM: peak",
         "Δ": "Δ: change from fp16 on the same items",
         "KLD": "KLD: mean divergence from fp16 in nats per token",
     }

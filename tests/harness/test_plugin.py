@@ -57,7 +57,9 @@ def test_letters_of_a_baseline_are_asked_though_the_reference_guesses_now(bench,
 def test_rows_are_told_as_variants_end_past_the_capture_of_output(bench, project):
     result = bench(*TWO, "-k", "memory or divergence", subprocess=True)
     result.assert_outcomes(passed=4)
-    result.stdout.fnmatch_lines(["ewq: fp16: MB 1.00, *KLD 0.00 ±0.00*", "ewq: ewq-0.5: MB 1.00,*"])
+    result.stdout.fnmatch_lines(
+        ["ewq: fp16: GB 0.00100, *KLD 0.00 ±0.00*", "ewq: ewq-0.5: GB 0.00100,*"]
+    )
 
 
 @pytest.mark.parametrize(

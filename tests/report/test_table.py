@@ -106,7 +106,7 @@ def sized(*sizes_bytes):
     [
         ((16.4e9, 4.1e9), "GB", ["4.10", "16.4"]),
         ((0.269e9, 0.0968e9), "GB", ["0.0968", "0.269"]),
-        ((1.71e6, 0.69e6), "MB", ["0.690", "1.71"]),
+        ((1.71e6, 0.69e6), "GB", ["0.000690", "0.00171"]),
     ],
 )
 def test_sizes_have_three_digits_in_one_unit(sizes_bytes, heading, shown):

@@ -59,13 +59,13 @@ def quality_plots(shown: ReportedRun) -> dict[str, tuple[Plot, list[str]]]:
 def _plots(
     shown: ReportedRun, prefix: str, *measures: Measure
 ) -> dict[str, tuple[Plot, list[str]]]:
-    found, unit = {}, shown.unit.name
+    found = {}
     for measure in measures:
         points = []
         for row in shown.rows:
             if row.weights_bytes and (each := measure.estimate(row)):
                 size, value, half = row.weights_bytes, each.value, each.half_width
-                place = (size / shown.unit.size_bytes, value, value - half, value + half)
+                place = (size / 1e9, value, value - half, value + half)
                 text = each.text(measure.digits)
                 points.append(SizedPoint(row.variant, *place, text, row.kind.label))
         if not points:
@@ -74,7 +74,7 @@ def _plots(
         rows = [
             {
                 "Variant": point.variant,
-                unit: f"{point.size:.4g}",
+                "GB": f"{point.size:.4g}",
                 f"{measure.title}: {measure.axis}": point.text,
                 "On the front": "yes" if point in front else "no",
                 "Kind": point.kind,
@@ -88,7 +88,7 @@ def _plots(
             Table.of(rows, "Kind"),
             {
                 "kind": "sizes",
-                "axes": (f"weights, {unit}", measure.axis),
+                "axes": ("weights, GB", measure.axis),
                 "points": [p._asdict() | {"variant": plot_text(p.variant)} for p in points],
                 "front": [(point.size, point.value) for point in front],
             },
@@ -109,23 +109,16 @@ def _measures(rows: Sequence[VariantRow]) -> list[Measure]:
     names = ("kld", "KLD from FP16", "mean KLD, nats per token")
     kld = Measure(*names, lambda row: row.estimate("divergence", "kld_mean"), 5, caption)
     tasks = dict.fromkeys((mmlu_task(rows), "mmlu"))
-    return [kld, _perplexity(rows), *(_accuracy(rows, task) for task in tasks)]
+    caption = "Lower is better. Intervals of the paired difference from FP16."
+    names = ("perplexity", "Perplexity", "change from FP16, %")
+    perplexity = Measure(*names, _perplexity, 2, caption)
+    return [kld, perplexity, *(_accuracy(rows, task) for task in tasks)]
 
 
-def _perplexity(rows: Sequence[VariantRow]) -> Measure:
-    """Relative to FP16 where that was paired; FP16 itself changed by nothing."""
-
-    paired = any(row.perplexity_change() for row in rows)
-
-    def perplexity(row: VariantRow) -> Estimate | None:
-        own = row.estimate("perplexity", "perplexity")
-        unchanged = Estimate(0.0) if own and row.variant == REFERENCE else None
-        return (row.perplexity_change() or unchanged) if paired else own
-
-    axis = "change from FP16, %" if paired else "perplexity"
-    of_what = "the paired difference from FP16" if paired else "the texts, far wider"
-    caption = f"Lower is better. Intervals of {of_what}."
-    return Measure("perplexity", "Perplexity", axis, perplexity, 2, caption)
+def _perplexity(row: VariantRow) -> Estimate | None:
+    """Relative to FP16, which itself changed by nothing."""
+    own = row.metric("perplexity", "perplexity") if row.variant == REFERENCE else None
+    return row.perplexity_change() or (Estimate(0.0) if own else None)
 
 
 def _accuracy(rows: Sequence[VariantRow], task: str) -> Measure:

@@ -37,25 +37,20 @@ def _names(rows: Sequence[VariantRow], task: str, prefix: str) -> list[str]:
 
 
 def _domain_table(rows: Sequence[VariantRow]) -> Table | None:
-    paired = bool(_names(rows, "perplexity", "ln_ppl_ratio/"))
-    prefix = "ln_ppl_ratio/" if paired else "perplexity/"
-    found = _names(rows, "perplexity", prefix)
+    task, prefix = "perplexity", "ln_ppl_ratio/"
+    found = _names(rows, task, prefix)
     if not found:
         return None
 
     def cell(row: VariantRow, name: str) -> str:
-        if not paired:
-            return figure_text(row.estimate("perplexity", prefix + name), 2)
         change = row.perplexity_change(f"/{name}")
         doubt = "~" * (change is not None and not change.differs_from_zero)
         return doubt + figure_text(change, 2, signed=True)
 
-    measured = [row for row in rows if _names([row], "perplexity", prefix)]
+    measured = [row for row in rows if _names([row], task, prefix)]
     body = tuple((row.variant, *(cell(row, name) for name in found)) for row in measured)
-    title = "Perplexity; nothing in this run was paired with FP16"
-    if paired:
-        title = "Change of perplexity from FP16 in %, paired on the same tokens; ~: not "
-        title += "distinguishable from no change at 95 %, or of unknown error"
+    title = "Change of perplexity from FP16 in %, paired on the same tokens; ~: not "
+    title += "distinguishable from no change at 95 %, or of unknown error"
     return Table(("Variant", *found), body, title=title)
 
 
