@@ -136,8 +136,8 @@ def samples(shown: ReportedRun) -> Section | None:
     base = texts.get(reference.variant, {}) if reference else {}
     marked = " Text is marked from its first difference from FP16's on." * bool(base)
     intro = Paragraph(f"Greedy decoding.{marked} A difference is not a fault: judge by reading.")
-    parts = [intro, *(_excerpts(name, prompts[name], texts, base) for name in prompts)]
-    return Section("samples", "Samples", tuple(parts))
+    shown_texts = (_excerpts(name, prompt, texts, base) for name, prompt in prompts.items())
+    return Section("samples", "Samples", (intro, *shown_texts))
 
 
 def _texts(row: VariantRow) -> _Texts:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from ewq.gating.change import incomparable, paired_changes
 from ewq.report.document import Paragraph, Part, Plot, Section, Table
@@ -16,14 +16,14 @@ from ewq.variants import engine_of
 
 RANDOM_CONTROLS = "Mean KLD from FP16, nats per token, among random plans of the same size."
 RULE = (
-    "A block whose {} is at or above the mean stays raw; below the mean, but above "
-    "mean − factor × standard deviation, it gets 8 bits; further below, 4 bits."
+    "By a factor, a block whose entropy or score is at or above the mean stays raw; below it, but "
+    "above mean − factor × standard deviation, it gets 8 bits; further below, 4 bits."
 )
 _SAME_SIZE = 0.005
 _RANDOM = "random"
-_WORDS = {"raw": "raw", "8bit": "8 bits", "4bit": "4 bits", "mixed": "mixed"}
 _ENTROPIES = {"histogram": "entropy, bits", "softmax": "entropy"}
 """Scorers that are entropies; of others the report speaks of scores."""
+_Plan = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -167,95 +167,52 @@ def controls(shown: ReportedRun) -> Section | None:
     return Section("controls", "Plans against controls", tuple(parts)) if parts else None
 
 
-class _Plan(NamedTuple):
-    """The stored summary of a variant's plan of precisions."""
-
-    variant: str
-    stored: Mapping[str, Any]
-
-    @property
-    def scores(self) -> tuple[float, ...]:
-        return tuple(score for _, score, _ in self.stored["blocks"])
-
-    @property
-    def precisions(self) -> list[str]:
-        found = (precision for _, _, precision in self.stored["blocks"])
-        return [each if each in _WORDS else "mixed" for each in found]
-
-    @property
-    def factor(self) -> Any:
-        return (self.stored.get("rule") or self.stored).get("factor")
-
-    @property
-    def scorer(self) -> str:
-        return str(self.stored.get("scorer"))
-
-    @property
-    def measure(self) -> str:
-        return "Entropy" if self.scorer in _ENTROPIES else "Score"
-
-    @property
-    def counts(self) -> str:
-        """``16 raw, 6 at 8 bits, 8 at 4 bits``."""
-        found = Counter(self.precisions)
-        bits = {name: "at " * name.endswith("bit") + words for name, words in _WORDS.items()}
-        return ", ".join(f"{found[name]} {bits[name]}" for name in bits if name in found)
-
-
 def blocks(shown: ReportedRun) -> Section | None:
     """A plot for each series of scores (several where scorers differ), and types of tensors."""
-    plans = [
-        _Plan(row.variant, row.plan) for row in shown.rows if row.plan and row.plan.get("blocks")
-    ]
-    groups: dict[tuple[float, ...], list[_Plan]] = {}
-    for plan in plans:
-        groups.setdefault(plan.scores, []).append(plan)
-    parts: list[Part] = [_plot(n, own) for n, own in enumerate(groups.values(), start=1)]
-    if any(plan.factor is not None for plan in plans):
-        measures = sorted({plan.measure.lower() for plan in plans})
-        parts.insert(0, Paragraph(RULE.format(" or ".join(measures))))
+    groups: dict[tuple[float, ...], dict[str, _Plan]] = {}
     typed = []
     for row in shown.rows:
-        if row.plan and (types := row.plan.get("types")):
-            expected, counted = row.plan.get("expected_kld"), (f"{types[t]} {t}" for t in types)
+        if plan := row.plan:
+            scores = tuple(score for _, score, _ in plan.get("blocks") or ())
+            groups.setdefault(scores, {})[row.variant] = plan
+        if plan and (types := plan.get("types")):
+            expected, counted = plan.get("expected_kld"), (f"{types[t]} {t}" for t in types)
             cells = {"Plan": row.variant, "Tensors by type": ", ".join(counted)}
             cells["Expected KLD"] = f"{expected:.3g}" if expected else MISSING
             typed.append(cells | {"Measured KLD": kld(row)})
+    drawn = [plans for scores, plans in groups.items() if scores]
+    parts: list[Part] = [Paragraph(RULE)] * bool(drawn)
+    parts += [_plot(number, plans) for number, plans in enumerate(drawn, start=1)]
     title = "Plans that choose a type for every tensor; KLD in nats per token"
     parts += [Table.of(typed, "Tensors by type", title=title)] * bool(typed)
     return Section("blocks", "Where the plans spend their bits", tuple(parts)) if parts else None
 
 
-def _plot(number: int, plans: list[_Plan]) -> Plot:
-    first, thresholds = plans[0], _thresholds(plans)
-    named: dict[str, list[str]] = {}
-    for plan in plans:
-        named.setdefault(plan.counts, []).append(plan.variant)
-    counts = "; ".join(f"{', '.join(names)}: {counts}" for counts, names in named.items())
-    mean, std, stored = (first.stored[key] for key in ("mean", "std", "blocks"))
-    columns = zip(stored, *(plan.precisions for plan in plans), strict=True)
-    rows = tuple(
-        (str(index), f"{score:.4f}", *(_WORDS[each] for each in precisions))
-        for (index, score, _), *precisions in columns
+def _plot(number: int, plans: dict[str, _Plan]) -> Plot:
+    """The scores that plans share, and which precision each plan gives to each block."""
+    first = next(iter(plans.values()))
+    name, stored = str(first.get("scorer")), first["blocks"]
+    measure = "Entropy" if name in _ENTROPIES else "Score"
+    chosen = {of: [each or "mixed" for _, _, each in plan["blocks"]] for of, plan in plans.items()}
+    counts = "; ".join(
+        f"{of}: {', '.join(f'{each} {n}' for each, n in Counter(own).most_common())}"
+        for of, own in chosen.items()
     )
-    names, indices = tuple(plan.variant for plan in plans), [index for index, _, _ in stored]
-    axes = ["block", _ENTROPIES.get(first.scorer, "score")]
-    drawn = {"axes": axes, "x": indices, "y": first.scores}
+    pairs = reversed(plans.items())
+    begins = {(plan.get("thresholds") or {}).get("8bit"): of for of, plan in pairs}
+    thresholds = sorted((at for at in begins if at is not None), reverse=True)
+    dashed = ", ".join(begins[at] for at in thresholds) or "none"
+    rows = tuple(
+        (str(index), f"{score:.4f}", *precisions)
+        for (index, score, _), *precisions in zip(stored, *chosen.values(), strict=True)
+    )
+    axes = ["block", _ENTROPIES.get(name, "score")]
+    drawn = {"axes": axes, "x": [each[0] for each in stored], "y": [each[1] for each in stored]}
     return Plot(
         name=f"blocks-{number}",
-        title=f"{first.measure} by block ({first.scorer})",
-        caption=f"Mean {mean:.4f} (solid: raw begins), standard deviation {std:.4f}. Dashed, from "
-        f"above: 4 bits begin for {', '.join(thresholds.values()) or 'none'}. Blocks: {counts}.",
-        figure={"kind": "blocks", **drawn, "mean": mean, "thresholds": list(thresholds)},
-        table=Table(("Block", first.measure, *names), rows, frozenset(names)),
+        title=f"{measure} by block ({name})",
+        caption=f"Mean {first['mean']:.4f} (solid: raw begins), standard deviation "
+        f"{first['std']:.4f}. Dashed, from above: 4 bits begin for {dashed}. Blocks: {counts}.",
+        figure={"kind": "blocks", **drawn, "mean": first["mean"], "thresholds": thresholds},
+        table=Table(("Block", measure, *chosen), rows, frozenset(chosen)),
     )
-
-
-def _thresholds(plans: list[_Plan]) -> dict[float, str]:
-    """Where 4 bits begin -> the first such plan's factor or name, the highest first."""
-    found: dict[float, str] = {}
-    for plan in plans:
-        begins = (plan.stored.get("thresholds") or {}).get("8bit")
-        if begins is not None:
-            found.setdefault(begins, plan.variant if plan.factor is None else f"{plan.factor:g}")
-    return dict(sorted(found.items(), reverse=True))
