@@ -10,13 +10,9 @@ from ewq.record import Verdict
 from ewq.report.document import VERDICT, Bullets, Page, Paragraph, Part, Point, Section, Table
 from ewq.report.formats import to_html, to_json, to_markdown
 from ewq.report.rows import MISSING, metric_title, run_data
-from ewq.tasks.table import Kind, known_task
+from ewq.tasks.table import known_task
 
 COMMENT_LIMIT = 65_536
-_LISTED = 20
-"""Lines shown of a list in a comment, which may be as long as the run has benchmarks."""
-_SENTENCE_LENGTH = 600
-
 _NOTABLE = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.IMPROVED)
 """Verdicts on changes that a reader must see, the gravest first."""
 
@@ -42,8 +38,8 @@ def comparison_page(comparison: Comparison, *, short: bool = False) -> Page:
     """The verdict, what changed and its possible causes; behind titles the rest and statistics."""
     ranked = sorted(comparison.rows, key=_importance)
     notable = [row for row in ranked if _is_notable(row)]
-    parts: list[Part] = [*_bullets(comparison, short=short)]
-    parts += [_changes(comparison, notable)] * bool(notable)
+    parts: list[Part] = [_changes(comparison, notable)] if notable else []
+    parts += _bullets(comparison)
     if equal := sum(row.delta == 0 for row in ranked):
         parts.append(Paragraph(f"{_count(equal, 'metric')} unchanged."))
     if rest := [row for row in ranked[len(notable) :] if row.delta != 0]:
@@ -84,15 +80,11 @@ def _count(number: int, noun: str) -> str:
 def _same_quality(comparison: Comparison) -> bool:
     """Whether every answer and every text's score is what it was; clocks never are."""
     old, new = comparison.before.records, comparison.after.records
-
-    def is_quality(task: str) -> bool:
-        figures = known.figures if (known := known_task(task)) else ()
-        return any(figure.kind in (Kind.QUALITY, Kind.CHOICE) for figure in figures)
-
+    timeless = [key for key in new if (task := known_task(key[1])) and not task.is_clocked]
     return all(
         old[key].items == new[key].items and old[key].metrics == new[key].metrics
-        for key in new
-        if key in old and is_quality(key[1])
+        for key in timeless
+        if key in old
     )
 
 
@@ -109,22 +101,15 @@ def _is_notable(row: Change) -> bool:
     return _importance(row) < len(_NOTABLE)
 
 
-def _bullets(comparison: Comparison, *, short: bool) -> list[Bullets]:
+def _bullets(comparison: Comparison) -> list[Bullets]:
     """What was lost or cannot be compared; behind titles, versions and what one run lacks."""
-
-    def listed(texts: Sequence[str]) -> Sequence[str]:
-        if not short:
-            return texts
-        more = [f"and {len(texts) - _LISTED} more"] * (len(texts) > _LISTED)
-        return [text[:_SENTENCE_LENGTH] for text in texts[:_LISTED]] + more
-
-    urgent = [Point(text, "lost", bad=True) for text in listed(comparison.losses)]
-    urgent += [Point(text, "not comparable") for text in listed(comparison.refusals)]
-    differing, alone = map(listed, (comparison.differences, comparison.uncovered))
+    urgent = [Point(text, "lost", bad=True) for text in comparison.losses]
+    urgent += [Point(text, "not comparable") for text in comparison.refusals]
+    differing, alone = (map(Point, of) for of in (comparison.differences, comparison.uncovered))
     found = (
         Bullets(tuple(urgent)),
-        Bullets(tuple(map(Point, differing)), "Versions that differ", folded=True),
-        Bullets(tuple(map(Point, alone)), "Measured by one run only", folded=True),
+        Bullets(tuple(differing), "Versions that differ", folded=True),
+        Bullets(tuple(alone), "Measured by one run only", folded=True),
     )
     return [bullets for bullets in found if bullets.points]
 

@@ -187,7 +187,7 @@ def test_a_comment_fits_where_twelve_variants_fail_at_everything(compare):
     assert len(text.encode()) < COMMENT_LIMIT
     assert text.startswith("### ewq: regression: 24 metrics worse")
     assert text.count("| fail |") == 24
-    assert "- **not comparable:** and 88 more" in text
+    assert text.rindex("| fail |") < text.index("- **not comparable:**")
 
 
 def test_a_comment_of_lists_alone_is_cut_at_a_line_and_says_so(huge):
