@@ -8,7 +8,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.resources import files
@@ -26,8 +25,6 @@ from ewq.report.rows import LM_EVAL, Estimate
 from ewq.tasks.table import Kind, figure_of
 
 _FIGURES = ("value", "stderr", "n", "unit", "higher_is_better")
-_TIED = re.compile(r" (?=%|±|(?:[GM]B|points|tokens/s)\b)|(?<=±) ")
-"""Blanks at which no line may break: before a unit, and around an error."""
 
 
 def to_html(page: Page) -> str:
@@ -64,7 +61,6 @@ def _filled(template: str, clean: Callable[[str], str], **values: Any) -> str:
         undefined=StrictUndefined,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters["tied"] = lambda text: _TIED.sub("\u00a0", text)
     environment.filters["code"] = lambda text: Markup(markdown_block(text))
     return environment.from_string(_asset(template)).render(**values)
 

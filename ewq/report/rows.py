@@ -151,9 +151,9 @@ class VariantRow:
         metric = self.metric(task, name)
         return Estimate.of(metric, scale) if metric else None
 
-    def perplexity_change(self, suffix: str = "") -> Estimate | None:
-        """Change from FP16 in percent, paired on the same tokens; of one domain by ``/NAME``."""
-        metric = self.metric("perplexity", f"ln_ppl_ratio{suffix}")
+    def perplexity_change(self) -> Estimate | None:
+        """Change from FP16 in percent, paired on the same tokens."""
+        metric = self.metric("perplexity", "ln_ppl_ratio")
         return Estimate.percent_change(metric) if metric else None
 
     @property

@@ -8,6 +8,7 @@ from ewq.report.document import Excerpts, Paragraph, Section, Table
 from ewq.report.rows import (
     LM_EVAL,
     MMLU_TASKS,
+    Estimate,
     ReportedRun,
     VariantRow,
     figure_text,
@@ -16,6 +17,10 @@ from ewq.report.rows import (
 )
 from ewq.tasks.table import CHAT, OF_FAMILY
 
+_PERPLEXITY = (
+    "Change of perplexity from FP16 in %, paired on the same tokens; ~: not distinguishable from "
+    "no change at 95 %, or of unknown error"
+)
 _TAIL = {"kld_mean": "KLD", "kld_p99": "p99", "kld_p999": "p99.9"}
 _Texts = Mapping[str, Mapping[str, str]]
 """Name of a prompt -> ``prompt`` and ``text``."""
@@ -23,10 +28,38 @@ _Texts = Mapping[str, Mapping[str, str]]
 
 def domains(shown: ReportedRun) -> Section | None:
     """Domains of text, tokens by FP16's confidence and depth, and groups of MMLU's subjects."""
-    groups = (_group_table(task, shown.rows) for task in MMLU_TASKS)
-    made = [_domain_table(shown.rows), _confidence_table(shown.rows), *groups]
+    made = [_parts_table(shown.rows, "perplexity", "ln_ppl_ratio/", _PERPLEXITY)]
+    made.append(_confidence_table(shown.rows))
+    for task, title in MMLU_TASKS.items():
+        title += " by group of subjects, % ± standard error; * guessing"
+        made.append(_parts_table(shown.rows, task, "accuracy/", title))
     parts = tuple(part for part in made if part is not None)
     return Section("domains", "By domain", parts) if parts else None
+
+
+def _parts_table(rows: Sequence[VariantRow], task: str, prefix: str, title: str) -> Table | None:
+    """A figure by the parts of a task's data; ``None`` unless any variant beats guessing."""
+    measured = [row for row in rows if _names([row], task, prefix)]
+    if all(row.at_chance(task) for row in measured):
+        return None
+
+    def cell(row: VariantRow, name: str) -> str:
+        if task in MMLU_TASKS:
+            return figure_text(row.estimate(task, name, 100), 1)
+        change = row.metric(task, name)
+        return _change_text(change and Estimate.percent_change(change), 2)
+
+    names = _names(measured, task, prefix)
+    cells = [[cell(row, prefix + name) for name in names] for row in measured]
+    variants = [row.variant + "*" * row.at_chance(task) for row in measured]
+    body = tuple((name, *own) for name, own in zip(variants, cells, strict=True))
+    headings = ("Variant", *(name.replace("_", " ") for name in names))
+    return Table(headings, body, title=title, folded=task in MMLU_TASKS)
+
+
+def _change_text(change: Estimate | None, digits: int | None = None) -> str:
+    doubt = "~" * (change is not None and not change.differs_from_zero)
+    return doubt + figure_text(change, digits, signed=True)
 
 
 def _names(rows: Sequence[VariantRow], task: str, prefix: str) -> list[str]:
@@ -34,24 +67,6 @@ def _names(rows: Sequence[VariantRow], task: str, prefix: str) -> list[str]:
     records = (row.records.get(task) for row in rows)
     keys = (key for record in records if record for key in record.metrics)
     return list(dict.fromkeys(key[len(prefix) :] for key in keys if key.startswith(prefix)))
-
-
-def _domain_table(rows: Sequence[VariantRow]) -> Table | None:
-    task, prefix = "perplexity", "ln_ppl_ratio/"
-    found = _names(rows, task, prefix)
-    if not found:
-        return None
-
-    def cell(row: VariantRow, name: str) -> str:
-        change = row.perplexity_change(f"/{name}")
-        doubt = "~" * (change is not None and not change.differs_from_zero)
-        return doubt + figure_text(change, 2, signed=True)
-
-    measured = [row for row in rows if _names([row], task, prefix)]
-    body = tuple((row.variant, *(cell(row, name) for name in found)) for row in measured)
-    title = "Change of perplexity from FP16 in %, paired on the same tokens; ~: not "
-    title += "distinguishable from no change at 95 %, or of unknown error"
-    return Table(("Variant", *found), body, title=title)
 
 
 def _confidence_table(rows: Sequence[VariantRow]) -> Table | None:
@@ -73,33 +88,13 @@ def _confidence_table(rows: Sequence[VariantRow]) -> Table | None:
     return Table.of(made, "On", title=title) if made else None
 
 
-def _group_table(task: str, rows: Sequence[VariantRow]) -> Table | None:
-    """Accuracy by groups of subjects, where any variant did better than guessing."""
-    measured = [row for row in rows if _names([row], task, "accuracy/")]
-    guessed = {row.variant for row in measured if row.at_chance(task)}
-    if len(guessed) == len(measured):
-        return None
-    groups = _names(measured, task, "accuracy/")
-    body = tuple(
-        (
-            row.variant + "*" * (row.variant in guessed),
-            *(figure_text(row.estimate(task, f"accuracy/{name}", 100), 1) for name in groups),
-        )
-        for row in measured
-    )
-    headings = ("Variant", *(name.replace("_", " ") for name in groups))
-    title = f"{MMLU_TASKS[task]} by group of subjects, % ± standard error"
-    return Table(headings, body, title=title + "; * guessing" * bool(guessed), folded=True)
-
-
 def lm_eval(shown: ReportedRun) -> Section | None:
     """Every metric of lm-eval's tasks, with its change from FP16 document by document."""
     figures = lm_eval_figures(shown.rows)
 
     def cell(row: VariantRow, task: str, metric: str) -> str:
         change = row.estimate(task, f"delta/{metric}")
-        doubt = "~" * (change is not None and not change.differs_from_zero)
-        paired = f" ({doubt}{change.text(signed=True)})" if change else ""
+        paired = f" ({_change_text(change)})" if change else ""
         return figure_text(row.estimate(task, metric)) + paired
 
     body = tuple(
