@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +38,8 @@ Text = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 _COLUMNS = 80
+_MARKS = dict(zip((*Precision, None), "█▄▁?", strict=True))
+"""The taller, the more bits; ``?`` is a block whose weights differ."""
 
 
 def terminal_progress() -> Progress:
@@ -60,19 +62,9 @@ def show(document: object, lines: Iterable[str], *, as_json: bool) -> None:
         print(line)
 
 
-def _marks() -> Mapping[Precision | None, str]:
-    """The taller, the more bits; ``?`` is a block whose weights differ."""
-    marks = "█▄▁?"
-    try:
-        marks.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        marks = "#=_?"
-    return dict(zip((*Precision, None), marks, strict=True))
-
-
 def legend() -> str:
     """What the marks of a strip mean."""
-    return "  ".join(f"{mark} {of}" for of, mark in _marks().items() if of)
+    return "  ".join(f"{mark} {of}" for of, mark in _MARKS.items() if of)
 
 
 def size_text(size_bytes: int) -> str:
@@ -82,8 +74,8 @@ def size_text(size_bytes: int) -> str:
 
 def strip_lines(labels: Sequence[str], plans: Sequence[QuantizationPlan]) -> Iterator[str]:
     """A mark per block, the plans one below the other; folded alike where they are too long."""
-    marks, width = _marks(), max(len(label) for label in labels)
-    strips = ["".join(marks[of] for of in plan.block_precisions) for plan in plans]
+    width = max(len(label) for label in labels)
+    strips = ["".join(_MARKS[of] for of in plan.block_precisions) for plan in plans]
     rows = -(-len(strips[0]) // max(16, _COLUMNS - width - 2)) or 1
     step = -(-len(strips[0]) // rows) or 1
     for start in range(0, len(strips[0]), step):

@@ -16,8 +16,6 @@ from ewq.report.rows import MMLU_TASKS, UNQUANTIZED, Estimate, VariantRow, gigab
 from ewq.report.table import tokens_per_s
 from ewq.stats import ALPHA, FEWEST_FLIPS, noninferiority, smallest_detectable_difference
 
-_NAMED = 4
-
 
 @dataclass(frozen=True)
 class Loss:
@@ -164,8 +162,7 @@ def _smallest_within(rows: Sequence[VariantRow], need: Need) -> Recommendation |
     why = f"{variant} is the smallest shown to stay within {limit}."
     for loss, verdict in zip(found[1:], verdicts[1:], strict=True):
         if verdict is not Verdict.PASS:
-            phrase = loss.phrase[0].upper() + loss.phrase[1:]
-            why += f" {phrase}: a loss below {loss.detectable} could go unnoticed."
+            why += f" {loss.phrase}: a loss below {loss.detectable} could go unnoticed."
     why = f"{why} {_undecided(candidates, size)}".rstrip()
     return Recommendation(need.name, variant, sentence, why)
 
@@ -192,8 +189,7 @@ def _undecided(candidates: Sequence[_Candidate], below_bytes: float) -> str:
         for each in candidates
         if each.verdict is Verdict.INCONCLUSIVE and each.size_bytes < below_bytes
     ]
-    rest = f" and {len(named) - _NAMED} more" * (len(named) > _NAMED)
-    return f"Undecided: {', '.join(named[:_NAMED])}{rest}." if named else ""
+    return f"Undecided: {', '.join(named)}." if named else ""
 
 
 def _smallest(rows: Sequence[VariantRow]) -> Recommendation | None:
@@ -218,7 +214,7 @@ def _fastest(rows: Sequence[VariantRow]) -> Recommendation | None:
     need, (best, row), others = "Fastest", timed[0], timed[1:]
     doubted = [each for _, each in timed[:2] if each.clock_doubt]
     if doubted:
-        names = _listed([each.variant for each in doubted])
+        names = ", ".join(each.variant for each in doubted)
         text = f"speed of {names} unreliable: noisy or throttled clock."
         return Recommendation(need, None, text, f"{doubted[0].clock_doubt}.", decided=False)
     speed = f"{row.variant} ({tokens_per_s(row)} tokens/s)"
@@ -229,11 +225,7 @@ def _fastest(rows: Sequence[VariantRow]) -> Recommendation | None:
         p_value = noninferiority(best.value - rival.value, stderr, 0.0, freedom)
         tied += [other.variant] * (p_value >= ALPHA / len(others))
     if tied:
-        text = f"{speed} is not clearly faster than {_listed(tied)}."
+        text = f"{speed} is not clearly faster than {', '.join(tied)}."
         return Recommendation(need, None, text, decided=False)
     text = f"{speed}: {best.value / others[0][0].value:.2f} times {others[0][1].variant}."
     return Recommendation(need, row.variant, text)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

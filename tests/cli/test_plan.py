@@ -184,15 +184,6 @@ def test_strips_stay_whole_in_80_columns(ewq, tmp_path: Path):
     assert sum(line.count("▁") for line in strips) == 2 * 126
 
 
-def test_output_that_is_ascii_gets_ascii_marks(model: str):
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-
-    done = subprocess.run(command("plan", model), capture_output=True, env=environment)
-
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert b"# raw  = 8bit  _ 4bit" in done.stdout
-
-
 def test_a_choice_that_does_not_exist_is_refused_before_anything_is_measured(
     ewq, model: str, monkeypatch: pytest.MonkeyPatch
 ):

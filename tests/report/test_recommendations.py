@@ -91,13 +91,6 @@ def test_of_equal_bytes_the_better_one_is_taken():
     assert recommended(*equal, need="Smallest").variant == "gguf-fit-q4_k_m"
 
 
-def test_a_long_list_of_undecided_variants_is_cut_and_counted():
-    open_ones = [variant(f"ewq-0.{n}", 1.0, 0.0095) for n in range(10, 17)]
-    details = recommended(*open_ones, need=NEAR).details
-    assert details.count("(perplexity") == 4
-    assert details.endswith("and 3 more.")
-
-
 def test_chance_level_is_no_evidence_either_way():
     records = variant("ewq-0.5", 1.0, 0.004, mmlu=(-0.05, 0.005))
     guessing = [replace(each, doubts=CHANCE) if each.task == "mmlu" else each for each in records]
