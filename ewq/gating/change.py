@@ -205,20 +205,17 @@ def _verdict(
     allowed = tolerance.allowed(old.value)
     # The direction is asked for, so one tail of the two-sided p decides.
     certain = sure is None or sure.p_value / 2 < tolerance.alpha
-    verdict, why = _size(loss, allowed, certain)
+    if abs(loss) <= allowed:
+        verdict, why = Verdict.PASS, "within tolerance"
+    elif certain:
+        verdict, why = (Verdict.FAIL, "worse") if loss > 0 else (Verdict.IMPROVED, "better")
+    else:
+        verdict = Verdict.INCONCLUSIVE if loss > 0 else Verdict.PASS
+        why = f"{'worse' if loss > 0 else 'better'}, within noise"
     for record in (after, before):
         if doubt := doubt_about(name, record, verdict):
             return Verdict.INCONCLUSIVE, f"{why}, but {doubt.text}", loss > allowed
     return verdict, why, loss > allowed
-
-
-def _size(loss: float, allowed: float, certain: bool) -> tuple[Verdict, str]:
-    """Judge a loss (negative: a gain) against what is allowed."""
-    if abs(loss) <= allowed:
-        return Verdict.PASS, "within tolerance"
-    if loss > 0:
-        return (Verdict.FAIL, "worse") if certain else (Verdict.INCONCLUSIVE, "worse, within noise")
-    return (Verdict.IMPROVED, "better") if certain else (Verdict.PASS, "better, within noise")
 
 
 def doubt_about(metric: str, record: Record, verdict: Verdict | None = None) -> Doubt | None:
@@ -236,8 +233,3 @@ def doubt_about(metric: str, record: Record, verdict: Verdict | None = None) -> 
         if counts:
             return doubt
     return None
-
-
-def at_chance(record: Record) -> bool:
-    """Whether the record's accuracy cannot be told from guessing."""
-    return any(doubt.kind is DoubtKind.CHANCE for doubt in record.doubts)

@@ -10,9 +10,9 @@ from typing import Any
 
 from ewq import variants
 from ewq.errors import InputError
-from ewq.gating.change import at_chance, doubt_about
+from ewq.gating.change import doubt_about
 from ewq.gating.gates import overall
-from ewq.measurement import Metric
+from ewq.measurement import DoubtKind, Metric
 from ewq.record import Record, Verdict
 from ewq.stats import half_width
 from ewq.storage.runs import Run
@@ -164,7 +164,8 @@ class VariantRow:
     def at_chance(self, task: str) -> bool:
         """Whether the task's accuracy cannot be told from guessing."""
         record = self.records.get(task)
-        return record is not None and at_chance(record)
+        doubts = record.doubts if record else ()
+        return any(doubt.kind is DoubtKind.CHANCE for doubt in doubts)
 
     @property
     def clock_doubt(self) -> str:

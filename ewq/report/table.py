@@ -35,6 +35,10 @@ VERDICT_MARKS = {
     Verdict.PASS: ("✓", ""),
 }
 """Marks and styles in the order they are shown in; what was not gated has none."""
+LEGEND = (
+    "±: one standard error; GB: weights; VRAM: peak; Δ: change from fp16 on the same items; KLD: "
+    "mean divergence from fp16 in nats per token."
+)
 _MOST_NAMED = 3
 _LAST_TO_GO = (
     "Variant", VERDICT, "KLD", "VRAM", "GB", "Δ PPL", "Tok/s", "MMLU", "Δ points", "Bits/w",
@@ -141,17 +145,8 @@ def _place(heading: str) -> int:
 
 def footnotes(rows: Sequence[VariantRow]) -> list[str]:
     """What a reader must know to read the table rightly."""
-    shown = {*variants_table(rows).headings}
-    parts = {
-        "": "±: one standard error",
-        "GB": "GB: weights",
-        "VRAM GB": "VRAM: peak",
-        "Δ": "Δ: change from fp16 on the same items",
-        "KLD": "KLD: mean divergence from fp16 in nats per token",
-    }
-    shown |= {""} | {heading[0] for heading in shown}
-    notes = ["; ".join(text for heading, text in parts.items() if heading in shown) + "."]
-    if VERDICT in shown:
+    notes = [LEGEND]
+    if VERDICT in variants_table(rows).headings:
         notes.append(
             "✓ passed (or how many), ✗ failed, ? too little evidence, ▲ better than before."
         )
