@@ -29,13 +29,10 @@ def doctor(as_json: AsJson = False) -> None:
     machine = environment.describe("cpu")
     versions = {name: environment.package_version(name) for name in (*REQUIRED, *EXTRAS)}
     there = [f"{name} {found}" for name, found in versions.items() if found]
-    chosen = os.environ.get("OMP_NUM_THREADS")
-    threads = f"{machine['cores']} cores" + f", {chosen} by OMP_NUM_THREADS" * bool(chosen)
     found = {
         "installed": [f"ewq {machine['ewq']}, Python {machine['python']}", ", ".join(there)],
         "missing": [*_missing(versions)] or ["nothing"],
         "GPU": [_gpu()],
-        "threads": [threads],
         "data": [*_data()],
         "caches": [*_caches(_sizes())],
         "disk": [f"{_free(folder)} free in {folder}" for folder in (Path.cwd(), cache_dir())],
@@ -86,16 +83,11 @@ def _gpu() -> str:
 
 
 def _data() -> Iterator[str]:
-    """Where models, questions and texts come from."""
+    """Where models and stored runs lie."""
     from huggingface_hub import constants
-
-    from ewq.checkpoint.embedded import fixture_path
-    from ewq.data.mmlu import HUB_DATASET
 
     hub, runs = Path(constants.HF_HUB_CACHE), Path(".benchmarks").absolute()
     offline = "HF_HUB_OFFLINE: nothing else is used" if constants.HF_HUB_OFFLINE else "online"
-    yield f"questions and texts of the smoke and quick tiers: {fixture_path('mmlu').parent}"
-    yield f"those of the full tier: {HUB_DATASET} and WikiText-2, from the Hugging Face hub"
     yield f"hub models: {hub}, {size_text(folder_bytes(hub))}, {offline}"
     yield f"stored runs: {runs}, {len([*runs.glob('*/[0-9]*.json')])}"
 

@@ -117,10 +117,8 @@ def load_thresholds(path: Path, variants: Collection[str]) -> Thresholds:
         _check(found, variants)
     except OSError as error:
         raise InputError(f"cannot read thresholds {path}: {error.strerror}") from error
-    except CodecError as error:
+    except ValueError as error:
         raise InputError(f"thresholds {path}, {error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"thresholds {path} are not valid TOML: {error}") from error
     return Thresholds(**vars(found), source=str(path))
 
 

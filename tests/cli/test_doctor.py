@@ -32,7 +32,7 @@ def keep(kind, nbytes):
 def test_the_doctor_says_what_is_there_and_where(ewq):
     said = ewq("doctor")
     assert said.code == 0
-    for heading in ("installed", "missing", "GPU", "threads", "data", "caches", "disk"):
+    for heading in ("installed", "missing", "GPU", "data", "caches", "disk"):
         assert re.search(rf"^{heading}\b", said.out, re.MULTILINE)
     assert "torch 2" in said.out
     assert str(cache_dir()) in said.out

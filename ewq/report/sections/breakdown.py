@@ -47,7 +47,7 @@ def _parts_table(rows: Sequence[VariantRow], task: str, prefix: str, title: str)
         if task in MMLU_TASKS:
             return figure_text(row.estimate(task, name, 100), 1)
         change = row.metric(task, name)
-        return _change_text(change and Estimate.percent_change(change), 2)
+        return _change_text(Estimate.percent_change(change) if change else None, 2)
 
     names = _names(measured, task, prefix)
     cells = [[cell(row, prefix + name) for name in names] for row in measured]
