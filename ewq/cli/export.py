@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -50,13 +49,10 @@ def export(
     ] = None,
     rounding: Rounding = "nearest",
     calibration: Text = None,
-    print_command: Annotated[
-        bool, typer.Option(help="Print the same export as a shell script and stop.")
-    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert and quantize with llama.cpp; the file appears once it is complete and checked."""
-    from ewq.gguf.export import export_command, export_gguf
+    from ewq.gguf.export import export_gguf
     from ewq.gguf.recipe import make_recipe, parse_types
 
     check_output(out)
@@ -69,12 +65,6 @@ def export(
     calibrated = _calibrated(model, calibration, progress) if rounding == "gptq" else None
     if calibration and not calibrated:
         raise InputError("--calibration is read with --rounding gptq only")
-    if print_command:
-        if calibrated:
-            raise InputError("llama.cpp's own programs cannot do --rounding gptq: leave it out")
-        script = export_command(model, out, recipe, converter=converter, progress=progress)
-        print(json.dumps({"command": script}) if as_json else script)
-        return
     report = export_gguf(
         model, out, recipe, converter=converter, calibration=calibrated, progress=progress
     )
