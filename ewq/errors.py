@@ -1,5 +1,7 @@
 """What can go wrong: every error that a user can meet is one line that says what to do."""
 
+from collections.abc import Collection
+
 
 class EwqError(Exception):
     """A failure at work: the request was sound, carrying it out was not possible (exit 3)."""
@@ -15,6 +17,12 @@ class InputError(EwqError):
     """Bad use or bad input: nothing was started (exit 2)."""
 
     exit_code = 2
+
+
+def check_known(name: str, known: Collection[str], what: str) -> None:
+    """Raise an InputError of a name that is not among the known ones."""
+    if name not in known:
+        raise InputError(f"unknown {what} {name!r}; known: {', '.join(known)}")
 
 
 class CheckpointError(InputError):

@@ -22,7 +22,7 @@ from ewq.checkpoint.embedded import fixture_path
 from ewq.data.texts import load_texts
 from ewq.gguf.gptq import FLOOR, round_matrix
 from ewq.gguf.rounding import divides, rounded, unpack
-from ewq.sensitivity.calibration import calibration_texts, make_calibration
+from ewq.sensitivity.calibration import Calibrating, calibration_texts, make_calibration
 from ewq.sensitivity.gradients import SecondMoments
 
 SMALLER = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
@@ -76,7 +76,7 @@ def sequences(
     if options.sampled is None:
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         made = [
-            make_calibration(texts, tokenizer, sequences=count, tokens=options.tokens).sequences
+            make_calibration(texts, tokenizer, Calibrating(None, count, options.tokens)).sequences
             for texts, count in ((calibration_texts(), 32), (load_texts(fixture_path("texts")), 12))
         ]
         return made[0], made[1]

@@ -69,7 +69,6 @@ def plan(
         list[int] | None,
         typer.Option(help="Of the random scorer; repeatable, one plan per seed (default 0)."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads (default: all processors).")] = None,
     device: Annotated[str | None, typer.Option(help="cuda counts on the GPU.")] = None,
     cache: Annotated[bool, typer.Option(help="Use and keep the analysis cache.")] = True,
     as_json: terminal.AsJson = False,
@@ -100,7 +99,7 @@ def plan(
     check_choices(scorer, granularity, target)
     drafts = list(product(factor or (None,), seed or (None,)))
     paths = _paths(out, drafts)
-    analysis = analyze(model, cache=cache, progress=progress, workers=workers, device=device)
+    analysis = analyze(model, cache=cache, progress=progress, device=device)
     if like is not None:
         size_bytes = _size_like(analysis, like, target)
 
@@ -246,11 +245,11 @@ def _difference(found: PlanDiff, names: list[str]) -> Iterator[str]:
         yield f"{label}: {terminal.rule_text(plan)}, {size}" + (
             f" ({_added(delta)})" if delta else ""
         )
-    if not found.moves and not found.weight_moves:
+    if not found.moves:
         yield "no block changes precision"
         return
     yield f"{len(found.moves)} of {len(plans[0].blocks)} blocks change precision:"
-    for move in (*found.moves, *found.weight_moves):
+    for move in found.moves:
         yield f"  {_move_line(move)}"
 
 

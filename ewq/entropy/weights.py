@@ -27,7 +27,7 @@ from ewq.entropy.statistics import (
     measure_patterns,
     values_of_patterns,
 )
-from ewq.errors import CheckpointError, InputError
+from ewq.errors import CheckpointError
 from ewq.instruments.gpu import check_device
 from ewq.instruments.processor_wait import usable_cores
 from ewq.progress import NO_PROGRESS, Progress, step
@@ -47,16 +47,12 @@ FP8 = ("F8_E4M3", "F8_E5M2")
 
 
 def measure_weights(
-    checkpoint: Checkpoint,
-    layout: Layout,
-    progress: Progress,
-    workers: int | None,
-    device: str | None,
+    checkpoint: Checkpoint, layout: Layout, progress: Progress, device: str | None
 ) -> dict[str, WeightStatistics]:
     """Statistics of every weight by name, in block order; arguments as for ``analyze``.
 
-    A CheckpointError of a weight that is empty, holds NaN or infinity, or is not floating point; an
-    InputError of fewer than one worker; a BackendUnavailable where there is no such ``device``.
+    A CheckpointError of a weight that is empty, holds NaN or infinity, or is not floating point; a
+    BackendUnavailable where there is no such ``device``.
     """
     if device is not None:
         check_device(device)
@@ -71,13 +67,11 @@ def measure_weights(
             found, what = weight.name, str(error)
         raise CheckpointError(f"{found} of {checkpoint.model} {what}; no plan can be made")
 
-    return _on_all_processors(measure, "analyse", reader, layout, progress, workers)
+    return _on_all_processors(measure, "analyse", reader, layout, progress)
 
 
 def measure_nf4_errors(
-    checkpoint: Checkpoint,
-    layout: Layout,
-    statistics: Mapping[str, WeightStatistics],
+    checkpoint: Checkpoint, layout: Layout, statistics: Mapping[str, WeightStatistics]
 ) -> dict[str, float]:
     """``|W - NF4(W)| / |W|`` of every weight in Frobenius norms, blocks of 64 along output rows.
 
@@ -117,25 +111,20 @@ def _on_all_processors(
     reader: _Reader,
     layout: Layout,
     progress: Progress = NO_PROGRESS,
-    workers: int | None = None,
 ) -> dict[str, T]:
-    if workers is not None and workers < 1:
-        raise InputError(f"workers is {workers}; give at least 1")
-
     def run(weight: Weight) -> T:
         found = measure(weight)
         progress.advance(reader.nbytes(weight))
         return found
 
     weights = layout.details.values()
-    executor = ThreadPoolExecutor(workers or usable_cores())
-    with step(progress, label, sum(map(reader.nbytes, weights)), "bytes"):
+    total = sum(map(reader.nbytes, weights))
+    with step(progress, label, total, "bytes"), ThreadPoolExecutor(usable_cores()) as executor:
         try:
             return dict(zip(layout.weights, executor.map(run, weights), strict=True))
         finally:
             # Reached by Ctrl-C and errors too: what runs stops at its next part.
             reader.stop.set()
-            executor.shutdown(cancel_futures=True)
 
 
 def _statistics(reader: _Reader, weight: Weight, device: str | None) -> WeightStatistics:

@@ -1,11 +1,12 @@
 """From a model to a :class:`~ewq.fit.plans.Fitting`: sensitivity, target and costs, each cached."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
-from ewq.errors import InputError
+from ewq.errors import check_known
 from ewq.files import cache_dir, content_key, read_cached, write_cached
 from ewq.fit.costs import ROWS_DRAWN, measure_costs
 from ewq.fit.plans import Fitting
@@ -36,16 +37,12 @@ def calibrate(checkpoint: Checkpoint, how: Calibrating) -> Calibration:
     check_trained(checkpoint)
     config = checkpoint.text_config
     length = config.get("max_position_embeddings") or config.get("n_positions")
-    tokens = min(how.tokens, length) if isinstance(length, int) else how.tokens
+    if isinstance(length, int):
+        how = replace(how, tokens=min(how.tokens, length))
     if how.data_free:
-        return random_calibration(config["vocab_size"], how.sequences, tokens, how.seed)
-    made = make_calibration(
-        calibration_texts(how.source),
-        load_tokenizer(checkpoint.path, checkpoint.model),
-        sequences=how.sequences,
-        tokens=tokens,
-        seed=how.seed,
-    )
+        return random_calibration(config["vocab_size"], how)
+    tokenizer = load_tokenizer(checkpoint.path, checkpoint.model)
+    made = make_calibration(calibration_texts(how.source), tokenizer, how)
     if isinstance(rows := config.get("vocab_size"), int):
         check_vocabulary(rows, *made.sequences)
     return made
@@ -67,8 +64,7 @@ def open_fitting(
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, progress)
     engine = BITSANDBYTES if target.startswith(NF4) else target
-    if engine not in TARGETS:
-        raise InputError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
+    check_known(engine, TARGETS, "target")
     calibration = calibration or calibrate(checkpoint, how)
     # What cannot be converted is better told before the long pass.
     base = converted(checkpoint, progress) if engine == GGUF else None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ewq.checkpoint.gguf_header import nominal_bytes, read_header
 from ewq.checkpoint.opening import Checkpoint
 from ewq.checkpoint.tokenizer import load_tokenizer
-from ewq.errors import InputError, PlanError
+from ewq.errors import InputError, PlanError, check_known
 from ewq.files import cache_dir, scratch_beside
 from ewq.fit.plans import GRANULARITIES, Fitting, Rule
 from ewq.fit.prepare import calibrate, converted, importance_of, open_fitting
@@ -61,9 +61,7 @@ class Aim:
         for value, unit in ((self.bpw, "bits per weight"), (self.kld, "nats")):
             if value is not None and not 0 < value < math.inf:
                 raise PlanError(f"invalid target of {value} {unit}: expected a number above 0")
-        if self.granularity not in GRANULARITIES:
-            known = ", ".join(GRANULARITIES)
-            raise PlanError(f"unknown granularity {self.granularity!r}; known: {known}")
+        check_known(self.granularity, GRANULARITIES, "granularity")
 
 
 @dataclass(frozen=True)

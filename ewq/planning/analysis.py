@@ -11,7 +11,7 @@ from pathlib import Path
 from ewq.checkpoint.layout import Block, Layout, find_layout
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.entropy.statistics import WeightStatistics
-from ewq.errors import CheckpointError, PlanError
+from ewq.errors import PlanError, check_known
 from ewq.files import content_key, read_cached, write_cached
 from ewq.measurement import Json
 from ewq.planning import scorers
@@ -123,12 +123,8 @@ class _Draft:
     def scores(self) -> list[float]:
         return scorers.SCORERS[self.scorer](self.units, self.seed)
 
-    @cached_property
-    def spread(self) -> tuple[float, float]:
-        return scorers.spread(self.scores)
-
     def by_factor(self, factor: float) -> QuantizationPlan:
-        thresholds = scorers.factor_thresholds(*self.spread, factor)
+        thresholds = scorers.factor_thresholds(*scorers.spread(self.scores), factor)
         rule: dict[str, Json] = {"kind": "factor", "factor": factor}
         return self.finish(scorers.by_thresholds(self.scores, thresholds), rule, thresholds)
 
@@ -151,11 +147,12 @@ class _Draft:
         thresholds: Mapping[str, float] | None = None,
     ) -> QuantizationPlan:
         checkpoint, footprint = self.analysis.checkpoint, self.analysis.footprint
-        weights = {
-            name: precision
-            for unit, precision in zip(self.units, precisions, strict=True)
-            for name in unit.names
-        }
+        weights: dict[str, Precision] = {}
+        scores: dict[str, float] = {}
+        for unit, precision, score in zip(self.units, precisions, self.scores, strict=True):
+            weights |= dict.fromkeys(unit.names, precision)
+            scores |= dict.fromkeys(unit.names, score)
+        mean, std = scorers.spread(self.scores)
         size_bytes = footprint.nbytes(weights, self.target)
         return QuantizationPlan(
             model=checkpoint.model,
@@ -164,10 +161,10 @@ class _Draft:
             scorer=self.scorer,
             granularity=self.granularity,
             rule={**rule, "seed": self.seed} if self.scorer == "random" else rule,
-            mean=self.spread[0],
-            std=self.spread[1],
+            mean=mean,
+            std=std,
             thresholds=thresholds or {},
-            blocks=tuple(self._block(block, weights) for block in self.analysis.layout.blocks),
+            blocks=tuple(self._block(of, weights, scores) for of in self.analysis.layout.blocks),
             weights=weights,
             bits_per_weight=8 * size_bytes / footprint.numel,
             size_bytes=size_bytes,
@@ -179,31 +176,25 @@ class _Draft:
         stored = self.analysis.footprint.weights
         return sum(self.target.nbytes(stored[name], precisions[name]) for name in names)
 
-    def _block(self, block: Block, weights: Mapping[str, Precision]) -> PlanBlock:
+    def _block(
+        self, block: Block, weights: Mapping[str, Precision], scores: Mapping[str, float]
+    ) -> PlanBlock:
         """A block as reported: scored as a block, whatever the granularity of the decision."""
         kinds = {weights[name] for name in block.weights}
-        numel = self.analysis.layout.numel(block)
-        if self.granularity == "block":
-            score = self.scores[block.index]
-        else:
-            score = sum(self._weighted[name] for name in block.weights) / numel
+        numel, statistics = self.analysis.layout.numel(block), self.analysis.statistics
+        score = scores[block.weights[0]]
+        if self.granularity == "tensor":
+            score = sum(scores[name] * statistics[name].numel for name in block.weights) / numel
         precision = kinds.pop() if len(kinds) == 1 else None
         size_bytes = self._nbytes(block.weights, weights)
         return PlanBlock(block.index, block.name, numel, score, precision, size_bytes)
 
-    @cached_property
-    def _weighted(self) -> dict[str, float]:
-        """The score of every unit of one weight, times its parameters."""
-        pairs = zip(self.units, self.scores, strict=True)
-        return {unit.names[0]: score * unit.numel for unit, score in pairs}
-
 
 def check_choices(scorer: str, granularity: str, target: str) -> None:
     """Raise an InputError of an unknown scorer, granularity or target."""
-    scorers.check_scorer(scorer)
+    check_known(scorer, scorers.SCORERS, "scorer")
+    check_known(granularity, GRANULARITIES, "granularity")
     format_of(target)
-    if granularity not in GRANULARITIES:
-        raise PlanError(f"unknown granularity {granularity!r}; known: {', '.join(GRANULARITIES)}")
 
 
 def analyze(
@@ -211,14 +202,12 @@ def analyze(
     *,
     cache: bool = True,
     progress: Progress = NO_PROGRESS,
-    workers: int | None = None,
     device: str | None = None,
 ) -> Analysis:
     """Measure every quantizable weight of a checkpoint, or find its statistics in the cache.
 
-    ``workers`` are threads, one for each processor unless given; on a ``device`` such as ``cuda``
-    16-bit patterns are counted there. A CheckpointError of a model that is not found, damaged, of
-    an unknown layout, or has a weight with NaN or infinity.
+    On a ``device`` such as ``cuda`` 16-bit patterns are counted there. A CheckpointError of a model
+    that is not found, damaged, of an unknown layout, or has a weight with NaN or infinity.
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, progress)
     layout = find_layout(checkpoint)
@@ -228,7 +217,7 @@ def analyze(
         # Imported late: an analysis found in the cache needs no compiled loops.
         from ewq.entropy.weights import measure_weights
 
-        statistics = measure_weights(checkpoint, layout, progress, workers, device)
+        statistics = measure_weights(checkpoint, layout, progress, device)
         if cache:
             write_cached(CACHE, key, {name: asdict(one) for name, one in statistics.items()})
     return Analysis(checkpoint, layout, footprint_of(checkpoint, layout), statistics)
@@ -236,10 +225,7 @@ def analyze(
 
 def cache_key(checkpoint: Checkpoint) -> str:
     """A checkpoint's place in the cache; files' times tell of edits that the fingerprint misses."""
-    try:
-        facts = [(file.name, file.stat()) for file in checkpoint.files]
-    except OSError as error:
-        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
+    facts = [(file.name, file.stat()) for file in checkpoint.files]
     files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in facts]
     statistics = [field.name for field in fields(WeightStatistics)]
     return content_key(CACHE_VERSION, statistics, checkpoint.fingerprint, files)

@@ -12,7 +12,7 @@ from ewq.precision import Precision
 
 @dataclass(frozen=True)
 class Move:
-    """A block, or a single weight, whose precision is not the same in all plans."""
+    """A block whose precision, or one of whose weights', is not the same in all plans."""
 
     name: str
     precisions: tuple[Precision | None, ...]
@@ -28,8 +28,6 @@ class PlanDiff:
     plans: Mapping[str, QuantizationPlan]
     moves: tuple[Move, ...]
     """Blocks that differ, in order."""
-    weight_moves: tuple[Move, ...]
-    """Weights that differ in blocks that are mixed in every plan."""
 
     @property
     def size_deltas_bytes(self) -> tuple[int | None, ...]:
@@ -58,8 +56,7 @@ class PlanDiff:
             }
             for (label, plan), delta in labelled
         ]
-        moves, weight_moves = encode(self.moves), encode(self.weight_moves)
-        return {"plans": plans, "moves": moves, "weight_moves": weight_moves}
+        return {"plans": plans, "moves": encode(self.moves)}
 
 
 def diff_plans(plans: Mapping[str, QuantizationPlan]) -> PlanDiff:
@@ -68,47 +65,32 @@ def diff_plans(plans: Mapping[str, QuantizationPlan]) -> PlanDiff:
         raise PlanError(f"{len(plans)} plan given; a comparison needs at least two")
     (label, first), *others = plans.items()
     for other_label, other in others:
-        _check_same_model(label, first, other_label, other)
-    compared = list(plans.values())
-    return PlanDiff(plans, tuple(_block_moves(compared)), tuple(_weight_moves(compared)))
+        own, theirs = ([block.index for block in plan.blocks] for plan in (first, other))
+        prints = {plan.fingerprint for plan in (first, other) if plan.fingerprint}
+        if own != theirs or len(prints) > 1:
+            raise PlanError(
+                f"{label} is a plan of {_model(first)} and {other_label} of {_model(other)}: "
+                "they are plans of different models"
+            )
+    return PlanDiff(plans, tuple(_moves([*plans.values()])))
 
 
-def _check_same_model(
-    label: str, first: QuantizationPlan, other_label: str, other: QuantizationPlan
-) -> None:
-    own, theirs = ([block.index for block in plan.blocks] for plan in (first, other))
-    if len(own) != len(theirs):
-        found = f"{label} has {len(own)} blocks and {other_label} has {len(theirs)}"
-    elif own != theirs:
-        one, two = next(pair for pair in zip(own, theirs, strict=True) if pair[0] != pair[1])
-        found = f"{label} has block {one} where {other_label} has block {two}"
-    elif first.fingerprint and other.fingerprint and first.fingerprint != other.fingerprint:
-        found = (
-            f"{label} is a plan of {first.model} ({first.fingerprint[:19]}…) and {other_label} "
-            f"of {other.model} ({other.fingerprint[:19]}…)"
-        )
-    else:
-        return
-    raise PlanError(f"{found}: they are plans of different models")
+def _model(plan: QuantizationPlan) -> str:
+    return f"{plan.model} ({len(plan.blocks)} blocks, {plan.fingerprint[:19] or 'unknown weights'})"
 
 
-def _block_moves(plans: Sequence[QuantizationPlan]) -> Iterator[Move]:
+def _moves(plans: Sequence[QuantizationPlan]) -> Iterator[Move]:
     for blocks in zip(*(plan.blocks for plan in plans), strict=True):
-        precisions = tuple(block.precision for block in blocks)
-        if len(set(precisions)) > 1:
+        pairs = zip(plans, blocks, strict=True)
+        stored = [block.precision or _quantized(plan, block.name) for plan, block in pairs]
+        if stored.count(stored[0]) < len(stored):
             names = [block.name for block in blocks]
             # The proof of concept's plans know no names, only numbers.
             name = next((name for name in names if not name.startswith("block ")), names[0])
-            yield Move(name, precisions, tuple(block.size_bytes or None for block in blocks))
+            sizes = tuple(block.size_bytes or None for block in blocks)
+            yield Move(name, tuple(block.precision for block in blocks), sizes)
 
 
-def _weight_moves(plans: Sequence[QuantizationPlan]) -> Iterator[Move]:
-    mixed = tuple(
-        f"{blocks[0].name}."
-        for blocks in zip(*(plan.blocks for plan in plans), strict=True)
-        if all(block.precision is None for block in blocks)
-    )
-    for name in plans[0].weights:
-        precisions = tuple(plan.weights.get(name, Precision.RAW) for plan in plans)
-        if name.startswith(mixed) and len(set(precisions)) > 1:
-            yield Move(name, precisions, (None,) * len(plans))
+def _quantized(plan: QuantizationPlan, block: str) -> dict[str, Precision]:
+    quantized = ((name, of) for name, of in plan.weights.items() if of is not Precision.RAW)
+    return {name: of for name, of in quantized if name.startswith(f"{block}.")}

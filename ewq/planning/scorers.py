@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ewq.entropy.statistics import WeightStatistics
-from ewq.errors import InputError, PlanError
+from ewq.errors import PlanError
 from ewq.precision import Precision
 
 DEFAULT_SCORER = "histogram"
@@ -73,12 +73,6 @@ SCORERS: Mapping[str, Score] = {
 """``reverse`` is the default turned round; ``first`` and ``last`` keep the ends precise."""
 NEED_NF4_ERRORS = frozenset({"nf4-error"})
 """Scorers that look at rounding errors, which take a pass of their own."""
-
-
-def check_scorer(name: str) -> None:
-    """Raise an InputError where there is no such scorer."""
-    if name not in SCORERS:
-        raise InputError(f"unknown scorer {name!r}; known: {', '.join(SCORERS)}")
 
 
 def spread(scores: Sequence[float]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ewq.checkpoint.layout import COUNT_KEYS, SCALES, WIDTH_KEYS, Layout, Weight
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tensors import TensorInfo
-from ewq.errors import InputError
+from ewq.errors import InputError, check_known
 from ewq.precision import Precision
 from ewq.progress import Progress
 from ewq.variants import parse_size
@@ -112,8 +112,7 @@ DEFAULT_FORMAT = "nf4"
 
 def format_of(name: str) -> Format:
     """The format of that name; an InputError where there is none."""
-    if name not in FORMATS:
-        raise InputError(f"unknown target format {name!r}; known: {', '.join(FORMATS)}")
+    check_known(name, FORMATS, "target format")
     return FORMATS[name]
 
 

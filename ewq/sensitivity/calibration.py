@@ -60,14 +60,7 @@ def calibration_texts(source: str | Path | None = None) -> TextSet:
     return load_texts(source or fixture_path("calibration"))
 
 
-def make_calibration(
-    texts: TextSet,
-    tokenizer: Any,
-    *,
-    sequences: int = SEQUENCES,
-    tokens: int = SEQUENCE_TOKENS,
-    seed: int = 0,
-) -> Calibration:
+def make_calibration(texts: TextSet, tokenizer: Any, how: Calibrating) -> Calibration:
     """Cut texts into sequences and draw some of them, as evenly over domains as they allow.
 
     Each begins with the tokenizer's beginning-of-text token where it adds one, whether or not a
@@ -78,26 +71,26 @@ def make_calibration(
 
     bos, spelt = bos_token(tokenizer), spelt_bos(tokenizer)
     prefix = () if bos is None else (bos,)
-    shuffle, by_domain = random.Random(seed), []
+    shuffle, by_domain = random.Random(how.seed), []
     for domain in texts.domains:
         text = "\n\n".join(document.text.removeprefix(spelt) for document in texts.of(domain))
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        by_domain.append(_windows(list(ids), prefix, tokens))
+        by_domain.append(_windows(list(ids), prefix, how.tokens))
         shuffle.shuffle(by_domain[-1])
     turns = zip_longest(*by_domain)
-    drawn = [window for turn in turns for window in turn if window is not None][:sequences]
-    if len(drawn) < min(LEAST_SEQUENCES, sequences):
+    drawn = [window for turn in turns for window in turn if window is not None][: how.sequences]
+    if len(drawn) < min(LEAST_SEQUENCES, how.sequences):
         raise InputError(
-            f"the calibration text holds {len(drawn)} sequences of {tokens} tokens; "
-            f"give at least {LEAST_SEQUENCES * tokens} tokens, better {SEQUENCES * tokens}"
+            f"the calibration text holds {len(drawn)} sequences of {how.tokens} tokens; give at "
+            f"least {LEAST_SEQUENCES * how.tokens} tokens, better {SEQUENCES * how.tokens}"
         )
     return Calibration(tuple(drawn))
 
 
-def random_calibration(vocabulary: int, sequences: int, tokens: int, seed: int) -> Calibration:
+def random_calibration(vocabulary: int, how: Calibrating) -> Calibration:
     """Sequences of tokens drawn evenly, for people without a text."""
-    draw = random.Random(seed)
-    rows = [[draw.randrange(vocabulary) for _ in range(tokens)] for _ in range(sequences)]
+    draw = random.Random(how.seed)
+    rows = [[draw.randrange(vocabulary) for _ in range(how.tokens)] for _ in range(how.sequences)]
     return Calibration(tuple(map(tuple, rows)))
 
 

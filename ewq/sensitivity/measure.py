@@ -171,10 +171,28 @@ def measure_sensitivity(
     key = content_key(VERSION, checkpoint.fingerprint, calibration.digest, how.seed, dtype)
     path = cache_dir("sensitivity", f"{key[:32]}.npz") if how.cache else None
     kept = _read(path, checkpoint, calibration) if path else None
-    if kept is None or kept.sequences < len(calibration.sequences):
-        _require_memory(checkpoint, how.device)
-        model = load_model(checkpoint, how.device, dtype)
-        kept = _finish(checkpoint, model, calibration, how.seed, path, kept, progress)
+    sequences, done = calibration.sequences, kept.sequences if kept else 0
+    if kept and done == len(sequences):
+        return kept
+    from ewq.sensitivity.gradients import GradientSums
+
+    _require_memory(checkpoint, how.device)
+    model = load_model(checkpoint, how.device, dtype)
+    gradients = GradientSums(model, [block.name for block in find_layout(checkpoint).blocks])
+    if kept:
+        gradients.sums = {name: dict(vars(matrix)) for name, matrix in kept.matrices.items()}
+    with step(progress, "measuring sensitivity", calibration.tokens, "tokens") as advance:
+        advance(sum(map(len, sequences[:done])))
+        for count, ids in enumerate(sequences[done:], done + 1):
+            gradients.add(ids, how.seed * 1_000_003 + count - 1)
+            advance(len(ids))
+            if count % KEPT_EVERY == 0 or count == len(sequences):
+                tokens = sum(map(len, sequences[:count]))
+                matrices = {name: Matrix(**of) for name, of in gradients.sums.items()}
+                kept = Sensitivity(checkpoint.fingerprint, calibration.digest, tokens, matrices)
+                if path:
+                    _write(path, kept)
+    assert kept is not None  # there is at least one sequence
     return kept
 
 
@@ -216,41 +234,6 @@ def _require_memory(checkpoint: Checkpoint, device: str) -> None:
             f"({parameters / 1e9:.2f} billion parameters), and {there / 1e9:.1f} GB are free; "
             "use a machine with more, or --device cuda"
         )
-
-
-def _finish(
-    checkpoint: Checkpoint,
-    model: Any,
-    calibration: Calibration,
-    seed: int,
-    path: Path | None,
-    kept: Sensitivity | None,
-    progress: Progress,
-) -> Sensitivity:
-    """The pass over the sequences that ``kept`` lacks, saved to ``path`` now and then."""
-    from ewq.sensitivity.gradients import GradientSums
-
-    gradients = GradientSums(model, [block.name for block in find_layout(checkpoint).blocks])
-    sequences, done, found = calibration.sequences, 0, kept
-    if kept is not None:
-        done = kept.sequences
-        gradients.sums = {name: dict(vars(matrix)) for name, matrix in kept.matrices.items()}
-    with step(progress, "measuring sensitivity", calibration.tokens, "tokens") as advance:
-        advance(sum(map(len, sequences[:done])))
-        for index, ids in enumerate(sequences[done:], done):
-            gradients.add(ids, seed * 1_000_003 + index)
-            advance(len(ids))
-            if (index + 1) % KEPT_EVERY == 0 or index + 1 == len(sequences):
-                found = Sensitivity(
-                    checkpoint.fingerprint,
-                    calibration.digest,
-                    sum(map(len, sequences[: index + 1])),
-                    {name: Matrix(**of) for name, of in gradients.sums.items()},
-                )
-                if path:
-                    _write(path, found)
-    assert found is not None  # there is at least one sequence
-    return found
 
 
 def _write(path: Path, of: Sensitivity) -> None:

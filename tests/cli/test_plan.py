@@ -103,7 +103,6 @@ REFUSED = {
         "the same plan is asked for twice",
     ),
     "device": (("--device", "abacus"), "cannot compute on 'abacus'"),
-    "workers": (("--workers", "0", "--no-cache"), "workers is 0; give at least 1"),
 }
 
 

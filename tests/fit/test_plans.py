@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ewq.checkpoint.gguf_header import read_header
-from ewq.errors import PlanError
+from ewq.errors import InputError, PlanError
 from ewq.fit.prepare import write_importance
 from ewq.fit.run import Aim
 from ewq.gguf.export import export_gguf
@@ -123,7 +123,7 @@ def test_a_target_that_is_no_positive_number_is_refused(field, value):
 
 
 def test_an_unknown_granularity_is_refused():
-    with pytest.raises(PlanError, match="known: tensor, kind, block"):
+    with pytest.raises(InputError, match="known: tensor, kind, block"):
         Aim(bpw=5, granularity="layer")
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from ewq.entropy.statistics import WeightStatistics
 from ewq.errors import InputError
-from ewq.planning.scorers import SCORERS, Unit, check_scorer
+from ewq.planning.analysis import check_choices
+from ewq.planning.scorers import SCORERS, Unit
 
 PLAIN = WeightStatistics(
     numel=100,
@@ -61,4 +62,4 @@ def test_random_follows_its_seed_and_not_the_weights():
 
 def test_an_unknown_scorer_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match=r"unknown scorer 'entropy'; known: histogram, softmax"):
-        check_scorer("entropy")
+        check_choices("entropy", "block", "nf4")

@@ -9,6 +9,7 @@ from ewq.checkpoint.embedded import fixture_path
 from ewq.data.texts import Document, load_texts, text_set
 from ewq.errors import InputError
 from ewq.sensitivity.calibration import (
+    Calibrating,
     calibration_texts,
     make_calibration,
     refuse_evaluation_text,
@@ -26,7 +27,7 @@ def texts():
 
 
 def test_sequences_have_at_most_the_length_asked_for_and_begin_with_bos(tokenizer, texts):
-    made = make_calibration(texts, tokenizer, sequences=12, tokens=64)
+    made = make_calibration(texts, tokenizer, Calibrating(sequences=12, tokens=64))
     lengths = [len(ids) for ids in made.sequences]
     assert max(lengths) == 64
     assert min(lengths) >= 32
@@ -36,7 +37,7 @@ def test_sequences_have_at_most_the_length_asked_for_and_begin_with_bos(tokenize
 
 
 def test_domains_take_turns(tokenizer, texts):
-    made = make_calibration(texts, tokenizer, sequences=6, tokens=64)
+    made = make_calibration(texts, tokenizer, Calibrating(sequences=6, tokens=64))
     decoded = [tokenizer.decode(ids[1:]) for ids in made.sequences]
     found = [
         next(d.domain for d in texts.documents if part[8:40] in d.text or part[40:72] in d.text)
@@ -47,7 +48,8 @@ def test_domains_take_turns(tokenizer, texts):
 
 def test_the_draw_and_the_digest_follow_the_seed(tokenizer, texts):
     def digest(seed):
-        return make_calibration(texts, tokenizer, sequences=8, tokens=64, seed=seed).digest
+        how = Calibrating(sequences=8, tokens=64, seed=seed)
+        return make_calibration(texts, tokenizer, how).digest
 
     assert digest(0) == digest(0) != digest(1)
     assert digest(0).startswith("sha256:")
@@ -56,7 +58,7 @@ def test_the_draw_and_the_digest_follow_the_seed(tokenizer, texts):
 def test_a_text_too_short_is_refused_with_the_length_it_needs(tokenizer):
     short = text_set([Document("notes", "a.txt", "A few words only. " * 60)])
     with pytest.raises(InputError, match="at least 2048 tokens"):
-        make_calibration(short, tokenizer, tokens=512)
+        make_calibration(short, tokenizer, Calibrating(tokens=512))
 
 
 def test_an_evaluation_text_among_the_calibration_texts_is_refused(texts):
@@ -73,5 +75,5 @@ def test_the_texts_carried_along_are_none_of_the_evaluation_texts(texts):
 
 def test_a_bos_spelt_out_is_not_put_in_twice(tokenizer, texts):
     spelt = [replace(one, text=tokenizer.bos_token + one.text) for one in texts.documents]
-    plain = make_calibration(texts, tokenizer, tokens=64)
-    assert make_calibration(text_set(spelt), tokenizer, tokens=64) == plain
+    plain = make_calibration(texts, tokenizer, Calibrating(tokens=64))
+    assert make_calibration(text_set(spelt), tokenizer, Calibrating(tokens=64)) == plain

@@ -308,7 +308,9 @@ def main():
         calibration = calibrate(checkpoint, how)
         tokenizer = load_tokenizer(checkpoint.path, checkpoint.model)
         texts = load_texts(fixture_path("texts"))
-        evaluation = make_calibration(texts, tokenizer, sequences=asked.windows).sequences
+        evaluation = make_calibration(
+            texts, tokenizer, Calibrating(sequences=asked.windows)
+        ).sequences
     began = time.process_time()
     fitting = open_fitting(checkpoint, "gguf", how, calibration=calibration)
     say(f"{checkpoint.model}: prepared in {time.process_time() - began:.0f} s of this process")
