@@ -56,11 +56,11 @@ def bench(
     """Run the benchmarks through pytest: this folder's own, else those that ewq carries."""
     sys.stdout.flush()
     # In place of this process: exit codes and signals are pytest's own.
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", *pytest_arguments(arguments or [])])
+    os.execv(sys.executable, pytest_command(arguments or []))
 
 
-def pytest_arguments(arguments: list[str], folder: Path = Path()) -> list[str]:
-    """Those of pytest: what to run, where, and ``arguments`` with a model first as an option."""
+def pytest_command(arguments: list[str], folder: Path = Path()) -> list[str]:
+    """pytest with what to run, where, and ``arguments`` with a model first as an option."""
     model = [f"--ewq-model={each}" for each in arguments[:1] if not each.startswith("-")]
     # What libraries announce to their own developers says nothing about a model.
     fixed = ["-p", PLUGIN, f"--rootdir={folder.absolute()}", "-Wignore::DeprecationWarning"]
@@ -70,7 +70,8 @@ def pytest_arguments(arguments: list[str], folder: Path = Path()) -> list[str]:
         benchmarks = ["--pyargs", CARRIED]
     else:
         benchmarks = [str(Path(__file__).parents[2] / OWN)]
-    return [*fixed, *benchmarks, *model, *arguments[len(model) :]]
+    command = [sys.executable, "-m", "pytest", *fixed, *benchmarks]
+    return [*command, *model, *arguments[len(model) :]]
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,7 @@ def sweep(
         if not ((run := _best(folder)) and run.complete):
             print(f"ewq: sweep: {name}", file=sys.stderr, flush=True)
             kept = ["--ewq-resume"] * (folder / JOURNAL).is_file()
-            options = pytest_arguments([*arguments, *_stored_in(folder), *kept])
-            command = [sys.executable, "-m", "pytest", *options]
+            command = pytest_command([*arguments, *_stored_in(folder), *kept])
             subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
             run = _best(folder)
         complete = run is not None and run.complete
@@ -227,10 +227,9 @@ def _measured(
 ) -> Record:
     """The throughput of one side, from a process of its own; whatever its gates say."""
     asked = ["-q", "-k", "throughput", "--ewq-tier", "smoke", "--ewq-variants", variant]
-    arguments = pytest_arguments([*asked, *_stored_in(storage), *options], folder)
     paths = [str(folder.resolve()), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments],
+        pytest_command([*asked, *_stored_in(storage), *options], folder),
         cwd=folder,
         stdin=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},

@@ -78,7 +78,6 @@ class Plot:
     caption: str
     table: Table
     figure: Figure = field(default_factory=dict)
-    height_px: int = 420
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ewq.cli.bench import TEMPLATES, pytest_arguments
+from ewq.cli.bench import TEMPLATES, pytest_command
 from ewq.gating.thresholds import load_thresholds
 from ewq.pytest_door import pytest_load_initial_conftests
 from ewq.variants import default_names
@@ -50,15 +50,15 @@ def test_a_model_becomes_an_option_and_the_rest_is_pytests(ewq, empty, executed)
 
 @pytest.mark.parametrize("arguments", [[], ["-k", "ewq"], ["--ewq-model", "m"]])
 def test_without_a_model_first_nothing_is_taken_for_one(empty, arguments):
-    assert pytest_arguments(arguments) == [*pytest_arguments([]), *arguments]
+    assert pytest_command(arguments) == [*pytest_command([]), *arguments]
 
 
 def test_a_folder_with_benchmarks_of_its_own_runs_those(empty):
     (empty / "benchmarks").mkdir()
-    assert CARRIED in pytest_arguments([])
+    assert CARRIED in pytest_command([])
     (empty / "benchmarks" / "thresholds.toml").touch()
-    assert CARRIED not in pytest_arguments([])
-    assert "benchmarks/" in pytest_arguments([])
+    assert CARRIED not in pytest_command([])
+    assert "benchmarks/" in pytest_command([])
 
 
 def test_it_really_collects_in_an_empty_folder_and_ends_as_pytest_does(empty):

@@ -120,7 +120,6 @@ def _plot(found: History, trends: Sequence[Trend]) -> Plot:
         caption="Large marks: a new level. Bars at the newest run: what is expected of it.",
         figure={"kind": "history", "axes": axes, "runs": runs, "lines": lines},
         table=Table(headings, rows, frozenset({"Date"})),
-        height_px=380,
     )
 
 

@@ -53,9 +53,8 @@ def overview(shown: ReportedRun) -> Section:
 def _warnings(shown: ReportedRun) -> list[str]:
     run, warnings = shown.run, []
     if not run.complete:
-        counts = f": {len(run.lost)} of {len(run.selected)} selected benchmarks have no result"
-        listed = "; see Verdicts for what is missing"
-        warnings.append(f"This run is partial{counts * bool(run.lost)}{listed}.")
+        lost = f"{len(run.lost)} of {len(run.selected)} selected benchmarks have no result"
+        warnings.append(f"This run is partial: {lost}; see Verdicts.")
     if run.foreign:
         warnings.append("Stored without ewq's plugin: whether the run finished is unknown.")
     return warnings + ["Measured with uncommitted changes to the code."] * run.dirty
