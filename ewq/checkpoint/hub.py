@@ -1,15 +1,13 @@
 """From what the user typed to files on this machine: folders, the hub's cache, downloads."""
 
 import re
-import shutil
-from functools import partial
+import sys
 from pathlib import Path
-from typing import Any
 
 from ewq.errors import CheckpointError
 from ewq.progress import NO_PROGRESS, Progress, step
 
-WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NOTHING = "{}: no such folder or file, and not a hub id like owner/name"
 
@@ -55,24 +53,16 @@ def _snapshot(model: str, downloading: Progress | None = None) -> Path | None:
 
     Without a progress to report to, only the cache is asked.
     """
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import errors, snapshot_download, utils
 
-    get = partial(snapshot_download, model, allow_patterns=list(WANTED))
     try:
         if downloading is None:
-            return Path(get(local_files_only=True))
-        wanted: Any = get(dry_run=True, tqdm_class=_bars_for(NO_PROGRESS))
-        missing_bytes = sum(file.file_size or 0 for file in wanted if file.will_download)
-        _require_room(model, missing_bytes)
-        # Who draws nothing himself gets the library's own bars, which a pipe does not.
-        bars = None if downloading is NO_PROGRESS else _bars_for(downloading)
-        with step(downloading, f"downloading {model}", missing_bytes, "bytes"):
-            return Path(get(tqdm_class=bars))
+            return Path(snapshot_download(model, allow_patterns=WANTED, local_files_only=True))
+        if not sys.stderr.isatty():
+            utils.disable_progress_bars()  # the library draws them into pipes as well
+        with step(downloading, f"downloading {model}", 1, "model"):
+            return Path(snapshot_download(model, allow_patterns=WANTED))
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        return None
-    except errors.DryRunError as error:
-        if isinstance(error.__cause__, errors.HfHubHTTPError):
-            raise CheckpointError(_why_not(model, error.__cause__, downloading)) from error
         return None
     # HTTPError is that of whichever HTTP library this release uses.
     except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
@@ -94,35 +84,3 @@ def _why_not(model: str, error: Exception, downloading: Progress | None) -> str:
     if downloading is None:
         return f"cannot read the Hugging Face cache: {reason}"
     return f"download of {model} incomplete ({reason}); finished files are kept, try again"
-
-
-def _require_room(model: str, missing_bytes: int) -> None:
-    from huggingface_hub import constants
-
-    place = Path(constants.HF_HUB_CACHE)
-    existing = next(folder for folder in (place, *place.parents) if folder.is_dir())
-    free_bytes = shutil.disk_usage(existing).free
-    if missing_bytes > free_bytes:
-        raise CheckpointError(
-            f"{model} takes {missing_bytes / 1e9:.1f} GB more and {place} has "
-            f"{free_bytes / 1e9:.1f} GB left; free some, or move the cache with HF_HOME"
-        )
-
-
-def _bars_for(progress: Progress) -> Any:
-    """A tqdm class that draws nothing and reports bytes written to ``progress``."""
-    from tqdm.auto import tqdm
-
-    class Bar(tqdm):  # type: ignore[misc]
-        def __init__(self, *args: Any, **options: Any) -> None:
-            # One bar counts files, one what the network brings, one what reaches the disk.
-            label = str(options.get("desc"))
-            self._counts = options.get("unit") == "B" and not label.startswith("Downloading")
-            super().__init__(*args, **(options | {"disable": True}))
-
-        def update(self, n: float | None = 1) -> bool | None:
-            if self._counts:
-                progress.advance(int(n or 0))
-            return None
-
-    return Bar

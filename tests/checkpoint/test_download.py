@@ -14,44 +14,41 @@ from tests.checkpoint.fake_hub import COMMIT, fake_hub
 
 FILES = {"config.json": b"{}", "model.safetensors": bytes(3_000_000), "pytorch_model.bin": b"no"}
 CODE = """
-import json, shutil, sys
+import json, sys
 from ewq.checkpoint.hub import resolve
 from ewq.errors import CheckpointError
 
 class Told:
     def __init__(self):
-        self.steps, self.done = [], 0
+        self.steps = []
     def start(self, label, total, unit):
         self.steps.append([label, total, unit])
     def advance(self, amount):
-        self.done += amount
+        pass
     def finish(self):
         self.steps.append("finished")
 
-if len(sys.argv) > 2:
-    full = shutil.disk_usage("/")._replace(free=int(sys.argv[2]))
-    shutil.disk_usage = lambda path: full
 told = Told()
 try:
     found = str(resolve(sys.argv[1], told))
 except CheckpointError as error:
     found = f"refused: {error}"
-print(json.dumps({"found": found, "steps": told.steps, "done": told.done}))
+print(json.dumps({"found": found, "steps": told.steps}))
 """
 
 
-def resolved(hub: str, home: Path, *arguments: str) -> dict:
+def resolved(hub: str, home: Path, model: str) -> dict:
     """What ``resolve`` finds and tells in a process whose hub and cache these are."""
     environment = os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", CODE, *arguments], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", CODE, model], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "Fetching" not in done.stderr, "a bar of the library's own, beside ours"
+    assert "Fetching" not in done.stderr, "a bar in a pipe"
     return json.loads(done.stdout)
 
 
-def test_what_is_missing_is_downloaded_once_and_told_in_bytes(tmp_path: Path):
+def test_what_is_missing_is_downloaded_once_and_told(tmp_path: Path):
     with fake_hub(FILES) as hub:
         first = resolved(hub, tmp_path, "owner/model")
         again = resolved(hub, tmp_path, "owner/model")
@@ -60,9 +57,8 @@ def test_what_is_missing_is_downloaded_once_and_told_in_bytes(tmp_path: Path):
     assert folder.name == COMMIT
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
-    assert first["steps"] == [["downloading owner/model", 3_000_002, "bytes"], "finished"]
-    assert first["done"] == 3_000_002
-    assert again == {"found": str(folder), "steps": [], "done": 0}
+    assert first["steps"] == [["downloading owner/model", 1, "model"], "finished"]
+    assert again == {"found": str(folder), "steps": []}
 
 
 def test_an_interrupted_download_asks_for_the_rest_only(tmp_path: Path):
@@ -72,18 +68,8 @@ def test_an_interrupted_download_asks_for_the_rest_only(tmp_path: Path):
         (folder / "config.json").unlink()
         rest = resolved(hub, tmp_path, "owner/model")
 
-    assert rest["steps"][0] == ["downloading owner/model", 2, "bytes"]
+    assert rest["found"] == str(folder)
     assert (folder / "config.json").read_bytes() == b"{}"
-
-
-def test_a_disk_too_full_is_said_before_anything_is_written(tmp_path: Path):
-    with fake_hub(FILES) as hub:
-        said = resolved(hub, tmp_path, "owner/model", "1000")
-
-    assert said["found"].startswith("refused: owner/model takes 0.0 GB more")
-    assert "HF_HOME" in said["found"]
-    assert said["steps"] == []
-    assert not list(tmp_path.rglob("blobs/*"))
 
 
 @pytest.mark.parametrize(
@@ -119,5 +105,4 @@ def test_a_connection_that_breaks_is_one_line_and_whole_files_stay(tmp_path: Pat
 
     assert said.startswith("refused: download of owner/model incomplete (")
     assert "\n" not in said
-    assert again["steps"][0] == ["downloading owner/model", 200_000, "bytes"]
     assert (Path(again["found"]) / "model.safetensors").read_bytes() == files["model.safetensors"]
