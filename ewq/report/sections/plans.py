@@ -56,26 +56,21 @@ def compare_with_controls(rows: Sequence[VariantRow]) -> list[ControlComparison]
         for control in rows
         if control.kind.control and engine_of(control.variant) == engine_of(plan.variant)
     ]
-    found = (_compare(plan, control, ALPHA / len(pairs)) for plan, control in pairs)
-    return [comparison for comparison in found if comparison is not None]
-
-
-def _compare(plan: VariantRow, control: VariantRow, alpha: float) -> ControlComparison | None:
-    """``None`` where perplexities cannot be paired or a size is unknown."""
-    old, new = (row.records.get("perplexity") for row in (control, plan))
-    if not (old and new and plan.weights_bytes and control.weights_bytes):
-        return None
-    change = paired_changes(old, new).get("perplexity")
-    if change is None or incomparable(old, new):
-        return None
-    base, planned = old.metrics["perplexity"].value, new.metrics["perplexity"].value
-    return ControlComparison(
-        plan.variant,
-        control.variant,
-        100 * (plan.weights_bytes / control.weights_bytes - 1),
-        Estimate(100 / base * (planned - base), 100 / base * change.stderr),
-        change.p_value / 2 < alpha,
-    )
+    found = []
+    for plan, control in pairs:
+        old, new = (row.records.get("perplexity") for row in (control, plan))
+        if not (old and new and plan.weights_bytes and control.weights_bytes):
+            continue
+        change = paired_changes(old, new).get("perplexity")
+        if change is None or incomparable(old, new):
+            continue
+        size_percent = 100 * (plan.weights_bytes / control.weights_bytes - 1)
+        base, planned = (record.metrics["perplexity"].value for record in (old, new))
+        ratio = Estimate(100 / base * (planned - base), 100 / base * change.stderr)
+        certain = change.p_value / 2 < ALPHA / len(pairs)
+        names = (plan.variant, control.variant)
+        found.append(ControlComparison(*names, size_percent, ratio, certain))
+    return found
 
 
 @dataclass(frozen=True)
