@@ -264,9 +264,7 @@ def quantile(values: ArrayLike, share: float) -> tuple[float, float]:
 def _pair(base: ArrayLike, new: ArrayLike) -> tuple[Array, Array]:
     before, after = (np.asarray(each, dtype=np.float64).ravel() for each in (base, new))
     if len(before) != len(after):
-        raise MeasurementError(
-            f"cannot pair {len(after)} items with {len(before)}: measure both on the same items"
-        )
+        raise MeasurementError(f"cannot pair {len(after)} items with {len(before)}")
     return before, after
 
 

@@ -84,9 +84,7 @@ class StaticInt8:
     def check(self) -> None:
         """Wait for the device, and refuse a result with more outlier columns than computed."""
         if bool(self._exceeded):
-            raise DecoderUnsupported(
-                f"an int8 product has outliers in more than {OUTLIER_COLUMNS} columns"
-            )
+            raise DecoderUnsupported(f"int8 outliers in more than {OUTLIER_COLUMNS} columns")
 
 
 def int8_product(

@@ -84,9 +84,7 @@ class LlamaCppModel:
         """Greedy decoding, timed; all prompts in one batch."""
         lengths = check_prompts(self.info, prompts, new_tokens)
         if len(prompts) > self._native.max_rows:
-            raise InputError(
-                f"{len(prompts)} prompts at once; llama.cpp takes {self._native.max_rows}"
-            )
+            raise InputError(f"{len(prompts)} prompts, not 1 to {self._native.max_rows}")
         self._begin(sum(lengths) + len(prompts) * new_tokens)
         first = [stretch(ids, 0, row, len(ids) - 1) for row, ids in enumerate(prompts)]
         return self._timed(np.concatenate(first), np.array(lengths), new_tokens, stop)
@@ -177,10 +175,7 @@ class LlamaCppModel:
                 continue
             block, _ = log_softmax(torch.from_numpy(logits))
             if not bool(torch.isfinite(block.sum(dim=-1)).all()):
-                raise MeasurementError(
-                    "llama.cpp returned logits that are not finite; the file's weights are damaged "
-                    "or overflow on this device"
-                )
+                raise MeasurementError("logits are not finite: damaged weights, or an overflow")
             yield block
             if call != self._calls:
                 raise MeasurementError("another call used the model before this one was read out")

@@ -325,10 +325,7 @@ def _describe(model: Any, checkpoint_dtype: torch.dtype | None, device: str | No
     config = model.config.get_text_config()
     limit = _context_length(config)
     if not limit:
-        raise InputError(
-            f"the config.json of {type(model).__name__} states no context length; add "
-            '"max_position_embeddings"'
-        )
+        raise InputError(f"the config of {type(model).__name__} needs max_position_embeddings")
     weights = weights_bytes(model, checkpoint_dtype)
     head = model.get_output_embeddings()
     return ModelInfo(
@@ -404,10 +401,7 @@ def _load(folder: Path, quantization_config: Any, device: str, dtype: torch.dtyp
     )
     # accelerate puts what the GPUs cannot hold in RAM or on disk, and speeds would be of that.
     if device == ALL and any(of.device.type != "cuda" for of in model.parameters()):
-        raise MeasurementError(
-            f"{folder} does not fit the memory of all GPUs together: part of it would lie in "
-            "RAM or on disk; use more GPUs or fewer bits"
-        )
+        raise MeasurementError(f"{folder} exceeds all GPUs together: add GPUs or take fewer bits")
     return model
 
 

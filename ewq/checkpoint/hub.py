@@ -36,15 +36,9 @@ def _from_hub(model: str, progress: Progress) -> Path:
 
     downloaded = None if constants.HF_HUB_OFFLINE else _snapshot(model, progress)
     if downloaded is None or downloaded == cached:
-        raise CheckpointError(
-            f"{model} is not in the Hugging Face cache, or not all of it, and the hub cannot be "
-            "reached; go online, or give a local folder"
-        )
+        raise CheckpointError(f"{model} is not in the Hugging Face cache, or incomplete; go online")
     if not any(downloaded.glob("*.safetensors")):
-        raise CheckpointError(
-            f"{model} has no safetensors on the hub, and pickle files can run code when opened; "
-            "use a conversion to safetensors"
-        )
+        raise CheckpointError(f"{model} has no safetensors on the hub; take a conversion to them")
     return downloaded
 
 

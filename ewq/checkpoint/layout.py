@@ -109,9 +109,7 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     placed = [item for item in stored if count is None or item.index < count]
     layout = _collect(checkpoint, placed, family)
     if count is not None and len(layout.blocks) != count:
-        raise CheckpointError(
-            f"{checkpoint.model} has {len(layout.blocks)} blocks, but its config says {count}"
-        )
+        raise CheckpointError(f"{checkpoint.model} has {len(layout.blocks)} of {count} blocks")
     _check_complete(checkpoint.model, placed)
     in_blocks = {item.info.name for item in stored}
     beyond = in_blocks - {item.info.name for item in placed}
@@ -151,9 +149,7 @@ def block_count(checkpoint: Checkpoint) -> int | None:
     text = checkpoint.text_config
     key = next((key for key in COUNT_KEYS if text.get(key) is not None), None)
     if key is not None and not isinstance(text[key], int):
-        raise CheckpointError(
-            f"{checkpoint.model}: {key} in its config.json is {text[key]!r}, not a number"
-        )
+        raise CheckpointError(f"{checkpoint.model}: {key} in its config.json is {text[key]!r}")
     return None if key is None else int(text[key])
 
 
@@ -187,10 +183,7 @@ def _collect(checkpoint: Checkpoint, placed: Sequence[_Placed], family: Family) 
     for name, items in grouped.items():
         names.setdefault(items[0].index, []).append(name)
     if missing := set(range(len(names))) - names.keys():
-        last = max(names)
-        raise CheckpointError(
-            f"{model} has no block {min(missing)}; its blocks number up to {last}"
-        )
+        raise CheckpointError(f"{model} has no block {min(missing)} of {max(names) + 1}")
     blocks = (
         Block(index, grouped[inside[0]][0].block, tuple(inside)) for index, inside in names.items()
     )

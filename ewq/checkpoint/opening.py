@@ -165,10 +165,7 @@ def _open_gguf(model: str, path: Path) -> Checkpoint:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if (folder / ADAPTER).is_file():
-        raise CheckpointError(
-            f"{folder} holds an adapter ({ADAPTER}), not a whole model; merge it into its base "
-            "model and save that"
-        )
+        raise CheckpointError(f"{folder} is an adapter; merge it into its model and save that")
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {CONFIG}; give a Hugging Face model folder")
     config = _read_json(path)
@@ -190,10 +187,7 @@ def _read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorIn
     """From the files that transformers reads: one, or those of an index."""
     index, single = folder / INDEX, folder / SINGLE
     if "transformers_weights" in config:
-        raise CheckpointError(
-            f"{folder} names its weights by transformers_weights, which other programs do not "
-            f"follow; rename the file to {SINGLE} and drop the key"
-        )
+        raise CheckpointError(f"{folder}: drop transformers_weights, name the file {SINGLE}")
     if not index.is_file() and not single.is_file():
         if pickles := sorted(path.name for kind in PICKLES for path in folder.glob(kind)):
             raise CheckpointError(
@@ -218,9 +212,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map; download it again")
     if not isinstance(index.get("metadata"), dict):
-        raise CheckpointError(
-            f'{path} has no metadata, which transformers reads; add "metadata": {{}}'
-        )
+        raise CheckpointError(f'{path} has no metadata; add "metadata": {{}}')
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard or Path(shard).name != shard:
             raise CheckpointError(f"{path} places {name} in {shard}, which is outside the folder")

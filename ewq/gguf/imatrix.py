@@ -27,10 +27,7 @@ def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
         raise InputError(f"no importance matrix at {path}")
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
-            raise InputError(
-                f"{path} is no GGUF; convert an older importance matrix by "
-                "`llama-imatrix --in-file OLD -o NEW.gguf`"
-            )
+            raise InputError(f"{path} is no GGUF; llama-imatrix --in-file converts older files")
     from gguf import GGUFReader
 
     read_header(path)
@@ -87,9 +84,7 @@ def check_imatrix(types: Collection[str], path: Path | None) -> None:
     """Refuse recipes or ggml types without the matrix they need, and one that cannot be read."""
     needy = [name for name in types if name.startswith(NEEDED_BY)]
     if path is None and needy:
-        raise InputError(
-            f"{needy[0]} needs an importance matrix: give --imatrix FILE, made by llama-imatrix"
-        )
+        raise InputError(f"{needy[0]} needs --imatrix FILE, made by llama-imatrix")
     if path is not None:
         read_imatrix(path)
 

@@ -33,9 +33,7 @@ def llama_library() -> Any:
         from llama_cpp import _utils
         from llama_cpp import llama_cpp as library
     except (ImportError, OSError, RuntimeError) as error:
-        raise BackendUnavailable(
-            f"llama.cpp is not installed: pip install 'ewq[gguf]' ({error})"
-        ) from error
+        raise BackendUnavailable(f"llama.cpp: pip install 'ewq[gguf]' ({error})") from error
     if not _log_callback:
         callback = library.llama_log_callback(_remember)
         _log_callback.append(callback)
@@ -171,9 +169,7 @@ class NativeModel:
         params.kv_unified = params.swa_full = True
         context = self._lib.llama_init_from_model(self._model, params)
         if not context:
-            raise MeasurementError(
-                f"llama.cpp cannot make a context of {self._cells} tokens: {logged_error()}"
-            )
+            raise MeasurementError(f"no context of {self._cells} tokens: {logged_error()}")
         return context
 
     def sequence_bytes(self) -> int:
@@ -219,9 +215,7 @@ class NativeModel:
         status = self._lib.llama_decode(self._context, batch)
         self._lib.llama_synchronize(self._context)
         if status != 0:
-            raise MeasurementError(
-                f"llama.cpp failed on {len(ids)} tokens (code {status}): {logged_error()}"
-            )
+            raise MeasurementError(f"llama.cpp failed (code {status}): {logged_error()}")
         rows = int(wanted.sum())
         if not rows:
             return np.empty((0, self.vocab_size), dtype=np.float32)

@@ -104,9 +104,7 @@ def main(job: QuantizeJob) -> int:
     params = library.llama_model_quantize_default_params()
     recipe = f"LLAMA_FTYPE_{'ALL' if job.type_name == 'F32' else 'MOSTLY'}_{job.type_name}"
     if not hasattr(library, recipe):
-        raise InputError(
-            f"llama.cpp has no type {job.type_name!r}; try F16, BF16, Q8_0, Q6_K or Q4_K_M"
-        )
+        raise InputError(f"llama.cpp has no type {job.type_name!r}; try Q8_0, Q6_K or Q4_K_M")
     params.ftype = getattr(library, recipe)
     params.allow_requantize = job.requantize
     params.dry_run = job.dry_run

@@ -30,9 +30,7 @@ def require_bitsandbytes() -> None:
     try:
         import_module("bitsandbytes")
     except ImportError as error:
-        raise EwqError(
-            f"bitsandbytes cannot be imported ({error}): pip install bitsandbytes"
-        ) from error
+        raise EwqError(f"no bitsandbytes ({error}): pip install bitsandbytes") from error
 
 
 require_bitsandbytes()
@@ -74,9 +72,7 @@ class StorageOptions:
         threshold = self.int8_threshold
         number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
         if not number or not 0 <= threshold < math.inf:
-            raise InputError(
-                f"EwqConfig: int8_threshold={threshold!r}; give 6.0, or 0 for no outlier handling"
-            )
+            raise InputError(f"EwqConfig: int8_threshold={threshold!r}; give 6.0, or 0 for none")
 
     @property
     def target(self) -> str:

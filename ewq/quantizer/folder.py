@@ -69,10 +69,7 @@ def quantize_to_folder(
     check_output(out, folder=True)
     checkpoint = open_checkpoint(model, progress)
     if checkpoint.is_gguf:
-        raise InputError(
-            f"{checkpoint.model} is a GGUF file; `ewq quantize` takes a Hugging Face model, "
-            "`ewq export` makes GGUF files"
-        )
+        raise InputError(f"{checkpoint.model} is a GGUF file; `ewq export` takes it")
     check_original(checkpoint)
     check_device(device)
     stored_bytes = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
@@ -107,9 +104,7 @@ def _load(checkpoint: Checkpoint, config: EwqConfig, device: str) -> Any:
     # What would be delivered raw; the plan saw the others.
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not parameter.isfinite().all():
-            raise CheckpointError(
-                f"{name} of {checkpoint.model} holds NaN or infinity; nothing was written"
-            )
+            raise CheckpointError(f"{name} of {checkpoint.model} holds NaN or infinity")
     return model
 
 

@@ -76,10 +76,7 @@ class EwqHfQuantizer(Bnb4BitHfQuantizer):
         **kwargs: object,
     ) -> None:
         if not checkpoint_files:
-            raise CheckpointError(
-                f"{model.config.name_or_path} comes as a state dict; ewq needs the folder to "
-                "know it by its fingerprint"
-            )
+            raise CheckpointError("EWQ quantizes models from folders, not from state dicts")
         checkpoint = open_checkpoint(Path(checkpoint_files[0]).parent)
         plan, options = self.quantization_config.plan, self.quantization_config.options
         if not self.pre_quantized:

@@ -86,12 +86,8 @@ def _letter_tokens(tokenizer: Any, context: str) -> list[int]:
     advice = "use mmlu_cloze for this model"
     for letter, tail in zip(LETTERS, tails, strict=True):
         if len(tail) != 1:
-            raise InputError(
-                f"the tokenizer makes {len(tail)} tokens of the answer letter {letter!r}; {advice}"
-            )
+            raise InputError(f"the tokenizer makes {len(tail)} tokens of {letter!r}; {advice}")
     letters = [tail[0] for tail in tails]
     if len(set(letters)) < len(letters):
-        raise InputError(
-            f"the tokenizer makes tokens {letters} of A to D and cannot tell them apart; {advice}"
-        )
+        raise InputError(f"the tokenizer cannot tell A to D apart ({letters}); {advice}")
     return letters

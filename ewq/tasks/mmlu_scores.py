@@ -42,10 +42,7 @@ def encode_pairs(
     heads = encode(tokenizer, [context.rstrip() for context in contexts])
     eos = getattr(tokenizer, "eos_token_id", None)
     if eos is not None and heads and heads[0][-1:] == [eos]:
-        raise InputError(
-            "the tokenizer ends every text with its end-of-text token; "
-            "switch that off (add_eos_token) to score continuations"
-        )
+        raise InputError("the tokenizer ends every text; switch its add_eos_token off")
     whole = encode(tokenizer, [a + b for a, b in zip(contexts, continuations, strict=True)])
     return heads, [ids[len(head) :] for ids, head in zip(whole, heads, strict=True)]
 
@@ -204,6 +201,4 @@ def require_questions(data: MmluData, shots: int) -> None:
     for subject in data.subjects:
         have = len(data.dev.get(subject, ()))
         if have < shots:
-            raise InputError(
-                f"{data.source}: {subject} has {have} dev rows; {shots} shots need as many"
-            )
+            raise InputError(f"{data.source}: {subject} has {have} dev rows, not {shots}")

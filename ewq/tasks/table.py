@@ -213,9 +213,7 @@ class Task:
         """Raise a MeasurementError of a metric or column that is not as the table says."""
         columns, promised = sorted(items.columns), sorted({*self.item_names, *self.item_values})
         if columns != promised:
-            raise MeasurementError(
-                f"{self.name}'s items have the columns {columns}, its table entry {promised}"
-            )
+            raise MeasurementError(f"{self.name}: items of {columns}, promised {promised}")
         for name, metric in metrics.items():
             known = self.figure(name)
             if known is None:
@@ -223,9 +221,7 @@ class Task:
             found = (metric.unit, metric.higher_is_better)
             wanted = (known.unit, known.higher_is_better)
             if known.unit and found != wanted:
-                raise MeasurementError(
-                    f"{self.name} reports {name!r} with unit and direction {found}, not {wanted}"
-                )
+                raise MeasurementError(f"{self.name}: {name!r} is {found}, not {wanted}")
 
 
 def known_task(name: str) -> Task | None:

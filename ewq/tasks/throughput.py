@@ -72,9 +72,7 @@ class Rounds:
         warmup = self._sizes.warmup_rounds
         measured = max(self._calls - warmup, 0)
         if measured < 2:
-            raise MeasurementError(
-                f"{measured} measured rounds after {warmup} to warm up: speed needs at least 2"
-            )
+            raise MeasurementError(f"{measured} measured rounds: speed needs at least 2")
         after = self._clocks()
         rows = [(size, *times_s) for size, own in self._times_s.items() for times_s in own]
         return TaskResult(

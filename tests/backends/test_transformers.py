@@ -274,7 +274,7 @@ def test_bad_options_are_named(llama, options, message):
 def test_a_model_that_the_gpus_cannot_hold_is_refused_instead_of_kept_in_ram(tmp_path):
     """Without a GPU, spreading a model over all of them leaves it in RAM as a whole."""
     save_tiny("llama", tmp_path)
-    with pytest.raises(MeasurementError, match="does not fit the memory of all GPUs together"):
+    with pytest.raises(MeasurementError, match="exceeds all GPUs together"):
         load_transformers(tmp_path, tokenizer=object(), device="cuda:all")
 
 

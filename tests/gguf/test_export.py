@@ -221,7 +221,7 @@ def test_an_importance_matrix_changes_what_is_stored(deep_base, tmp_path):
 
 def test_a_wrong_importance_matrix_is_refused(deep_base, tmp_path):
     (tmp_path / "m.dat").write_bytes(b"\x05\0\0\0junk")
-    with pytest.raises(EwqError, match="is no GGUF; convert an older"):
+    with pytest.raises(EwqError, match="is no GGUF; llama-imatrix"):
         export_gguf(
             deep_base, tmp_path / "o.gguf", make_recipe("Q4_K_S", imatrix=tmp_path / "m.dat")
         )
@@ -246,7 +246,7 @@ def test_what_an_importance_matrix_did_not_do_is_said(deep_base, tmp_path):
 
 @pytest.mark.parametrize("type_name", ["IQ2_XS", "Q2_K_S", "IQ1_M"])
 def test_a_type_that_needs_importances_is_refused_without(type_name):
-    with pytest.raises(InputError, match=f"{type_name} needs an importance matrix"):
+    with pytest.raises(InputError, match=f"{type_name} needs --imatrix"):
         make_recipe(type_name)
 
 

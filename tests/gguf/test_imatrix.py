@@ -39,7 +39,7 @@ def test_an_expert_that_was_never_chosen_is_equally_important_in_all_columns(tmp
 
 def test_the_older_format_is_converted_by_llama_cpp(tmp_path):
     (tmp_path / "m.dat").write_bytes(struct.pack("<i", 1) + bytes(40))
-    with pytest.raises(InputError, match="convert an older importance matrix by `llama-imatrix"):
+    with pytest.raises(InputError, match="llama-imatrix --in-file converts older"):
         read_imatrix(tmp_path / "m.dat")
 
 

@@ -74,8 +74,8 @@ def test_unknown_metrics_have_no_figure(task, metric):
     ("metrics", "message"),
     [
         ({"accurracy": Metric(0.5, "fraction", True, 4)}, "'accurracy', which"),
-        ({"accuracy": Metric(50.0, "%", True, 4)}, "unit and direction"),
-        ({"accuracy": Metric(0.5, "fraction", False, 4)}, "unit and direction"),
+        ({"accuracy": Metric(50.0, "%", True, 4)}, "not \\('fraction', True"),
+        ({"accuracy": Metric(0.5, "fraction", False, 4)}, "not \\('fraction', True"),
     ],
 )
 def test_metrics_that_the_table_does_not_know_are_refused(metrics, message):
@@ -85,7 +85,7 @@ def test_metrics_that_the_table_does_not_know_are_refused(metrics, message):
 
 def test_items_that_the_table_does_not_know_are_refused():
     columns = {**ANSWERS.columns, "subject": [1, 2]}
-    with pytest.raises(MeasurementError, match=r"the columns \['answer', 'subject'\]"):
+    with pytest.raises(MeasurementError, match=r"items of \['answer', 'subject'\]"):
         TASKS["mmlu"].check({}, Items(columns))
 
 
