@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from ewq.cli.terminal import AsJson, show, size_text
-from ewq.errors import EwqError, InputError
+from ewq.errors import EwqError, InputError, check_known
 from ewq.files import CACHES, cache_dir, cached_kinds, clean_cache, folder_bytes
 from ewq.storage import environment
 
@@ -117,8 +117,8 @@ def cache(
     as_json: AsJson = False,
 ) -> None:
     """List what ewq keeps to be faster next time, with sizes; or remove it."""
-    if unknown := [kind for kind in kinds or () if kind not in CACHES]:
-        raise InputError(f"no cache {unknown[0]!r}; known: {', '.join(CACHES)}")
+    for kind in kinds or ():
+        check_known(kind, CACHES, "cache")
     sizes = _sizes()
     if action == "list":
         if kinds:

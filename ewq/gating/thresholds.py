@@ -117,19 +117,16 @@ def load_thresholds(path: Path, variants: Collection[str]) -> Thresholds:
         _check(found, variants)
     except OSError as error:
         raise InputError(f"cannot read thresholds {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, InputError) as error:
         raise InputError(f"thresholds {path}, {error}") from error
     return Thresholds(**vars(found), source=str(path))
 
 
 def _check(file: File, variants: Collection[str]) -> None:
-    """Raise a CodecError of a variant, task or metric that is unknown, or a rule without sense."""
+    """Raise a CodecError or InputError of an unknown name, or a rule without sense."""
     for variant in file.variant:
-        known = variant in variants or is_plan_name(variant) or variant.startswith(HF)
-        try:
-            _ = known or find_variant(variant)
-        except InputError as error:
-            raise CodecError(f"variant.{variant!r}: {error}") from error
+        if not (variant in variants or is_plan_name(variant) or variant.startswith(HF)):
+            find_variant(variant)
     limits = {"default": file.default}
     limits |= {f"variant.{name!r}": own for name, own in file.variant.items()}
     tolerances = {"tolerance": file.tolerance, "cpu.tolerance": file.cpu.tolerance}
