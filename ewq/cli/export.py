@@ -13,12 +13,9 @@ from ewq.cli.terminal import AsJson, Bpw, Size, Text, quiet_transformers, show, 
 from ewq.errors import InputError
 from ewq.files import check_output
 from ewq.planning.plan import QuantizationPlan, read_plan
-from ewq.progress import Progress
-from ewq.variants import parse_size
 
 if TYPE_CHECKING:
     from ewq.gguf.report import ExportReport
-    from ewq.sensitivity.calibration import Calibration
 
 Factor = Annotated[float | None, typer.Option(help="4-bit starts below mean - FACTOR * std.")]
 SHOWN = 3
@@ -57,13 +54,16 @@ def export(
 
     check_output(out)
     progress, named = terminal_progress(), parse_types(types)
-    size = None if target_size is None else parse_size(target_size)
-    if sum(each is not None for each in (type_name, plan, factor, target_bpw, size)) > 1:
+    if sum(each is not None for each in (type_name, plan, factor, target_bpw, target_size)) > 1:
         raise InputError("give only one of --type, --plan, --factor, --target-bpw, --target-size")
-    planned = read_plan(plan) if plan else _planned(model, factor, target_bpw, size, "gguf")
-    recipe = make_recipe(type_name, planned, named, imatrix)
-    calibrated = _calibrated(model, calibration, progress) if rounding == "gptq" else None
-    if calibration and not calibrated:
+    planned = read_plan(plan) if plan else _planned(model, factor, target_bpw, target_size, "gguf")
+    recipe, calibrated = make_recipe(type_name, planned, named, imatrix), None
+    if rounding == "gptq":
+        from ewq.fit.prepare import calibrate
+        from ewq.sensitivity.calibration import Calibrating
+
+        calibrated = calibrate(open_checkpoint(model, progress), Calibrating(calibration))
+    elif calibration:
         raise InputError("--calibration is read with --rounding gptq only")
     report = export_gguf(
         model, out, recipe, converter=converter, calibration=calibrated, progress=progress
@@ -81,13 +81,6 @@ def _planned(
         return None
     analysis = analyze(model, progress=terminal_progress())
     return analysis.plan(factor, target_bpw=target_bpw, target_size_bytes=size, target=target)
-
-
-def _calibrated(model: str, text: Path | None, progress: Progress) -> Calibration:
-    from ewq.fit.prepare import calibrate
-    from ewq.sensitivity.calibration import Calibrating
-
-    return calibrate(open_checkpoint(model, progress), Calibrating(text))
 
 
 def _lines(report: ExportReport) -> Iterator[str]:
@@ -129,11 +122,10 @@ def quantize(
     from ewq.quantizer.config import EwqConfig
     from ewq.quantizer.folder import quantize_to_folder
 
-    size = None if target_size is None else parse_size(target_size)
-    if sum(each is not None for each in (plan, factor, target_bpw, size)) != 1:
+    if sum(each is not None for each in (plan, factor, target_bpw, target_size)) != 1:
         raise InputError("give exactly one of --plan, --factor, --target-bpw, --target-size")
     target = "nf4-double" if double_quant else "nf4"
-    planned = plan or _planned(model, factor, target_bpw, size, target)
+    planned = plan or _planned(model, factor, target_bpw, target_size, target)
     assert planned is not None  # one of them was given
     config = EwqConfig(
         planned,

@@ -17,7 +17,6 @@ from ewq.errors import InputError
 from ewq.files import check_output
 from ewq.planning.plan import BITSANDBYTES
 from ewq.planning.sizes import Card, find_card
-from ewq.variants import parse_size
 
 if TYPE_CHECKING:
     from ewq.fit.run import Fitted, Measured
@@ -72,14 +71,14 @@ def fit(
     terminal.quiet_transformers()
     if engine == BITSANDBYTES and rounding == "gptq":
         raise InputError("--rounding gptq rounds GGUF files: leave it out for bitsandbytes")
-    progress, size_bytes = terminal.terminal_progress(), None if size is None else parse_size(size)
     if vram and size:
         raise InputError("give --size or --vram, not both")
+    progress = terminal.terminal_progress()
     card = find_card(model, vram, context, engine, progress)
     made = run_fit(
         model,
         out,
-        Aim(card.room if card else size_bytes, bpw, kld, like, granularity),
+        Aim(card.room if card else size, bpw, kld, like, granularity),
         engine=engine,
         how=Calibrating(calibration, sequences, sequence_tokens, seed, device, cache),
         versus=[name.strip() for name in versus.split(",") if name.strip()],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -18,10 +18,10 @@ from ewq.planning.diff import Move, PlanDiff, diff_plans
 from ewq.planning.plan import QuantizationPlan, read_plan, write_plan
 from ewq.planning.sizes import DEFAULT_FORMAT, Card, find_card
 from ewq.precision import Precision
-from ewq.variants import parse_size
 
 if TYPE_CHECKING:
-    from ewq.fit.run import Aim
+    from ewq.checkpoint.opening import Checkpoint
+    from ewq.fit.plans import Fitting
     from ewq.planning.analysis import Analysis
     from ewq.sensitivity.calibration import Calibrating
 
@@ -77,22 +77,25 @@ def plan(
     from ewq.planning.analysis import analyze, check_choices
     from ewq.sensitivity.calibration import Calibrating
 
-    size_bytes = None if target_size is None else parse_size(target_size)
-    targets = (target_bpw, target_size, target_vram, target_kld, like)
-    _check_rules(factor, sum(each is not None for each in targets))
+    targets = (factor or None, target_bpw, target_size, target_vram, target_kld, like)
+    if sum(each is not None for each in targets) > 1:
+        given = "--target-bpw, --target-size, --target-vram, --target-kld and --like"
+        raise InputError(f"give only one of --factor, {given}")
     if seed and scorer != "random":
         raise InputError(f"--seed is for --scorer random; {scorer} draws nothing")
     progress, data_free = terminal.terminal_progress(), scorer == "higgs"
     target = target or ("gguf" if scorer in TYPE_SCORERS else DEFAULT_FORMAT)
     if card := find_card(model, target_vram, context, target, progress):
-        size_bytes = card.room
+        target_size = card.room
     how = Calibrating(calibration, device=device or "cpu", cache=cache, data_free=data_free)
     if scorer in TYPE_SCORERS:
-        from ewq.fit.run import Aim
+        from ewq.fit.run import Aim, check_recipes, make_plan
 
         paths = _paths(out, [(None, None)])
-        aim = Aim(size_bytes, target_bpw, target_kld, like, granularity or "tensor")
-        made, numel = _typed(model, aim, target, how)
+        aim = Aim(target_size, target_bpw, target_kld, like, granularity or "tensor")
+        check_recipes([like], target)
+        fitting = _fitting(model, target, how)
+        made, numel = make_plan(fitting, aim), fitting.target.parameters
         _deliver(numel, [made], paths, as_json, [str(card)] * bool(card))
         return
     granularity = granularity or "block"
@@ -101,69 +104,29 @@ def plan(
     paths = _paths(out, drafts)
     analysis = analyze(model, cache=cache, progress=progress, device=device)
     if like is not None:
-        size_bytes = _size_like(analysis, like, target)
+        from ewq.fit.run import recipe_bytes
 
-    def draft(one: float | None, drawn: int | None, size: int | None) -> QuantizationPlan:
-        return analysis.plan(
-            one,
-            target_bpw=target_bpw,
-            target_size_bytes=size,
-            scorer=scorer,
-            granularity=granularity,
-            target=target,
-            seed=drawn or 0,
-        )
-
+        target_size = recipe_bytes(analysis.checkpoint, like, target)
+    rule = partial(
+        analysis.plan, target_bpw=target_bpw, scorer=scorer, granularity=granularity, target=target
+    )
+    draws = [partial(rule, one, seed=drawn or 0) for one, drawn in drafts]
     if target_kld is None:
-        plans = [draft(*each, size_bytes) for each in drafts]
+        plans = [draw(target_size_bytes=target_size) for draw in draws]
     else:
-        within = [partial(draft, *each) for each in drafts]
-        plans = _smallest(analysis, target, how, target_kld, within)
+        from ewq.fit.plans import smallest_below
+
+        fitting = _fitting(analysis.checkpoint, target, how)
+        plans = [smallest_below(fitting, target_kld, draw) for draw in draws]
     notes = [*_card_lines(card, analysis, target)] if card else []
     _deliver(analysis.footprint.numel, plans, paths, as_json, notes)
 
 
-def _size_like(analysis: Analysis, recipe: str, target: str) -> int:
-    from ewq.fit.run import recipe_bytes
-
-    if target != "gguf":
-        raise InputError(f"--like {recipe} is a size of GGUF files; add --for gguf")
-    return recipe_bytes(analysis.checkpoint, recipe)
-
-
-def _smallest(
-    analysis: Analysis,
-    target: str,
-    how: Calibrating,
-    kld: float,
-    within: Sequence[Callable[[int], QuantizationPlan]],
-) -> list[QuantizationPlan]:
-    """The smallest plan of each scorer's that is expected below a divergence."""
-    from ewq.fit.plans import smallest_below
+def _fitting(model: str | Checkpoint, target: str, how: Calibrating) -> Fitting:
     from ewq.fit.prepare import open_fitting
 
     terminal.quiet_transformers()
-    fitting = open_fitting(analysis.checkpoint, target, how, terminal.terminal_progress())
-    return [smallest_below(fitting, kld, each) for each in within]
-
-
-def _check_rules(factor: list[float] | None, targets: int) -> None:
-    if factor and targets:
-        raise InputError("give --factor or a target, not both")
-    if targets > 1:
-        given = "--target-bpw, --target-size, --target-vram, --target-kld and --like"
-        raise InputError(f"give only one of {given}")
-
-
-def _typed(model: str, aim: Aim, target: str, how: Calibrating) -> tuple[QuantizationPlan, int]:
-    """A plan of types, and the model's number of parameters."""
-    from ewq.fit.prepare import open_fitting
-    from ewq.fit.run import check_recipes, make_plan
-
-    terminal.quiet_transformers()
-    check_recipes([aim.like], target)
-    fitting = open_fitting(model, target, how, terminal.terminal_progress())
-    return make_plan(fitting, aim), fitting.target.parameters
+    return open_fitting(model, target, how, terminal.terminal_progress())
 
 
 def _paths(

@@ -15,19 +15,25 @@ from ewq.planning.plan import QuantizationPlan
 from ewq.precision import Precision
 from ewq.progress import Progress, progress_on
 from ewq.report.document import terminal_line
+from ewq.variants import parse_size
 
 Bpw = Annotated[
     float | None, typer.Option(help="Bits per weight of the whole model, never exceeded.")
 ]
-Size = Annotated[str | None, typer.Option(help="Size of the whole model, such as 5GB or 4.5GiB.")]
+Size = Annotated[
+    int | None,
+    typer.Option(parser=parse_size, metavar="SIZE", help="Of the whole model, such as 5GB."),
+]
 Like = Annotated[
     str | None,
     typer.Option(metavar="RECIPE", help="No larger than llama.cpp's recipe, such as Q4_K_M."),
 ]
 Kld = Annotated[float | None, typer.Option(help="Smallest expected below so many nats per token.")]
 Memory = Annotated[
-    str | None,
-    typer.Option(metavar="SIZE", help="Memory of the card, for weights, cache and the rest."),
+    int | None,
+    typer.Option(
+        parser=parse_size, metavar="SIZE", help="The card's memory, for weights and the rest."
+    ),
 ]
 Context = Annotated[
     int | None, typer.Option(metavar="TOKENS", min=1, help="With a card's memory (default: 8192).")

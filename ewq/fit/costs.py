@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from ewq.checkpoint.layout import Layout
 from ewq.checkpoint.opening import Checkpoint
-from ewq.errors import CheckpointError
 from ewq.instruments.processor_wait import usable_cores
 from ewq.progress import NO_PROGRESS, Progress, step
 from ewq.sensitivity.measure import Sensitivity
@@ -26,7 +25,6 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Rounding = Callable[[Values, str, Values | None], Values]
 """``rounded(values, type, importance)``: rows as they come back from a type."""
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 ROWS_DRAWN = 256
 """Of each tensor; all of smaller ones."""
 ROWS_AT_A_TIME = 64
@@ -73,20 +71,12 @@ class StoredMatrix:
 
 
 def stored_matrix(checkpoint: Checkpoint, layout: Layout, name: str) -> StoredMatrix | None:
-    """Where a matrix of the loaded model lies; ``None`` where the checkpoint has nothing like it.
-
-    A CheckpointError of one that is not stored as floating-point numbers.
-    """
+    """Where a matrix of the loaded model lies; ``None`` where the checkpoint has none like it."""
     weight = layout.details.get(name)
     sources = weight.sources if weight else _named_alike(checkpoint, layout, name)
     if not sources:
         return None
     first = checkpoint.tensors[sources[0]]
-    if first.dtype not in FLOATS:
-        raise CheckpointError(
-            f"{checkpoint.model} stores {first.name} as {first.dtype}: it is quantized already; "
-            "plan its 16-bit original"
-        )
     transposed = bool(weight and weight.transposed)
     parts = _by_expert(sources) if weight and weight.expert else (sources,)
     experts = first.shape[0] if len(first.shape) == 3 else len(parts)
@@ -130,27 +120,6 @@ class PlannedTensor:
     """First and last of each expert's rows in the matrix, where the file keeps them apart."""
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Some rows of one expert, all types of which one thread works out."""
-
-    tensor: PlannedTensor
-    expert: int
-    rows: Indices
-    weights: Floats
-    """Of the rows: their share in the cost of a unit of error."""
-    columns: Floats
-    importance: Values | None
-
-    def costs(self, rounded: Rounding) -> dict[str, float]:
-        values = self.tensor.matrix.read(self.expert, self.rows)
-        found = {}
-        for type_name in self.tensor.types:
-            error = (rounded(values, type_name, self.importance) - values).astype(np.float64)
-            found[type_name] = float(self.weights @ (np.square(error) @ self.columns))
-        return found
-
-
 def measure_costs(
     tensors: Sequence[PlannedTensor],
     sensitivity: Sensitivity,
@@ -165,21 +134,34 @@ def measure_costs(
     pieces = [p for t in tensors for p in _pieces(t, sensitivity, rows_drawn, draw)]
     costs = {tensor.name: dict.fromkeys(tensor.types, 0.0) for tensor in tensors}
     pool = ThreadPoolExecutor(workers or usable_cores())
-    with step(progress, "measuring rounding errors", len(pieces), "pieces") as advance:
-        try:
-            found = pool.map(lambda piece: piece.costs(rounded), pieces)
-            for piece, by_type in zip(pieces, found, strict=True):
-                for type_name, cost in by_type.items():
-                    costs[piece.tensor.name][type_name] += cost
-                advance(1)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with step(progress, "measuring rounding errors", len(pieces), "pieces") as advance, pool:
+        for name, found in pool.map(lambda piece: _rounded(*piece, rounded), pieces):
+            for type_name, cost in found.items():
+                costs[name][type_name] += cost
+            advance(1)
     return costs
+
+
+def _rounded(
+    tensor: PlannedTensor,
+    expert: int,
+    rows: Indices,
+    weights: Floats,
+    columns: Floats,
+    importance: Values | None,
+    rounded: Rounding,
+) -> tuple[str, dict[str, float]]:
+    """What some rows of one expert, ``weights`` being their share in the cost, cost by type."""
+    values, found = tensor.matrix.read(expert, rows), {}
+    for type_name in tensor.types:
+        error = (rounded(values, type_name, importance) - values).astype(np.float64)
+        found[type_name] = float(weights @ (np.square(error) @ columns))
+    return tensor.name, found
 
 
 def _pieces(
     tensor: PlannedTensor, sensitivity: Sensitivity, rows_drawn: int, draw: np.random.Generator
-) -> Iterator[_Piece]:
+) -> Iterator[tuple[PlannedTensor, int, Indices, Floats, Floats, Values | None]]:
     name = tensor.matrix.name
     weights, columns = sensitivity.weighting(name)
     matrix = sensitivity.matrices[name]
@@ -194,7 +176,7 @@ def _pieces(
         used = None if importance is None else importance[expert]
         for first in range(0, len(of_expert), ROWS_AT_A_TIME):
             some = of_expert[first : first + ROWS_AT_A_TIME]
-            yield _Piece(tensor, int(expert), rows[some], shares[some], columns[expert], used)
+            yield tensor, int(expert), rows[some], shares[some], columns[expert], used
 
 
 def _drawn(weights: Floats, most: int, draw: np.random.Generator) -> tuple[Indices, Floats]:

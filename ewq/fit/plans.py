@@ -135,23 +135,23 @@ class Fitting:
 
 
 def smallest_below(
-    fitting: Fitting, kld: float, plan_within: Callable[[int], QuantizationPlan]
+    fitting: Fitting, kld: float, plan: Callable[..., QuantizationPlan]
 ) -> QuantizationPlan:
-    """The smallest of a scorer's plans (of a size in bytes) expected to diverge by ``kld`` nats.
+    """The smallest of a scorer's plans of ``target_size_bytes`` expected below ``kld`` nats.
 
     Found by halving the range of sizes, to a thousandth of it, as if more bytes never cost more; a
     PlanError where no plan of this scorer is below.
     """
     sizes = [tensor.sizes.values() for tensor in fitting.target.tensors]
     low, high = (fitting.target.fixed_bytes + sum(map(end, sizes)) for end in (min, max))
-    best = plan_within(high)
+    best = plan(target_size_bytes=high)
     if not fitting.expected_of(best).value <= kld:  # also where the target is no number
         raise PlanError(f"no plan of scorer {best.scorer} is below {kld:g} nats per token")
     step = max(1, (high - low) // 1000)
     while high - low > step:
         middle = (low + high) // 2
         try:
-            found = plan_within(middle)
+            found = plan(target_size_bytes=middle)
         except PlanError:
             found = None
         if found and fitting.expected_of(found).value <= kld:

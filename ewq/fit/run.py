@@ -93,8 +93,7 @@ def make_plan(fitting: Fitting, aim: Aim, *, file_bytes: bool = False) -> Quanti
         rule = {"kind": "target_kld", "target_kld": aim.kld}
         return fitting.below(aim.kld, rule, aim.granularity)
     if aim.like is not None:
-        check_recipes([aim.like], fitting.target.name)
-        budget = recipe_bytes(fitting.checkpoint, aim.like)
+        budget = recipe_bytes(fitting.checkpoint, aim.like, fitting.target.name)
         rule = {"kind": "like", "like": aim.like}
     elif aim.bpw is not None:
         budget = int(aim.bpw * fitting.target.parameters / 8)
@@ -112,12 +111,14 @@ def check_recipes(names: Sequence[str | None], engine: str) -> None:
     for name in filter(None, names):
         make_recipe(name)
         if engine != GGUF:
-            raise PlanError(f"{name} is of llama.cpp's recipes, which have no size for {engine}")
+            raise PlanError(
+                f"{name} is of llama.cpp's recipes, which have no size for {engine}; take gguf"
+            )
 
 
-def recipe_bytes(checkpoint: Checkpoint, name: str) -> int:
+def recipe_bytes(checkpoint: Checkpoint, name: str, engine: str = GGUF) -> int:
     """Bytes of all tensors of a recipe of llama.cpp (else an InputError), fallbacks included."""
-    make_recipe(name)
+    check_recipes([name], engine)
     base = converted(checkpoint)
     chosen = recipe_types(base, name.upper())
     return sum(

@@ -13,7 +13,6 @@ from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import InputError, check_known
 from ewq.precision import Precision
 from ewq.progress import Progress
-from ewq.variants import parse_size
 
 BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias")
 """Old checkpoints saved these buffers; they are not parameters and are not loaded."""
@@ -202,15 +201,15 @@ class Card:
 
 
 def find_card(
-    model: str, vram: str | None, context: int | None, target: str, progress: Progress
+    model: str, vram_bytes: int | None, context: int | None, target: str, progress: Progress
 ) -> Card | None:
     """The card that options describe, if they do; an InputError without room for weights."""
-    if vram is None:
+    if vram_bytes is None:
         if context is not None:
             raise InputError("--context is read with a card's memory only")
         return None
     checkpoint = open_checkpoint(model, progress)
-    card = card_for(checkpoint, parse_size(vram), CONTEXT if context is None else context, target)
+    card = card_for(checkpoint, vram_bytes, CONTEXT if context is None else context, target)
     if card.room <= 0:
         needs = f"{(card.vram_bytes - card.room) / 1e9:.1f} GB"
         raise InputError(f"{card.context} tokens alone take {needs}: give a shorter --context")

@@ -194,7 +194,7 @@ def test_other_scorers_answer_the_same_targets(call, short):
 
 def test_a_recipes_size_for_another_engine_is_refused(call):
     reason = refusal(call("plan", TINY, "--like", "Q4_K_M"))
-    assert "add --for gguf" in reason
+    assert "which have no size for nf4; take gguf" in reason
     like = ("--scorer", "fisher", "--for", "bitsandbytes", "--like", "Q4_K_M")
     assert "which have no size for bitsandbytes" in refusal(call("plan", TINY, *like))
 
@@ -231,7 +231,7 @@ def test_sequences_of_nothing_are_refused(call, tmp_path, arguments):
 def test_on_a_card_the_file_leaves_room_for_the_context_and_the_table_says_what_fits(
     call, tmp_path
 ):
-    whole = find_card(str(TINY), "1GB", 64, "gguf", NO_PROGRESS)
+    whole = find_card(str(TINY), 10**9, 64, "gguf", NO_PROGRESS)
     vram = 10**9 - whole.room + 400_000
     result = call(
         *("fit", TINY, "--vram", vram, "--context", 64, "--versus", "Q8_0", *SHORT),

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ewq.cli.plan import parse_size
 from ewq.errors import InputError
 from ewq.planning.plan import read_plan
+from ewq.variants import parse_size
 from tests.architectures import build
 
 
@@ -85,8 +85,11 @@ def test_a_budget_is_not_exceeded(ewq, model: str, option: str, budget: str, key
 
 REFUSED = {
     "target too small": (("--target-bpw", "1"), "bits per weight) is out of reach: this model"),
-    "two rules": (("--factor", "1", "--target-bpw", "8"), "--factor or a target, not both"),
-    "two targets": (("--target-size", "1GB", "--target-bpw", "8"), "give only one of --target-bpw"),
+    "two rules": (
+        ("--factor", "1", "--target-bpw", "8"),
+        "give only one of --factor, --target-bpw",
+    ),
+    "two targets": (("--target-size", "1GB", "--target-bpw", "8"), "give only one of --factor"),
     "no size": (("--target-size", "large"), "invalid size 'large': expected a size such as 5GB"),
     "scorer": (("--scorer", "luck"), "unknown scorer 'luck'; known: histogram"),
     "granularity": (("--granularity", "row"), "unknown granularity 'row'; known: block, tensor"),
@@ -327,7 +330,7 @@ def test_a_card_is_filled_up_to_what_cache_and_activations_leave(ewq, model: str
     from ewq.planning.sizes import find_card
     from ewq.progress import NO_PROGRESS
 
-    card = find_card(model, "502MB", 64, "gguf", NO_PROGRESS)
+    card = find_card(model, 502_000_000, 64, "gguf", NO_PROGRESS)
     assert card is not None
     most = read_plan_of(ewq, tmp_path, model, "--target-vram", "800MB", "--context", "64")
     vram = 502_000_000 - card.room + most.size_bytes - 1

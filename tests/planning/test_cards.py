@@ -73,12 +73,12 @@ def test_what_cannot_be_counted_is_refused(changes, context, why):
 
 def test_a_real_folder_is_counted_and_what_leaves_no_room_refused():
     tiny = str(fixture_path("tiny-gemma3"))
-    found = find_card(tiny, "1GB", 2048, "gguf", NO_PROGRESS)
+    found = find_card(tiny, GB, 2048, "gguf", NO_PROGRESS)
     assert found is not None
     assert found.cache_bytes == 2 * 2 * 16 * 2 * (5 * 512 + 2048)
     assert found == card_for(open_checkpoint(tiny), GB, 2048, "gguf")
     assert find_card(tiny, None, None, "gguf", NO_PROGRESS) is None
     with pytest.raises(InputError, match="give a shorter --context"):
-        find_card(tiny, "0.5GB", None, "gguf", NO_PROGRESS)
+        find_card(tiny, GB // 2, None, "gguf", NO_PROGRESS)
     with pytest.raises(InputError, match="a card's memory only"):
         find_card(tiny, None, 8192, "gguf", NO_PROGRESS)
