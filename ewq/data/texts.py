@@ -139,4 +139,4 @@ def hub_rows(name: str, configuration: str, split: str) -> Any:
         return load_dataset(name, configuration, split=split)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot load {name}: {reason}; give a local folder") from error
+        raise InputError(f"cannot load {name} from the hub: {reason}; give a folder") from error
