@@ -36,8 +36,9 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
 
 def comparison_page(comparison: Comparison, *, short: bool = False) -> Page:
     """The verdict, what changed and its possible causes; behind titles the rest and statistics."""
-    ranked = sorted(comparison.rows, key=_importance)
-    notable = [row for row in ranked if _is_notable(row)]
+    notable = _notable(comparison)
+    others = [row for row in comparison.rows if row not in notable]
+    ranked = notable + sorted(others, key=lambda row: row.verdict is None)
     parts: list[Part] = [_changes(comparison, notable)] if notable else []
     parts += _bullets(comparison)
     if equal := sum(row.delta == 0 for row in ranked):
@@ -60,7 +61,7 @@ def headline(comparison: Comparison) -> str:
     """The verdict in a few words."""
     if comparison.exit_code == 2:
         return "not comparable"
-    verdicts = [row.verdict for row in comparison.rows if _is_notable(row)]
+    verdicts = [row.verdict for row in _notable(comparison)]
     failed, open_ones, improved = (verdicts.count(verdict) for verdict in _NOTABLE)
     if comparison.exit_code == 1:
         title = "regression"
@@ -88,17 +89,14 @@ def _same_quality(comparison: Comparison) -> bool:
     )
 
 
-def _importance(row: Change) -> int:
-    """Low for what changed for certain, or perhaps by more than is tolerated."""
-    verdict = row.verdict
-    doubtful = verdict is Verdict.INCONCLUSIVE and not row.worse
-    if verdict in _NOTABLE and not doubtful:
-        return _NOTABLE.index(verdict)
-    return len(_NOTABLE) + (verdict is None)
-
-
-def _is_notable(row: Change) -> bool:
-    return _importance(row) < len(_NOTABLE)
+def _notable(comparison: Comparison) -> list[Change]:
+    """What changed for certain, or perhaps by more than is tolerated, the gravest first."""
+    return [
+        row
+        for verdict in _NOTABLE
+        for row in comparison.rows
+        if row.verdict is verdict and (row.worse or verdict is not Verdict.INCONCLUSIVE)
+    ]
 
 
 def _bullets(comparison: Comparison) -> list[Bullets]:
