@@ -107,13 +107,11 @@ class LanguageModel(Protocol):
         ``prefix`` holds at least one token. Returns one array per suffix, ``[len(suffix)]``.
         """
 
-    def token_scores(
-        self, prefix: TokenIds, suffixes: Sequence[TokenIds]
-    ) -> list[NDArray[np.float32]]:
-        """As :meth:`token_logprobs`, ``[len(suffix), 2]``: beside each 1.0 for a greedy choice."""
-
     def continuation_scores(self, asked: Sequence[Branches]) -> list[list[NDArray[np.float32]]]:
-        """:meth:`token_scores` of each prefix, worked on together where that is faster."""
+        """:meth:`token_logprobs` of each prefix, together where that is faster.
+
+        An array is ``[len(suffix), 2]``: beside each log-probability 1.0 for a greedy choice.
+        """
 
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
         """The full distributions of ``ids[start:]``, each given all tokens before it.

@@ -52,12 +52,13 @@ class LlamaCppModel:
         self, prefix: TokenIds, suffixes: Sequence[TokenIds]
     ) -> list[NDArray[np.float32]]:
         """Log-probability of every token of every suffix, one array a suffix."""
-        return [scores[:, 0] for scores in self.token_scores(prefix, suffixes)]
+        return [scores[:, 0] for scores in self._scores(prefix, suffixes)]
 
-    def token_scores(
-        self, prefix: TokenIds, suffixes: Sequence[TokenIds]
-    ) -> list[NDArray[np.float32]]:
-        """The same, ``[len(suffix), 2]``: beside each 1.0 where the token is the likeliest."""
+    def continuation_scores(self, asked: Sequence[Branches]) -> list[list[NDArray[np.float32]]]:
+        """The same of each prefix; larger batches round inputs in another way, and gain little."""
+        return [self._scores(*each) for each in asked]
+
+    def _scores(self, prefix: TokenIds, suffixes: Sequence[TokenIds]) -> list[NDArray[np.float32]]:
         check_suffixes(self.info, prefix, suffixes)
         results = [np.empty((0, 2), dtype=np.float32)] * len(suffixes)
         filled = [index for index, suffix in enumerate(suffixes) if len(suffix)]
@@ -67,10 +68,6 @@ class LlamaCppModel:
         for index, row in zip(filled, rows, strict=True):
             results[index] = scores_of(row, suffixes[index]).numpy()
         return results
-
-    def continuation_scores(self, asked: Sequence[Branches]) -> list[list[NDArray[np.float32]]]:
-        """The same of each prefix; larger batches round inputs in another way, and gain little."""
-        return [self.token_scores(*each) for each in asked]
 
     def logprobs(self, ids: TokenIds, start: int) -> Iterator[torch.Tensor]:
         """Distributions of ``ids[start:]``, block by block."""

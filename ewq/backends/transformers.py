@@ -86,16 +86,10 @@ class TransformersModel:
         self, prefix: TokenIds, suffixes: Sequence[TokenIds]
     ) -> list[NDArray[np.float32]]:
         """Log-probability of every token of every suffix, one array a suffix."""
-        return [scores[:, 0] for scores in self.token_scores(prefix, suffixes)]
-
-    def token_scores(
-        self, prefix: TokenIds, suffixes: Sequence[TokenIds]
-    ) -> list[NDArray[np.float32]]:
-        """The same, ``[len(suffix), 2]``: beside each 1.0 where the token is the likeliest."""
-        return self.continuation_scores([(prefix, suffixes)])[0]
+        return [scores[:, 0] for scores in self.continuation_scores([(prefix, suffixes)])[0]]
 
     def continuation_scores(self, asked: Sequence[Branches]) -> list[list[NDArray[np.float32]]]:
-        """The same of many prefixes, those of about one length in one batch."""
+        """The same of many prefixes, those of about one length in one batch, and greedy choices."""
         results = [[np.empty((0, 2), dtype=np.float32) for _ in suffixes] for _, suffixes in asked]
         shared: list[list[int]] = []
         rows: list[tuple[int, list[int]]] = []

@@ -142,9 +142,8 @@ def test_scores_say_which_tokens_greedy_decoding_would_have_chosen(folder, model
     chosen = list(naive_greedy(folder, prefix, 4))
     other = [*chosen[:2], 3 if chosen[2] != 3 else 4]
     for suffix, greedy in ((chosen, [1, 1, 1, 1]), (other, [1, 1, 0]), ([], [])):
-        (scores,), (plain,) = (
-            each(prefix, [suffix]) for each in (model.token_scores, model.token_logprobs)
-        )
+        [[scores]] = model.continuation_scores([(prefix, [suffix])])
+        [plain] = model.token_logprobs(prefix, [suffix])
         assert scores.shape == (len(suffix), 2)
         assert scores[:, 0].tolist() == plain.tolist()
         assert scores[:, 1].tolist() == greedy[: len(suffix)]
@@ -152,9 +151,10 @@ def test_scores_say_which_tokens_greedy_decoding_would_have_chosen(folder, model
 
 def test_scores_of_suffixes_longer_than_a_block_are_the_same(model, prompts, monkeypatch):
     prefix, suffixes = prompts
-    whole = model.token_scores(prefix, suffixes)
+    [whole] = model.continuation_scores([(prefix, suffixes)])
     monkeypatch.setattr("ewq.backends.transformers.LOGIT_BLOCK_BYTES", 4 * model.info.vocab_size)
-    for one, other in zip(whole, model.token_scores(prefix, suffixes), strict=True):
+    [again] = model.continuation_scores([(prefix, suffixes)])
+    for one, other in zip(whole, again, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 

@@ -131,12 +131,9 @@ class FakeModel:
             results.append(rows[range(len(suffix)), list(suffix)].numpy())
         return results
 
-    def token_scores(self, prefix, suffixes):
-        plain = self.token_logprobs(prefix, suffixes)
-        return [np.stack([row, np.zeros_like(row)], axis=1) for row in plain]
-
     def continuation_scores(self, asked):
-        return [self.token_scores(*each) for each in asked]
+        plain = [self.token_logprobs(*each) for each in asked]
+        return [[np.stack([row, np.zeros_like(row)], axis=1) for row in rows] for rows in plain]
 
     def logprobs(self, ids, start):
         yield self._rows(ids, start)[:-1]
