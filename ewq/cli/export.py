@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -46,10 +47,13 @@ def export(
     ] = None,
     rounding: Rounding = "nearest",
     calibration: Text = None,
+    print_command: Annotated[
+        bool, typer.Option(help="Print the same export as a shell script and stop.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert and quantize with llama.cpp; the file appears once it is complete and checked."""
-    from ewq.gguf.export import export_gguf
+    from ewq.gguf.export import export_command, export_gguf
     from ewq.gguf.recipe import make_recipe, parse_types
 
     check_output(out)
@@ -65,6 +69,12 @@ def export(
         calibrated = calibrate(open_checkpoint(model, progress), Calibrating(calibration))
     elif calibration:
         raise InputError("--calibration is read with --rounding gptq only")
+    if print_command:
+        if calibrated:
+            raise InputError("llama.cpp's own programs cannot do --rounding gptq: leave it out")
+        script = export_command(model, out, recipe, converter=converter, progress=progress)
+        print(json.dumps({"command": script}) if as_json else script)
+        return
     report = export_gguf(
         model, out, recipe, converter=converter, calibration=calibrated, progress=progress
     )

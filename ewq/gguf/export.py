@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +21,7 @@ from ewq.files import check_output, said_of, scratch_beside
 from ewq.gguf.convert import CONVERTED_TYPES, convert_folder
 from ewq.gguf.gptq import recode
 from ewq.gguf.imatrix import check_entries, effect_notes
-from ewq.gguf.quantize import QuantizeJob, run_quantizer
+from ewq.gguf.quantize import QuantizeJob, as_command, run_quantizer
 from ewq.gguf.recipe import (
     DEFAULT_TYPES,
     EMBEDDING,
@@ -191,9 +193,8 @@ def build(
     notes: tuple[str, ...] = (),
 ) -> ExportReport:
     """Quantize ``base`` by ``recipe``, read the result back and move it to ``out``."""
-    source, done, plain = read_header(base), work / "done.gguf", plain_type(recipe)
-    types = {tensor.dtype for tensor in source.tensors}
-    if base.parent == work and plain and types <= {plain, "F32"}:
+    source, done = read_header(base), work / "done.gguf"
+    if base.parent == work and _is_converted(source, recipe):
         base.rename(done)
         report = read_back(done, source, {}, {}, notes)
     else:
@@ -229,6 +230,29 @@ def make_job(source: GgufHeader, recipe: Recipe, out: Path) -> QuantizeJob:
     return replace(job, imatrix=recipe.imatrix, requantize=requantize)
 
 
+def export_command(
+    model: str | Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    converter: Path | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> str:
+    """The same export as a shell script for llama.cpp's own programs."""
+    checkpoint = open_for(model, recipe, progress)
+    with tempfile.TemporaryDirectory() as name:  # a conversion has the names of tensors
+        base, _ = make_base(checkpoint, recipe, Path(name), converter, progress)
+        source = read_header(base)
+        job = make_job(source, recipe, out)
+    if checkpoint.is_gguf:
+        return as_command(job)
+    if _is_converted(source, recipe):
+        return _convert_command(checkpoint, out, recipe)
+    first = out.with_suffix(".base.gguf")
+    quantize = as_command(replace(job, source=first))
+    return _convert_command(checkpoint, first, recipe) + " && \\\n" + quantize
+
+
 def _converted_type(checkpoint: Checkpoint, recipe: Recipe) -> str:
     return plain_type(recipe) or base_type(checkpoint)
 
@@ -239,3 +263,14 @@ def _becomes_f16(name: str, checkpoint: Checkpoint, recipe: Recipe) -> bool:
     if isinstance(recipe, TypeRecipe) or recipe.plan.types:
         return False
     return recipe.types[recipe.plan.weights.get(name, Precision.RAW)] == "F16"
+
+
+def _is_converted(source: GgufHeader, recipe: Recipe) -> bool:
+    plain = plain_type(recipe)
+    return plain is not None and {of.dtype for of in source.tensors} <= {plain, "F32"}
+
+
+def _convert_command(checkpoint: Checkpoint, out: Path, recipe: Recipe) -> str:
+    outtype = _converted_type(checkpoint, recipe).lower()
+    words = ["python", "convert_hf_to_gguf.py", str(checkpoint.path), "--outtype", outtype]
+    return shlex.join([*words, "--outfile", str(out)])

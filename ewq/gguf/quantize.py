@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -53,6 +54,28 @@ class Heard:
     chosen: dict[str, str] = field(default_factory=dict)
     """Of a dry run: tensor name -> ggml type, of those that would change."""
     last: str = "the file"
+
+
+def as_command(job: QuantizeJob) -> str:
+    """The job as a shell command for llama.cpp's own program, one option a line."""
+    options = {
+        "--imatrix": str(job.imatrix or ""),
+        "--token-embedding-type": (job.embedding_type or "").lower(),
+        "--output-tensor-type": (job.output_type or "").lower(),
+    }
+    lines = [["llama-quantize"], *[["--allow-requantize"]] * job.requantize]
+    lines += [[name, value] for name, value in options.items() if value]
+    lines += [
+        ["--tensor-type", f"{exact_pattern(tensor)}={type_name.lower()}"]
+        for tensor, type_name in job.types.items()
+    ]
+    lines.append([str(job.source), str(job.out), job.type_name])
+    return " \\\n  ".join(map(shlex.join, lines))
+
+
+def exact_pattern(tensor: str) -> str:
+    """A regular expression for this tensor alone: unanchored, ``blk.1`` would match ``blk.10``."""
+    return f"^{re.escape(tensor)}$"
 
 
 def recipe_types(source: Path, type_name: str) -> Mapping[str, str]:
@@ -131,8 +154,7 @@ def _set_types(library: Any, params: Any, types: Mapping[str, str]) -> Any:
     # The array ends with an entry whose pattern is null; ctypes zeroes it.
     entries = (library.llama_model_tensor_override * (len(types) + 1))()
     for entry, (tensor, name) in zip(entries, types.items(), strict=False):
-        # Unanchored, ``blk.1`` would match ``blk.10``.
-        entry.pattern = f"^{re.escape(tensor)}$".encode()
+        entry.pattern = exact_pattern(tensor).encode()
         entry.type = GGMLQuantizationType[name]
     params.tt_overrides = entries
     return entries

@@ -36,6 +36,27 @@ def source(tmp_path):
     return path
 
 
+def test_the_command_is_printed_and_nothing_written(call, source, tmp_path):
+    out = tmp_path / "out.gguf"
+    result = call(source, "--type", "q4_k_m", "-o", out, "--print-command")
+    assert result.exit_code == 0
+    assert result.stdout.split() == ["llama-quantize", "\\", str(source), str(out), "Q4_K_M"]
+    assert not out.exists()
+
+
+def test_json_is_one_document(call, source, tmp_path):
+    out = tmp_path / "out.gguf"
+    result = call(source, "--type", "F16", "-o", out, "--print-command", "--json")
+    assert "llama-quantize" in json.loads(result.stdout)["command"]
+
+
+def test_rounding_has_no_command_of_llama_cpp(call, tmp_path):
+    arguments = ("--type", "Q4_0", "-o", tmp_path / "out.gguf", "--print-command")
+    result = call(fixture_path("tiny-llama"), *arguments, "--rounding", "gptq")
+    assert isinstance(result.exception, InputError)
+    assert "cannot do --rounding gptq" in str(result.exception)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -84,16 +105,16 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_else(call, 
 
 def test_an_ending_in_capitals_is_a_gguf_file(call, source, tmp_path):
     capitals = source.rename(tmp_path / "IN.GGUF")
-    result = call(capitals, "--type", "Q8_0", "-o", tmp_path / "out.gguf", "--rounding", "gptq")
-    assert "needs the Hugging Face folder" in str(result.exception)
+    result = call(capitals, "--type", "q4_k_m", "-o", tmp_path / "out.gguf", "--print-command")
+    assert result.stdout.split()[-3:] == [str(capitals), str(tmp_path / "out.gguf"), "Q4_K_M"]
 
 
-def test_a_terminal_that_lacks_a_letter_gets_it_escaped(tmp_path):
-    command = [sys.executable, "-m", "ewq", "plan", str(fixture_path("tiny-llama"))]
+def test_a_terminal_that_lacks_a_letter_gets_it_escaped(source, tmp_path):
+    command = [sys.executable, "-m", "ewq", "export", str(source), "--type", "Q8_0"]
     done = subprocess.run(
-        [*command, "-o", str(tmp_path / "mô.json")],
+        [*command, "-o", str(tmp_path / "mô.gguf"), "--print-command"],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr
-    assert rb"m\xf4.json" in done.stdout
+    assert rb"m\xf4.gguf" in done.stdout

@@ -1,5 +1,6 @@
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from ewq.checkpoint.gguf_header import read_header
 from ewq.errors import EwqError, InputError, PlanError
 from ewq.gguf import export as export_module
 from ewq.gguf.cache import cached_gguf, export_notes
-from ewq.gguf.export import export_gguf
+from ewq.gguf.export import export_command, export_gguf
 from ewq.gguf.recipe import make_recipe
 from ewq.precision import Precision
 from tests.gguf.models import BLOCKS, ODD_WIDTH, save_odd
@@ -187,6 +188,25 @@ def test_a_type_nobody_asked_for_is_an_error(mixed, deep_base):
     wanted = {"blk.1.attn_q.weight": "Q8_0"}
     with pytest.raises(EwqError, match=r"blk\.1\.attn_q\.weight is stored as Q4_K, Q8_0 was asked"):
         read_back(mixed.path, read_header(deep_base), wanted, {})
+
+
+def test_the_command_matches_each_tensor_alone(deep, deep_base, plan, mixed):
+    script = export_command(deep, mixed.path, make_recipe(plan=plan))
+    convert, quantize = script.split(" && \\\n")
+    assert shlex.split(convert)[:2] == ["python", "convert_hf_to_gguf.py"]
+    words = shlex.split(quantize)
+    rules = [words[i + 1].split("=") for i, word in enumerate(words) if word == "--tensor-type"]
+    for tensor in mixed.tensors:
+        found = [kind for pattern, kind in rules if re.search(pattern, tensor.name)]
+        assert found == ([tensor.wanted.lower()] if tensor.wanted else []), tensor.name
+    assert words[0] == "llama-quantize"
+    assert words[-2:] == [str(mixed.path), "Q8_0"]
+
+
+def test_the_command_of_a_plain_type_is_a_conversion(tmp_path, gguf_cache):
+    out = tmp_path / "x.gguf"
+    words = shlex.split(export_command(fixture_path("tiny-llama"), out, make_recipe("F16")))
+    assert words[-4:] == ["--outtype", "f16", "--outfile", str(out)]
 
 
 def importance(path, names, columns, scale):
