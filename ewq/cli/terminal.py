@@ -81,7 +81,7 @@ def size_text(size_bytes: int) -> str:
 def strip_lines(labels: Sequence[str], plans: Sequence[QuantizationPlan]) -> Iterator[str]:
     """A mark per block, the plans one below the other; folded alike where they are too long."""
     width = max(len(label) for label in labels)
-    strips = ["".join(_MARKS[of] for of in plan.block_precisions) for plan in plans]
+    strips = ["".join(_MARKS[block.precision] for block in plan.blocks) for plan in plans]
     rows = -(-len(strips[0]) // max(16, _COLUMNS - width - 2)) or 1
     step = -(-len(strips[0]) // rows) or 1
     for start in range(0, len(strips[0]), step):
@@ -121,7 +121,8 @@ def _precision_lines(plan: QuantizationPlan) -> Iterator[str]:
     """A strip, how many blocks and weights have each precision, and where the scores lie."""
     yield from strip_lines([""], [plan])
     yield f"  {legend()}"
-    weights, blocks = Counter(plan.weights.values()), Counter(plan.block_precisions)
+    weights = Counter(plan.weights.values())
+    blocks = Counter(block.precision for block in plan.blocks)
     for precision in Precision:
         yield f"  {precision:>4}: {blocks[precision]:3d} blocks, {weights[precision]:4d} weights"
     units = "blocks" if plan.granularity == "block" else "weights"

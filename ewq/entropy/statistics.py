@@ -8,16 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
+
+from ewq.entropy import WeightStatistics
 
 if TYPE_CHECKING:
     import torch
 
+P = ParamSpec("P")
+T = TypeVar("T")
+Array = NDArray[Any]
 PATTERNS = 65536
 HISTOGRAM_BINS = 256
 CHUNK_VALUES = 32 * 1024
@@ -29,31 +34,57 @@ Counted = tuple[NDArray[Any], NDArray[np.int64]]
 """Floats, and how often each of them occurs."""
 
 
-@dataclass(frozen=True)
-class WeightStatistics:
-    """Exact statistics of one weight's values; sums are in float64."""
+def compiled(function: Callable[P, T]) -> Callable[P, T]:
+    """Compile for this processor without the interpreter lock.
 
-    numel: int
-    minimum: float
-    maximum: float
-    mean: float
-    variance: float
-    """Population variance."""
-    kurtosis: float
-    """Fourth central moment over the squared variance: 3 for a normal weight, 0 for a constant."""
-    sparsity: float
-    """Share of exact zeros."""
-    histogram_entropy: float
-    """Shannon entropy in bits of NumPy's 256-bin histogram between minimum and maximum."""
-    softmax_entropy: float
-    """``-sum p ln p`` in nats, ``p = softmax(vec W)`` (arXiv 2503.04704)."""
-    centred_softmax_entropy: float
-    """``H - ln n``: softmax entropy without the size of the weight; about ``-variance / 2``."""
+    Compiled code is kept on disk between runs where any place for it can be written.
+    """
+    try:
+        made = njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # numba: "cannot cache function: no locator available"
+        made = njit(nogil=True)(function)
+    return cast(Callable[P, T], made)
 
-    @property
-    def square_norm(self) -> float:
-        """Sum of the squared values."""
-        return self.numel * (self.variance + self.mean * self.mean)
+
+@compiled
+def add_patterns(bits: Array, counts: Array) -> None:
+    """Add the occurrences of each 16-bit pattern in ``bits`` to ``counts[2, 65536]``.
+
+    Two tables, because neighbouring equal values would wait for each other's store.
+    """
+    whole = bits.size - bits.size % 4
+    words = bits[:whole].view(np.uint64)
+    low = np.uint64(0xFFFF)
+    for position in range(words.size):
+        word = words[position]
+        counts[0, word & low] += np.uint32(1)
+        counts[1, (word >> np.uint64(16)) & low] += np.uint32(1)
+        counts[0, (word >> np.uint64(32)) & low] += np.uint32(1)
+        counts[1, word >> np.uint64(48)] += np.uint32(1)
+    for position in range(whole, bits.size):
+        counts[0, bits[position]] += np.uint32(1)
+
+
+@compiled
+def _counted_in_bins(values: Array, edges: Array) -> Array:
+    """How many values lie in each of NumPy's bins: only the last one has both edges.
+
+    Next to an edge the estimate may be off by one, which the edges themselves settle.
+    """
+    bins = edges.size - 1
+    counts = np.zeros(bins, np.int64)
+    first = np.float64(edges[0])
+    scale = bins / (np.float64(edges[bins]) - first)
+    for position in range(values.size):
+        x = values[position]
+        index = int((np.float64(x) - first) * scale)
+        index = min(max(index, 0), bins - 1)
+        while index > 0 and x < edges[index]:
+            index -= 1
+        while index < bins - 1 and x >= edges[index + 1]:
+            index += 1
+        counts[index] += 1
+    return counts
 
 
 class UnmeasurableError(ValueError):
@@ -89,13 +120,10 @@ def measure_patterns(
 
 def _counted(parts: Iterable[Values]) -> NDArray[np.int64]:
     """How often each pattern occurs, ``[65536]``."""
-    # Imported late: an analysis found in the cache needs no compiled loops.
-    from ewq.entropy.kernels import TABLES, count_patterns
-
-    total, counts = np.zeros(PATTERNS, np.int64), np.zeros((TABLES, PATTERNS), np.uint32)
+    total, counts = np.zeros(PATTERNS, np.int64), np.zeros((2, PATTERNS), np.uint32)
     for part in parts:
         counts[:] = 0
-        count_patterns(part, counts)
+        add_patterns(part, counts)
         total += counts.sum(0, dtype=np.int64)
     return total
 
@@ -122,8 +150,6 @@ def measure_floats(parts: Callable[[], Iterable[Values]], in_features: int) -> W
     A NotFiniteError of NaN or infinity, an UnmeasurableError of a float64 value beyond float32 or
     of no 256 bins between the values.
     """
-    from ewq.entropy.kernels import count_bins
-
     # In whole rows: sums, rounded chunk by chunk, then repeat whatever the parts.
     length = in_features * max(1, CHUNK_VALUES // in_features)
 
@@ -131,7 +157,7 @@ def measure_floats(parts: Callable[[], Iterable[Values]], in_features: int) -> W
         for chunk in chunks(parts(), length):
             yield chunk, np.broadcast_to(np.int64(1), chunk.shape)
 
-    return _measure(counted, lambda chunk, _, edges: count_bins(chunk, edges))
+    return _measure(counted, lambda chunk, _, edges: _counted_in_bins(chunk, edges))
 
 
 def chunks(parts: Iterable[Values], length: int) -> Iterator[Values]:

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from ewq.checkpoint.layout import Layout, Weight, scale_of
 from ewq.checkpoint.opening import Checkpoint
 from ewq.checkpoint.tensors import TensorInfo, as_torch, dequantized, map_bytes, read_ahead
+from ewq.entropy import WeightStatistics
 from ewq.entropy.statistics import (
     NotFiniteError,
     UnmeasurableError,
     Values,
-    WeightStatistics,
     chunks,
     measure_floats,
     measure_patterns,

@@ -135,7 +135,7 @@ def measure_costs(
     costs = {tensor.name: dict.fromkeys(tensor.types, 0.0) for tensor in tensors}
     pool = ThreadPoolExecutor(workers or usable_cores())
     with step(progress, "measuring rounding errors", len(pieces), "pieces") as advance, pool:
-        for name, found in pool.map(lambda piece: _rounded(*piece, rounded), pieces):
+        for name, found in pool.map(lambda piece: _rounded(rounded, *piece), pieces):
             for type_name, cost in found.items():
                 costs[name][type_name] += cost
             advance(1)
@@ -143,13 +143,13 @@ def measure_costs(
 
 
 def _rounded(
+    rounded: Rounding,
     tensor: PlannedTensor,
     expert: int,
     rows: Indices,
     weights: Floats,
     columns: Floats,
     importance: Values | None,
-    rounded: Rounding,
 ) -> tuple[str, dict[str, float]]:
     """What some rows of one expert, ``weights`` being their share in the cost, cost by type."""
     values, found = tensor.matrix.read(expert, rows), {}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ewq.checkpoint.gguf_header import GgufHeader
 from ewq.checkpoint.layout import find_layout
-from ewq.entropy.kernels import Array, compiled
+from ewq.entropy.statistics import Array, compiled
 from ewq.gguf.convert import CONVERTED_TYPES
 from ewq.gguf.recipe import TensorNames
 from ewq.gguf.rounding import Values, block_size, pack, unpack

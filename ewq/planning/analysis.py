@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ewq.checkpoint.layout import Block, Layout, find_layout
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
-from ewq.entropy.statistics import WeightStatistics
+from ewq.entropy import WeightStatistics
 from ewq.errors import PlanError, check_known
 from ewq.files import content_key, read_cached, write_cached
 from ewq.measurement import Json

@@ -104,11 +104,6 @@ class QuantizationPlan:
     """``sha256:...`` of the token sequences that the expectation comes from."""
 
     @property
-    def block_precisions(self) -> tuple[Precision | None, ...]:
-        """Precision per block in order; ``None`` for a block of mixed precisions."""
-        return tuple(block.precision for block in self.blocks)
-
-    @property
     def digest(self) -> str:
         """``sha256:...`` of the canonical JSON without who made it and the model's spelling."""
         stable = {key: value for key, value in self.to_json().items() if key not in VOLATILE}

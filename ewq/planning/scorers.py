@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ewq.entropy.statistics import WeightStatistics
+from ewq.entropy import WeightStatistics
 from ewq.errors import PlanError
 from ewq.precision import Precision
 

@@ -64,7 +64,7 @@ def test_a_large_model_comes_in_shards_with_the_same_weights(small, tmp_path, mo
 
 def test_its_plan_is_a_mix_as_a_real_models_is(small):
     plan = analyze(dummy_checkpoint(small)).plan(factor=0.5)
-    assert set(plan.block_precisions) == set(Precision)
+    assert {block.precision for block in plan.blocks} == set(Precision)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"model_type": "t5"}', "no json"])

@@ -12,12 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ewq.entropy.statistics import (
-    NotFiniteError,
-    WeightStatistics,
-    measure_floats,
-    measure_patterns,
-)
+from ewq.entropy import WeightStatistics
+from ewq.entropy.statistics import NotFiniteError, measure_floats, measure_patterns
 
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 DTYPES = list(TORCH)

@@ -118,7 +118,7 @@ def test_tensor_plans_are_reported_by_block(tmp_path: Path):
 
     scores = [of.histogram_entropy for of in analysis.statistics.values()]
     assert plan.mean == pytest.approx(np.mean(scores))
-    assert plan.block_precisions == (None, None)
+    assert [block.precision for block in plan.blocks] == [None, None]
     assert plan.blocks[0].entropy == pytest.approx(analysis.plan().blocks[0].entropy)
     raw = [name for name, of in plan.weights.items() if of is Precision.RAW]
     assert min(analysis.statistics[name].histogram_entropy for name in raw) >= plan.mean
@@ -367,7 +367,8 @@ def test_controls_and_entropies_share_one_analysis(tmp_path: Path):
     analysis = analysed(tmp_path)
 
     def plan(scorer: str, seed: int = 0):
-        return analysis.plan(target_bpw=11, scorer=scorer, seed=seed).block_precisions
+        plan = analysis.plan(target_bpw=11, scorer=scorer, seed=seed)
+        return tuple(block.precision for block in plan.blocks)
 
     assert plan("first") == plan("last")[::-1]
     assert {plan("random", seed) for seed in range(20)} == {plan("first"), plan("last")}

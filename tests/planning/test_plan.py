@@ -127,7 +127,7 @@ def test_the_proof_of_concepts_plan_is_read_in_block_order(tmp_path: Path):
     plan = read_plan(path)
 
     assert [block.index for block in plan.blocks] == [0, 1, 2, 10]
-    assert [of.value for of in plan.block_precisions if of] == ["raw", "4bit", "8bit", "raw"]
+    assert [block.precision for block in plan.blocks] == ["raw", "4bit", "8bit", "raw"]
     assert json.loads(json.dumps(plan.to_json(), allow_nan=False))["mean"] is None
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ewq.entropy.statistics import WeightStatistics
+from ewq.entropy import WeightStatistics
 from ewq.errors import InputError
 from ewq.planning.analysis import check_choices
 from ewq.planning.scorers import SCORERS, Unit

@@ -73,9 +73,9 @@ PLANNER = (
     """
     import numpy as np
     from ewq.planning.analysis import analyze
-    from ewq.entropy import kernels, weights
-    counts = np.zeros((kernels.TABLES, 65536), np.uint32)
-    kernels.count_patterns(np.zeros(64, np.uint16), counts)
+    from ewq.entropy import statistics, weights
+    counts = np.zeros((2, 65536), np.uint32)
+    statistics.add_patterns(np.zeros(64, np.uint16), counts)
     """,
     "analyze(sys.argv[1], cache=False).plan(0.65)",
 )
@@ -176,7 +176,7 @@ IN_MEMORY = """
 import numpy as np
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from ewq.entropy import kernels
+from ewq.entropy import statistics
 data = np.fromfile(Path(sys.argv[1]) / "model.safetensors", np.uint16)
 parts = np.array_split(data, 64)
 target = np.empty_like(data)
@@ -185,13 +185,13 @@ target[:] = 0
 import os
 workers = len(os.sched_getaffinity(0))
 local = threading.local()
-kernels.count_patterns(parts[0][:64], np.zeros((kernels.TABLES, 65536), np.uint32))
+statistics.add_patterns(parts[0][:64], np.zeros((2, 65536), np.uint32))
 def copy(index):
     np.copyto(targets[index], parts[index])
 def count(index):
     if not hasattr(local, "counts"):
-        local.counts = np.zeros((kernels.TABLES, 65536), np.uint32)
-    kernels.count_patterns(parts[index], local.counts)
+        local.counts = np.zeros((2, 65536), np.uint32)
+    statistics.add_patterns(parts[index], local.counts)
 executor = ThreadPoolExecutor(workers)
 """
 COPYING = (IN_MEMORY, "list(executor.map(copy, range(64)))")
