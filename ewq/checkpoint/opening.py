@@ -195,14 +195,15 @@ def _read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorIn
                 "when opened; convert it with save_pretrained to safetensors first"
             )
         raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}")
-    named = set(_weight_map(index).values()) if index.is_file() else {SINGLE}
+    weight_map = _weight_map(index) if index.is_file() else {}
+    named = set(weight_map.values()) or {SINGLE}
     stored = {path.name for path in folder.glob("model*.safetensors")}
     if foreign := sorted(stored - named):
         raise CheckpointError(
             f"{folder} holds two sets of weights: {foreign[0]} does not belong with "
             f"{min(named)}, and programs differ in which they read; remove one set"
         )
-    return read_safetensors(single) if SINGLE in stored else _read_sharded(index)
+    return read_safetensors(single) if SINGLE in stored else _read_sharded(index, weight_map)
 
 
 def _weight_map(path: Path) -> dict[str, str]:
@@ -219,8 +220,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _read_sharded(index: Path) -> dict[str, TensorInfo]:
-    named = _weight_map(index)
+def _read_sharded(index: Path, named: Mapping[str, str]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(named.values())):
         path = index.with_name(shard)

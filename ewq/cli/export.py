@@ -42,9 +42,6 @@ def export(
     imatrix: Annotated[
         Path | None, typer.Option(help="Importance matrix made by llama-imatrix.")
     ] = None,
-    converter: Annotated[
-        Path | None, typer.Option(help="llama.cpp's own convert_hf_to_gguf.py.")
-    ] = None,
     rounding: Rounding = "nearest",
     calibration: Text = None,
     print_command: Annotated[
@@ -72,12 +69,10 @@ def export(
     if print_command:
         if calibrated:
             raise InputError("llama.cpp's own programs cannot do --rounding gptq: leave it out")
-        script = export_command(model, out, recipe, converter=converter, progress=progress)
+        script = export_command(model, out, recipe, progress)
         print(json.dumps({"command": script}) if as_json else script)
         return
-    report = export_gguf(
-        model, out, recipe, converter=converter, calibration=calibrated, progress=progress
-    )
+    report = export_gguf(model, out, recipe, calibration=calibrated, progress=progress)
     show(report.to_json(), _lines(report), as_json=as_json)
 
 

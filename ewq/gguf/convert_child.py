@@ -27,13 +27,11 @@ def main(script: Path, arguments: list[str]) -> None:
     sys.path.insert(0, str(script.parent))
     sys.argv = [str(script), *arguments]
     module = import_module(script.stem)
-    # Newer converters keep their classes in a package, older ones in the script.
-    owner = sys.modules.get("conversion.base", module)
-    allow_unknown_tokenizers(owner)
-    if hasattr(owner, "ModelBase"):
-        owner.ModelBase.load_hparams = staticmethod(with_older_keys(owner.ModelBase.load_hparams))
+    base = import_module("conversion.base")
+    allow_unknown_tokenizers(base.TextModel)
+    base.ModelBase.load_hparams = staticmethod(with_older_keys(base.ModelBase.load_hparams))
     if without := os.environ.get(WITHOUT):
-        leave_out(owner, without.split(","))
+        leave_out(base.ModelBase, without.split(","))
     module.main()
 
 
@@ -84,14 +82,14 @@ def with_older_keys(load: Callable[..., dict[str, Any]]) -> Callable[..., dict[s
     return complete
 
 
-def allow_unknown_tokenizers(owner: Any) -> None:
+def allow_unknown_tokenizers(model: Any) -> None:
     """Write a plain vocabulary where the converter would give up on the tokenizer.
 
     An unrecognised splitting rule is named ``default``; a missing SentencePiece file is replaced
     by ``tokenizer.json``. Measurements depend on neither.
     """
-    model = getattr(owner, "TextModel", None) or owner.Model
     name_rule: Callable[..., str] = model.get_vocab_base_pre
+    prepare: Callable[..., None] = model.prepare_metadata
 
     def tolerant_name(self: Any, tokenizer: Any) -> str:
         try:
@@ -115,14 +113,11 @@ def allow_unknown_tokenizers(owner: Any) -> None:
         prepare(self, **options)
 
     model.get_vocab_base_pre = tolerant_name
-    if hasattr(model, "prepare_metadata"):
-        prepare: Callable[..., None] = model.prepare_metadata
-        model.prepare_metadata = tolerant_prepare
+    model.prepare_metadata = tolerant_prepare
 
 
-def leave_out(owner: Any, names: Collection[str]) -> None:
+def leave_out(model: Any, names: Collection[str]) -> None:
     """Skip stored tensors that no loaded model holds, such as a copy of the embedding."""
-    model = getattr(owner, "ModelBase", None) or owner.Model
     every: Callable[..., Iterator[tuple[str, Any]]] = model.get_tensors
 
     def some(self: Any) -> Iterator[tuple[str, Any]]:

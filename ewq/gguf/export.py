@@ -30,7 +30,6 @@ from ewq.gguf.recipe import (
     Recipe,
     TypeRecipe,
     exact_types,
-    left_alone,
     plain_type,
 )
 from ewq.gguf.report import ExportReport, read_back
@@ -52,16 +51,15 @@ def export_gguf(
     out: str | Path,
     recipe: Recipe,
     *,
-    converter: Path | None = None,
     calibration: Calibration | None = None,
     base: Path | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> ExportReport:
     """Export a hub id, a Hugging Face folder or another ``.gguf`` as one GGUF file.
 
-    ``out`` appears when it is complete and checked, not before. ``converter`` is llama.cpp's own
-    script instead of the pinned one; ``base`` the model's conversion, where there is one. With a
-    ``calibration`` weights are rounded so that errors cancel on its text (:mod:`ewq.gguf.gptq`).
+    ``out`` appears when it is complete and checked, not before. ``base`` is the model's conversion,
+    where there is one. With a ``calibration`` weights are rounded so that errors cancel on its
+    text (:mod:`ewq.gguf.gptq`).
 
     An InputError where ``out`` cannot be written, a weight would become infinite or nothing is
     to be rounded, a PlanError of another model's plan, an EwqError where llama.cpp fails.
@@ -81,7 +79,7 @@ def export_gguf(
     with scratch_beside(out) as work:
         notes: tuple[str, ...] = ()
         if base is None:
-            base, notes = make_base(checkpoint, recipe, work, converter, progress)
+            base, notes = make_base(checkpoint, recipe, work, progress)
         return build(base, recipe, out, work, progress, rounding, notes)
 
 
@@ -139,11 +137,7 @@ def base_type(checkpoint: Checkpoint) -> str:
 
 
 def make_base(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    work: Path,
-    converter: Path | None = None,
-    progress: Progress = NO_PROGRESS,
+    checkpoint: Checkpoint, recipe: Recipe, work: Path, progress: Progress
 ) -> tuple[Path, tuple[str, ...]]:
     """The file to start from, with notes: a model that is GGUF, else a conversion in ``work``."""
     if checkpoint.is_gguf:
@@ -153,9 +147,7 @@ def make_base(
     ignored = find_layout(checkpoint).ignored if known else frozenset()
     heads = {name for name in checkpoint.tensors if name.endswith(HEADS)}
     try:
-        notes = convert_folder(
-            checkpoint.path, path, type_name, converter, progress, without=heads & ignored
-        )
+        notes = convert_folder(checkpoint.path, path, type_name, progress, without=heads & ignored)
     except CheckpointError:
         _check_tokenizer(checkpoint)
         raise
@@ -202,7 +194,6 @@ def build(
         if recipe.imatrix:
             check_entries(recipe.imatrix, source)
         fallbacks = run_quantizer(job, progress).fallbacks
-        notes += left_alone(source, recipe)
         if job.requantize:
             notes += (f"{base.name} was quantized before; its losses add to those of this export",)
         if rounding:
@@ -223,25 +214,18 @@ def make_job(source: GgufHeader, recipe: Recipe, out: Path) -> QuantizeJob:
     if isinstance(recipe, TypeRecipe):
         job = QuantizeJob(source.path, out, recipe.name)
     else:
-        types, raw = exact_types(source, recipe), recipe.types[Precision.RAW]
-        embedding, head = types.get(EMBEDDING, raw), types.get(OUTPUT, raw)
         # llama.cpp looks at exact types only under a recipe that quantizes, whichever it is.
-        job = QuantizeJob(source.path, out, "Q8_0", types, embedding, head)
+        job = QuantizeJob(source.path, out, "Q8_0", exact_types(source, recipe))
     return replace(job, imatrix=recipe.imatrix, requantize=requantize)
 
 
 def export_command(
-    model: str | Path,
-    out: Path,
-    recipe: Recipe,
-    *,
-    converter: Path | None = None,
-    progress: Progress = NO_PROGRESS,
+    model: str | Path, out: Path, recipe: Recipe, progress: Progress = NO_PROGRESS
 ) -> str:
     """The same export as a shell script for llama.cpp's own programs."""
     checkpoint = open_for(model, recipe, progress)
     with tempfile.TemporaryDirectory() as name:  # a conversion has the names of tensors
-        base, _ = make_base(checkpoint, recipe, Path(name), converter, progress)
+        base, _ = make_base(checkpoint, recipe, Path(name), progress)
         source = read_header(base)
         job = make_job(source, recipe, out)
     if checkpoint.is_gguf:

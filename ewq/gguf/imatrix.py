@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ewq.checkpoint.gguf_header import MAGIC, GgufHeader, read_header
+from ewq.checkpoint.gguf_header import GgufHeader, read_header
 from ewq.errors import InputError
 from ewq.files import said_of, scratch_beside
 
@@ -21,13 +21,8 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
     """Mean squared activations by tensor name, ``[columns]`` or ``[experts * columns]``.
 
-    An InputError of a file that is no GGUF of ``llama-imatrix``.
+    A CheckpointError of what is no GGUF, an InputError of one that ``llama-imatrix`` did not make.
     """
-    if not path.is_file():
-        raise InputError(f"no importance matrix at {path}")
-    with path.open("rb") as file:
-        if file.read(4) != MAGIC:
-            raise InputError(f"{path} is no GGUF; llama-imatrix --in-file converts older files")
     from gguf import GGUFReader
 
     read_header(path)

@@ -18,7 +18,6 @@ from ewq.checkpoint.gguf_header import GgufHeader, read_header
 from ewq.errors import BackendUnavailable, CheckpointError, EwqError
 from ewq.files import content_key, read_cached, write_cached
 
-TIMEOUT_S = 900
 ASSERTION = "GGML_ASSERT"
 TOKENS, TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 NORMAL = 1
@@ -38,7 +37,7 @@ def llama_cpp_version() -> str:
         raise BackendUnavailable("llama.cpp is not installed: pip install 'ewq[gguf]'") from None
 
 
-def probe_file(path: Path, timeout_s: float = TIMEOUT_S) -> None:
+def probe_file(path: Path) -> None:
     """Load ``path`` in a child, once while it and llama.cpp stay; CheckpointError if that fails."""
     found = path.stat()
     file = (str(path.resolve()), found.st_size, found.st_mtime_ns)
@@ -47,22 +46,11 @@ def probe_file(path: Path, timeout_s: float = TIMEOUT_S) -> None:
         return
     # A CUDA context would take memory and time, and the file loads the same without one.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    try:
-        done = subprocess.run(
-            _command(path),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-        )
-    except subprocess.TimeoutExpired:
-        raise CheckpointError(f"{path}: llama.cpp did not load it within {timeout_s} s") from None
-    if done.returncode:
-        why = why_ended(done.returncode, done.stderr)
-        aborted = done.returncode < 0
-        raise CheckpointError(f"{path}: llama.cpp aborts on this file ({why})" if aborted else why)
+    status, said = run_child(_command(path), heard=lambda _: False, environment=environment)
+    if status:
+        why = why_ended(status, said)
+        aborted = f"{path}: llama.cpp aborts on this file ({why})"
+        raise CheckpointError(aborted if status < 0 else why)
     write_cached(CACHE, key, file)
 
 

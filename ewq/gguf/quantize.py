@@ -21,8 +21,6 @@ from ewq.gguf.imatrix import read_imatrix
 from ewq.gguf.probe import run_child, why_ended
 from ewq.progress import NO_PROGRESS, Progress
 
-GAVE_UP = 4
-"""Exit status of the child where llama.cpp failed; its last error says of what."""
 CHOSEN = re.compile(r"^\[\s*\d+/\s*\d+\]\s+(\S+) .*MiB \((\w+)\)")
 STEP = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]\s+(\S+)")
 FALLBACK = re.compile(r"warning: (\S+) .*for type\s+(\S+)\) .*-> falling back to")
@@ -38,8 +36,6 @@ class QuantizeJob:
     """llama.cpp's recipe: ``Q8_0``, ``Q4_K_M``, ... What ``types`` leaves open follows it."""
     types: Mapping[str, str] = field(default_factory=dict)
     """Tensor name -> ggml type, exact."""
-    embedding_type: str | None = None
-    output_type: str | None = None
     imatrix: Path | None = None
     requantize: bool = False
     dry_run: bool = False
@@ -53,18 +49,15 @@ class Heard:
     """Tensor name -> the type asked for, of those that could not be stored in it."""
     chosen: dict[str, str] = field(default_factory=dict)
     """Of a dry run: tensor name -> ggml type, of those that would change."""
-    last: str = "the file"
+    last: str = ""
+    """The tensor it was at."""
 
 
 def as_command(job: QuantizeJob) -> str:
     """The job as a shell command for llama.cpp's own program, one option a line."""
-    options = {
-        "--imatrix": str(job.imatrix or ""),
-        "--token-embedding-type": (job.embedding_type or "").lower(),
-        "--output-tensor-type": (job.output_type or "").lower(),
-    }
     lines = [["llama-quantize"], *[["--allow-requantize"]] * job.requantize]
-    lines += [[name, value] for name, value in options.items() if value]
+    if job.imatrix:
+        lines.append(["--imatrix", str(job.imatrix)])
     lines += [
         ["--tensor-type", f"{exact_pattern(tensor)}={type_name.lower()}"]
         for tensor, type_name in job.types.items()
@@ -96,7 +89,7 @@ def run_quantizer(job: QuantizeJob, progress: Progress = NO_PROGRESS) -> Heard:
         why = why_ended(status, said)
         if status < 0:
             why = f"llama.cpp aborted while quantizing {job.source}: {why}"
-        elif status == GAVE_UP:
+        elif heard.last:
             why = f"llama.cpp could not quantize {heard.last}: {why}"
         raise EwqError(why)
     return heard
@@ -117,8 +110,6 @@ def _hear(heard: Heard, progress: Progress, line: str) -> bool:
 
 def main(job: QuantizeJob) -> int:
     """The child's work: run the job; its exit status."""
-    from gguf import GGMLQuantizationType
-
     from ewq.gguf.llama_native import llama_library
 
     library = llama_library()
@@ -131,15 +122,11 @@ def main(job: QuantizeJob) -> int:
     params.ftype = getattr(library, recipe)
     params.allow_requantize = job.requantize
     params.dry_run = job.dry_run
-    if job.embedding_type:
-        params.token_embedding_type = GGMLQuantizationType[job.embedding_type]
-    if job.output_type:
-        params.output_tensor_type = GGMLQuantizationType[job.output_type]
     kept: list[Any] = [callback, _set_types(library, params, job.types)]
     if job.imatrix:
         kept.append(_set_imatrix(library, params, job.imatrix))
     source, out = os.fsencode(job.source), os.fsencode(job.out)
-    return GAVE_UP if library.llama_model_quantize(source, out, ctypes.byref(params)) else 0
+    return int(library.llama_model_quantize(source, out, ctypes.byref(params)))
 
 
 def _report(_level: int, text: bytes, _user_data: Any) -> None:

@@ -130,21 +130,6 @@ def exact_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
     }
 
 
-def left_alone(source: GgufHeader, recipe: Recipe) -> tuple[str, ...]:
-    """A note on weights that a plan quantizes and llama.cpp does not, if there are any."""
-    if isinstance(recipe, TypeRecipe) or recipe.plan.types:
-        return ()
-    planned, raw = _planned_types(source, recipe), recipe.types[Precision.RAW]
-    left = [t for t in source.tensors if planned.get(t.name, raw) != raw and not _is_quantizable(t)]
-    if not left:
-        return ()
-    kept = sum(tensor.nbytes for tensor in left)
-    return (
-        f"{len(left)} weights of the plan ({kept:,} bytes, such as {left[0].name}) are not "
-        "quantized: llama.cpp quantizes neither routers nor single rows",
-    )
-
-
 def tensors_of_weights(
     header: GgufHeader, weights: Collection[str]
 ) -> Mapping[str, tuple[str, ...]]:

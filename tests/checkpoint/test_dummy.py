@@ -78,13 +78,3 @@ def test_what_is_no_causal_models_config_is_refused(tmp_path, content):
 def test_a_missing_config_is_one_line(tmp_path):
     with pytest.raises(CheckpointError, match=r"absent.json: No such file"):
         dummy_checkpoint(tmp_path / "absent.json")
-
-
-def test_a_vocabulary_too_small_for_the_tokenizer_is_refused_before_anything_is_drawn(
-    small, tmp_path
-):
-    fields = json.loads(small.read_text()) | {"vocab_size": 512}
-    small.write_text(json.dumps(fields))
-    with pytest.raises(CheckpointError, match=r"vocabulary of 512; .* tokenizer of 1024 tokens"):
-        dummy_checkpoint(small)
-    assert not (tmp_path / "cache").exists()

@@ -15,14 +15,14 @@ from tools.odd_folders import make_odd
 def test_a_named_script_is_used(tmp_path, monkeypatch):
     script = tmp_path / "mine.py"
     script.touch()
-    assert convert.find_converter(script) == script
     monkeypatch.setenv(convert.VARIABLE, str(script))
     assert convert.find_converter() == script
 
 
-def test_a_named_script_must_exist(tmp_path):
+def test_a_named_script_must_exist(tmp_path, monkeypatch):
+    monkeypatch.setenv(convert.VARIABLE, str(tmp_path / "absent.py"))
     with pytest.raises(InputError, match=r"convert_hf_to_gguf\.py"):
-        convert.find_converter(tmp_path / "absent.py")
+        convert.find_converter()
 
 
 def test_offline_and_absent_is_one_clear_line(tmp_path, monkeypatch):
@@ -30,7 +30,7 @@ def test_offline_and_absent_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setenv("EWQ_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(BackendUnavailable, match="--converter") as caught:
+    with pytest.raises(BackendUnavailable, match="EWQ_GGUF_CONVERTER") as caught:
         convert.find_converter()
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.py"))
@@ -42,23 +42,6 @@ def test_a_model_the_converter_does_not_know_is_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="cannot convert") as caught:
         convert_folder(tmp_path, tmp_path / "out.gguf", "F16")
     assert "\n" not in str(caught.value)
-
-
-def test_another_script_of_the_older_shape_is_driven(tmp_path):
-    """Older converters keep their classes in the script; ours must still find them."""
-    script = tmp_path / "convert_hf_to_gguf.py"
-    script.write_text(
-        "import sys\n"
-        "class Model:\n"
-        "    def get_vocab_base_pre(self, tokenizer):\n"
-        "        raise NotImplementedError\n"
-        "def main():\n"
-        "    out = sys.argv[sys.argv.index('--outfile') + 1]\n"
-        "    open(out, 'w').write(Model().get_vocab_base_pre(None))\n"
-    )
-    out = tmp_path / "out.gguf"
-    assert convert_folder(tmp_path, out, "F16", script) == (UNKNOWN_TOKENIZER_NOTE,)
-    assert out.read_text() == "default"
 
 
 def test_tokenizer_and_context_travel(tiny_file):
@@ -83,7 +66,8 @@ def test_the_converters_own_bar_becomes_progress(tmp_path):
             told.append("finished")
 
     model = Path(__file__).parent.parent.parent / "fixtures" / "tiny-llama"
-    convert_folder(model, tmp_path / "out.gguf", "F16", progress=Told())
+    notes = convert_folder(model, tmp_path / "out.gguf", "F16", progress=Told())
+    assert notes == (UNKNOWN_TOKENIZER_NOTE,)
     assert told[0] == ("converting to GGUF", 100, "%")
     assert sum(told[1:-1]) == 100
     assert told[-1] == "finished"

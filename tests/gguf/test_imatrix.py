@@ -1,7 +1,5 @@
 """Importance matrices as ``llama-imatrix`` writes them."""
 
-import struct
-
 import numpy as np
 import pytest
 
@@ -35,12 +33,6 @@ def test_means_of_experts_are_each_over_its_own_count(tmp_path):
 def test_an_expert_that_was_never_chosen_is_equally_important_in_all_columns(tmp_path):
     path = save_gguf(tmp_path / "m.gguf", [[2, 4, 6, 8], [0, 0, 0, 0]], [[2], [0]])
     assert read_imatrix(path)["w"].tolist() == [1, 2, 3, 4, 1, 1, 1, 1]
-
-
-def test_the_older_format_is_converted_by_llama_cpp(tmp_path):
-    (tmp_path / "m.dat").write_bytes(struct.pack("<i", 1) + bytes(40))
-    with pytest.raises(InputError, match="llama-imatrix --in-file converts older"):
-        read_imatrix(tmp_path / "m.dat")
 
 
 DAMAGED = {
