@@ -210,12 +210,8 @@ def load_llama_cpp(
     check_device(device)
     header = read_header(path)
     probe_file(Path(path))
-    native = NativeModel(
-        Path(path),
-        device=device,
-        threads=threads or torch.get_num_threads(),
-        cache_type=cache_type,
-    )
+    threads = threads or torch.get_num_threads()
+    native = NativeModel(Path(path), device=device, threads=threads, cache_type=cache_type)
     info = ModelInfo(
         engine="llama.cpp",
         device=device,

@@ -86,11 +86,9 @@ class ModelFolder:
     def require_library(self) -> None:
         """Raise a BackendUnavailable that says what to install for the method."""
         needed = LIBRARIES.get(self._method, "") if self.quantization else "peft" * (not self.own)
-        missing = [name for name in needed.split() if not find_spec(name.replace("-", "_"))]
-        if missing:
-            raise BackendUnavailable(
-                f"{self.path} ({self.method}): pip install {' '.join(missing)}"
-            )
+        absent = [name for name in needed.split() if not find_spec(name.replace("-", "_"))]
+        if absent:
+            raise BackendUnavailable(f"{self.path} ({self.method}): pip install {' '.join(absent)}")
 
     def require_same_model(self, tokenizer: Any, label: str) -> None:
         """Refuse what lacks the shape or the tokens of ``label``, or needs code of its own.

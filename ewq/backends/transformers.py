@@ -238,7 +238,11 @@ class TransformersModel:
 
     @property
     def _block_rows(self) -> int:
-        return max(1, _logit_block_bytes(self._cuda_devices) // (4 * self.info.vocab_size))
+        # By the size of the smallest GPU and not by what is free, so that a run repeats its blocks.
+        gpus = map(torch.cuda.get_device_properties, self._cuda_devices)
+        share = min((gpu.total_memory // CUDA_SHARE for gpu in gpus), default=0)
+        most_bytes = max(LOGIT_BLOCK_BYTES, min(CUDA_LOGIT_BLOCK_BYTES, share))
+        return max(1, most_bytes // (4 * self.info.vocab_size))
 
     def _batches(
         self, shared: list[list[int]], rows: list[tuple[int, list[int]]], kept: list[int]
@@ -297,14 +301,6 @@ class TransformersModel:
             done = sum(map(len, parts))
             parts.append(_gather(block, suffix[done : done + len(block)]))
         return np.concatenate(parts)
-
-
-def _logit_block_bytes(devices: Collection[torch.device]) -> int:
-    """By the size of the smallest GPU and not by what is free, so that a run repeats its blocks."""
-    if not devices:
-        return LOGIT_BLOCK_BYTES
-    memory = min(torch.cuda.get_device_properties(device).total_memory for device in devices)
-    return max(LOGIT_BLOCK_BYTES, min(CUDA_LOGIT_BLOCK_BYTES, int(memory) // CUDA_SHARE))
 
 
 def _gather(logits: torch.Tensor, tokens: Sequence[int]) -> NDArray[np.float32]:

@@ -103,7 +103,9 @@ def check_variant(variant: Variant, subject: Subject, *, named: bool) -> None:
     elif not native and not isinstance(recipe, Raw) and not find_spec("bitsandbytes"):
         raise BackendUnavailable(f"{variant.name} needs bitsandbytes: pip install bitsandbytes")
     if isinstance(recipe, GgufFile):
-        _require_own_file(recipe.path, subject)
+        blocks = len(find_layout(subject.checkpoint).blocks)
+        shape = shape_of_config(subject.checkpoint.config, blocks)
+        require_same_model(recipe.path, shape, subject.tokenizer, subject.label)
     elif isinstance(recipe, Planned) and isinstance(recipe.plan, Path):
         plan = subject.plan(recipe.plan)
         require_target(plan, "gguf" if native else BITSANDBYTES)
@@ -129,12 +131,6 @@ def _folder_of(recipe: HfFolder, subject: Subject) -> ModelFolder:
     from ewq.backends.model_folder import open_model_folder
 
     return open_model_folder(recipe.source, subject.checkpoint, subject.progress)
-
-
-def _require_own_file(path: Path, subject: Subject) -> None:
-    blocks = len(find_layout(subject.checkpoint).blocks)
-    shape = shape_of_config(subject.checkpoint.config, blocks)
-    require_same_model(path, shape, subject.tokenizer, subject.label)
 
 
 def get_ready(variant: Variant, subject: Subject, placement: Placement) -> None:

@@ -49,18 +49,8 @@ _VALUES: tuple[tuple[str, str, str, str], ...] = (
     ("calibration", "", "DIR", "text that fitted plans are made on (default: ewq's own)"),
     ("thresholds", "", "FILE", "thresholds.toml (default: beside the benchmarks)"),
     ("baseline", "", "RUN", "stored run to gate against: a file, a run number or a commit"),
-    (
-        "workers",
-        "",
-        "N|ADDRESS",
-        "measure on N Ray workers, or on a cluster: auto, ray://HOST:PORT",
-    ),
-    (
-        "kv",
-        "",
-        "TYPES",
-        f"types of cache of every GGUF variant: {', '.join(CACHES)} (default: f16)",
-    ),
+    ("workers", "", "N|ADDRESS", "measure on N Ray workers, or a cluster: auto, ray://HOST:PORT"),
+    ("kv", "", "TYPES", f"types of cache of GGUF variants: {', '.join(CACHES)} (default: f16)"),
     ("decode", "auto", "MODE", f"decode loop of transformers variants: {', '.join(_DECODE_MODES)}"),
 )
 _FLAGS: tuple[tuple[str, str], ...] = (

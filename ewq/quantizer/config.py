@@ -128,10 +128,8 @@ class EwqConfig(QuantizationConfigMixin):
         counted = DOUBLE_TARGETS.get(self.plan.target, wanted)
         if wanted is not None and wanted != counted:
             other = "nf4-double" if wanted else "nf4"
-            raise InputError(
-                f"EwqConfig: double_quant={wanted}, but the plan counted sizes for "
-                f"{self.plan.target}; plan with --for {other}, or leave double_quant out"
-            )
+            given = f"EwqConfig: double_quant={wanted}, with a plan for {self.plan.target}"
+            raise InputError(f"{given}: plan with --for {other}, or leave double_quant out")
         return counted or False
 
     def to_dict(self) -> dict[str, Any]:

@@ -139,10 +139,8 @@ def _quantizable(plan: QuantizationPlan, model: nn.Module) -> dict[str, Precisio
     parameters = dict(model.named_parameters(remove_duplicate=False))
     unknown = [name for name in plan.weights if name not in parameters]
     if unknown:
-        raise PlanError(
-            f"the plan for {plan.model} names {len(unknown)} weights that "
-            f"{type(model).__name__} lacks: {', '.join(unknown[:NAMED])}"
-        )
+        lacking = f"{type(model).__name__} lacks {len(unknown)} weights of {plan.model}'s plan"
+        raise PlanError(f"{lacking}: {', '.join(unknown[:NAMED])}")
     wanted = {name: of for name, of in plan.weights.items() if of is not Precision.RAW}
     kept = [
         name
@@ -167,8 +165,5 @@ def _check_stored(tensors: Mapping[str, TensorInfo], modules: Mapping[str, Preci
         found = [name for name in tensors if name.endswith(suffix)]
         if len(found) != wanted:
             where = next(iter(tensors.values())).file.parent if tensors else "the folder"
-            raise CheckpointError(
-                f"{where} has scales for {len(found)} {precision.value} weights, its plan for "
-                f"{wanted}; it is incomplete or its config.json is another model's: "
-                "run `ewq quantize` again"
-            )
+            held = f"{where} has scales for {len(found)} {precision.value} weights, not {wanted}"
+            raise CheckpointError(f"{held} as its plan says: run `ewq quantize` again")

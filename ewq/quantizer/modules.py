@@ -174,10 +174,8 @@ def int8_parameter(module: Any, weight: torch.Tensor, name: str) -> Int8Params:
     laid_out = weight.T if issubclass(module.source_cls, Conv1D) else weight
     values, scales, _ = int8_vectorwise_quant(laid_out.contiguous().to(torch.float16))
     if not scales.isfinite().all():
-        raise InputError(
-            f"{name} holds {float(weight.abs().max()):,.0f}, which 8 bits cannot (at most 65,504); "
-            "plan it raw or in 4 bits"
-        )
+        largest = f"{name} holds {float(weight.abs().max()):,.0f}"
+        raise InputError(f"{largest}, beyond 65,504 in 8 bits: plan it raw or in 4 bits")
     return Int8Params(values, requires_grad=False, CB=values, SCB=scales)
 
 

@@ -143,13 +143,15 @@ def test_small_logit_blocks_change_no_answer(folder, prompts, monkeypatch, rows)
 
 
 @pytest.mark.parametrize(("gigabytes", "megabytes"), [((80, 24), 1500), ((80,), 2000), ((2,), 192)])
-def test_logit_blocks_on_gpus_follow_the_smallest(monkeypatch, gigabytes, megabytes):
+def test_logit_blocks_on_gpus_follow_the_smallest(llama, monkeypatch, gigabytes, megabytes):
     def properties(device):
         return SimpleNamespace(total_memory=gigabytes[device.index] * 10**9)
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    devices = [torch.device("cuda", index) for index in range(len(gigabytes))]
-    assert backend._logit_block_bytes(devices) == megabytes * 10**6
+    devices = {torch.device("cuda", index) for index in range(len(gigabytes))}
+    model = load(llama)
+    monkeypatch.setattr(model, "_cuda_devices", devices)
+    assert model._block_rows == megabytes * 10**6 // (4 * model.info.vocab_size)
 
 
 def test_recurrent_caches_are_not_shared_but_scored_all_the_same(llama, prompts, monkeypatch):

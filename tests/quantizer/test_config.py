@@ -49,7 +49,7 @@ def test_double_quantization_follows_the_plan_unless_given(plan, double_plan):
     assert not EwqConfig(plan=plan).options.double_quant
     assert EwqConfig(plan=double_plan).options.double_quant
     for counted, wanted in ((plan, True), (double_plan, False)):
-        with pytest.raises(InputError, match=f"plan counted sizes for {counted.target};"):
+        with pytest.raises(InputError, match=f"with a plan for {counted.target}:"):
             EwqConfig(plan=counted, double_quant=wanted)
 
 
