@@ -19,7 +19,7 @@ from ewq.planning.plan import BITSANDBYTES
 from ewq.planning.sizes import Card, find_card
 
 if TYPE_CHECKING:
-    from ewq.fit.run import Fitted, Measured
+    from ewq.fit.run import Fitted
 
 Model = Annotated[str, typer.Argument(help="Hub id or model folder.")]
 Sequences = Annotated[int, typer.Option(min=1, help="Calibration sequences.")]
@@ -125,18 +125,14 @@ def _lines(made: Fitted, card: Card | None) -> Iterator[str]:
     yield f"  {'':<44} {headings}{' fits' * bool(card)}"
     for one in (made.own, *made.rivals):
         fits = "" if card is None else "  yes" if one.nbytes <= card.room else "   no"
-        yield f"  {_row(one)}{fits}"
+        kld, top = one.metrics["kld_mean"], one.metrics["top1_agreement"].value
+        change = math.expm1(one.metrics["ln_ppl_ratio"].value)
+        figures = f"{kld.value:>8.5f} ± {kld.stderr or 0:.5f} {top:>9.2%} {change:>+11.2%}"
+        yield f"  {one.label:<44} {terminal.size_text(one.nbytes):>11} {figures}{fits}"
     if card:
         yield str(card)
     yield from (f"note: {note}" for note in made.notes)
     yield sentence(made)
-
-
-def _row(one: Measured) -> str:
-    kld, top = one.metrics["kld_mean"], one.metrics["top1_agreement"].value
-    change = math.expm1(one.metrics["ln_ppl_ratio"].value)
-    figures = f"{kld.value:>8.5f} ± {kld.stderr or 0:.5f} {top:>9.2%} {change:>+11.2%}"
-    return f"{one.label:<44} {terminal.size_text(one.nbytes):>11} {figures}"
 
 
 def sentence(made: Fitted) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from threading import Event
 from typing import TypeVar
 
@@ -59,8 +59,14 @@ def measure_weights(
     reader = _Reader(checkpoint)
 
     def measure(weight: Weight) -> WeightStatistics:
+        dtype = reader.dtype(weight)
         try:
-            return _statistics(reader, weight, device)
+            if SEEN_AS.get(dtype) is np.uint16:
+                return measure_patterns(reader.parts(weight), dtype, device)
+            if 4 * weight.numel > KEPT_BYTES:
+                return measure_floats(lambda: reader.parts(weight), weight.in_features)
+            kept = list(reader.parts(weight))
+            return measure_floats(lambda: kept, weight.in_features)
         except NotFiniteError:
             found, what = reader.not_finite(weight), "holds NaN or infinity"
         except UnmeasurableError as error:
@@ -127,20 +133,6 @@ def _on_all_processors(
             reader.stop.set()
 
 
-def _statistics(reader: _Reader, weight: Weight, device: str | None) -> WeightStatistics:
-    dtype = reader.dtype(weight)
-    if SEEN_AS.get(dtype) is np.uint16:
-        return measure_patterns(reader.parts(weight), dtype, device)
-    if 4 * weight.numel <= KEPT_BYTES:
-        kept = list(reader.parts(weight))
-        return measure_floats(lambda: kept, weight.in_features)
-    return measure_floats(lambda: reader.parts(weight), weight.in_features)
-
-
-class StoppedError(Exception):
-    """Another weight failed, or the user interrupted."""
-
-
 class _Reader:
     """The values of a checkpoint's weights, until ``stop`` is set."""
 
@@ -177,8 +169,8 @@ class _Reader:
                 whole = np.concatenate(list(parts)).reshape(info.shape)
                 parts = iter([np.ascontiguousarray(whole.T).reshape(-1)])
             for values in parts:
-                if self.stop.is_set():
-                    raise StoppedError
+                if self.stop.is_set():  # another weight failed, or the user interrupted
+                    raise CancelledError
                 yield values
 
     def _windows(self, info: TensorInfo) -> Iterator[Values]:

@@ -102,7 +102,12 @@ class Fitting:
         """For every group of tensors that change together, what they can be stored as."""
         grouped: dict[str, list[PlannedTensor]] = {}
         for tensor in self.target.tensors:
-            grouped.setdefault(_unit_name(tensor, granularity), []).append(tensor)
+            unit = tensor.name
+            if granularity == "kind":
+                unit = re.sub(r"\.\d+\.", ".*.", unit)
+            elif granularity == "block" and tensor.block is not None:
+                unit = f"block {tensor.block}"
+            grouped.setdefault(unit, []).append(tensor)
         return [self.options(tensors) for tensors in grouped.values()]
 
     def options(self, tensors: Sequence[PlannedTensor]) -> list[_Option]:
@@ -184,11 +189,3 @@ def _nearest(tensor: PlannedTensor, wanted: str, bits: Mapping[str, float]) -> s
         return wanted
     larger = [name for name in tensor.types if bits[name] >= bits[wanted]]
     return min(larger or tensor.types, key=lambda name: bits[name])
-
-
-def _unit_name(tensor: PlannedTensor, granularity: str) -> str:
-    if granularity == "kind":
-        return re.sub(r"\.\d+\.", ".*.", tensor.name)
-    if granularity == "block" and tensor.block is not None:
-        return f"block {tensor.block}"
-    return tensor.name

@@ -165,9 +165,6 @@ def footprint_of(checkpoint: Checkpoint, layout: Layout) -> Footprint:
     return Footprint(layout.details, tuple(rest))
 
 
-WHOLE = ("full_attention", "attention")
-WINDOWED = ("sliding_attention", "chunked_attention")
-"""Layers that keep every token, and those that keep a window; others have a state."""
 CONTEXT = 8192
 """Tokens that a card is to hold unless others are asked for."""
 UBATCH = 512
@@ -247,7 +244,9 @@ def card_for(checkpoint: Checkpoint, vram_bytes: int, context: int, target: str)
     kv_heads = 1 if one_head else number("num_key_value_heads", "num_kv_heads", default=heads)
     kinds = config.get("layer_types") or ["full_attention"] * number(*COUNT_KEYS)
     window = min(context, config.get("sliding_window") or context)
-    kept = dict.fromkeys(WINDOWED, window) | dict.fromkeys(WHOLE, context)
+    # Layers of other kinds keep a state, which is small.
+    kept = dict.fromkeys(("full_attention", "attention"), context)
+    kept |= dict.fromkeys(("sliding_attention", "chunked_attention"), window)
     cache = 2 * kv_heads * head_dim * sum(kept.get(kind, 0) for kind in kinds) * 2
     if target == "gguf":
         return Card(vram_bytes, context, cache, UBATCH * (number("vocab_size") + 2 * hidden) * 4)
