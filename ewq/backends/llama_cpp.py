@@ -202,10 +202,10 @@ def load_llama_cpp(
     """Load a GGUF file, after trying it in a child process: a bad one can abort the process.
 
     ``cuda`` or ``cuda:all`` offloads all layers, ``cuda:1`` to that GPU; ``threads`` are torch's
-    unless given; ``cache_type`` is one of :data:`ewq.gguf.llama_native.CACHE_TYPES`.
+    unless given; ``cache_type`` is a ggml type.
 
     A BackendUnavailable without llama.cpp or its support for GPUs, an InputError of an unknown
-    device or type, a CheckpointError of a file that is damaged or that llama.cpp cannot run.
+    device, a CheckpointError of a file that is damaged or that llama.cpp cannot run.
     """
     check_device(device)
     header = read_header(path)

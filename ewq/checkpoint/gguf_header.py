@@ -74,14 +74,20 @@ def read_header(path: str | Path) -> GgufHeader:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def gguf_library() -> Any:
+    """The module ``gguf``; a BackendUnavailable without the extra."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise BackendUnavailable("GGUF files need: pip install 'ewq[gguf]'") from error
+    return gguf
+
+
 @cache
 def ggml_types() -> Mapping[str, tuple[int, int, int]]:
     """Name of a ggml type -> (its number, values per block, bytes per block)."""
-    try:
-        from gguf import GGML_QUANT_SIZES
-    except ImportError as error:
-        raise BackendUnavailable("reading GGUF needs: pip install 'ewq[gguf]'") from error
-    return {kind.name: (int(kind), *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
+    sizes_of = gguf_library().GGML_QUANT_SIZES
+    return {kind.name: (int(kind), *sizes) for kind, sizes in sizes_of.items()}
 
 
 def nominal_bytes(type_name: str, numel: int) -> int:
@@ -189,8 +195,7 @@ class _Reader:
         _, block, block_bytes = ggml_types()[type_name]
         if shape[0] % block:
             raise self._bad(
-                f"stores tensor {name} as {type_name}, but its rows of {shape[0]} are not "
-                f"a multiple of {block}"
+                f"stores {name} as {type_name}: {shape[0]} is not a multiple of {block}"
             )
         nbytes = math.prod(shape) // block * block_bytes
         packed, offset = type_name not in FLOATS, self._number("Q")
@@ -207,8 +212,6 @@ class _Reader:
             if tensor.offset != expected:
                 raise self._bad(f"places tensor {tensor.name} at {tensor.offset}, not {expected}")
             if (end := start + expected + tensor.nbytes) > len(self._data):
-                raise self._bad(
-                    f"is truncated: tensor {tensor.name} ends at byte {end} of {len(self._data)}"
-                )
+                raise self._bad(f"is truncated: {tensor.name} ends at {end} of {len(self._data)}")
             seen.add(tensor.name)
             expected += -(-tensor.nbytes // alignment) * alignment

@@ -32,9 +32,7 @@ def _from_hub(model: str, progress: Progress) -> Path:
     cached = _snapshot(model)
     if cached is not None and any(cached.glob("*.safetensors")):
         return cached
-    from huggingface_hub import constants
-
-    downloaded = None if constants.HF_HUB_OFFLINE else _snapshot(model, progress)
+    downloaded = _snapshot(model, progress)
     if downloaded is None or downloaded == cached:
         raise CheckpointError(f"{model} is not in the Hugging Face cache, or incomplete; go online")
     if not any(downloaded.glob("*.safetensors")):
@@ -47,13 +45,14 @@ def _snapshot(model: str, downloading: Progress | None = None) -> Path | None:
 
     Without a progress to report to, only the cache is asked.
     """
-    from huggingface_hub import errors, snapshot_download, utils
+    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     try:
         if downloading is None:
             return Path(snapshot_download(model, allow_patterns=WANTED, local_files_only=True))
         if not sys.stderr.isatty():
-            utils.disable_progress_bars()  # the library draws them into pipes as well
+            disable_progress_bars()  # the library draws them into pipes as well
         with step(downloading, f"downloading {model}", 1, "model"):
             return Path(snapshot_download(model, allow_patterns=WANTED))
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):

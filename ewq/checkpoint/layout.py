@@ -131,17 +131,13 @@ def check_original(checkpoint: Checkpoint) -> None:
 def _family(checkpoint: Checkpoint) -> Family:
     if checkpoint.is_gguf:
         return GGUF_FAMILY
-    kind = _model_type(checkpoint)
+    kind = str(checkpoint.config.get("model_type", "(none)"))
     if kind not in FAMILY_OF:
         raise CheckpointError(
             f"{checkpoint.model} has model_type {kind!r}, whose blocks ewq does not know; "
             f"known: {', '.join(sorted(FAMILY_OF))}"
         )
     return FAMILY_OF[kind]
-
-
-def _model_type(checkpoint: Checkpoint) -> str:
-    return str(checkpoint.config.get("model_type", "(none)"))
 
 
 def block_count(checkpoint: Checkpoint) -> int | None:
@@ -252,7 +248,8 @@ def _copied_head(checkpoint: Checkpoint, in_blocks: Collection[str]) -> set[str]
         next((info for info in outside if info.name.endswith(names)), None)
         for names in (EMBEDDINGS, HEADS)
     )
-    tied = checkpoint.config.get("tie_word_embeddings", _model_type(checkpoint) in TIED_BY_DEFAULT)
+    default = checkpoint.config["model_type"] in TIED_BY_DEFAULT
+    tied = checkpoint.config.get("tie_word_embeddings", default)
     stored = embedding or head
     if stored is None or ((embedding is None or head is None) and not tied):
         lacking = "token embedding" if embedding is None else "output head"

@@ -122,9 +122,7 @@ def check_export(checkpoint: Checkpoint, recipe: Recipe, out: Path) -> None:
             raise InputError(f"{name} holds values that are not finite; the checkpoint is damaged")
         if narrowed and largest >= ROUNDED_TO_INFINITY:
             instead = "--type BF16" if isinstance(recipe, TypeRecipe) else "--types raw=BF16"
-            raise InputError(
-                f"{name} holds {largest:,.0f}, which F16 cannot (at most 65,504); use {instead}"
-            )
+            raise InputError(f"{name} holds {largest:,.0f}, which F16 cannot; use {instead}")
 
 
 def base_type(checkpoint: Checkpoint) -> str:

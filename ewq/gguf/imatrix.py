@@ -88,10 +88,8 @@ def check_entries(path: Path, source: GgufHeader) -> None:
     """Refuse an importance matrix of another model than ``source``: it would have no effect."""
     entries = read_imatrix(path)
     if entries.keys().isdisjoint(tensor.name for tensor in source.tensors):
-        raise InputError(
-            f"{path} has no entry for any tensor of {source.path.name} (its first is "
-            f"{next(iter(entries))}); it was made for another model"
-        )
+        said = f"{path} has no entry for any tensor of {source.path.name}"
+        raise InputError(f"{said}: it was made for another model")
 
 
 def effect_notes(path: Path, stored: Mapping[str, str]) -> tuple[str, ...]:
@@ -101,9 +99,5 @@ def effect_notes(path: Path, stored: Mapping[str, str]) -> tuple[str, ...]:
         return (f"{path.name} had no effect: no type of this file uses an importance matrix",)
     entries = read_imatrix(path)
     absent = [name for name in used if name not in entries]
-    if not absent:
-        return ()
-    return (
-        f"{path.name} has no entry for {len(absent)} of {len(used)} quantized tensors, such as "
-        f"{absent[0]}: they were quantized without importances",
-    )
+    said = f"{path.name} has no entry for {len(absent)} of {len(used)} quantized tensors, such as "
+    return (said + absent[0],) if absent else ()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ewq.checkpoint.gguf_header import ggml_types
 from ewq.errors import BackendUnavailable, CheckpointError, InputError, MeasurementError
 from ewq.instruments.gpu import ALL
 from ewq.measurement import Json
@@ -20,8 +21,6 @@ _OUTPUT_BYTES = 128 * 2**20
 BATCH_TOKENS = 512
 """Most tokens of one ``llama_decode``, shared prefix not counted; its physical batch as well."""
 MAX_ROWS = 64
-CACHE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8}
-"""Type of the key-value cache -> ggml's number for it; F16 is llama.cpp's default."""
 LOG_ERROR = 4
 _messages: deque[str] = deque(maxlen=8)
 _log_callback: list[Any] = []
@@ -96,8 +95,6 @@ class NativeModel:
         self, path: Path, *, device: str = "cpu", threads: int = 1, cache_type: str = "F16"
     ) -> None:
         self._lib = check_device(device)
-        if cache_type not in CACHE_TYPES:
-            raise InputError(f"cache type {cache_type!r}; give one of {', '.join(CACHE_TYPES)}")
         self._device, self._threads, self._cache_type = device, threads, cache_type
         self._context: Any = None
         self._cells = 0
@@ -158,7 +155,7 @@ class NativeModel:
         params.n_batch = params.n_ubatch = min(self.batch_tokens, self._cells)
         params.n_seq_max = 1 + self.max_rows
         params.n_threads = params.n_threads_batch = self._threads
-        params.type_k = params.type_v = CACHE_TYPES[self._cache_type]
+        params.type_k = params.type_v = ggml_types()[self._cache_type][0]
         if self._cache_type == "F32":
             # Flash attention rounds keys and values to F16 whatever the cache holds.
             params.flash_attn_type = self._lib.LLAMA_FLASH_ATTN_TYPE_DISABLED

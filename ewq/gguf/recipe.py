@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ewq.checkpoint.gguf_header import GgufHeader
+from ewq.checkpoint.gguf_header import GgufHeader, ggml_types, gguf_library
 from ewq.checkpoint.tensors import TensorInfo
-from ewq.errors import BackendUnavailable, InputError, PlanError
+from ewq.errors import InputError, PlanError
 from ewq.gguf.convert import CONVERTED_TYPES
 from ewq.gguf.imatrix import check_imatrix
 from ewq.precision import Precision
@@ -82,14 +82,14 @@ def make_recipe(
         require_target(plan, "gguf")
         chosen = {**DEFAULT_TYPES, **(types or {})}
         for name in (*chosen.values(), *plan.types.values()):
-            if name not in _gguf().GGMLQuantizationType.__members__:
+            if name not in ggml_types():
                 raise InputError(NO_TYPE.format(name, "F16, Q8_0, Q6_K, Q4_K"))
         check_imatrix((plan.types or chosen).values(), imatrix)
         return PlanRecipe(plan, chosen, imatrix)
     if types:
         raise InputError("--types needs --plan; a single type is named by --type")
     name = str(type_name).upper()
-    if name != "F32" and f"MOSTLY_{name}" not in _gguf().LlamaFileType.__members__:
+    if name != "F32" and f"MOSTLY_{name}" not in gguf_library().LlamaFileType.__members__:
         raise InputError(NO_TYPE.format(name, "F16, BF16, Q8_0, Q6_K, Q4_K_M"))
     check_imatrix([name], imatrix)
     return TypeRecipe(name, imatrix)
@@ -111,7 +111,7 @@ def exact_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
 
     A PlanError where the plan names what the file does not have.
     """
-    named: Mapping[str, str] = recipe.plan.types
+    named = dict(recipe.plan.types)
     if named:
         present = {tensor.name for tensor in source.tensors}
         if missing := sorted(present ^ named.keys()):
@@ -122,7 +122,9 @@ def exact_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
     else:
         # Other matrices stay F32 in llama.cpp whatever is asked.
         raw = recipe.types[Precision.RAW]
-        named = {EMBEDDING: raw, OUTPUT: raw, **_planned_types(source, recipe)}
+        named = {EMBEDDING: raw, OUTPUT: raw}
+        for weight, tensors in tensors_of_weights(source, recipe.plan.weights).items():
+            named |= dict.fromkeys(tensors, recipe.types[recipe.plan.weights[weight]])
     return {
         tensor.name: named[tensor.name]
         for tensor in source.tensors
@@ -145,33 +147,16 @@ def tensors_of_weights(
     return found
 
 
-def _planned_types(source: GgufHeader, recipe: PlanRecipe) -> dict[str, str]:
-    names = tensors_of_weights(source, recipe.plan.weights)
-    return {
-        tensor: recipe.types[precision]
-        for weight, precision in recipe.plan.weights.items()
-        for tensor in names[weight]
-    }
-
-
 def _is_quantizable(tensor: TensorInfo) -> bool:
     """Whether llama.cpp's quantizer touches it: no vector, also none stored as one row."""
     return math.prod(tensor.shape[:-1]) > 1 and not tensor.name.endswith(ROUTER)
-
-
-def _gguf() -> Any:
-    try:
-        import gguf
-    except ImportError as error:
-        raise BackendUnavailable("exporting GGUF needs: pip install 'ewq[gguf]'") from error
-    return gguf
 
 
 class TensorNames:
     """From names of transformers to those of one GGUF file."""
 
     def __init__(self, header: GgufHeader) -> None:
-        gguf = _gguf()
+        gguf = gguf_library()
         self._present = {tensor.name for tensor in header.tensors}
         kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
         if header.architecture not in kinds:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ewq.checkpoint.dummy import PREFIX, dummy_checkpoint, dummy_label
+from ewq.checkpoint.dummy import PREFIX, dummy_checkpoint
 from ewq.checkpoint.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
 from ewq.checkpoint.layout import check_original, find_layout
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
@@ -123,7 +123,7 @@ def find_subject(
     if model.startswith(PREFIX):
         config = Path(model.removeprefix(PREFIX))
         source = str(dummy_checkpoint(config, first, progress))
-        label, is_dummy = dummy_label(config), True
+        label, is_dummy = f"{config.stem} shape (random weights)", True
     elif not model and smoke:
         label, source = f"fixture {TINY_MODEL}", str(fixture_path(TINY_MODEL))
     elif not model:
