@@ -15,14 +15,10 @@ class WeightStatistics:
     """Population variance."""
     kurtosis: float
     """Fourth central moment over the squared variance: 3 for a normal weight, 0 for a constant."""
-    sparsity: float
-    """Share of exact zeros."""
     histogram_entropy: float
     """Shannon entropy in bits of NumPy's 256-bin histogram between minimum and maximum."""
     softmax_entropy: float
     """``-sum p ln p`` in nats, ``p = softmax(vec W)`` (arXiv 2503.04704)."""
-    centred_softmax_entropy: float
-    """``H - ln n``: softmax entropy without the size of the weight; about ``-variance / 2``."""
 
     @property
     def square_norm(self) -> float:

@@ -171,11 +171,14 @@ def _measure(
     parts: Callable[[], Iterable[Counted]], bins: Callable[..., NDArray[np.int64]]
 ) -> WeightStatistics:
     with np.errstate(invalid="ignore"):
-        first = [_extent(values, counts) for values, counts in parts()]
-    lows, highs, totals, numels, zeros = zip(*first, strict=True)
+        first = [
+            (values.min(), values.max(), (values.astype(np.float64) * counts).sum(), counts.sum())
+            for values, counts in parts()
+        ]
+    lows, highs, totals, numels = zip(*first, strict=True)
     if not np.isfinite([lows, highs]).all():
         raise NotFiniteError
-    low, high, numel = min(lows), max(highs), sum(numels)
+    low, high, numel = min(lows), max(highs), int(sum(numels))
     if max(-float(low), float(high)) > float(np.finfo(np.float32).max):
         raise UnmeasurableError("has values beyond float32, which no quantized format can hold")
     mean = math.fsum(totals) / numel
@@ -189,8 +192,6 @@ def _measure(
             histogram += bins(values, counts, edges)
     second, fourth, mass, weighted = map(math.fsum, zip(*sums, strict=True))
     variance = second / numel
-    # H = ln S - T / S with S = sum e**u, T = sum u e**u, u = w - max.
-    softmax = float(np.log(mass) - weighted / mass)
     return WeightStatistics(
         numel=numel,
         minimum=float(low),
@@ -198,17 +199,10 @@ def _measure(
         mean=mean,
         variance=variance,
         kurtosis=fourth / numel / variance**2 if variance**2 > 0 else 0.0,
-        sparsity=sum(zeros) / numel,
         histogram_entropy=_shannon_bits(histogram),
-        softmax_entropy=softmax,
-        centred_softmax_entropy=softmax - math.log(numel),
+        # ln S - T / S with S = sum e**u, T = sum u e**u, u = w - max.
+        softmax_entropy=float(np.log(mass) - weighted / mass),
     )
-
-
-def _extent(values: NDArray[Any], counts: NDArray[np.int64]) -> tuple[Any, Any, float, int, int]:
-    """Minimum, maximum and sum of the values, how many there are, and how many are zero."""
-    total = float(np.sum(values.astype(np.float64) * counts))
-    return values.min(), values.max(), total, int(counts.sum()), int(counts[values == 0].sum())
 
 
 def _sums(

@@ -16,10 +16,8 @@ PLAIN = WeightStatistics(
     mean=0.0,
     variance=0.5,
     kurtosis=3.0,
-    sparsity=0.0,
     histogram_entropy=6.0,
     softmax_entropy=4.0,
-    centred_softmax_entropy=-0.5,
 )
 RICH = replace(
     PLAIN,
