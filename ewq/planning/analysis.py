@@ -212,8 +212,10 @@ def analyze(
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, progress)
     layout = find_layout(checkpoint)
     key = cache_key(checkpoint) if cache else ""
-    statistics = _cached_statistics(key, layout) if cache else None
-    if statistics is None:
+    kept = read_cached(CACHE, key) if cache else None
+    if isinstance(kept, dict) and kept.keys() == set(layout.weights):
+        statistics = {name: WeightStatistics(**kept[name]) for name in layout.weights}
+    else:
         # Imported late: an analysis found in the cache needs no compiled loops.
         from ewq.entropy.weights import measure_weights
 
@@ -229,10 +231,3 @@ def cache_key(checkpoint: Checkpoint) -> str:
     files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in facts]
     statistics = [field.name for field in fields(WeightStatistics)]
     return content_key(CACHE_VERSION, statistics, checkpoint.fingerprint, files)
-
-
-def _cached_statistics(key: str, layout: Layout) -> dict[str, WeightStatistics] | None:
-    kept = read_cached(CACHE, key)
-    if not isinstance(kept, dict) or kept.keys() != set(layout.weights):
-        return None
-    return {name: WeightStatistics(**kept[name]) for name in layout.weights}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -210,7 +210,19 @@ def check_plan(plan: QuantizationPlan, model: Checkpoint) -> None:
     """Raise a PlanError of a plan for another fingerprint, or for more or fewer weights."""
     if not plan.weights and not plan.types:
         raise PlanError("the plan names blocks but no weights; make it again with `ewq plan`")
-    _check_weights(plan, find_layout(model).weights)
+    # Types of a GGUF file have its own names, and are compared with it.
+    applied = plan.types if plan.target == BITSANDBYTES else {}
+    if applied or not plan.types:
+        wanted, given = find_layout(model).weights, applied or plan.weights
+        known = set(wanted)
+        missing = [name for name in wanted if name not in given]
+        unknown = [n for n in given if n not in known and applied.get(n) != "raw"]
+        for found, what in ((missing, "does not cover"), (unknown, "names, but the model lacks,")):
+            if found:
+                raise PlanError(
+                    f"the plan for {plan.model} {what} {len(found)} weights: "
+                    f"{', '.join(found[:NAMED])}; it belongs to another model"
+                )
     if plan.fingerprint != model.fingerprint:
         raise PlanError(
             f"the plan was made for {plan.model} ({plan.fingerprint[:19]}…), not for "
@@ -245,19 +257,3 @@ def check_budget(plan: QuantizationPlan, checkpoint: Checkpoint, target: str) ->
             f"the plan was made for at most {budget_bytes} bytes as {plan.target}, where it takes "
             f"{plan.size_bytes}, but takes {made_bytes} as {target}: plan with --for {target}"
         )
-
-
-def _check_weights(plan: QuantizationPlan, names: Iterable[str]) -> None:
-    if plan.types and plan.target != BITSANDBYTES:
-        return  # Its names are those of the file, and are compared with the file's.
-    wanted, given = dict.fromkeys(names), plan.types or plan.weights
-    if plan.types:
-        given = {name: kind for name, kind in plan.types.items() if kind != "raw" or name in wanted}
-    missing = [name for name in wanted if name not in given]
-    unknown = [name for name in given if name not in wanted]
-    for found, what in ((missing, "does not cover"), (unknown, "names, but the model lacks,")):
-        if found:
-            raise PlanError(
-                f"the plan for {plan.model} {what} {len(found)} weights: "
-                f"{', '.join(found[:NAMED])}; it belongs to another model"
-            )

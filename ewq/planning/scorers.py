@@ -31,11 +31,6 @@ class Unit:
     nf4_errors: Sequence[float] = ()
     """``|W - NF4(W)| / |W|`` of each weight; measured for ``NEED_NF4_ERRORS`` only."""
 
-    @property
-    def numel(self) -> int:
-        """Weights in the unit."""
-        return sum(weight.numel for weight in self.statistics)
-
 
 Score = Callable[[Sequence[Unit], int], list[float]]
 """``score(units, seed)``: one value per unit, in order."""
@@ -43,8 +38,8 @@ Score = Callable[[Sequence[Unit], int], list[float]]
 
 def weighted_mean(unit: Unit, values: Iterable[float]) -> float:
     """Mean of one value per weight of the unit, weighted by parameters."""
-    pairs = zip(unit.statistics, values, strict=True)
-    return sum(value * weight.numel for weight, value in pairs) / unit.numel
+    numels = [weight.numel for weight in unit.statistics]
+    return sum(value * n for value, n in zip(values, numels, strict=True)) / sum(numels)
 
 
 def _mean_of(name: str, sign: float = 1.0) -> Score:
