@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import ewq
 from ewq.checkpoint.embedded import fixture_path
-from ewq.checkpoint.tokenizer import load_tokenizer
+from ewq.checkpoint.loading import load_tokenizer
 from ewq.cli import app
 from ewq.errors import CheckpointError, EwqError
 from ewq.gguf import convert_child

@@ -18,9 +18,8 @@ from transformers import AutoConfig
 from ewq.backends.transformers import TransformersModel, load_transformers
 from ewq.checkpoint.hub import resolve
 from ewq.checkpoint.layout import block_count, find_layout
+from ewq.checkpoint.loading import first_line, load_tokenizer, refusals, tokenizer_files
 from ewq.checkpoint.opening import ADAPTER, Checkpoint, open_checkpoint
-from ewq.checkpoint.tokenizer import load_tokenizer, tokenizer_files
-from ewq.conversion_errors import first_line, refusals
 from ewq.errors import BackendUnavailable, CheckpointError
 from ewq.files import content_key, file_digest
 from ewq.gguf.probe import MOST_RENAMED, shape_of_config

@@ -25,9 +25,8 @@ from ewq.backends.batching import (
     split_shared,
 )
 from ewq.backends.decoders import AUTO, EagerDecoder, GreedyDecoding
+from ewq.checkpoint.loading import first_line, load_pretrained, load_tokenizer
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
-from ewq.checkpoint.tokenizer import load_tokenizer
-from ewq.conversion_errors import first_line, load_pretrained
 from ewq.data.distributions import Head
 from ewq.errors import CheckpointError, InputError, MeasurementError
 from ewq.instruments.gpu import ALL

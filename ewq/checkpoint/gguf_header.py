@@ -194,9 +194,7 @@ class _Reader:
             raise self._bad(f"stores tensor {name} in the unknown type {kind}")
         _, block, block_bytes = ggml_types()[type_name]
         if shape[0] % block:
-            raise self._bad(
-                f"stores {name} as {type_name}: {shape[0]} is not a multiple of {block}"
-            )
+            raise self._bad(f"stores {name} as {type_name}, rows not a multiple of {block}")
         nbytes = math.prod(shape) // block * block_bytes
         packed, offset = type_name not in FLOATS, self._number("Q")
         return TensorInfo(name, type_name, shape[::-1], nbytes, self._path, offset, packed)

@@ -59,10 +59,10 @@ def _snapshot(model: str, downloading: Progress | None = None) -> Path | None:
         return None
     # HTTPError is that of whichever HTTP library this release uses.
     except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
-        raise CheckpointError(_why_not(model, error, downloading)) from error
+        raise CheckpointError(_why_not(model, error)) from error
 
 
-def _why_not(model: str, error: Exception, downloading: Progress | None) -> str:
+def _why_not(model: str, error: Exception) -> str:
     from huggingface_hub import errors
 
     reason = str(error).split("\n")[0]
@@ -74,6 +74,4 @@ def _why_not(model: str, error: Exception, downloading: Progress | None) -> str:
         return f"the hub has no model {model}, or it is private"
     if isinstance(error, errors.HfHubHTTPError):
         return f"the hub refuses {model}: {reason}"
-    if downloading is None:
-        return f"cannot read the Hugging Face cache: {reason}"
-    return f"download of {model} incomplete ({reason}); finished files are kept, try again"
+    return f"cannot get all of {model} ({reason}); finished files are kept, try again"

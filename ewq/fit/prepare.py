@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ewq.checkpoint.layout import find_layout
+from ewq.checkpoint.loading import load_tokenizer
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
-from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.errors import check_known
 from ewq.files import cache_dir, content_key, read_cached, write_cached
 from ewq.fit.costs import ROWS_DRAWN, measure_costs

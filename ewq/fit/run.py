@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ewq.checkpoint.gguf_header import nominal_bytes, read_header
+from ewq.checkpoint.loading import load_tokenizer
 from ewq.checkpoint.opening import Checkpoint
-from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.errors import InputError, PlanError, check_known
 from ewq.files import cache_dir, scratch_beside
 from ewq.fit.plans import GRANULARITIES, Fitting, Rule

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ewq.checkpoint.families import FAMILY_OF
 from ewq.checkpoint.gguf_header import GgufHeader, read_header
 from ewq.checkpoint.layout import HEADS, find_layout
-from ewq.checkpoint.tokenizer import load_tokenizer
+from ewq.checkpoint.loading import load_tokenizer
 from ewq.errors import CheckpointError, InputError
 from ewq.files import check_output, said_of, scratch_beside
 from ewq.gguf.convert import CONVERTED_TYPES, convert_folder

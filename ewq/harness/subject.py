@@ -12,8 +12,8 @@ import torch
 from ewq.checkpoint.dummy import PREFIX, dummy_checkpoint
 from ewq.checkpoint.embedded import EMBEDDED_MODEL, embedded_model, fixture_path
 from ewq.checkpoint.layout import check_original, find_layout
+from ewq.checkpoint.loading import load_tokenizer, tokenizer_digest
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
-from ewq.checkpoint.tokenizer import load_tokenizer, tokenizer_digest
 from ewq.errors import BackendUnavailable, CheckpointError
 from ewq.fit.plans import Fitting
 from ewq.fit.prepare import converted, importance_of, open_fitting

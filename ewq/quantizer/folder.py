@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ewq.checkpoint.layout import check_original
+from ewq.checkpoint.loading import load_pretrained
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
-from ewq.conversion_errors import load_pretrained
 from ewq.errors import CheckpointError, InputError
 from ewq.files import check_output, whole_folder
 from ewq.instruments.gpu import check_device

@@ -23,7 +23,7 @@ from transformers.integrations.bitsandbytes import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from ewq.conversion_errors import remembering
+from ewq.checkpoint.loading import remembering
 from ewq.errors import InputError
 from ewq.instruments.memory import trim_heap
 from ewq.precision import Precision

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ewq.checkpoint.layout import check_original, find_layout
-from ewq.conversion_errors import load_pretrained
+from ewq.checkpoint.loading import load_pretrained
 from ewq.errors import BackendUnavailable, CheckpointError, EwqError, InputError
 from ewq.files import cache_dir, content_key, scratch_beside
 from ewq.instruments.gpu import check_device, free_memory

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from ewq.backends.model_folder import load_model_folder, open_model_folder
 from ewq.backends.transformers import load_transformers
 from ewq.checkpoint.embedded import fixture_path
+from ewq.checkpoint.loading import load_tokenizer
 from ewq.checkpoint.opening import open_checkpoint
-from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.data.texts import load_texts
 from ewq.data.windows import SHORT, fitted_windows
 from ewq.errors import BackendUnavailable, CheckpointError

@@ -103,6 +103,6 @@ def test_a_connection_that_breaks_is_one_line_and_whole_files_stay(tmp_path: Pat
     with fake_hub(files) as hub:
         again = resolved(hub, tmp_path, "owner/model")
 
-    assert said.startswith("refused: download of owner/model incomplete (")
+    assert said.startswith("refused: cannot get all of owner/model (")
     assert "\n" not in said
     assert (Path(again["found"]) / "model.safetensors").read_bytes() == files["model.safetensors"]

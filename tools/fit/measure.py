@@ -20,8 +20,8 @@ import torch
 
 from ewq.checkpoint.embedded import embedded_model, fixture_path
 from ewq.checkpoint.gguf_header import read_header
+from ewq.checkpoint.loading import load_tokenizer
 from ewq.checkpoint.opening import open_checkpoint
-from ewq.checkpoint.tokenizer import load_tokenizer
 from ewq.data.texts import load_texts
 from ewq.errors import PlanError
 from ewq.fit.prepare import calibrate, converted, importance_of, open_fitting

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ewq.backends.llama_cpp import load_llama_cpp
-from ewq.checkpoint.tokenizer import load_tokenizer
+from ewq.checkpoint.loading import load_tokenizer
 from ewq.data.mmlu import load_mmlu
 from ewq.files import cache_dir
 from ewq.gguf.cache import cached_gguf

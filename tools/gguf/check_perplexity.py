@@ -17,7 +17,7 @@ import llama_cpp
 import numpy as np
 
 from ewq.backends.llama_cpp import load_llama_cpp
-from ewq.checkpoint.tokenizer import load_tokenizer
+from ewq.checkpoint.loading import load_tokenizer
 from ewq.data.texts import load_texts
 from ewq.data.windows import DEFINITIONS
 from ewq.files import cache_dir
