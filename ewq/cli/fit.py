@@ -123,7 +123,7 @@ def _lines(made: Fitted, card: Card | None) -> Iterator[str]:
     yield f"{made.path}: {plan.bits_per_weight:.3f} bits per weight; {terminal.types_text(plan)}"
     headings = f"{'size':>11} {'KLD, nats':>17} {'same top':>9} {'perplexity':>11}"
     yield f"  {'':<44} {headings}{' fits' * bool(card)}"
-    for one in (made.own, *made.rivals):
+    for one in made.measured:
         fits = "" if card is None else "  yes" if one.nbytes <= card.room else "   no"
         kld, top = one.metrics["kld_mean"], one.metrics["top1_agreement"].value
         change = math.expm1(one.metrics["ln_ppl_ratio"].value)
@@ -137,18 +137,17 @@ def _lines(made: Fitted, card: Card | None) -> Iterator[str]:
 
 def sentence(made: Fitted) -> str:
     """What one can quote: size, divergence with its error, and the rivals."""
-    metrics, expected = made.own.metrics, made.plan.expected_kld
+    (own, *rivals), expected = made.measured, made.plan.expected_kld
     assert expected is not None  # every fitted plan has one
-    kld = metrics["kld_mean"]
-    size = terminal.size_text(made.own.nbytes)
+    metrics, kld = own.metrics, own.metrics["kld_mean"]
     said = (
-        f"{made.own.label} ({size}) diverges from the unquantized model by "
+        f"{own.label} ({terminal.size_text(own.nbytes)}) diverges from the unquantized model by "
         f"{kld.value:.4f} ± {kld.stderr or 0:.4f} nats per token on text it was not calibrated on "
         f"(expected {expected.value:.4f} ± {expected.stderr:.4f}); it agrees on the likeliest "
         f"token in {metrics['top1_agreement'].value:.1%} of cases, and its perplexity changes by "
         f"{math.expm1(metrics['ln_ppl_ratio'].value):+.1%}"
     )
-    for rival in made.rivals:
+    for rival in rivals:
         theirs = rival.metrics["kld_mean"].value
         said += f"; {rival.label} ({terminal.size_text(rival.nbytes)}) diverges by {theirs:.4f}"
     off = kld.value / expected.value - 1 if expected.value else 0.0
@@ -160,7 +159,7 @@ def sentence(made: Fitted) -> str:
 def _document(made: Fitted) -> dict[str, Any]:
     measured = [
         {"label": one.label, "bytes": one.nbytes, "metrics": encode(one.metrics)}
-        for one in (made.own, *made.rivals)
+        for one in made.measured
     ]
     found = {"path": str(made.path), "plan": made.plan.to_json(), "measured": measured}
     return {**found, "notes": list(made.notes), "sentence": sentence(made)}

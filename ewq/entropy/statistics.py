@@ -191,7 +191,8 @@ def _measure(
         if edges is not None:
             histogram += bins(values, counts, edges)
     second, fourth, mass, weighted = map(math.fsum, zip(*sums, strict=True))
-    variance = second / numel
+    variance, counted = second / numel, histogram[histogram > 0]
+    shares = counted / counted.sum()
     return WeightStatistics(
         numel=numel,
         minimum=float(low),
@@ -199,7 +200,7 @@ def _measure(
         mean=mean,
         variance=variance,
         kurtosis=fourth / numel / variance**2 if variance**2 > 0 else 0.0,
-        histogram_entropy=_shannon_bits(histogram),
+        histogram_entropy=float(-np.sum(shares * np.log2(shares))) + 0.0,
         # ln S - T / S with S = sum e**u, T = sum u e**u, u = w - max.
         softmax_entropy=float(np.log(mass) - weighted / mass),
     )
@@ -229,9 +230,3 @@ def _bin_edges(low: Any, high: Any) -> NDArray[np.floating[Any]]:
             if possible:
                 return np.histogram_bin_edges(ends, HISTOGRAM_BINS)
     raise UnmeasurableError("has values that float64 cannot put into 256 bins")
-
-
-def _shannon_bits(histogram: NDArray[np.int64]) -> float:
-    counted = histogram[histogram > 0]
-    shares = counted / counted.sum()
-    return float(-np.sum(shares * np.log2(shares))) + 0.0

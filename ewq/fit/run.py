@@ -81,9 +81,9 @@ class Fitted:
 
     path: Path
     plan: QuantizationPlan
-    own: Measured
-    rivals: tuple[Measured, ...] = ()
-    notes: tuple[str, ...] = ()
+    measured: tuple[Measured, ...]
+    """What was made, and its rivals."""
+    notes: tuple[str, ...]
 
 
 def make_plan(fitting: Fitting, aim: Aim, *, file_bytes: bool = False) -> QuantizationPlan:
@@ -158,8 +158,8 @@ def fit(
     tokenizer = load_tokenizer(fitting.checkpoint.path, fitting.checkpoint.model)
     load = partial(load, tokenizer=tokenizer, device=how.device)
     options = {"max_tokens_per_domain": tokens_per_domain, "progress": progress}
-    own, *rivals = _measure(original, made, load, texts, options)
-    return Fitted(out, plan, own, tuple(rivals), fitting.sensitivity.notes())
+    measured = _measure(original, made, load, texts, options)
+    return Fitted(out, plan, tuple(measured), fitting.sensitivity.notes())
 
 
 def _files(

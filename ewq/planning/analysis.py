@@ -67,7 +67,10 @@ class Analysis:
             size = target_size_bytes
             return draft.within(size, kind="target_size", target_size_bytes=size)
         if target_bpw is None:
-            return draft.by_factor(DEFAULT_FACTOR if factor is None else factor)
+            factor = DEFAULT_FACTOR if factor is None else factor
+            thresholds = scorers.factor_thresholds(*scorers.spread(draft.scores), factor)
+            precisions = scorers.by_thresholds(draft.scores, thresholds)
+            return draft.finish(precisions, {"kind": "factor", "factor": factor}, thresholds)
         if not math.isfinite(target_bpw):
             raise PlanError(
                 f"invalid target of {target_bpw} bits per weight: expected a number such as 6.5"
@@ -122,11 +125,6 @@ class _Draft:
     @cached_property
     def scores(self) -> list[float]:
         return scorers.SCORERS[self.scorer](self.units, self.seed)
-
-    def by_factor(self, factor: float) -> QuantizationPlan:
-        thresholds = scorers.factor_thresholds(*scorers.spread(self.scores), factor)
-        rule: dict[str, Json] = {"kind": "factor", "factor": factor}
-        return self.finish(scorers.by_thresholds(self.scores, thresholds), rule, thresholds)
 
     def within(self, budget_bytes: int, **rule: Json) -> QuantizationPlan:
         """The plan of the budget rule; ``rule`` is how the plan file tells it."""
