@@ -25,7 +25,7 @@ from ewq.progress import NO_PROGRESS, Progress, step
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct (from Q4_1, channels reordered and rescaled)"
 _RECIPE = 2
@@ -80,8 +80,11 @@ def embedded_model(progress: Progress = NO_PROGRESS) -> Path:
 
 def _make(source: Path, folder: Path) -> None:
     import torch
+    from transformers import AutoTokenizer
 
-    tokenizer = _tokenizer(source)
+    tokenizer = AutoTokenizer.from_pretrained(
+        source.parent, gguf_file=source.name, local_files_only=True, trust_remote_code=False
+    )
     model = dequantised(source)
     ids = torch.tensor([tokenizer(_SAMPLE)["input_ids"]])
     before = _log_probabilities(model, ids)
@@ -94,14 +97,6 @@ def _make(source: Path, folder: Path) -> None:
         weight.data = weight.half()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _tokenizer(source: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(
-        source.parent, gguf_file=source.name, local_files_only=True, trust_remote_code=False
-    )
 
 
 def dequantised(source: Path) -> PreTrainedModel:

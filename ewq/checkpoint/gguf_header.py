@@ -109,9 +109,7 @@ class _Reader:
             raise self._bad("is not a GGUF file (no GGUF magic)")
         version = self._number("I")
         if version not in VERSIONS:
-            swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-            why = "big-endian" if swapped in VERSIONS else f"GGUF version {version}"
-            raise self._bad(f"is {why}; this reads little-endian versions {VERSIONS}")
+            raise self._bad(f"is GGUF version {version}, not one of {VERSIONS} (little-endian)")
         tensors = self._count(LEAST_TENSOR_BYTES, "tensors")
         metadata = self._metadata(self._count(LEAST_PAIR_BYTES, "metadata pairs"))
         infos = [self._tensor() for _ in range(tensors)]

@@ -103,13 +103,11 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     """
     family = _family(checkpoint)
     stored = list(_placed(checkpoint.tensors.values(), family))
-    if checkpoint.is_gguf:
-        return _collect(checkpoint, stored, family)
     count = block_count(checkpoint)
     placed = [item for item in stored if count is None or item.index < count]
-    layout = _collect(checkpoint, placed, family)
-    if count is not None and len(layout.blocks) != count:
-        raise CheckpointError(f"{checkpoint.model} has {len(layout.blocks)} of {count} blocks")
+    layout = _collect(checkpoint, placed, family, count)
+    if checkpoint.is_gguf:
+        return layout
     _check_complete(checkpoint.model, placed)
     in_blocks = {item.info.name for item in stored}
     beyond = in_blocks - {item.info.name for item in placed}
@@ -168,7 +166,9 @@ def _loaded_name(stored: str, family: Family) -> tuple[str, bool]:
     return stored, False
 
 
-def _collect(checkpoint: Checkpoint, placed: Sequence[_Placed], family: Family) -> Layout:
+def _collect(
+    checkpoint: Checkpoint, placed: Sequence[_Placed], family: Family, count: int | None
+) -> Layout:
     model = checkpoint.model
     grouped: dict[str, list[_Placed]] = {}
     for item in sorted(_quantizable(model, family, placed), key=lambda item: item.index):
@@ -178,8 +178,9 @@ def _collect(checkpoint: Checkpoint, placed: Sequence[_Placed], family: Family) 
     names: dict[int, list[str]] = {}
     for name, items in grouped.items():
         names.setdefault(items[0].index, []).append(name)
-    if missing := set(range(len(names))) - names.keys():
-        raise CheckpointError(f"{model} has no block {min(missing)} of {max(names) + 1}")
+    count = count or max(names) + 1
+    if missing := set(range(count)) - names.keys():
+        raise CheckpointError(f"{model} has no block {min(missing)} of {count}")
     blocks = (
         Block(index, grouped[inside[0]][0].block, tuple(inside)) for index, inside in names.items()
     )

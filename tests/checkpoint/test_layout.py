@@ -106,7 +106,7 @@ def test_missing_last_blocks_are_refused(tmp_path: Path):
     kept = {name: of for name, of in load_file(path).items() if ".layers.1." not in name}
     save_file(kept, path)
 
-    with pytest.raises(CheckpointError, match="has 1 of 2 blocks"):
+    with pytest.raises(CheckpointError, match="has no block 1 of 2"):
         find_layout(open_checkpoint(tmp_path))
 
 
