@@ -88,7 +88,7 @@ class Analysis:
 
     def _draft(self, scorer: str, granularity: str, target: str, seed: int) -> _Draft:
         check_choices(scorer, granularity, target)
-        errors = self.nf4_errors if scorer in scorers.NEED_NF4_ERRORS else {}
+        errors = self.nf4_errors if scorer == "nf4-error" else {}
         members = [block.weights for block in self.layout.blocks]
         if granularity == "tensor":
             members = [(name,) for name in self.layout.weights]

@@ -29,7 +29,7 @@ class Unit:
     names: Sequence[str]
     statistics: Sequence[WeightStatistics]
     nf4_errors: Sequence[float] = ()
-    """``|W - NF4(W)| / |W|`` of each weight; measured for ``NEED_NF4_ERRORS`` only."""
+    """``|W - NF4(W)| / |W|`` of each weight; measured for that scorer only."""
 
 
 Score = Callable[[Sequence[Unit], int], list[float]]
@@ -66,8 +66,6 @@ SCORERS: Mapping[str, Score] = {
     "last": lambda units, _: [float(index) for index in range(len(units))],
 }
 """``reverse`` is the default turned round; ``first`` and ``last`` keep the ends precise."""
-NEED_NF4_ERRORS = frozenset({"nf4-error"})
-"""Scorers that look at rounding errors, which take a pass of their own."""
 
 
 def spread(scores: Sequence[float]) -> tuple[float, float]:
