@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ewq.checkpoint import embedded
 from ewq.checkpoint.embedded import embedded_model, fixture_path
@@ -20,9 +20,8 @@ def tiny_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = fixture_path("tiny-llama")
     monkeypatch.setenv("EWQ_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(embedded, "embedded_gguf", lambda: folder / "model.safetensors")
-    monkeypatch.setattr(
-        embedded, "_tokenizer", lambda _: PreTrainedTokenizerFast.from_pretrained(folder)
-    )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
     monkeypatch.setattr(
         embedded,
         "dequantised",
