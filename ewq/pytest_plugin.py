@@ -140,8 +140,9 @@ def ewq_session(
 ) -> Iterator[Session]:
     """The run's shared state; the reference is measured here where the run does not select it."""
     from ewq.harness.budget import budget_line
+    from ewq.harness.fleet import measure_elsewhere
     from ewq.harness.measuring import prepare_references
-    from ewq.harness.terminal import tell
+    from ewq.harness.terminal import lines_drawn, tell
 
     state = state_of(pytestconfig)
     with _or_exit():
@@ -154,18 +155,11 @@ def ewq_session(
         with _or_exit():
             prepare_references(session)
             if state.options.workers:
-                _measure_elsewhere(pytestconfig, session)
+                with lines_drawn(pytestconfig) as drawn:
+                    measure_elsewhere(session, *drawn)
         yield session
     finally:
         session.close()
-
-
-def _measure_elsewhere(config: pytest.Config, session: Session) -> None:
-    from ewq.harness.fleet import measure_elsewhere
-    from ewq.harness.terminal import lines_drawn
-
-    with lines_drawn(config) as (draw, tell):
-        measure_elsewhere(session, draw, tell)
 
 
 @pytest.fixture(scope="session")

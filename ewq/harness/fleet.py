@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from ewq.harness.measuring import UNPAIRED, is_of, pair, result_of
 from ewq.harness.references import MISSING, References
 from ewq.harness.session import Session
 from ewq.harness.subject import Subject
+from ewq.harness.terminal import Draw
 from ewq.harness.worker import Worker
 from ewq.instruments.gpu import free_memory, gpus_of
 from ewq.instruments.processor_wait import usable_cores
@@ -36,8 +37,6 @@ RECORDING = "reference log-probabilities"
 """What FP16's worker does for all others, among its tasks."""
 TRIES = 2
 """Workers that a variant may take down, or run out of memory on."""
-Show = Callable[[Sequence[str]], None]
-"""Draws a line for each worker."""
 
 
 @dataclass(eq=False)
@@ -67,7 +66,7 @@ class Seat:
     """Of its cards; empty until it has opened the run."""
 
 
-def measure_elsewhere(session: Session, show: Show | None, tell: Callable[[str], None]) -> None:
+def measure_elsewhere(session: Session, show: Draw | None, tell: Callable[[str], None]) -> None:
     """Let workers measure what the session selects, as ``--ewq-workers`` says.
 
     CPU workers share cores: speeds and memory are left to the tests, which are alone then.
@@ -98,7 +97,7 @@ class Fleet:
     """Jobs, and the workers that they are given to."""
 
     def __init__(
-        self, session: Session, ray: Any, show: Show | None, tell: Callable[[str], None]
+        self, session: Session, ray: Any, show: Draw | None, tell: Callable[[str], None]
     ) -> None:
         self._session, self._ray, self._show, self._tell = session, ray, show, tell
         cards = gpus_of(session.placement.device)
