@@ -29,7 +29,7 @@ class Unit:
     names: Sequence[str]
     statistics: Sequence[WeightStatistics]
     nf4_errors: Sequence[float] = ()
-    """``|W - NF4(W)| / |W|`` of each weight; measured for that scorer only."""
+    """``|W - NF4(W)| / |W|`` of each weight; measured for ``nf4-error`` only."""
 
 
 Score = Callable[[Sequence[Unit], int], list[float]]
