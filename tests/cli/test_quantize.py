@@ -88,7 +88,7 @@ def test_without_bitsandbytes_it_says_what_to_install(tmp_path):
     )
     assert done.returncode == 3
     [line] = done.stderr.splitlines()
-    assert "bitsandbytes cannot be imported (no such library): pip install bitsandbytes" in line
+    assert "no bitsandbytes (no such library): pip install bitsandbytes" in line
 
 
 def companions(tmp_path):

@@ -113,7 +113,7 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch):
         raise ConnectionError("offline")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(InputError, match="give a local folder"):
+    with pytest.raises(InputError, match="give a folder"):
         load_texts("hub")
 
 

@@ -4,7 +4,6 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -55,11 +54,11 @@ def test_a_file_is_tried_before_the_clock_and_without_gpus(subject, tmp_path, mo
     file.write_bytes(shared_gguf(TINY, "F16").read_bytes())
     tried = []
 
-    def run(command, env, **options):
-        tried.append(env["CUDA_VISIBLE_DEVICES"])
-        return SimpleNamespace(returncode=0)
+    def run(command, *, heard, environment):
+        tried.append(environment["CUDA_VISIBLE_DEVICES"])
+        return 0, ""
 
-    monkeypatch.setattr(probe.subprocess, "run", run)
+    monkeypatch.setattr(probe, "run_child", run)
     variant = find_variant(str(file))
     get_ready(variant, subject, CPU)
     assert tried == [""]
