@@ -6,10 +6,10 @@ Names are storage keys and parameter ids (``test_mmlu[ewq-0.65]``): renaming one
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 
 from ewq.errors import InputError
-from ewq.precision import Precision
 
 REFERENCE = "fp16"
 """The variant that every paired figure is measured against."""
@@ -28,6 +28,14 @@ KV = "+kv-"
 """Between the name of a GGUF variant and the type of its cache."""
 _CACHE = re.compile(rf"{re.escape(KV)}({'|'.join(CACHES)})$")
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d*)?) *(?:([KMG])(I)?)?B?")
+
+
+class Precision(StrEnum):
+    """Of a block or weight: ``EIGHT_BIT`` is LLM.int8 or Q8_0, ``FOUR_BIT`` NF4 or Q4_K."""
+
+    RAW = "raw"
+    EIGHT_BIT = "8bit"
+    FOUR_BIT = "4bit"
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def plan(folder: Path, work: Path) -> Answer:
     if code:
         return refusal(code, err)
     from ewq.planning.analysis import analyze
-    from ewq.precision import Precision
+    from ewq.variants import Precision
 
     raw = analyze(folder, cache=False).uniform_plan(Precision.RAW).size_bytes
     return Answer(f"{json.loads(out)['size_bytes']:,} of {raw:,} bytes", raw)

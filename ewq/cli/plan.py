@@ -17,7 +17,7 @@ from ewq.files import check_output
 from ewq.planning.diff import Move, PlanDiff, diff_plans
 from ewq.planning.plan import QuantizationPlan, read_plan, write_plan
 from ewq.planning.sizes import DEFAULT_FORMAT, Card, find_card
-from ewq.precision import Precision
+from ewq.variants import Precision
 
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint

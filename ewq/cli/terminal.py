@@ -12,10 +12,9 @@ from typing import Annotated
 import typer
 
 from ewq.planning.plan import QuantizationPlan
-from ewq.precision import Precision
 from ewq.progress import Progress, progress_on
 from ewq.report.document import terminal_line
-from ewq.variants import parse_size
+from ewq.variants import Precision, parse_size
 
 Bpw = Annotated[
     float | None, typer.Option(help="Bits per weight of the whole model, never exceeded.")

@@ -15,8 +15,8 @@ from ewq.measurement import Json
 from ewq.planning.knapsack import Choice, choose
 from ewq.planning.plan import BITSANDBYTES, ExpectedKld, PlanBlock, QuantizationPlan, precisions_of
 from ewq.planning.scorers import out_of_reach, spread
-from ewq.precision import Precision
 from ewq.sensitivity.measure import Sensitivity
+from ewq.variants import Precision
 from ewq.version import __version__
 
 GRANULARITIES = ("tensor", "kind", "block")

@@ -18,8 +18,8 @@ from ewq.gguf.recipe import EMBEDDING, OUTPUT, TensorNames
 from ewq.gguf.rounding import divides, rounded
 from ewq.planning.plan import BITSANDBYTES, PRECISION_OF_TYPE
 from ewq.planning.sizes import footprint_of, format_of
-from ewq.precision import Precision
 from ewq.sensitivity.measure import Sensitivity
+from ewq.variants import Precision
 
 GGUF = "gguf"
 NF4, INT8 = "nf4", "int8"

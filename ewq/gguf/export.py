@@ -34,8 +34,8 @@ from ewq.gguf.recipe import (
 )
 from ewq.gguf.report import ExportReport, read_back
 from ewq.model import check_vocabulary
-from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
+from ewq.variants import Precision
 
 if TYPE_CHECKING:
     from ewq.checkpoint.opening import Checkpoint

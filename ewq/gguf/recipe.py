@@ -14,7 +14,7 @@ from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import InputError, PlanError
 from ewq.gguf.convert import CONVERTED_TYPES
 from ewq.gguf.imatrix import check_imatrix
-from ewq.precision import Precision
+from ewq.variants import Precision
 
 if TYPE_CHECKING:
     from ewq.planning.plan import QuantizationPlan

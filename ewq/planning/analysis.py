@@ -18,8 +18,8 @@ from ewq.planning import scorers
 from ewq.planning.plan import PlanBlock, QuantizationPlan
 from ewq.planning.scorers import DEFAULT_SCORER, Unit
 from ewq.planning.sizes import DEFAULT_FORMAT, Footprint, Format, footprint_of, format_of
-from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
+from ewq.variants import Precision
 from ewq.version import __version__
 
 DEFAULT_FACTOR = 0.65

@@ -7,7 +7,7 @@ from ewq.codec import encode
 from ewq.errors import PlanError
 from ewq.measurement import Json
 from ewq.planning.plan import MIXED, QuantizationPlan
-from ewq.precision import Precision
+from ewq.variants import Precision
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ewq.errors import PlanError
 from ewq.files import write_text
 from ewq.measurement import Json
 from ewq.planning.sizes import footprint_of, format_of
-from ewq.precision import Precision
+from ewq.variants import Precision
 
 SCHEMA, SCHEMA_OF_TYPES = 1, 2
 BITSANDBYTES = "bitsandbytes"

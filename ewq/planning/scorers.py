@@ -16,7 +16,7 @@ import numpy as np
 
 from ewq.entropy import WeightStatistics
 from ewq.errors import PlanError
-from ewq.precision import Precision
+from ewq.variants import Precision
 
 DEFAULT_SCORER = "histogram"
 RISING = (Precision.FOUR_BIT, Precision.EIGHT_BIT, Precision.RAW)

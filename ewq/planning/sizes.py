@@ -11,8 +11,8 @@ from ewq.checkpoint.layout import COUNT_KEYS, SCALES, WIDTH_KEYS, Layout, Weight
 from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import InputError, check_known
-from ewq.precision import Precision
 from ewq.progress import Progress
+from ewq.variants import Precision
 
 BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias")
 """Old checkpoints saved these buffers; they are not parameters and are not loaded."""

@@ -17,9 +17,9 @@ from ewq.instruments.gpu import check_device
 from ewq.instruments.memory import weights_bytes
 from ewq.measurement import Json
 from ewq.planning.plan import QuantizationPlan, write_plan
-from ewq.precision import Precision
 from ewq.progress import NO_PROGRESS, Progress
 from ewq.quantizer.config import EwqConfig
+from ewq.variants import Precision
 from ewq.version import __version__
 
 GENERATION = "generation_config.json"

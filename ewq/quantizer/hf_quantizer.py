@@ -23,7 +23,6 @@ from ewq.planning.plan import (
     check_plan,
     require_target,
 )
-from ewq.precision import Precision
 from ewq.quantizer.config import METHOD, EwqConfig
 from ewq.quantizer.modules import (
     EwqDeserialize,
@@ -35,6 +34,7 @@ from ewq.quantizer.modules import (
     replacement,
     state_to_save,
 )
+from ewq.variants import Precision
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from transformers.pytorch_utils import Conv1D
 from ewq.checkpoint.loading import remembering
 from ewq.errors import InputError
 from ewq.instruments.memory import trim_heap
-from ewq.precision import Precision
 from ewq.quantizer.config import StorageOptions
+from ewq.variants import Precision
 
 MADV_DONTNEED = 4
 EVERY_BYTES = 64 * 1024 * 1024

@@ -15,8 +15,8 @@ from ewq.backends.decoders import (
 from ewq.backends.transformers import load_transformers
 from ewq.errors import InputError
 from ewq.planning.analysis import analyze
-from ewq.precision import Precision
 from ewq.quantizer import EwqConfig
+from ewq.variants import Precision
 from tests.backends.tiny_models import ARCHITECTURES, NoTokenizer, naive_greedy, save_tiny
 
 PROMPTS = [[5, 9, 33, 7, 60, 41, 8, 3, 17], [4, 90, 12, 55, 6, 71, 30, 22, 19]]

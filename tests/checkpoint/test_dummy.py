@@ -13,7 +13,7 @@ from ewq.checkpoint.embedded import fixture_path
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import CheckpointError
 from ewq.planning.analysis import analyze
-from ewq.precision import Precision
+from ewq.variants import Precision
 
 SMALL = {
     "hidden_size": 64,

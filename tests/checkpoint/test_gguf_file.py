@@ -9,7 +9,7 @@ from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import CheckpointError
 from ewq.planning.analysis import analyze
-from ewq.precision import Precision
+from ewq.variants import Precision
 
 gguf = pytest.importorskip("gguf")
 Kind = gguf.GGMLQuantizationType

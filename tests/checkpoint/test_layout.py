@@ -15,7 +15,7 @@ from ewq.checkpoint.opening import open_checkpoint
 from ewq.errors import CheckpointError
 from ewq.planning.analysis import analyze
 from ewq.planning.sizes import footprint_of
-from ewq.precision import Precision
+from ewq.variants import Precision
 from tests.architectures import ARCHITECTURES, build, linear_weights
 
 

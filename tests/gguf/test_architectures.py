@@ -10,7 +10,7 @@ from ewq.checkpoint.gguf_header import read_header
 from ewq.gguf.export import export_gguf, make_job
 from ewq.gguf.recipe import PlanRecipe, make_recipe
 from ewq.planning.analysis import analyze
-from ewq.precision import Precision
+from ewq.variants import Precision
 from tests.gguf.models import require_converter, require_gguf
 
 WIDTHS = {

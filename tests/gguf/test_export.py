@@ -16,7 +16,7 @@ from ewq.gguf import export as export_module
 from ewq.gguf.cache import cached_gguf, export_notes
 from ewq.gguf.export import export_command, export_gguf
 from ewq.gguf.recipe import make_recipe
-from ewq.precision import Precision
+from ewq.variants import Precision
 from tests.gguf.models import BLOCKS, ODD_WIDTH, save_odd
 
 RAW, EIGHT, FOUR = Precision.RAW, Precision.EIGHT_BIT, Precision.FOUR_BIT

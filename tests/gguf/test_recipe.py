@@ -2,7 +2,7 @@ import pytest
 
 from ewq.errors import InputError
 from ewq.gguf.recipe import TypeRecipe, make_recipe, parse_types
-from ewq.precision import Precision
+from ewq.variants import Precision
 
 
 def test_types_are_parsed_and_may_be_partial():

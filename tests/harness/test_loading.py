@@ -21,9 +21,8 @@ from ewq.harness.loading import (
 )
 from ewq.harness.subject import Placement, Subject
 from ewq.planning.plan import write_plan
-from ewq.precision import Precision
 from ewq.sensitivity.calibration import Calibrating
-from ewq.variants import find_variant
+from ewq.variants import Precision, find_variant
 from tests.gguf.models import require_converter, shared_gguf
 
 CPU = Placement("cpu", "float32")

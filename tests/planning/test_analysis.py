@@ -15,7 +15,7 @@ from ewq.entropy import weights
 from ewq.errors import BackendUnavailable, CheckpointError, InputError, PlanError
 from ewq.planning.analysis import Analysis, analyze
 from ewq.planning.plan import check_plan
-from ewq.precision import Precision
+from ewq.variants import Precision
 from tests.architectures import build, linear_weights
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ewq.errors import PlanError
 from ewq.planning.scorers import within_budget
-from ewq.precision import Precision
+from ewq.variants import Precision
 
 RISING = (Precision.FOUR_BIT, Precision.EIGHT_BIT, Precision.RAW)
 

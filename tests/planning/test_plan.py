@@ -14,7 +14,7 @@ from ewq.errors import EwqError, PlanError
 from ewq.planning.analysis import analyze
 from ewq.planning.plan import QuantizationPlan, check_budget, check_plan, read_plan, write_plan
 from ewq.planning.sizes import format_of
-from ewq.precision import Precision
+from ewq.variants import Precision
 from tests.architectures import build
 
 

@@ -10,7 +10,7 @@ from ewq.errors import PlanError
 from ewq.planning.analysis import Analysis, analyze
 from ewq.planning.diff import diff_plans
 from ewq.planning.plan import QuantizationPlan
-from ewq.precision import Precision
+from ewq.variants import Precision
 from tests.architectures import build
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ewq.errors import PlanError
 from ewq.planning.scorers import by_thresholds, factor_thresholds, spread
-from ewq.precision import Precision
+from ewq.variants import Precision
 
 SCORES = st.lists(st.floats(-20, 20), min_size=1, max_size=40)
 RISING = (Precision.FOUR_BIT, Precision.EIGHT_BIT, Precision.RAW)

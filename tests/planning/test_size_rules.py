@@ -12,7 +12,7 @@ from ewq.checkpoint.layout import Weight
 from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import InputError
 from ewq.planning.sizes import FORMATS, format_of
-from ewq.precision import Precision
+from ewq.variants import Precision
 
 SHAPES = [(64, 64), (96, 200), (4096, 512), (3, 7), (33, 65)]
 BITS = {

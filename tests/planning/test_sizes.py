@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from ewq.planning.analysis import analyze
-from ewq.precision import Precision
+from ewq.variants import Precision
 
 FIXTURE = Path(__file__).parent.parent.parent / "fixtures" / "tiny-llama"
 

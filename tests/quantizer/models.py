@@ -16,7 +16,7 @@ from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.planning.plan import QuantizationPlan
 from ewq.planning.sizes import footprint_of, format_of
-from ewq.precision import Precision
+from ewq.variants import Precision
 from tests.architectures import build
 
 ORDER = (Precision.FOUR_BIT, Precision.EIGHT_BIT, Precision.RAW)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ewq.precision import Precision
 from ewq.quantizer import EwqConfig
+from ewq.variants import Precision
 from tests.quantizer.models import CLASSES, load, logits, plan_for, save, swapped_by_hand
 
 DENSE = [

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from ewq.errors import CheckpointError, InputError, PlanError
-from ewq.precision import Precision
 from ewq.quantizer import EwqConfig
 from ewq.quantizer.folder import quantize_to_folder
+from ewq.variants import Precision
 from tests.quantizer.models import load, plan_for, save, save_llama
 
 

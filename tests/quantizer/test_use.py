@@ -11,9 +11,9 @@ from torch import nn
 from ewq.errors import InputError
 from ewq.instruments.memory import weights_bytes
 from ewq.planning.plan import read_plan
-from ewq.precision import Precision
 from ewq.quantizer import EwqConfig
 from ewq.quantizer.modules import QUANTIZED
+from ewq.variants import Precision
 from tests.quantizer.models import IDS, load, logits, plan_for, save, save_llama
 
 SIZES = {

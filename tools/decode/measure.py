@@ -22,9 +22,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ewq.planning.analysis import Analysis, analyze
-from ewq.precision import Precision
 from ewq.quantizer import EwqConfig
 from ewq.quantizer.config import QUIET_LOGGERS
+from ewq.variants import Precision
 
 SHAPE = {
     "vocab_size": 4096,

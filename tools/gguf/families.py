@@ -26,7 +26,7 @@ from ewq.gguf.convert import PACKAGE, VERSION, find_converter
 from ewq.gguf.probe import probe_file
 from ewq.gguf.recipe import PlanRecipe, exact_types
 from ewq.planning.analysis import analyze
-from ewq.precision import Precision
+from ewq.variants import Precision
 from tests.architectures import ARCHITECTURES, build
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "families.md"

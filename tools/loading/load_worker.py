@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from ewq.instruments.memory import weights_bytes
 from ewq.planning.plan import read_plan
-from ewq.precision import Precision
 from ewq.quantizer import EwqConfig
 from ewq.quantizer.config import StorageOptions
 from ewq.quantizer.modules import replacement
+from ewq.variants import Precision
 
 
 class AnonymousPeak:

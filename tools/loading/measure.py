@@ -18,7 +18,7 @@ from ewq.checkpoint.layout import find_layout
 from ewq.checkpoint.opening import open_checkpoint
 from ewq.planning.plan import QuantizationPlan, write_plan
 from ewq.planning.sizes import footprint_of, format_of
-from ewq.precision import Precision
+from ewq.variants import Precision
 
 WORKER = Path(__file__).with_name("load_worker.py")
 PRECISIONS = (Precision.FOUR_BIT, Precision.EIGHT_BIT, Precision.RAW)
