@@ -323,7 +323,7 @@ REFUSED = {
     "header cut short": "model.safetensors is truncated or not safetensors",
     "weights are a pointer": "model.safetensors is a Git LFS pointer",
     "config is a pointer": "config.json is a Git LFS pointer",
-    "only pickles": "has its weights only in pickle files (pytorch_model.bin)",
+    "only pickles": "has neither model.safetensors nor",
     "no weights": "has neither model.safetensors nor",
     "an adapter": "is an adapter; merge it into its model",
     "no config": "has no config.json",

@@ -35,7 +35,6 @@ ADAPTER = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOAT16_MAX = 65504
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 KEPT_ITEMS = 64
 """Of a GGUF's arrays; longer ones are vocabularies."""
 WHOLE_BYTES = 64 * 1024
@@ -189,19 +188,14 @@ def _read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorIn
     if "transformers_weights" in config:
         raise CheckpointError(f"{folder}: drop transformers_weights, name the file {SINGLE}")
     if not index.is_file() and not single.is_file():
-        if pickles := sorted(path.name for kind in PICKLES for path in folder.glob(kind)):
-            raise CheckpointError(
-                f"{folder} has its weights only in pickle files ({pickles[0]}), which can run code "
-                "when opened; convert it with save_pretrained to safetensors first"
-            )
-        raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}")
+        no_pickles = "weights of other kinds may run code: save_pretrained converts them"
+        raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}; {no_pickles}")
     weight_map = _weight_map(index) if index.is_file() else {}
     named = set(weight_map.values()) or {SINGLE}
     stored = {path.name for path in folder.glob("model*.safetensors")}
     if foreign := sorted(stored - named):
         raise CheckpointError(
-            f"{folder} holds two sets of weights: {foreign[0]} does not belong with "
-            f"{min(named)}, and programs differ in which they read; remove one set"
+            f"{folder} holds two sets of weights: {foreign[0]} does not belong with {min(named)}"
         )
     return read_safetensors(single) if SINGLE in stored else _read_sharded(index, weight_map)
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ewq.errors import EwqError, InputError
+from ewq.errors import EwqError
 from ewq.gguf.imatrix import read_imatrix
 from ewq.gguf.probe import run_child, why_ended
 from ewq.progress import NO_PROGRESS, Progress
@@ -117,8 +117,6 @@ def main(job: QuantizeJob) -> int:
     library.llama_log_set(callback, ctypes.c_void_p(0))
     params = library.llama_model_quantize_default_params()
     recipe = f"LLAMA_FTYPE_{'ALL' if job.type_name == 'F32' else 'MOSTLY'}_{job.type_name}"
-    if not hasattr(library, recipe):
-        raise InputError(f"llama.cpp has no type {job.type_name!r}; try Q8_0, Q6_K or Q4_K_M")
     params.ftype = getattr(library, recipe)
     params.allow_requantize = job.requantize
     params.dry_run = job.dry_run

@@ -233,7 +233,7 @@ DAMAGE = {
     weights_chosen_by_the_config: r"drop transformers_weights",
     index_without_a_map: r"has no weight_map",
     index_outside_the_folder: r"elsewhere\.safetensors.*outside",
-    only_pickle: r"only in pickle files \(pytorch_model\.bin\).*save_pretrained",
+    only_pickle: r"has neither model\.safetensors nor .* may run code: save_pretrained",
     no_weights: r"has neither model\.safetensors nor",
     no_config: r"has no config\.json",
     architectures_no_list: r"architectures in .*config\.json is not a list",
