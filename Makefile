@@ -19,7 +19,11 @@ bench: $(VENV)/.installed
 	@echo 'Benchmarking the embedded model: about 10 minutes on two cores, 4 more the first time.'
 	$(BIN)/pytest benchmarks/ -k "$(VARIANTS)" $(ARGS)
 
-test: lint types tests smoke
+# Types are checked beside the tests, whose start and end keep one core busy.
+test: lint
+	@nice $(MAKE) --no-print-directory types > $(VENV)/types.log 2>&1 & types=$$!; \
+	$(MAKE) --no-print-directory tests smoke; tests=$$?; \
+	wait $$types; types=$$?; cat $(VENV)/types.log; exit $$(( tests ? tests : types ))
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

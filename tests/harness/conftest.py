@@ -9,6 +9,7 @@ import pytest
 
 from ewq.instruments.processor_wait import ProcessorWait
 from tests.harness.fakes import REPOSITORY, write_project
+from tests.harness.warm_pytest import WarmPytest
 
 # Runs inside this process drop what they imported. NumPy and torch cannot be imported twice, what
 # rich compares by class must not come from two imports, and the rest takes a second each time.
@@ -44,13 +45,18 @@ def project(pytester, monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture
-def bench(project):
-    """Run the fake project's benchmarks: ``bench("-k", "fp16")``."""
+def bench(project, monkeypatch):
+    """Run the fake project's benchmarks: ``bench("-k", "fp16")``.
+
+    In this process, in a new one (``subprocess=True``) or in one that is warm (``"forked"``).
+    """
 
     def run(*arguments, **options):
         fixed = ["-p", "ewq.pytest_plugin", "benchmarks", "--ewq-tier", "smoke"]
         if not options.get("save"):
             fixed.append("--ewq-no-save")
+        if options.get("subprocess") == "forked":
+            monkeypatch.setattr(project, "popen", WarmPytest)
         runner = project.runpytest_subprocess if options.get("subprocess") else project.runpytest
         return runner(*fixed, "-p", "no:cacheprovider", *arguments)
 

@@ -16,6 +16,7 @@ from ewq.harness.subject import Placement, Subject
 from ewq.tasks.tiers import tier_sizes
 from ewq.variants import find_variant
 from tests.harness.fakes import REPOSITORY, write_project
+from tests.harness.warm_pytest import WarmPytest
 
 TINY = Path(__file__).parent.parent.parent / "fixtures" / "tiny-llama"
 GPU = Placement("cuda:0", "float32")
@@ -138,6 +139,7 @@ def test_a_run_that_cannot_fit_ends_before_anything_is_loaded(pytester, monkeypa
         "budget.gpus_of = lambda name: ['cpu']\n"
         f"budget.free_memory = lambda name: ({free}, 10**9)\n"
     )
+    monkeypatch.setattr(pytester, "popen", WarmPytest)
     result = pytester.runpytest_subprocess(
         *("-p", "ewq.pytest_plugin", "benchmarks", "-k", "memory", "-p", "no:cacheprovider"),
         *("--ewq-tier", "smoke", "--ewq-device", "cpu", "--ewq-variants", "fp16,bnb-nf4"),

@@ -59,7 +59,7 @@ def test_variants_are_measured_paired_and_gated(bench, project, own):
     set_behaviour(project.path, **{"ewq-0.5": {"noise": 3.0}})
     (project.path / "benchmarks" / "thresholds.toml").write_text(LIMIT)
     asked = (*TWO, "-k", "lm_eval", "--ewq-lm-eval", own)
-    result = bench(*asked, subprocess=True, save=True)
+    result = bench(*asked, subprocess="forked", save=True)
     result.assert_outcomes(passed=1, failed=1)
     found = records(project)
     base, other = (found[variant, "lm_eval-own"] for variant in ("fp16", "ewq-0.5"))
@@ -71,6 +71,6 @@ def test_variants_are_measured_paired_and_gated(bench, project, own):
     assert "delta/brier_score" in str(other["reasons"])
     data = project.path / "own.jsonl"
     data.write_text(data.read_text().replace("thing", "object"))
-    again = bench(*asked, "--ewq-require-baseline", subprocess=True, save=True)
+    again = bench(*asked, "--ewq-require-baseline", subprocess="forked", save=True)
     again.stdout.fnmatch_lines(["*no baseline to gate against*setting lm_eval-own data was*"])
     assert again.ret == 4

@@ -55,7 +55,7 @@ def test_letters_of_a_baseline_are_asked_though_the_reference_guesses_now(bench,
 
 
 def test_rows_are_told_as_variants_end_past_the_capture_of_output(bench, project):
-    result = bench(*TWO, "-k", "memory or divergence", subprocess=True)
+    result = bench(*TWO, "-k", "memory or divergence", subprocess="forked")
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines(
         ["ewq: fp16: GB 0.00100, *KLD 0.00 ±0.00*", "ewq: ewq-0.5: GB 0.00100,*"]
@@ -119,7 +119,7 @@ def test_fails_holding_the_model(variant, benchmark):
     )
     # A process of its own: inside this one pytester would keep the failures' tracebacks.
     names = "fp16,ewq-1.0,ewq-0.5"
-    result = bench("--ewq-variants", names, "-k", "memory or failing", subprocess=True)
+    result = bench("--ewq-variants", names, "-k", "memory or failing", subprocess="forked")
     result.assert_outcomes(passed=3, failed=3)
 
 
@@ -212,7 +212,7 @@ def test_a_stored_reference_is_used_again(bench, project):
 
 def test_resume_measures_only_what_is_missing(bench, project):
     set_behaviour(project.path, **{"ewq-0.5": {"kill": "SIGKILL"}})
-    bench(*TWO, "--benchmark-autosave", subprocess=True)
+    bench(*TWO, "--benchmark-autosave", subprocess="forked")
     assert not list(project.path.glob(".benchmarks/*/*.json"))
     set_behaviour(project.path, **{"ewq-0.5": {"noise": 0.3}})
     bench(*TWO, "--benchmark-autosave", "--ewq-resume").assert_outcomes(passed=2 * TASKS + 1)

@@ -2,17 +2,21 @@
 
 import json
 import os
+import random
+import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+import time
+from contextlib import closing, suppress
 
 import pytest
 import transformers.modeling_utils  # noqa: F401 - torch parts of it cannot be imported twice
 
 from ewq.storage.environment import RunIdentity
 from ewq.storage.journal import JOURNAL, PREVIOUS_JOURNAL, Journal
-from tests.harness.fakes import REPOSITORY, TASKS, finished, set_behaviour
+from tests.harness.fakes import REPOSITORY, TASKS, finished, set_behaviour, write_project
+from tests.harness.warm_pytest import WarmPytest
 
 KILLS = int(os.environ.get("EWQ_TEST_KILLS", "3"))
 """Random moments to kill at; the nightly job takes 20."""
@@ -42,33 +46,60 @@ def test_a_run_stored_in_a_file_elsewhere_is_finished_too(bench, project, tmp_pa
     assert not (project.path / ".benchmarks" / JOURNAL).exists()
 
 
-def test_killed_at_random_moments_and_resumed_the_result_is_that_of_an_uninterrupted_run(
-    tmp_path,
-):
-    environment = os.environ | {
-        "PYTHONPATH": str(REPOSITORY),
-        "EWQ_CACHE": str(tmp_path / "cache"),
-        "OMP_NUM_THREADS": "1",
-    }
-    driver = REPOSITORY / "tests" / "harness" / "kill_driver.py"
-    done = subprocess.run(
-        [sys.executable, str(driver), str(tmp_path), str(KILLS), "11"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads(done.stdout)
-    expected = {key: comparable(record) for key, record in outcome["expected"].items()}
+def run(folder, *extra, kill_after_s=None):
+    """One run of the project in ``folder``; its exit status, or minus the signal that ended it."""
+    options = ["-q", "-p", "ewq.pytest_plugin", "-p", "no:cacheprovider", "benchmarks"]
+    with (folder / "output.txt").open("w") as output:
+        command = [sys.executable, "-mpytest", *options, "--ewq-tier", "smoke", *TWO, *extra]
+        process = WarmPytest(command, output, output, cwd=folder)
+        if kill_after_s is not None:
+            time.sleep(kill_after_s)
+            process.kill()
+        return process.wait()
 
-    assert outcome["reference"] == 0
+
+def stored(folder):
+    """``variant/task`` -> what is comparable of its record in the newest whole stored run."""
+    for path in sorted(folder.glob(".benchmarks/*/*.json"), reverse=True):
+        with suppress(ValueError):
+            records = (
+                each["extra_info"]["ewq"] for each in json.loads(path.read_text())["benchmarks"]
+            )
+            return {f"{each['variant']}/{each['task']}": comparable(each) for each in records}
+    return {}
+
+
+def test_killed_at_random_moments_and_resumed_the_result_is_that_of_an_uninterrupted_run(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("EWQ_CACHE", str(tmp_path / "cache"))
+
+    def project(name):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_project(folder, **{"ewq-0.5": {"noise": 0.3}})
+        return folder
+
+    # Starting the warm process is no part of the duration.
+    assert run(tmp_path, "--version") == 0
+    moments = random.Random(11)
+    reference = project("uninterrupted")
+    started_s = time.monotonic()
+    assert run(reference) == 0
+    duration_s = time.monotonic() - started_s
+    expected = stored(reference)
     assert len(expected) == 2 * TASKS + 1
-    assert sum(run["killed"] for run in outcome["runs"]) == KILLS
-    for number, run in enumerate(outcome["runs"], start=1):
-        assert run["exit"] == 0, number
-        assert run["finished"] == dict.fromkeys(expected, 1), number
-        assert {k: comparable(r) for k, r in run["records"].items()} == expected, number
+    killed = attempt = 0
+    while killed < KILLS:
+        attempt += 1
+        folder = project(f"killed-{attempt}")
+        killed += run(folder, kill_after_s=moments.uniform(0, duration_s)) == -signal.SIGKILL
+        begun = (folder / ".benchmarks" / JOURNAL).is_file()
+        assert run(folder, *(["--ewq-resume"] if begun else [])) == 0, attempt
+        counts = finished(folder / ".benchmarks" / PREVIOUS_JOURNAL)
+        assert counts == dict.fromkeys(expected, 1), attempt
+        assert stored(folder) == expected, attempt
 
 
 def test_a_full_disk_is_told_and_resuming_after_freeing_space_completes_the_run(bench, project):
@@ -78,7 +109,7 @@ def test_a_full_disk_is_told_and_resuming_after_freeing_space_completes_the_run(
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small tmpfs takes root")
     try:
-        full = bench(*TWO[:2], subprocess=True)
+        full = bench(*TWO[:2], subprocess="forked")
         assert full.ret != 0
         full.stdout.fnmatch_lines(["*cannot write the journal (database or disk is full)*resume*"])
         kept = finished(storage / JOURNAL).total()
@@ -97,7 +128,7 @@ def test_a_native_crash_leaves_the_results_of_the_others(bench, project):
     variants = ("--ewq-variants", "fp16,ewq-0.5,ewq-1.0", "--benchmark-autosave")
     set_behaviour(project.path, **{"ewq-0.5": {"kill": "SIGSEGV"}})
     for attempt in ((), ("--ewq-resume",), ("--ewq-resume",)):
-        assert bench(*variants, *select, *attempt, subprocess=True).ret < 0
+        assert bench(*variants, *select, *attempt, subprocess="forked").ret < 0
     result = bench(*variants, *select, "--ewq-resume")
 
     result.assert_outcomes(passed=2, failed=1)
@@ -110,7 +141,7 @@ def test_a_native_crash_leaves_the_results_of_the_others(bench, project):
 def test_an_interrupted_run_is_stored_and_finished_by_resuming(bench, project):
     select = ("-k", "perplexity", *TWO)
     set_behaviour(project.path, **{"ewq-0.5": {"interrupted": True}})
-    interrupted = bench(*select, subprocess=True)
+    interrupted = bench(*select, subprocess="forked")
     set_behaviour(project.path)
     bench(*select, "--ewq-resume").assert_outcomes(passed=2)
 
@@ -166,7 +197,7 @@ def test_a_second_run_in_the_same_storage_is_refused_and_spoils_nothing(bench, p
     identity = RunIdentity("sha256:1", {}, {})
     with closing(Journal.create(path, identity)) as first:
         first.finished(("fp16", "memory"), {})
-        result = bench("--ewq-variants", "fp16", "-k", "memory", subprocess=True)
+        result = bench("--ewq-variants", "fp16", "-k", "memory", subprocess="forked")
 
     assert result.ret == 3
     result.stdout.fnmatch_lines(["*journal.sqlite is in use by another run*"])

@@ -255,10 +255,10 @@ def test_trap_15_gates_under_xdist_are_not_silently_green(bench, project, plant)
         pytest.skip("pytest-xdist is not installed")
     bench(*TWO, *MEMORY, *SAVE)
     plant(weights_bytes=1_100_000)
-    result = bench(*TWO, *MEMORY, *AGAINST_NEWEST, "-n", "1", subprocess=True)
+    result = bench(*TWO, *MEMORY, *AGAINST_NEWEST, "-n", "1", subprocess="forked")
     assert result.ret != 0
 
-    ungated = bench(*TWO, *MEMORY, "-n", "1", *TOLD_NOT_RAISED, subprocess=True)
+    ungated = bench(*TWO, *MEMORY, "-n", "1", *TOLD_NOT_RAISED, subprocess="forked")
     ungated.assert_outcomes(passed=2)
     ungated.stdout.fnmatch_lines(["*gates: *disabled under xdist*nothing is stored or gated*"])
 
