@@ -17,7 +17,7 @@ from pathlib import Path
 from ewq.errors import BackendUnavailable, CheckpointError, EwqError, InputError
 from ewq.files import cache_dir, whole_folder
 from ewq.gguf import convert_child
-from ewq.gguf.probe import run_child
+from ewq.gguf.probe import run_child, why_ended
 from ewq.progress import NO_PROGRESS, Progress, step
 
 VARIABLE = "EWQ_GGUF_CONVERTER"
@@ -70,8 +70,8 @@ def convert_folder(
     with step(progress, "converting to GGUF", 100, "%") as advance:
         status, said = run_child(command, heard, environment=environment)
     if status or not out.is_file():
-        reason = said.strip().split("\n")[-1].strip() or "no reason given"
-        raise CheckpointError(f"llama.cpp's converter cannot convert {folder}: {reason}")
+        why = why_ended(status, said)
+        raise CheckpointError(f"llama.cpp's converter cannot convert {folder}: {why}")
     known = convert_child.UNKNOWN_TOKENIZER not in said
     return () if known else (UNKNOWN_TOKENIZER_NOTE,)
 

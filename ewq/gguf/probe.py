@@ -93,7 +93,7 @@ def run_child(
 def why_ended(status: int, stderr: str) -> str:
     """Why a child failed: the assertion or the signal that ended it, else its last line."""
     lines = stderr.strip().splitlines() or ["no reason given"]
-    if status > 0:
+    if status >= 0:
         return lines[-1]
     asserted = (line[line.index(ASSERTION) :] for line in lines if ASSERTION in line)
     return next(asserted, signal.Signals(-status).name)

@@ -87,11 +87,7 @@ def run_quantizer(job: QuantizeJob, progress: Progress = NO_PROGRESS) -> Heard:
         progress.finish()
     if status:
         why = why_ended(status, said)
-        if status < 0:
-            why = f"llama.cpp aborted while quantizing {job.source}: {why}"
-        elif heard.last:
-            why = f"llama.cpp could not quantize {heard.last}: {why}"
-        raise EwqError(why)
+        raise EwqError(f"llama.cpp could not quantize {heard.last or job.source}: {why}")
     return heard
 
 
