@@ -42,10 +42,8 @@ class ModelInfo:
     def require_context(self, tokens: int, what: str) -> None:
         """Raise a MeasurementError where the context does not hold so many tokens."""
         if tokens > self.context_length:
-            raise MeasurementError(
-                f"{what}: {tokens} tokens exceed the model's context of {self.context_length}, and "
-                "nothing is truncated; ask for less"
-            )
+            context = f"the model's context of {self.context_length}"
+            raise MeasurementError(f"{what}: {tokens} tokens exceed {context}, and none is cut")
 
 
 @dataclass(frozen=True)
@@ -70,10 +68,8 @@ def check_vocabulary(size: int, *sequences: TokenIds) -> None:
     """Raise a CheckpointError of a token id that a model of ``size`` tokens has no row for."""
     for token in (extreme(ids) for ids in sequences if len(ids) for extreme in (min, max)):
         if not 0 <= token < size:
-            raise CheckpointError(
-                f"token id {token} is beyond the model's {size} tokens: this tokenizer is another "
-                "model's, or tokens were added without resizing the embedding"
-            )
+            beyond = f"token id {token} is beyond the model's {size} tokens"
+            raise CheckpointError(f"{beyond}: it is another model's, or was added without a row")
 
 
 class LanguageModel(Protocol):

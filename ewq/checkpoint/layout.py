@@ -118,10 +118,7 @@ def check_original(checkpoint: Checkpoint) -> None:
     """Raise a CheckpointError of a model that is quantized already, or not whole by its names."""
     if quantized := checkpoint.config.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
-        raise CheckpointError(
-            f"{checkpoint.model} is quantized already ({method or 'unknown'}); "
-            "give the model it was made from"
-        )
+        raise CheckpointError(f"{checkpoint.model} is quantized already ({method or 'unknown'})")
     if not checkpoint.is_gguf:
         find_layout(checkpoint)
 
@@ -131,10 +128,8 @@ def _family(checkpoint: Checkpoint) -> Family:
         return GGUF_FAMILY
     kind = str(checkpoint.config.get("model_type", "(none)"))
     if kind not in FAMILY_OF:
-        raise CheckpointError(
-            f"{checkpoint.model} has model_type {kind!r}, whose blocks ewq does not know; "
-            f"known: {', '.join(sorted(FAMILY_OF))}"
-        )
+        unknown = f"{checkpoint.model} has model_type {kind!r}, whose blocks ewq does not know"
+        raise CheckpointError(f"{unknown}; known: {', '.join(sorted(FAMILY_OF))}")
     return FAMILY_OF[kind]
 
 
@@ -232,10 +227,8 @@ def _check_complete(model: str, placed: Sequence[_Placed]) -> None:
     kinds = {frozenset(names) for names in blocks.values()}
     for index, names in sorted(blocks.items()):
         if whole := next((kind for kind in kinds if names < kind), None):
-            raise CheckpointError(
-                f"{model} is incomplete: block {index} lacks {min(whole - names)}, which other "
-                "blocks have; download it again"
-            )
+            lost = f"block {index} lacks {min(whole - names)}, which other blocks have"
+            raise CheckpointError(f"{model} is incomplete: {lost}; download it again")
 
 
 def _copied_head(checkpoint: Checkpoint, in_blocks: Collection[str]) -> set[str]:
@@ -254,10 +247,8 @@ def _copied_head(checkpoint: Checkpoint, in_blocks: Collection[str]) -> set[str]
     stored = embedding or head
     if stored is None or ((embedding is None or head is None) and not tied):
         lacking = "token embedding" if embedding is None else "output head"
-        raise CheckpointError(
-            f"{checkpoint.model} stores no {lacking}, and its config does not tie the head to "
-            "the embedding: it is incomplete, or no causal language model"
-        )
+        said = f"{checkpoint.model} stores no {lacking}, and its config does not tie the two"
+        raise CheckpointError(f"{said}: it is incomplete, or no causal language model")
     _check_shape(checkpoint, stored)
     return {head.name} if embedding and head and tied and _equal(embedding, head) else set()
 
@@ -271,10 +262,8 @@ def _check_shape(checkpoint: Checkpoint, stored: TensorInfo) -> None:
     widths = (text[key] for key in WIDTH_KEYS if isinstance(text.get(key), int))
     width = next(widths, stored.shape[1])
     if stored.shape != (expected, width):
-        raise CheckpointError(
-            f"{checkpoint.model}: its config.json says {expected} tokens of width {width}, but "
-            f"{stored.name} has shape {list(stored.shape)}"
-        )
+        said = f"{checkpoint.model}: its config.json says {expected} tokens of width {width}"
+        raise CheckpointError(f"{said}, but {stored.name} has shape {list(stored.shape)}")
 
 
 def _equal(one: TensorInfo, other: TensorInfo) -> bool:

@@ -194,9 +194,8 @@ def _read_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorIn
     named = set(weight_map.values()) or {SINGLE}
     stored = {path.name for path in folder.glob("model*.safetensors")}
     if foreign := sorted(stored - named):
-        raise CheckpointError(
-            f"{folder} holds two sets of weights: {foreign[0]} does not belong with {min(named)}"
-        )
+        said = f"{foreign[0]} does not belong with {min(named)}"
+        raise CheckpointError(f"{folder} holds two sets of weights: {said}; remove one")
     return read_safetensors(single) if SINGLE in stored else _read_sharded(index, weight_map)
 
 
@@ -223,8 +222,6 @@ def _read_sharded(index: Path, named: Mapping[str, str]) -> dict[str, TensorInfo
         tensors |= read_safetensors(path)
     # transformers loads what shards hold, whether or not the index names it.
     if differing := sorted(tensors.keys() ^ named.keys()):
-        raise CheckpointError(
-            f"only one of {index} and its shards has {differing[0]} ({len(differing)} such "
-            "tensors): they belong to different checkpoints; download them again"
-        )
+        said = f"only one of {index} and its shards has {differing[0]}"
+        raise CheckpointError(f"{said} ({len(differing)} such tensors); download them again")
     return {name: tensors[name] for name in named}

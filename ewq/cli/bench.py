@@ -115,9 +115,7 @@ def sweep(
     if found:
         print(f"wrote {write_text(output, write(sweep_page(found)))}", file=sys.stderr)
     if unfinished:
-        raise EwqError(
-            f"{unfinished} runs of the sweep are incomplete (see above): run it again to go on"
-        )
+        raise EwqError(f"{unfinished} runs are incomplete (see above): run the sweep again")
 
 
 def _read_sweep(file: Path) -> Sweep:

@@ -46,10 +46,8 @@ class Rows:
             # Unbuffered: a block is large, and nothing is left to be flushed to a full disk.
             self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - kept open
         except OSError as error:
-            raise InputError(
-                f"cannot write the reference's distributions to {folder}: {error.strerror}; "
-                + _MORE_SPACE
-            ) from error
+            what = f"cannot write the reference's distributions to {folder}"
+            raise InputError(f"{what}: {error.strerror}; {_MORE_SPACE}") from error
 
     def append(self, rows: torch.Tensor) -> None:
         """Write ``[n, width]`` rows after those there are."""
@@ -61,10 +59,8 @@ class Rows:
             while left:
                 left = left[self.file.write(left) :]
         except OSError as error:
-            raise MeasurementError(
-                f"the reference's distributions stop at {self.count} rows, {self._folder}: "
-                f"{error.strerror}; {_MORE_SPACE}"
-            ) from error
+            what = f"the reference's distributions stop at {self.count} rows, {self._folder}"
+            raise MeasurementError(f"{what}: {error.strerror}; {_MORE_SPACE}") from error
         self.count += len(rows)
 
     def __getitem__(self, part: slice) -> torch.Tensor:
@@ -196,11 +192,9 @@ def require_disk_space(folder: Path, tokens: int, row_bytes: int, beside: int = 
     needed, free = tokens * row_bytes + beside, shutil.disk_usage(folder).free
     if needed + _SPARE_BYTES > free:
         fitting = max(0, free - _SPARE_BYTES - beside) // row_bytes
-        raise InputError(
-            f"the reference's distributions of {tokens} tokens need {needed / 1e9:.1f} GB, "
-            f"{folder} has {free / 1e9:.1f} GB free: score at most {fitting} tokens "
-            "or set EWQ_CACHE to a folder with more"
-        )
+        needs = f"the reference's distributions of {tokens} tokens need {needed / 1e9:.1f} GB"
+        has = f"{folder} has {free / 1e9:.1f} GB free"
+        raise InputError(f"{needs}, {has}: score at most {fitting} tokens or set EWQ_CACHE")
 
 
 def _slices(length: int, width: int) -> Iterator[slice]:

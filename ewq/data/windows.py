@@ -166,10 +166,8 @@ def _domain_windows(
     if scored < FEWEST_TOKENS:
         wanted = f"one {definition.name} window of {definition.window} tokens"
         wanted = wanted if definition.joined else f"an error: {FEWEST_TOKENS} are needed"
-        raise InputError(
-            f"the texts of {domain!r} are too short: {scored} tokens to score are not enough for "
-            f"{wanted}; give longer texts"
-        )
+        short = f"{scored} tokens to score are not enough for {wanted}"
+        raise InputError(f"the texts of {domain!r} are too short: {short}; give longer texts")
     return sorted(windows, key=lambda window: window.document)
 
 

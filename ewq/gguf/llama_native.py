@@ -52,10 +52,8 @@ def check_device(device: str) -> Any:
     if kind not in ("cpu", "cuda") or (index and device != ALL and not index.isdecimal()):
         raise InputError(f"device {device!r}; give cpu, cuda, cuda:all or such as cuda:1")
     if kind == "cuda" and not library.llama_supports_gpu_offload():
-        raise BackendUnavailable(
-            f"device {device!r} asked for, but this llama-cpp-python has no GPU support; "
-            "reinstall it with CMAKE_ARGS=-DGGML_CUDA=on or use --ewq-device cpu"
-        )
+        lacks = f"device {device!r}: this llama-cpp-python has no GPU support"
+        raise BackendUnavailable(f"{lacks}; reinstall it with CMAKE_ARGS=-DGGML_CUDA=on")
     return library
 
 

@@ -141,10 +141,8 @@ def report_out_of_memory(
     asked = request[1] if request else "an unknown amount"
     needed = f" (the weights take {needed_bytes():,} bytes)" if needed_bytes else ""
     free, total = free_memory(device)
-    raise OutOfMemory(
-        f"{what}: out of memory on {device}: {asked} more needed{needed}; {free:,} of {total:,} "
-        "bytes are free; close other programs or measure a smaller variant"
-    )
+    asks = f"{what}: out of memory on {device}: {asked} more needed{needed}"
+    raise OutOfMemory(f"{asks}; {free:,} of {total:,} bytes are free; close other programs")
 
 
 def _ran_out(error: MemoryError | RuntimeError) -> bool:

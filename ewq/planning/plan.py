@@ -133,10 +133,8 @@ class QuantizationPlan:
         if "schema" not in data and isinstance(data.get("plan"), Mapping):
             return _from_poc(data, source)
         if data.get("schema") not in (SCHEMA, SCHEMA_OF_TYPES):
-            raise PlanError(
-                f"{source} has schema {data.get('schema')!r}; this ewq reads {SCHEMA} and "
-                f"{SCHEMA_OF_TYPES}"
-            )
+            known = f"{SCHEMA} and {SCHEMA_OF_TYPES}"
+            raise PlanError(f"{source} has schema {data.get('schema')!r}; this ewq reads {known}")
         plain = {key: value for key, value in data.items() if key != "schema"}
         if data["schema"] == SCHEMA_OF_TYPES:
             plain |= {"types": plain.get("weights"), "weights": {}}
@@ -233,10 +231,8 @@ def check_plan(plan: QuantizationPlan, model: Checkpoint) -> None:
 def require_target(plan: QuantizationPlan, target: str) -> None:
     """Raise a PlanError of a plan of types that belong to the other engine."""
     if plan.types and plan.target != target:
-        raise PlanError(
-            f"the plan has types of {plan.target}, not of {target}; "
-            f"make one with `ewq plan --for {target}`"
-        )
+        made = f"the plan has types of {plan.target}, not of {target}"
+        raise PlanError(f"{made}; make one with `ewq plan --for {target}`")
 
 
 def check_budget(plan: QuantizationPlan, checkpoint: Checkpoint, target: str) -> None:

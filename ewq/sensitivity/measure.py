@@ -199,9 +199,7 @@ def measure_sensitivity(
 def check_trained(checkpoint: Checkpoint) -> None:
     """A CheckpointError of what has no gradients: a GGUF file, a quantized model, half a one."""
     if checkpoint.is_gguf:
-        raise CheckpointError(
-            f"{checkpoint.model}: sensitivity needs the Hugging Face folder, not a GGUF file"
-        )
+        raise CheckpointError(f"{checkpoint.model}: sensitivity needs the Hugging Face folder")
     check_original(checkpoint)
 
 

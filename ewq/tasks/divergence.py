@@ -142,10 +142,8 @@ def run(
     """
     # Rows that only pad a vocabulary take probability that the reference never gives.
     if model.info.vocab_size < reference.source.vocab_size:
-        raise MeasurementError(
-            f"the model's vocabulary has {model.info.vocab_size} tokens, the reference's "
-            f"{reference.source.vocab_size}: their distributions cannot be compared"
-        )
+        ours, theirs = model.info.vocab_size, reference.source.vocab_size
+        raise MeasurementError(f"vocabularies of {ours} and {theirs} tokens cannot be compared")
     itself, windows = model.info is reference.source, reference.windows
     per_window = reference.own if itself else list(_compare_all(model, reference, progress))
     if window_nll is not None:
@@ -230,10 +228,8 @@ def _token_clusters(windows: Sequence[Window]) -> list[Hashable]:
 def _metrics(tokens: Array, clusters: list[Hashable]) -> dict[str, Metric]:
     kld, same_top, delta_p, nll_change, _, confidence = tokens.T
     if broken := int(np.sum(~np.isfinite(kld))):
-        raise MeasurementError(
-            f"{broken} of {len(kld)} tokens have no finite divergence: the model gives "
-            "probability 0, or NaN, where the reference does not"
-        )
+        why = "probability 0, or NaN, where the reference has none of them"
+        raise MeasurementError(f"{broken} of {len(kld)} tokens have no finite divergence: {why}")
     metrics = {"kld_mean": _mean(kld, clusters, "nats", False)}
     for percent in (50, 90, 95, 99, 99.9):
         value, stderr = quantile(kld, percent / 100)

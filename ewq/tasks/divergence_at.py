@@ -51,10 +51,8 @@ def deep_windows(model: LanguageModel, texts: TextSet, depth: int) -> list[Windo
     step = depth - len(first)
     count = min(len(ids) // step, MOST_WINDOWS)
     if count < FEWEST_WINDOWS:
-        raise NotApplicable(
-            f"the texts have {len(ids)} tokens, not {FEWEST_WINDOWS} times {depth}: "
-            "give longer ones with --ewq-texts"
-        )
+        short = f"the texts have {len(ids)} tokens, not {FEWEST_WINDOWS} times {depth}"
+        raise NotApplicable(f"{short}: give longer ones with --ewq-texts")
     start = depth - min(SCORED, depth // 2)
     parts = (ids[number * step : (number + 1) * step] for number in range(count))
     return [Window("deep", n, (*first, *part), start, 0) for n, part in enumerate(parts)]

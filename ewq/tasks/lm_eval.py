@@ -233,10 +233,8 @@ class Requests:
         """The end of a prompt for which the context has its length and ``more`` tokens."""
         room = self._context + more
         if room < 1:
-            raise MeasurementError(
-                f"lm-eval: an answer of {-more} tokens leaves a context of {self._context} no room "
-                "for its prompt"
-            )
+            fills = f"an answer of {-more} tokens leaves a context of {self._context}"
+            raise MeasurementError(f"lm-eval: {fills} no room for its prompt")
         self.cut += len(ids) > room
         return ids[-room:] or [self._first]
 

@@ -57,10 +57,8 @@ def run(
         cache = {"cache_bytes_per_1000_tokens": _bytes(round(1000 * per_token))}
     peak, before = watch.peak_bytes, load.device_baseline_bytes
     if peak <= before:
-        raise MeasurementError(
-            f"{instrument.name} reads {peak} bytes at the peak and {before} before loading: "
-            "something else freed memory meanwhile; measure on an idle machine"
-        )
+        read = f"{instrument.name} reads {peak} bytes at the peak and {before} before loading"
+        raise MeasurementError(f"{read}: something freed memory; measure on an idle machine")
     peak_key = "vram_peak_bytes" if model.info.device.startswith("cuda") else "ram_peak_bytes"
     others = instrument.shared_with()
     shared = f"{others} other processes use the GPU: its memory readings include theirs"

@@ -188,10 +188,8 @@ def require_finite(logprobs: NDArray[np.float32], what: str) -> None:
     """Refuse log-probabilities that are no numbers: the greatest of them would be answer A."""
     broken = np.flatnonzero(~np.isfinite(logprobs).all(axis=1))
     if len(broken):
-        raise MeasurementError(
-            f"{what}: log-probabilities of question {broken[0] + 1} are not finite "
-            f"({len(broken)} such questions): the model computes NaN or infinity"
-        )
+        first = f"{what}: log-probabilities of question {broken[0] + 1} are not finite"
+        raise MeasurementError(f"{first} ({len(broken)} such): the model computes NaN or infinity")
 
 
 def require_questions(data: MmluData, shots: int) -> None:

@@ -92,10 +92,8 @@ def _score(
                 prefix, suffix = window.ids[: window.start], window.ids[window.start :]
                 nll = -float(model.token_logprobs(prefix, [suffix])[0].sum(dtype="float64"))
             if not math.isfinite(nll):
-                raise MeasurementError(
-                    f"a token of document {window.document} ({window.domain}) has a likelihood of "
-                    f"exp({-nll}): the model's output is broken"
-                )
+                where = f"a token of document {window.document} ({window.domain})"
+                raise MeasurementError(f"{where} has a likelihood of exp({-nll}): a broken model")
             # Hundred-thousandths keep records small and figures exact to 1e-6.
             yield round(nll, 5)
             advance(window.scored)

@@ -206,7 +206,7 @@ def test_a_recipes_size_for_another_engine_is_refused(call):
         ("more tokens than rows", "is beyond the model's 600 tokens"),
         ("quantized by GPTQ", "is quantized already (gptq)"),
         ("no tokenizer", "has no usable tokenizer: the folder has no tokenizer files"),
-        ("a file", "needs the Hugging Face folder, not a GGUF file"),
+        ("a file", "needs the Hugging Face folder"),
     ],
 )
 def test_a_model_that_text_cannot_be_run_through_is_one_line(call, tmp_path, command, odd, reason):
