@@ -4,19 +4,14 @@ Names are those of the state dict after transformers has loaded the checkpoint, 
 from those in the file: experts are stacked, nested models renamed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from ewq.checkpoint.families import FAMILY_OF, GGUF_FAMILY, TIED_BY_DEFAULT, Family
+from ewq.checkpoint.opening import Checkpoint
 from ewq.checkpoint.tensors import TensorInfo, as_torch
 from ewq.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from ewq.checkpoint.opening import Checkpoint
 
 SCALES = (".weight_scale_inv", ".weight_scale", ".input_scale", ".activation_scale")
 """Companions of FP8 weights: part of the weight's storage, not weights."""

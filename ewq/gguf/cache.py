@@ -1,13 +1,11 @@
 """GGUF files that are made once and kept under the content they were made from."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ewq.checkpoint.opening import open_checkpoint
+from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.errors import CheckpointError
 from ewq.files import check_output, content_key, file_digest, scratch_beside, write_text
 from ewq.gguf.convert import PACKAGE, VARIABLE, VERSION, find_converter
@@ -15,9 +13,6 @@ from ewq.gguf.export import base_type, build, check_export, make_base, open_for
 from ewq.gguf.probe import llama_cpp_version
 from ewq.gguf.recipe import PlanRecipe, Recipe, TypeRecipe, plain_type
 from ewq.progress import NO_PROGRESS, Progress
-
-if TYPE_CHECKING:
-    from ewq.checkpoint.opening import Checkpoint
 
 NAME_BYTES = 60
 """Of a model's name in that of a file; names of files are limited."""

@@ -1,7 +1,5 @@
 """Making a GGUF: convert, quantize by llama.cpp, read back, and only then give it its name."""
 
-from __future__ import annotations
-
 import math
 import shlex
 import tempfile
@@ -10,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ewq.checkpoint.families import FAMILY_OF
 from ewq.checkpoint.gguf_header import GgufHeader, read_header
 from ewq.checkpoint.layout import HEADS, find_layout
 from ewq.checkpoint.loading import load_tokenizer
+from ewq.checkpoint.opening import Checkpoint, open_checkpoint
 from ewq.errors import CheckpointError, InputError
 from ewq.files import check_output, said_of, scratch_beside
 from ewq.gguf.convert import CONVERTED_TYPES, convert_folder
@@ -34,12 +32,10 @@ from ewq.gguf.recipe import (
 )
 from ewq.gguf.report import ExportReport, read_back
 from ewq.model import check_vocabulary
+from ewq.planning.plan import check_budget, check_plan
 from ewq.progress import NO_PROGRESS, Progress
+from ewq.sensitivity.calibration import Calibration
 from ewq.variants import Precision
-
-if TYPE_CHECKING:
-    from ewq.checkpoint.opening import Checkpoint
-    from ewq.sensitivity.calibration import Calibration
 
 WIDER_THAN_F16 = ("BF16", "F32", "F64")
 ROUNDED_TO_INFINITY = 65_520
@@ -85,9 +81,6 @@ def export_gguf(
 
 def open_for(model: str | Path, recipe: Recipe, progress: Progress) -> Checkpoint:
     """The checkpoint to export, which the recipe's plan must fit in every respect."""
-    from ewq.checkpoint.opening import open_checkpoint
-    from ewq.planning.plan import check_budget, check_plan
-
     checkpoint = open_checkpoint(model, progress)
     if _is_known(checkpoint):
         find_layout(checkpoint)

@@ -6,30 +6,26 @@ offsets of a block stay ggml's own; only the codes of its values are chosen here
 are is found by flipping each bit of a block, so no type's layout is written down.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ewq.checkpoint.gguf_header import GgufHeader
 from ewq.checkpoint.layout import find_layout
+from ewq.checkpoint.opening import Checkpoint
 from ewq.entropy.statistics import Array, compiled
 from ewq.gguf.convert import CONVERTED_TYPES
 from ewq.gguf.recipe import TensorNames
 from ewq.gguf.rounding import Values, block_size, pack, unpack
 from ewq.progress import Progress, step
-
-if TYPE_CHECKING:
-    from ewq.checkpoint.opening import Checkpoint
-    from ewq.sensitivity.calibration import Calibration
+from ewq.sensitivity.calibration import Calibration
 
 Bytes = NDArray[np.uint8]
 

@@ -1,23 +1,18 @@
 """What a GGUF is to be made into: one of llama.cpp's recipes, or a plan, tensor by tensor."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ewq.checkpoint.gguf_header import GgufHeader, ggml_types, gguf_library
 from ewq.checkpoint.tensors import TensorInfo
 from ewq.errors import InputError, PlanError
 from ewq.gguf.convert import CONVERTED_TYPES
 from ewq.gguf.imatrix import check_imatrix
+from ewq.planning.plan import QuantizationPlan, require_target
 from ewq.variants import Precision
-
-if TYPE_CHECKING:
-    from ewq.planning.plan import QuantizationPlan
 
 DEFAULT_TYPES: Mapping[Precision, str] = {
     Precision.RAW: "F16",
@@ -77,8 +72,6 @@ def make_recipe(
     if (type_name is None) == (plan is None):
         raise InputError("give exactly one of --type (such as Q4_K_M) and --plan")
     if plan is not None:
-        from ewq.planning.plan import require_target
-
         require_target(plan, "gguf")
         chosen = {**DEFAULT_TYPES, **(types or {})}
         for name in (*chosen.values(), *plan.types.values()):
