@@ -15,21 +15,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ewq.checkpoint.layout import check_original, find_layout
 from ewq.checkpoint.loading import load_pretrained
+from ewq.checkpoint.opening import Checkpoint
 from ewq.errors import BackendUnavailable, CheckpointError, EwqError, InputError
 from ewq.files import cache_dir, content_key, scratch_beside
 from ewq.instruments.gpu import check_device, free_memory
 from ewq.progress import NO_PROGRESS, Progress, step
-
-if TYPE_CHECKING:
-    from ewq.checkpoint.opening import Checkpoint
-    from ewq.sensitivity.calibration import Calibrating, Calibration
+from ewq.sensitivity.calibration import Calibrating, Calibration
 
 Floats = NDArray[np.float64]
 VERSION = 3
