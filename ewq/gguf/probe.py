@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,7 @@ from ewq.checkpoint.gguf_header import GgufHeader, read_header
 from ewq.errors import BackendUnavailable, CheckpointError, EwqError
 from ewq.files import content_key, read_cached, write_cached
 
+TIMEOUT_S = 900
 ASSERTION = "GGML_ASSERT"
 TOKENS, TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 NORMAL = 1
@@ -46,10 +48,12 @@ def probe_file(path: Path) -> None:
         return
     # A CUDA context would take memory and time, and the file loads the same without one.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    status, said = run_child(_command(path), heard=lambda _: False, environment=environment)
+    status, said = run_child(
+        _command(path), heard=lambda _: False, environment=environment, most_s=TIMEOUT_S
+    )
     if status:
         why = why_ended(status, said)
-        aborted = f"{path}: llama.cpp aborts on this file ({why})"
+        aborted = f"{path}: llama.cpp aborts on this file ({why}), or takes over {TIMEOUT_S} s"
         raise CheckpointError(aborted if status < 0 else why)
     write_cached(CACHE, key, file)
 
@@ -63,10 +67,11 @@ def run_child(
     heard: Callable[[str], object],
     given: str = "",
     environment: Mapping[str, str] | None = None,
+    most_s: float = threading.TIMEOUT_MAX,
 ) -> tuple[int, str]:
     """Run a child to its end; its exit status, and all that it said but the lines ``heard`` takes.
 
-    ``given`` is its standard input, and there is no other.
+    ``given`` is its standard input, and there is no other. After ``most_s`` it is killed.
     """
     pipe, merged = subprocess.PIPE, subprocess.STDOUT
     with subprocess.Popen(
@@ -80,6 +85,8 @@ def run_child(
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
+        watch = threading.Timer(most_s, child.kill)
+        watch.start()
         try:
             child.stdin.write(given)
             child.stdin.close()
@@ -87,6 +94,8 @@ def run_child(
         except BaseException:
             child.kill()
             raise
+        finally:
+            watch.cancel()
     return child.returncode, "".join(said)
 
 

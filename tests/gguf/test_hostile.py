@@ -93,13 +93,18 @@ def test_weights_that_are_not_numbers_are_refused(sound, tiny_file, tmp_path):
         load(path)
 
 
-def test_an_abort_in_the_child_is_a_reason_here(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("does", "reason"),
+    [("kill -ABRT $$", r"aborts on this file .SIGABRT."), ("exec sleep 60", r"takes over 3 s")],
+)
+def test_how_a_child_ended_is_a_reason_here(tmp_path, monkeypatch, does, reason):
     path = tmp_path / "any.gguf"
     path.touch()
-    script = tmp_path / "killed"
-    script.write_text("kill -ABRT $$\n")
+    script = tmp_path / "child"
+    script.write_text(f"{does}\n")
     monkeypatch.setattr(probe, "_command", lambda path: ["/bin/sh", str(script)])
-    with pytest.raises(CheckpointError, match=r"aborts on this file .SIGABRT."):
+    monkeypatch.setattr(probe, "TIMEOUT_S", 3)
+    with pytest.raises(CheckpointError, match=reason):
         probe.probe_file(path)
 
 
