@@ -65,7 +65,7 @@ def test_a_sweep_goes_on_with_what_is_missing(ewq, started):
     started.fails = ("large",)
     said = ewq("sweep", "sweep.toml")
     assert said.code == 3
-    assert "2 runs of the sweep are incomplete (see above): run it again" in said.err
+    assert "2 runs are incomplete (see above): run the sweep again" in said.err
     started.fails, started.commands[:] = (), []
     assert ewq("sweep", "sweep.toml").code == 0
     assert models(started.commands) == ["large", "large"]
