@@ -53,7 +53,7 @@ def test_a_file_is_tried_before_the_clock_and_without_gpus(subject, tmp_path, mo
     file.write_bytes(shared_gguf(TINY, "F16").read_bytes())
     tried = []
 
-    def run(command, *, heard, environment):
+    def run(command, *, heard, environment, most_s):
         tried.append(environment["CUDA_VISIBLE_DEVICES"])
         return 0, ""
 
