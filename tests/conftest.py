@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from ewq.files import cache_dir
+from ewq.instruments.processor_wait import wait_without_spinning
 from tests.session import VARIABLE
 
 # Tiny models gain nothing from threads, and threads that wait must not keep a core busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+wait_without_spinning()
 
 INSTALLED = ("models", "converter")
 """What the installation leaves in the user's cache and no test may change."""

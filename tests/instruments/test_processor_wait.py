@@ -3,9 +3,24 @@
 import pytest
 
 from ewq.instruments import processor_wait
-from ewq.instruments.processor_wait import ProcessorWait
+from ewq.instruments.processor_wait import ProcessorWait, wait_without_spinning
 
 MS = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "5"}, {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+)
+def test_threads_wait_politely_unless_told_otherwise(monkeypatch, given, expected):
+    environment = dict(given)
+    monkeypatch.setattr(processor_wait.os, "environ", environment)
+    wait_without_spinning()
+    assert environment == expected
 
 
 @pytest.fixture
