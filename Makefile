@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: bench test lint types tests smoke style clean
 
 bench: $(VENV)/.installed
-	@echo 'Benchmarking the embedded model: about 10 minutes on two cores, 4 more the first time.'
+	@echo 'Benchmarking the embedded model: about 7 minutes on two idle cores, 4 more the first time.'
 	$(BIN)/pytest benchmarks/ -k "$(VARIANTS)" $(ARGS)
 
 # Types are checked beside the tests, whose start and end keep one core busy.
@@ -34,7 +34,7 @@ types: $(VENV)/.installed
 	$(BIN)/mypy --num-workers $(WORKERS)
 
 tests: $(VENV)/.installed
-	@echo 'Running the tests: about 7 minutes on two cores.'
+	@echo 'Running the tests: about 6 minutes on two idle cores.'
 	$(BIN)/pytest tests/ --quiet --numprocesses $(WORKERS) --dist worksteal
 
 smoke: $(VENV)/.installed
