@@ -179,6 +179,9 @@ class Fleet:
                 shares = [n["CPU"] // max(1, n.get("GPU", 0)) for n in nodes if "CPU" in n]
                 share = usable_cores() // self._local if self._local else int(min(shares))
                 self._start(job, max(1, share) * max(1, job.cards))
+            elif not room and not self._seats:
+                what = "card" if job.cards else "processor"
+                raise EwqError(f"the cluster has no {what} for {job.variant.name}; resume later")
 
     def _start(self, job: Job, cores: int) -> None:
         """A worker with so many threads."""
@@ -234,7 +237,7 @@ class Fleet:
         errors, (name, task), is_lost = self._ray.exceptions, seat.promises[promise], False
         try:
             found = self._ray.get(promise)
-        except errors.RayActorError as error:
+        except (errors.RayActorError, errors.OutOfMemoryError) as error:
             self._bury(seat, str(error).strip().splitlines()[-1])
             return
         except errors.ObjectLostError:  # with the node that had recorded it

@@ -12,6 +12,10 @@ class RayActorError(Exception):
     pass
 
 
+class OutOfMemoryError(Exception):
+    """Of Ray's own watch over a node's memory, which kills workers."""
+
+
 class ObjectLostError(Exception):
     pass
 
@@ -53,7 +57,7 @@ class Actor:
             key = (arguments[0].name, arguments[2]) if name == "measure" else (name,)
             self.ray.asked.append((*key, self.cards))
             if error := self.ray.errors.get(key, []):
-                if isinstance(raised := error.pop(), RayActorError):
+                if isinstance(raised := error.pop(), RayActorError | OutOfMemoryError):
                     self.alive = False
                 raise raised
             given = [_copied(each) if isinstance(each, Promise) else each for each in arguments]
@@ -87,7 +91,10 @@ class FakeRay:
     most_cards: int = 0
     """Ever held at a time."""
     exceptions = SimpleNamespace(
-        RayActorError=RayActorError, ObjectLostError=ObjectLostError, RayTaskError=RayTaskError
+        RayActorError=RayActorError,
+        OutOfMemoryError=OutOfMemoryError,
+        ObjectLostError=ObjectLostError,
+        RayTaskError=RayTaskError,
     )
 
     def init(self, **where):

@@ -11,7 +11,13 @@ from ewq.errors import EwqError
 from ewq.harness import fleet
 from ewq.harness.handle import OutOfMemory
 from ewq.storage.journal import PREVIOUS_JOURNAL
-from tests.harness.fake_ray import FakeRay, ObjectLostError, RayActorError, RayTaskError
+from tests.harness.fake_ray import (
+    FakeRay,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
 from tests.harness.fakes import TASKS, finished, set_behaviour
 
 NAMES = ("fp16", "ewq-0.5", "ewq-1.0")
@@ -103,8 +109,15 @@ def test_processes_of_ray_find_what_one_process_finds(bench, project):
     assert [found[key] == alone[key] for key in alone if key[1] not in CLOCKED]
 
 
-def test_the_variant_of_a_dead_worker_is_tried_once_more(bench, project, ray):
-    ray.errors = {("ewq-0.5", "perplexity"): [RayActorError("killed")]}
+def test_a_cluster_without_room_is_told(bench, ray):
+    ray.resources = [{"memory": 1.0}]
+    result = bench(*THREE, "--ewq-workers", "auto")
+    result.stdout.fnmatch_lines(["*the cluster has no processor for fp16; resume later*"])
+
+
+@pytest.mark.parametrize("death", [RayActorError("killed"), OutOfMemoryError("killed")])
+def test_the_variant_of_a_dead_worker_is_tried_once_more(bench, project, ray, death):
+    ray.errors = {("ewq-0.5", "perplexity"): [death]}
     bench(*THREE, *WORKERS).assert_outcomes(passed=3 * TASKS + 1)
     counts = finished(project.path / ".benchmarks" / PREVIOUS_JOURNAL)
     assert counts == dict.fromkeys(counts, 1)
