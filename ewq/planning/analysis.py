@@ -72,7 +72,7 @@ class Analysis:
             precisions = scorers.by_thresholds(draft.scores, thresholds)
             return draft.finish(precisions, {"kind": "factor", "factor": factor}, thresholds)
         if not math.isfinite(target_bpw):
-            raise PlanError(f"invalid target of {target_bpw} bits per weight, unlike 6.5")
+            raise PlanError(f"invalid target of {target_bpw} bits per weight: give a number")
         budget_bytes = int(target_bpw * self.footprint.numel / 8)
         return draft.within(budget_bytes, kind="target_bpw", target_bpw=target_bpw)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +29,15 @@ def tiny_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         lambda _: LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32),
     )
     return folder
+
+
+def test_a_package_without_its_file_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(embedded, "find_spec", lambda name: spec)
+    with pytest.raises(CheckpointError, match=r"holds 0 \.gguf files; install it again"):
+        embedded.embedded_gguf()
 
 
 def test_it_is_made_once_in_16_bits(tiny_source: Path) -> None:
